@@ -1,0 +1,65 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv and install what is missing.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+RECIPE ?= demo
+RUN    ?= runs/$(RECIPE)
+SET    ?=
+READY  := $(VENV)/.ready
+
+export OMP_NUM_THREADS ?= 1
+OMNI = $(BIN)/omniavatar
+ARGS = --recipe $(RECIPE) --run $(RUN) $(foreach pair,$(SET),--set $(pair))
+
+.PHONY: demo test check format bench curate latents train generate eval query weights clean
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON); install Python 3.11 or newer, or name yours: make PYTHON=python3.12"; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "import cv2" || { echo "OpenCV cannot be loaded: on Debian and Ubuntu 'apt-get install libgl1 libglib2.0-0' mends it."; exit 1; }
+	@touch $@
+
+demo: $(READY)                      ## raw video to a measured avatar video, ends with the path of the report
+	@$(OMNI) demo
+
+test: $(READY)                      ## the whole suite
+	@$(BIN)/python -m pytest
+
+check: $(READY)                     ## format, lint, types
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+format: $(READY)                    ## what check asks for, done
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+bench: $(READY)                     ## speed and memory as ratios against a peer measured in the same run
+	@$(BIN)/python -m pytest tests/benchmarks --override-ini "addopts=--import-mode=importlib -q -s"
+
+curate: $(READY)                    ## sources -> kept clips           (RECIPE=, RUN=, SET="key=value ...")
+	@$(OMNI) curate $(ARGS)
+
+latents: $(READY)                   ## kept clips -> shards
+	@$(OMNI) latents $(ARGS)
+
+train: $(READY)                     ## shards -> adapter checkpoint
+	@$(OMNI) train $(ARGS)
+
+generate: $(READY)                  ## image + audio + prompt -> video
+	@$(OMNI) generate $(ARGS)
+
+eval: $(READY)                      ## videos -> report
+	@$(OMNI) eval $(ARGS)
+
+query: $(READY)                     ## make query SQL="select decision, count(*) from clips group by 1"
+	@$(OMNI) query --run $(RUN) "$(SQL)"
+
+weights: $(READY)                   ## train every model of the small world again from nothing (about 90 minutes)
+	@$(OMNI) miniature
+
+clean:                              ## runs and caches; .venv stays
+	@rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

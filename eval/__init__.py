@@ -1,0 +1,1 @@
+"""Videos in, measured table and report out."""

@@ -1,0 +1,95 @@
+"""Distances between two sets of features: Fréchet (FID, FVD) and unbiased polynomial MMD (KID, KVD).
+
+A set is a list of clips, each clip a float array (rows, d): frames for FID, windows for FVD. Clips are the unit of every
+error estimate, because more frames of one clip are not more data.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.linalg import qr, svdvals
+
+FeatureSet = Sequence[np.ndarray]
+
+
+class FeatureSetError(ValueError):
+    """Two feature sets that no distance can be computed from."""
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Fréchet distance between the Gaussians fitted to two feature matrices (n, d) and (m, d).
+
+    With centred matrices A and B divided by sqrt(n - 1), tr (Sx Sy)^(1/2) is the nuclear norm of A B^T: exact, never
+    complex, right for n < d, and without a matrix square root. Source: Heusel et al. 2017, eq. 6.
+    Raises FeatureSetError when the widths differ or a side has fewer than two rows.
+    """
+    first, second = (np.asarray(side, dtype=np.float64) for side in (first, second))
+    _check_pair(first, second)
+    mean_term = float(np.sum((first.mean(0) - second.mean(0)) ** 2))
+    a, b = _root_covariance(first), _root_covariance(second)
+    trace_term = float(np.sum(a * a) + np.sum(b * b))
+    # Rounding can leave identical sets a hair below zero; a squared distance cannot be.
+    return max(0.0, mean_term + trace_term - 2.0 * float(svdvals(a @ b.T).sum()))
+
+
+def _root_covariance(features: np.ndarray) -> np.ndarray:
+    """A matrix R of at most d rows with R^T R = unbiased covariance."""
+    centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
+    if len(centred) <= centred.shape[1]:
+        return centred
+    return qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]]
+
+
+def frechet_of_clips(first: FeatureSet, second: FeatureSet) -> float:
+    """Fréchet distance between two sets of clips, all rows of all clips pooled."""
+    return frechet_distance(np.concatenate(first), np.concatenate(second))
+
+
+def kernel_distance(first: FeatureSet, second: FeatureSet) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 between two equally long sets of clips.
+
+    Only pairs of different clips enter, so neither frames of one clip nor a generated clip and its own original pull
+    the value down. It is flat in n where the Fréchet distance is biased, and may be slightly negative.
+    Source: Gretton et al. 2012, Lemma 6 (U-statistic); Binkowski et al. 2018 (kernel).
+    Raises FeatureSetError when the sets differ in length or hold fewer than two clips.
+    """
+    return kernel_u_statistic(clip_kernel(first, second))
+
+
+def clip_kernel(first: FeatureSet, second: FeatureSet) -> np.ndarray:
+    """h(i, j) of every pair of clips, (n, n): k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)."""
+    if len(first) != len(second) or len(first) < 2:
+        message = (
+            f"The kernel distance got {len(first)} and {len(second)} clips; give two sets of equal length, at least 2."
+        )
+        raise FeatureSetError(message)
+    _check_pair(np.concatenate(first), np.concatenate(second))
+    cross = _mean_kernel(first, second)
+    return _mean_kernel(first, first) + _mean_kernel(second, second) - cross - cross.T
+
+
+def kernel_u_statistic(kernel: np.ndarray) -> float:
+    """Mean of the off-diagonal entries of `clip_kernel`."""
+    n = len(kernel)
+    return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
+
+
+def _mean_kernel(first: FeatureSet, second: FeatureSet) -> np.ndarray:
+    """Kernel averaged over the rows of each pair of clips, (len(first), len(second)); one clip's rows at a time."""
+    columns = np.concatenate(second).astype(np.float64)
+    starts = np.cumsum([0, *(len(clip) for clip in second[:-1])])
+    sizes = np.array([len(clip) for clip in second])
+    rows = []
+    for clip in first:
+        kernel = (clip.astype(np.float64) @ columns.T / columns.shape[1] + 1.0) ** 3
+        rows.append(np.add.reduceat(kernel.mean(0), starts) / sizes)
+    return np.stack(rows)
+
+
+def _check_pair(first: np.ndarray, second: np.ndarray) -> None:
+    for side in (first, second):
+        if side.ndim != 2 or len(side) < 2:
+            raise FeatureSetError(f"A feature matrix of shape {side.shape} came; (n, d) with n >= 2 is needed.")
+    if first.shape[1] != second.shape[1]:
+        widths = f"{first.shape[1]} and {second.shape[1]}"
+        raise FeatureSetError(f"Features of width {widths} came; both sides must come from the same network.")

@@ -1,0 +1,39 @@
+"""Frames and files as data URIs, so that the report is one file."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.media import MediaError, index_video, read_frames
+
+STRIP_FRAMES = 6
+STRIP_HEIGHT = 128
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A `data:` address of some bytes of MIME type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def jpeg_uri(picture: np.ndarray, height: int | None = None) -> str:
+    """A picture (H, W, 3) uint8 RGB as JPEG, scaled to `height` when given."""
+    image = Image.fromarray(picture)
+    if height and height != image.height:
+        image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=86)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def frame_strip(path: Path, frames: int = STRIP_FRAMES, start: float = 0.0, end: float | None = None) -> str | None:
+    """Evenly spaced frames between two times (s) side by side as one JPEG; None when the file cannot be read."""
+    try:
+        positions = index_video(path).sample(25.0, start, end)
+        chosen = positions[np.linspace(0, len(positions) - 1, min(frames, len(positions))).round().astype(int)]
+        pictures = read_frames(path, [int(i) for i in chosen])
+    except (FileNotFoundError, MediaError, IndexError):
+        return None
+    return jpeg_uri(np.concatenate(list(pictures), axis=1), STRIP_HEIGHT)

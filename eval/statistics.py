@@ -1,0 +1,149 @@
+"""How sure a number is: intervals over clips, jackknife for set distances, paired tests between methods."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from eval.metrics.frechet import FeatureSet
+
+SetDistance = Callable[[FeatureSet, FeatureSet], float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over clips with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    median: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Method a against method b on the clips both have a value for.
+
+    `difference` is mean(a - b) with its interval; `p_wilcoxon`, `p_t` and `p_permutation` are two-sided,
+    `p_greater` is the one-sided Wilcoxon p of a > b; `win_rate` counts ties as half.
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    win_rate: float
+    p_wilcoxon: float
+    p_t: float
+    p_permutation: float
+    p_greater: float
+
+
+def mean_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean over clips with a 95 % BCa bootstrap interval (Efron 1987); the same seed gives the same interval."""
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) == 0:
+        raise ValueError("An interval needs at least one value and got none.")
+    mean, sd = float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else 0.0
+    low = high = mean
+    # BCa divides by the spread; a constant sample has a known, empty interval.
+    if np.ptp(data) > 0:
+        rng = np.random.default_rng(seed)
+        low, high = stats.bootstrap((data,), np.mean, n_resamples=resamples, rng=rng).confidence_interval
+    return Interval(mean, float(low), float(high), sd, float(np.median(data)), len(data))
+
+
+def paired_test(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> PairedTest:
+    """Compare two methods on the same clips, `a[i]` and `b[i]` from one clip. Raises ValueError below 3 clips."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or len(first) < 3:
+        raise ValueError(f"A paired test got {len(first)} and {len(second)} values; give the same clips, at least 3.")
+    difference = first - second
+    interval = mean_interval(difference, resamples, seed)
+    wins = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    if not difference.any():
+        return PairedTest(len(first), 0.0, 0.0, 0.0, wins, 1.0, 1.0, 1.0, 1.0)
+    if np.ptp(difference) == 0:  # the t statistic of a constant, non-zero difference is infinite
+        p_t = 0.0
+    else:
+        p_t = float(stats.ttest_rel(first, second).pvalue)
+    return PairedTest(
+        n=len(first),
+        difference=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        win_rate=wins,
+        p_wilcoxon=float(stats.wilcoxon(difference).pvalue),
+        p_t=p_t,
+        p_permutation=sign_flip_p(difference, resamples, seed),
+        p_greater=float(stats.wilcoxon(difference, alternative="greater").pvalue),
+    )
+
+
+def sign_flip_p(difference: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
+    """Two-sided permutation p of mean difference 0: exact below 2^13 sign patterns, else `draws` random ones."""
+    result = stats.permutation_test(
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=max(draws, 2**12),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def jackknife_se(distance: SetDistance, first: FeatureSet, second: FeatureSet) -> float:
+    """Delete-one-clip standard error of a distance between two paired sets of n clips.
+
+    The naive bootstrap is wrong in location for FID and FVD (duplicates shrink the support), the jackknife is not.
+    """
+    n = len(first)
+    kept = [[j for j in range(n) if j != i] for i in range(n)]
+    values = np.array([distance([first[j] for j in rest], [second[j] for j in rest]) for rest in kept])
+    return float(np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2)))
+
+
+def half_split_distance(distance: SetDistance, clips: FeatureSet, splits: int = 20, seed: int = 0) -> np.ndarray:
+    """Distance between disjoint random halves of one set, (splits,): what the metric reads when nothing differs."""
+    rng, half = np.random.default_rng(seed), len(clips) // 2
+    orders = [rng.permutation(len(clips)) for _ in range(splits)]
+    return np.array([distance([clips[i] for i in o[:half]], [clips[i] for i in o[half : 2 * half]]) for o in orders])
+
+
+@dataclass(frozen=True)
+class SetPair:
+    """Two methods' features on the same clips, and the real features of those clips."""
+
+    a: FeatureSet
+    b: FeatureSet
+    real: FeatureSet
+
+
+def swap_label_p(distance: SetDistance, sets: SetPair, draws: int = 999, seed: int = 0) -> float:
+    """Two-sided p that methods a and b are equally far from the real set: each clip's a/b label is swapped at random.
+
+    Exact under the null, and the small-sample bias of the distance cancels in the difference.
+    """
+    rng = np.random.default_rng(seed)
+    observed = abs(distance(sets.a, sets.real) - distance(sets.b, sets.real))
+    hits = 0
+    for _ in range(draws):
+        swap = rng.random(len(sets.real)) < 0.5
+        a = [y if s else x for x, y, s in zip(sets.a, sets.b, swap, strict=True)]
+        b = [x if s else y for x, y, s in zip(sets.a, sets.b, swap, strict=True)]
+        hits += abs(distance(a, sets.real) - distance(b, sets.real)) >= observed - 1e-12
+    return (hits + 1) / (draws + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment, in the order given (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * float(p_values[index])))
+        adjusted[index] = running
+    return adjusted

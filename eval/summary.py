@@ -1,0 +1,91 @@
+"""`summary.json`: what a reader of the report sees, in the words of a script."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from common.ledger import ledger_rows
+from common.runs import RunFolder, read_json
+
+KEYS = (
+    "sources",
+    "clips",
+    "kept",
+    "refused",
+    "faults",
+    "false_refusals",
+    "offsets",
+    "sync_c",
+    "metrics",
+    "video",
+    "seconds",
+)
+SYNC_METHODS = ("ground_truth", "adapter", "swapped_audio", "base")
+
+
+def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of KEYS from the files of a run, overridden by `given`; what has not run is None or empty.
+
+    `refused` counts clips per reason (a clip refused for two reasons counts under both), `seconds` is the work recorded
+    in the ledger per stage. Raises ValueError for a key that is not part of the summary.
+    """
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise ValueError(f"The summary has no keys {unknown}; it has exactly {list(KEYS)}.")
+    scores = read_optional(run.report / "scores.json") or {}
+    summary = _counts(run) | _planted(run)
+    summary |= {"sync_c": _sync_c(scores), "metrics": _values(scores), "seconds": _seconds(run)}
+    summary["video"] = "videos/demo.mp4" if (run.videos / "demo.mp4").exists() else None
+    return {key: given.get(key, summary[key]) for key in KEYS}
+
+
+def read_optional(path: Path) -> Any:
+    """The content of a JSON file, None when there is no such file."""
+    return read_json(path) if path.exists() else None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, none when there is no such file."""
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+def _counts(run: RunFolder) -> dict[str, Any]:
+    sources, clips = Path(run.root) / "sources.parquet", run.clips_parquet
+    rows = read_rows(clips)
+    reasons = Counter(reason for row in rows if row["decision"] == "rejected" for reason in row["reasons"] or [])
+    return {
+        "sources": pq.read_metadata(sources).num_rows if sources.exists() else None,
+        "clips": len(rows) if clips.exists() else None,
+        "kept": sum(row["decision"] == "kept" for row in rows) if clips.exists() else None,
+        "refused": dict(reasons.most_common()),
+    }
+
+
+def _planted(run: RunFolder) -> dict[str, Any]:
+    found = read_optional(run.report / "faults.json") or {}
+    empty: dict[str, Any] = {"faults": [], "false_refusals": None, "offsets": {"cases": None, "exact": None}}
+    return {key: found.get(key, value) for key, value in empty.items()}
+
+
+def _sync_c(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    methods = scores.get("methods", {})
+    sync = {name: methods.get(name, {}).get("sync_c", {}).get("value") for name in SYNC_METHODS}
+    tests = [test for test in scores.get("comparisons", []) if test["metric"] == "sync_c"]
+    over = [test["p_greater"] for test in tests if (test["a"], test["b"]) == ("adapter", "swapped_audio")]
+    return sync | {"p_adapter_over_swapped": over[0] if over else None}
+
+
+def _values(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    methods = scores.get("methods", {})
+    return {name: {metric: score["value"] for metric, score in found.items()} for name, found in methods.items()}
+
+
+def _seconds(run: RunFolder) -> dict[str, float]:
+    rows = ledger_rows(run.ledger).select(["stage", "seconds"]).to_pylist()
+    seconds: dict[str, float] = {}
+    for row in rows:
+        seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + (row["seconds"] or 0.0)
+    return {stage: round(total, 1) for stage, total in sorted(seconds.items())}

@@ -1,0 +1,1 @@
+"""Formats and plumbing: recipes, run folders, ledger, executors, media, shards, queries; imports no torch."""

@@ -1,0 +1,132 @@
+"""The clip table: one row per clip, every field that a later question may ask about."""
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.runs import atomic_write
+
+TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
+
+# What each field means, with its unit; a field without a value is null. A new measurement is one line here.
+CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("clip_id", TEXT, "hash of video, start, end and cut rule; see `clip_id`"),
+    ("video_id", TEXT, "id of the source video"),
+    ("source", TEXT, "data set the video comes from: avspeech_train, avspeech_test, hdtf, folder, miniature"),
+    ("row_index", INT, "row of the data set's list"),
+    ("t_start", REAL, "start in the source, seconds on the video's clock"),
+    ("t_end", REAL, "end in the source, seconds"),
+    ("duration", REAL, "t_end - t_start, seconds"),
+    ("fps_src", REAL, "average frame rate of the source"),
+    ("width", INT, "of the source, pixels"),
+    ("height", INT, "of the source, pixels"),
+    ("codec", TEXT, "video codec of the source"),
+    ("audio_rate", INT, "sample rate of the source's sound, Hz"),
+    ("video_start_pts", REAL, "start time of the video stream, seconds"),
+    ("audio_start_pts", REAL, "start time of the audio stream, seconds"),
+    ("shot_id", INT, "number of the shot within the video"),
+    ("face_track_id", INT, "number of the face track within the shot"),
+    ("n_faces_median", REAL, "median number of faces per frame"),
+    ("face_px", REAL, "median side of the face box, pixels"),
+    ("face_area_pct", REAL, "median area of the face box, percent of the frame"),
+    ("yaw_p05", REAL, "head angle, degrees, 5th percentile over the frames"),
+    ("yaw_p50", REAL, "median"),
+    ("yaw_p95", REAL, "95th percentile"),
+    ("pitch_p05", REAL, "as yaw"),
+    ("pitch_p50", REAL, "as yaw"),
+    ("pitch_p95", REAL, "as yaw"),
+    ("roll_p05", REAL, "as yaw"),
+    ("roll_p50", REAL, "as yaw"),
+    ("roll_p95", REAL, "as yaw"),
+    ("xy_agreement", REAL, "distance of the face from the data set's annotated point, fraction of the frame"),
+    ("framing", TEXT, "head, semi or full"),
+    ("wrist_visible_pct", REAL, "percent of frames with a wrist in view"),
+    ("sync_c", REAL, "SyncNet confidence"),
+    ("sync_d", REAL, "SyncNet distance"),
+    ("sync_offset", INT, "frames by which the sound of the source is off"),
+    ("sync_offset_applied", INT, "frames by which the clip file's sound was moved"),
+    ("sync_windows", INT, "windows behind sync_c"),
+    ("asd_speaking_pct", REAL, "percent of frames in which the face is the one that speaks"),
+    ("iqa_1to5", REAL, "image quality, 1 (bad) to 5 (excellent)"),
+    ("ase_1to5", REAL, "aesthetics, 1 to 5"),
+    ("iqa_variant", TEXT, "model behind the two"),
+    ("text_area_pct", REAL, "percent of the frame covered by burned-in text"),
+    ("sharpness", REAL, "variance of the Laplacian in the face box"),
+    ("static_pct", REAL, "percent of frames that repeat the one before"),
+    ("speech_pct", REAL, "percent of time with speech"),
+    ("snr_db", REAL, "speech over background, dB"),
+    ("music_ratio", REAL, "share of the sound's energy that is not the voice"),
+    ("clipping_pct", REAL, "percent of samples at full scale"),
+    ("dup_group", TEXT, "clips of one group show the same thing"),
+    ("caption", TEXT, "what is seen: first frame, behaviour, background"),
+    ("caption_model", TEXT, "who wrote it"),
+    ("split", TEXT, "train or test"),
+    ("decision", TEXT, "kept, rejected, failed or pending"),
+    ("reasons", pa.list_(TEXT), "why it is not kept, every reason"),
+    ("stage_versions", pa.map_(TEXT, TEXT), "stage -> fingerprint behind the fields"),
+    ("bytes_uri", TEXT, "the clip file, relative to the run folder"),
+    ("sha256", TEXT, "of the clip file"),
+    ("run_id", TEXT, "fingerprint of the resolved recipe"),
+)
+CLIP_SCHEMA = pa.schema(pa.field(name, kind, metadata={"meaning": text}) for name, kind, text in CLIP_FIELDS)
+
+
+class ClipError(ValueError):
+    """A row that does not fit the clip table."""
+
+
+def clip_id(video_id: str, start_ms: int, end_ms: int, rule_version: str) -> str:
+    """16 hex digits naming one cut of one video under one version of the cutting rule; safe in file and tar names."""
+    return hashlib.sha256(f"{video_id}\0{start_ms}\0{end_ms}\0{rule_version}".encode()).hexdigest()[:16]
+
+
+def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the clip table, sorted by clip_id; equal rows give equal bytes. Fields left out of a row are null.
+
+    Errors: ClipError for an unknown field, a value of another type, a missing or doubled clip_id; DiskFullError.
+    """
+    ordered = sorted((_checked(row) for row in rows), key=lambda row: row["clip_id"])
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        if before["clip_id"] == after["clip_id"]:
+            raise ClipError(f"clip_id '{after['clip_id']}' is there twice; one row per clip.")
+    try:
+        table = pa.Table.from_pylist(ordered, CLIP_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ClipError(_misfit(ordered, str(error))) from error
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_clips(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a clip table as dicts, maps as dicts. Errors: FileNotFoundError."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist; run the curation job, which writes it.")
+    return pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+
+
+def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
+    for name in row:
+        if name not in CLIP_SCHEMA.names:
+            near = difflib.get_close_matches(name, CLIP_SCHEMA.names, 1)
+            advice = f"did you mean '{near[0]}'?" if near else "declare it in common/clips.py."
+            raise ClipError(f"Field '{name}' is not in the clip table; {advice}")
+    if not row.get("clip_id"):
+        raise ClipError(f"A row has no clip_id: {dict(row)!r}; compute it with common.clips.clip_id.")
+    versions = row.get("stage_versions")
+    return dict(row) | {"stage_versions": sorted(versions.items()) if versions is not None else None}
+
+
+def _misfit(rows: list[dict[str, Any]], error: str) -> str:
+    for row in rows:
+        for field in CLIP_SCHEMA:
+            try:
+                pa.array([row.get(field.name)], field.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                value = row[field.name]
+                return f"Clip {row['clip_id']}: field '{field.name}' is {value!r}, expected {field.type}."
+    return error

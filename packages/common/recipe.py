@@ -1,0 +1,206 @@
+"""Recipes: YAML files read strictly into frozen dataclasses that live beside the code they drive."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from common.runs import plain
+
+T = TypeVar("T")
+SCALARS = (bool, int, float, str)
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be read: the message names the key, the value that came, what was expected, the nearest key."""
+
+
+def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), search: Sequence[Path] = ()) -> T:
+    """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
+
+    `extends: <name or path relative to this file>` is read first and merged deeply; `overrides` ("train.lr=1e-5",
+    values are YAML) come last. Errors: FileNotFoundError for an absent recipe, RecipeError for anything in it that
+    `cls` does not declare.
+    """
+    tree = _read_tree(_find(str(path), Path(), search), search, ())
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    return _build(cls, tree, "")
+
+
+def dump_recipe(obj: Any) -> str:
+    """The resolved recipe as YAML in the order of the fields; `load_recipe` reads it back as an equal object."""
+    return yaml.safe_dump(plain(obj), sort_keys=False, allow_unicode=True, width=120)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key '{key}' is given twice, on line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
+
+
+def _find(name: str, beside: Path, search: Sequence[Path]) -> Path:
+    for folder in (beside, *search):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    known = sorted({file.stem for folder in search for file in Path(folder).glob("*.yaml")})
+    near = difflib.get_close_matches(name, known, 1)
+    advice = f"did you mean '{near[0]}'?" if near else f"give a path to a YAML file or one of: {', '.join(known)}."
+    raise FileNotFoundError(f"There is no recipe '{name}'; {advice}")
+
+
+def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path} extends itself by way of {seen[-1]}; break the circle.")
+    try:
+        tree = yaml.load(path.read_text("utf-8"), _StrictLoader) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds {tree!r}; expected a mapping of keys to values at the top.")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    return _merge(_read_tree(_find(str(base), path.parent, search), search, (*seen, path.resolve())), tree)
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"Override '{override}' is not of the form key=value, such as train.lr=1e-5.")
+    try:
+        tree = yaml.load(value, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"Override '{override}': the value is not valid YAML; quote it.") from error
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _build(kind: Any, value: Any, key: str) -> Any:
+    """Convert a YAML value to the declared type `kind`, or raise RecipeError naming `key`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(typing.cast(type, kind), value, key)
+    if kind is Any:
+        return value
+    if origin is Literal:
+        return _build_literal(arguments, value, key)
+    if origin in (Union, types.UnionType):
+        return _build_union(kind, arguments, value, key)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items = _item_types(kind, arguments, value, key)
+        return tuple(_build(item, each, f"{key}[{i}]") for i, (item, each) in enumerate(zip(items, value, strict=True)))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _build(arguments[1], each, f"{key}.{name}") for name, each in value.items()}
+    return _build_scalar(kind, value, key)
+
+
+def _build_dataclass(cls: type, value: Any, key: str) -> Any:
+    if value is None:
+        value = {}  # a section whose entries are all commented out
+    if not isinstance(value, Mapping):
+        raise _mismatch(key, value, f"a section with the keys {_names(cls)}")
+    kinds = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for name in value:
+        if name not in fields:
+            raise RecipeError(_unknown(f"{key}.{name}".strip("."), value[name], key, list(fields)))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise RecipeError(f"Key '{_join(key, name)}' is missing: expected {_type_name(kinds[name])}; add it.")
+    built = {name: _build(kinds[name], each, _join(key, name)) for name, each in value.items()}
+    try:
+        return cls(**built)
+    except RecipeError:
+        raise
+    except ValueError as error:  # a __post_init__ that checks values against each other
+        raise RecipeError(f"Section '{key or 'recipe'}': {error}") from error
+
+
+def _build_literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise _mismatch(key, value, f"one of {', '.join(map(str, choices))}{hint}")
+
+
+def _build_union(kind: Any, members: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in members:
+        return None
+    members = tuple(member for member in members if member is not type(None))
+    if len(members) == 1:
+        return _build(members[0], value, key)
+    for member in members:
+        try:
+            return _build(member, value, key)
+        except RecipeError:
+            continue
+    raise _mismatch(key, value, _type_name(kind))
+
+
+def _item_types(kind: Any, arguments: tuple[Any, ...], value: Sequence[Any], key: str) -> Sequence[Any]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return [arguments[0]] * len(value)
+    if len(arguments) != len(value):
+        raise _mismatch(key, value, f"{_type_name(kind)}, {len(arguments)} values")
+    return arguments
+
+
+def _build_scalar(kind: Any, value: Any, key: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-5 as text because it has no dot.
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise _mismatch(key, value, "float") from None
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind in SCALARS and type(value) is kind:
+        return value
+    hint = "; put it in quotes" if kind is str and isinstance(value, SCALARS) else ""
+    raise _mismatch(key, value, f"{_type_name(kind)}{hint}")
+
+
+def _mismatch(key: str, value: Any, expected: str) -> RecipeError:
+    return RecipeError(f"Key '{key or 'recipe'}' is {value!r}: expected {expected}.".replace("?.", "?"))
+
+
+def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name.rpartition(".")[2], valid, 1)
+    advice = f"did you mean '{_join(section, near[0])}'?" if near else f"valid keys here: {', '.join(valid)}."
+    return f"Key '{name}' (value {value!r}) is not known; {advice}"
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _names(cls: type) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")

@@ -1,0 +1,229 @@
+"""The folder of a run: where things lie, how files get there whole, and what they are called by content."""
+
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+OWN_FOLDERS = (
+    "common",
+    "perception",
+    "omniavatar",
+    "miniature",
+    "curation",
+    "latents",
+    "training",
+    "eval",
+    "pipelines",
+)
+
+
+class DiskFullError(RuntimeError):
+    """The disk or the quota under a file that was being written is exhausted."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything one run reads and writes; folders come into being when first asked for."""
+
+    root: Path
+
+    def _folder(self, name: str) -> Path:
+        folder = Path(self.root) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger (`common.ledger`)."""
+        return self._folder("ledger")
+
+    @property
+    def clips(self) -> Path:
+        """Folder of the kept clips, `<clip_id>.mp4`."""
+        return self._folder("clips")
+
+    @property
+    def clips_parquet(self) -> Path:
+        """The clip table (`common.clips`); a file, not created here."""
+        return Path(self.root) / "clips.parquet"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of tar shards and their index (`common.shards`)."""
+        return self._folder("shards")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of training checkpoints."""
+        return self._folder("checkpoints")
+
+    @property
+    def videos(self) -> Path:
+        """Folder of generated and reference videos, `<method>/<clip_id>.mp4`."""
+        return self._folder("videos")
+
+    @property
+    def report(self) -> Path:
+        """Folder of `index.html`, `summary.json` and `metrics.parquet`."""
+        return self._folder("report")
+
+    @property
+    def logs(self) -> Path:
+        """Folder of JSON-lines metrics."""
+        return self._folder("logs")
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be thrown away and made again."""
+        return self._folder("cache")
+
+    @property
+    def recipe_yaml(self) -> Path:
+        """The resolved recipe; a file, not created here."""
+        return Path(self.root) / "recipe.yaml"
+
+
+class disk_guard:  # noqa: N801 - reads as a statement: `with disk_guard(path):`
+    """Context that turns whatever a library raises on a full disk into one clear `DiskFullError`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or isinstance(error, DiskFullError):
+            return
+        # Libraries in C++ and Rust lose the errno on the way and keep the text.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            message = (
+                f"The disk is full: {self.path} could not be written whole. Free space there and run the same "
+                "command again; finished work is kept."
+            )
+            raise DiskFullError(message) from error
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path` (same suffix); on success it is synced and renamed, on error removed.
+
+    Errors: DiskFullError when the disk fills up; any other error of the block passes through.
+    """
+    path = Path(path)
+    # One fixed name per target: what a killed run leaves behind is overwritten by the next, never piled up.
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        with disk_guard(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the kernel put a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain(value: Any) -> Any:
+    """Reduce dataclasses, paths, tuples and numpy values to what JSON holds; NaN and infinities become None.
+
+    Errors: TypeError for a value that has no JSON form.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return plain(value.tolist())
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; use numbers, text, lists and dicts.")
+
+
+def write_json(path: Path | str, obj: Any) -> None:
+    """Write `obj` as readable JSON with sorted keys, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(plain(obj), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file. Errors: FileNotFoundError; ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again.") from error
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(obj: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of `obj` (see `plain`): equal content, equal print."""
+    text = json.dumps(plain(obj), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_path(path: Path | str) -> str:
+    """Content hash (64 hex) of a file, or of a folder: sorted relative names and bytes. Errors: FileNotFoundError."""
+    path = Path(path)
+    return _hash_folder(path, lambda file: True) if path.is_dir() else sha256_file(path)
+
+
+def _hash_folder(folder: Path, wanted: Callable[[Path], bool]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file() and wanted(item)):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def code_hashes() -> dict[str, str]:
+    """Hash of the Python source of each of the project's folders, as installed."""
+    hashes = {}
+    for name in OWN_FOLDERS:
+        spec = importlib.util.find_spec(name)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            hashes[name] = _hash_folder(Path(folder), lambda file: file.suffix == ".py")
+    return hashes
+
+
+def save_provenance(run: RunFolder, recipe_yaml: str, models: Mapping[str, Path]) -> None:
+    """Write what a number in the report can be traced to: `recipe.yaml` and `versions.json`.
+
+    `versions.json` holds Python, the packages installed, the project's own code and each model role, by content hash
+    (None for a role without weights).
+    """
+    with atomic_write(run.recipe_yaml) as temporary:
+        temporary.write_text(recipe_yaml, "utf-8")
+    packages = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
+    hashes = {role: hash_path(path) if path and Path(path).exists() else None for role, path in models.items()}
+    versions = {"python": platform.python_version(), "packages": packages, "code": code_hashes(), "models": hashes}
+    write_json(Path(run.root) / "versions.json", versions)

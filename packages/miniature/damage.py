@@ -1,0 +1,129 @@
+"""Damage of known severity: what makes a drawn picture bad, and how bad, so that judges can be trained and tested.
+
+Severity runs from 0 (nothing wrong) to 1 (bad) and is a stated rule on the parameters, never measured on the picture.
+"""
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.media import read_video, write_video
+
+CLEAN_CRF = 18  # what the project's own clips are written with: part of a good picture
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Technical faults: blur (Gaussian sigma, px), noise (standard deviation of 255), reduction (the picture is made
+    this many times smaller and enlarged again), exposure (gain before clipping), crf (H.264; 0 = not coded)."""
+
+    blur: float = 0.0
+    noise: float = 0.0
+    reduction: float = 1.0
+    exposure: float = 1.0
+    crf: int = CLEAN_CRF
+
+    def severity(self, side: int = 64) -> float:
+        """0..1 for a picture of `side` px: sigma 2, noise 25, reduction 4, gain 2 or crf 45 at 64 px are each 1."""
+        scale = 64 / side
+        parts = (self.blur * scale / 2, self.noise * scale / 25, (self.reduction - 1) / 3, self.exposure - 1)
+        return _together(*parts, (self.crf - 20) / 25)
+
+    def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Everything but the coding, on RGB uint8 (T, H, W, 3)."""
+        size = frames.shape[2], frames.shape[1]
+        small = max(2, round(size[0] / self.reduction)), max(2, round(size[1] / self.reduction))
+        damaged = []
+        for frame in frames:
+            if self.reduction > 1:
+                frame = cv2.resize(cv2.resize(frame, small, interpolation=cv2.INTER_AREA), size)
+            if self.blur > 0:
+                frame = cv2.GaussianBlur(frame, (0, 0), self.blur)
+            damaged.append(frame)
+        values = np.stack(damaged).astype(np.float32) * self.exposure
+        return _bytes(values + rng.normal(0, self.noise, values.shape) if self.noise else values)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Aesthetic faults: shift of the picture (in sides), zoom, contrast (1 = kept), colour cast (gain of R, G, B)."""
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    zoom: float = 1.0
+    contrast: float = 1.0
+    cast: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def apply(self, frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames RGB uint8 (T, H, W, 3) and face boxes (T, 4) xyxy, both moved; edges are repeated outwards."""
+        height, width = frames.shape[1:3]
+        centre, moved = np.array([width, height]) / 2, np.array(self.shift) * (width, height)
+        offset = centre + moved - self.zoom * centre
+        matrix = np.array([[self.zoom, 0, offset[0]], [0, self.zoom, offset[1]]])
+        border = {"borderMode": cv2.BORDER_REPLICATE, "flags": cv2.INTER_LINEAR}
+        warped = np.stack([cv2.warpAffine(frame, matrix, (width, height), **border) for frame in frames])
+        toned = (warped.astype(np.float32) - 128) * self.contrast + 128
+        return _bytes(toned * np.float32(self.cast)), boxes * self.zoom + np.tile(offset, 2)
+
+    def severity(self, boxes: np.ndarray, side: int) -> float:
+        """0..1: face off the middle column (a third of the side = 1), face cut by the edge (half of it hidden = 1),
+        contrast lost (to a third = 1) and colour cast (channels apart by 0.6 = 1); `boxes` as moved by `apply`."""
+        off_centre = float(np.abs(boxes[:, [0, 2]].mean() / side - 0.5) * 3)
+        inside = np.clip(boxes, 0, side)
+        hidden = 1 - float((_area(inside) / _area(boxes)).mean())
+        # A drawn face leaves its frame by a few pixels when it nods: not a fault.
+        cut = max(0.0, hidden - 0.05) * 2
+        return _together(max(0.0, off_centre - 0.15), cut, (1 - self.contrast) * 1.5, np.ptp(self.cast) / 0.6)
+
+
+def draw_damage(rng: np.random.Generator) -> Damage:
+    """Nothing (one in four), one fault, or (one in six) two, each of uniform severity; half the coding is clean."""
+    faults = {
+        "blur": rng.uniform(0.1, 2.6),
+        "noise": rng.uniform(1, 40),
+        "reduction": rng.uniform(1.1, 4.5),
+        "exposure": rng.uniform(1.1, 2.2),
+        "crf": int(rng.integers(20, 48)),
+    }
+    count = rng.choice([0, 1, 2], p=[0.25, 0.58, 0.17])
+    weights = np.array([0.3, 0.3, 0.12, 0.1, 0.18])
+    chosen = rng.choice(list(faults), size=count, replace=False, p=weights)
+    return replace(Damage(crf=int(rng.choice([0, CLEAN_CRF]))), **{name: faults[name] for name in chosen})
+
+
+def draw_composition(rng: np.random.Generator) -> Composition:
+    """Nothing (two in five), or some of shift, zoom, flat contrast and colour cast."""
+    if rng.random() < 0.4:
+        return Composition()
+    moved, flat, tinted = rng.random(3) < (0.6, 0.4, 0.4)
+    return Composition(
+        shift=(rng.uniform(-0.4, 0.4), rng.uniform(-0.25, 0.25)) if moved else (0.0, 0.0),
+        zoom=rng.uniform(0.8, 1.25) if moved else 1.0,
+        contrast=rng.uniform(0.3, 1.0) if flat else 1.0,
+        cast=tuple(rng.uniform(0.5, 1.1, 3)) if tinted else (1.0, 1.0, 1.0),
+    )
+
+
+def code(frames: np.ndarray, crf: int) -> np.ndarray:
+    """Through H.264 at `crf` and back, RGB uint8 (T, H, W, 3) both ways; 0 leaves them alone."""
+    if not crf:
+        return frames
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "coded.mp4")
+        write_video(path, frames, None, crf=crf)
+        return read_video(path)
+
+
+def _together(*severities: float) -> float:
+    """Independent faults: 1 - product of what each leaves."""
+    return 1 - float(np.prod([1 - min(1.0, max(0.0, part)) for part in severities]))
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

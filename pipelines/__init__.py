@@ -1,0 +1,1 @@
+"""The DAG, the recipes and the `omniavatar` command line."""
