@@ -14,16 +14,15 @@ from common.media import read_audio, read_video
 from common.runs import atomic_write, fingerprint
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
+from eval.records import Arrays
 from perception.faces import load_face_detector
-from perception.features import frame_features, load_feature_net, video_features
+from perception.features import FeatureError, frame_features, load_feature_net, video_features
 from perception.qalign import load_qalign
-from perception.syncnet import load_syncnet
+from perception.syncnet import SyncNetError, load_syncnet
 
 logger = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray]
 Models = Mapping[str, Path | None]
-NO_WEIGHTS = "skipped: no weights"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class FeatureConfig:
     """Which frames and windows the networks see; two protocols, never mixed in one table.
 
     `paper`: FID on every frame, FVD on one window from the start. `strict`: FID on 16 frames spread over the clip
-    without the first (a copy of the input picture), FVD on up to 8 windows end to end.
+    without the first (a copy of the input picture), FVD on up to 8 windows end to end. How each resizes is in
+    `perception.features`. `fvd_stride`: frames between two frames of a window.
     """
 
     protocol: Literal["paper", "strict"] = "paper"
-    window_frames: int = 16
+    fvd_stride: int = 1
     sync: SyncRules = SyncRules()
 
 
@@ -45,6 +45,9 @@ class Sight:
 
     frames: np.ndarray
     wave: np.ndarray
+
+
+Extract = Callable[[Sight], Arrays]
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Extractor:
     uses: tuple[str, ...]
     settings: tuple[str, ...]
     hears: bool
-    load: Callable[[FeatureConfig, Models], Callable[[Sight], Arrays]]
+    load: Callable[[FeatureConfig, Models], Extract]
 
     def missing(self, hashes: Mapping[str, str]) -> list[str]:
         """Roles without which this extractor cannot run."""
@@ -82,44 +85,41 @@ def frame_choice(count: int, config: FeatureConfig) -> np.ndarray:
     return np.unique(np.linspace(min(1, count - 1), count - 1, 16).round().astype(int))
 
 
-def window_choice(count: int, config: FeatureConfig) -> list[slice]:
-    """Windows FVD looks at in a clip of `count` frames. Raises UnscorableError for a clip shorter than one window."""
-    length = config.window_frames
-    if count < length:
-        raise UnscorableError(f"too short: {count} frames where one window has {length}")
-    windows = 1 if config.protocol == "paper" else min(8, count // length)
-    return [slice(i * length, (i + 1) * length) for i in range(windows)]
+def _given(models: Models, role: str) -> Path:
+    path = models[role]
+    assert path is not None, f"an extractor was loaded without its role {role}"
+    return path
 
 
-def _load_fid(config: FeatureConfig, models: Models) -> Callable[[Sight], Arrays]:
-    net = load_feature_net(models["fid_features"])
-    return lambda sight: {"features": frame_features(net, sight.frames[frame_choice(len(sight.frames), config)])}
-
-
-def _load_fvd(config: FeatureConfig, models: Models) -> Callable[[Sight], Arrays]:
-    net = load_feature_net(models["fvd_features"])
+def _load_fid(config: FeatureConfig, models: Models) -> Extract:
+    net = load_feature_net(_given(models, "fid_features"))
 
     def extract(sight: Sight) -> Arrays:
-        windows = [sight.frames[window] for window in window_choice(len(sight.frames), config)]
-        return {"features": np.concatenate([video_features(net, window) for window in windows])}
+        frames = sight.frames[frame_choice(len(sight.frames), config)]
+        return {"features": frame_features(net, frames, config.protocol)}
 
     return extract
 
 
-def _load_sync(config: FeatureConfig, models: Models) -> Callable[[Sight], Arrays]:
-    net = load_syncnet(models["sync_scorer"])
+def _load_fvd(config: FeatureConfig, models: Models) -> Extract:
+    net = load_feature_net(_given(models, "fvd_features"))
+    return lambda sight: {"features": video_features(net, sight.frames, config.protocol, config.fvd_stride)}
+
+
+def _load_sync(config: FeatureConfig, models: Models) -> Extract:
+    net = load_syncnet(_given(models, "sync_scorer"))
     judge = SyncJudge(load_face_detector(models.get("face_detector")), net, config.sync)
     return lambda sight: judge.score(sight.frames, sight.wave)
 
 
-def _load_quality(config: FeatureConfig, models: Models) -> Callable[[Sight], Arrays]:
-    scorer = load_qalign(models["quality_scorer"])
+def _load_quality(config: FeatureConfig, models: Models) -> Extract:
+    scorer = load_qalign(_given(models, "quality_scorer"))
     return lambda sight: quality_of_clip(scorer, sight.frames)
 
 
 EXTRACTORS = (
     Extractor("fid", "1", ("fid_features",), (), ("protocol",), False, _load_fid),
-    Extractor("fvd", "1", ("fvd_features",), (), ("protocol", "window_frames"), False, _load_fvd),
+    Extractor("fvd", "1", ("fvd_features",), (), ("protocol", "fvd_stride"), False, _load_fvd),
     Extractor("sync", "1", ("sync_scorer",), ("face_detector",), ("sync",), True, _load_sync),
     Extractor("quality", "1", ("quality_scorer",), (), (), False, _load_quality),
 )
@@ -140,10 +140,10 @@ class ExtractJob:
 
         Without `audio` only the extractors that need no sound run.
         """
-        loaded: dict[str, Callable[[Sight], Arrays]] = {}
+        loaded: dict[str, Extract] = {}
         return partial(self._look, loaded)
 
-    def _look(self, loaded: dict[str, Callable[[Sight], Arrays]], unit: dict) -> Outcome:
+    def _look(self, loaded: dict[str, Extract], unit: dict) -> Outcome:
         """Fill the cache for one video; `outputs` names the cache file of each extractor."""
         sight: Sight | None = None
         files: dict[str, str] = {}
@@ -166,11 +166,11 @@ class ExtractJob:
         return Outcome(unit["unit"], "kept", outputs={"files": files})
 
 
-def run_extractor(extract: Callable[[Sight], Arrays], sight: Sight) -> Arrays:
+def run_extractor(extract: Extract, sight: Sight) -> Arrays:
     """The extractor's arrays with `status` ok, or the reason why it has no value for this clip."""
     try:
         return {**extract(sight), "status": np.array("ok")}
-    except UnscorableError as reason:
+    except (UnscorableError, FeatureError, SyncNetError) as reason:
         return {"status": np.array(str(reason))}
 
 

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
+from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from eval.extract import EXTRACTORS, Arrays, ExtractJob, FeatureConfig, load_arrays
-from eval.records import METRICS_SCHEMA, Record, clip_records
-from eval.scores import FLOOR, ScoreConfig, Study, score_methods
+from eval.extract import EXTRACTORS, ExtractJob, FeatureConfig, load_arrays
+from eval.records import NO_WEIGHTS, Seen, clip_records
+from eval.scores import score_methods
+from eval.study import FLOOR, ScoreConfig, Study
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,14 @@ def evaluate(
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, dict(present), hashes)
     seen = _look_at_all(job, _units(run, rows), run, executor)
 
-    records = [record for row in rows for record in clip_records(row, *seen[_name(row)], job)]
+    ready = {extractor.name for extractor in EXTRACTORS if not extractor.missing(hashes)}
+    protocol = config.features.protocol
+    records = [record for row in rows for record in clip_records(row, seen[_name(row)], ready, protocol)]
     study = Study(
         records=records,
-        seen={_name(row): seen[_name(row)][0] for row in rows},
-        real={row["clip_id"]: seen[_reference_name(row)][0] for row in rows if row["method"] != FLOOR},
-        protocol=config.features.protocol,
+        seen={_name(row): seen[_name(row)].arrays for row in rows},
+        real={row["clip_id"]: seen[_reference_name(row)].arrays for row in rows if row["method"] != FLOOR},
+        protocol=protocol,
     )
     scores, set_records = score_methods(study, config.scores)
     table = pa.Table.from_pylist([asdict(r) for r in sorted(records + set_records)], METRICS_SCHEMA)
@@ -67,7 +71,7 @@ def evaluate(
     provenance = {"config": asdict(config), "models": hashes, "manifest": fingerprint(rows)}
     write_json(run.report / "scores.json", scores | provenance)
     if DEMO in seen:
-        write_json(run.report / "demo_sync.json", _demo_sync(*seen[DEMO]))
+        write_json(run.report / "demo_sync.json", _demo_sync(seen[DEMO], ready))
     return table
 
 
@@ -87,17 +91,15 @@ def read_manifest(run: RunFolder) -> list[dict]:
     return rows
 
 
-def _look_at_all(
-    job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig
-) -> dict[str, tuple[dict[str, Arrays], str]]:
-    """Unit name -> (arrays of each extractor, error message or "")."""
+def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Seen]:
+    """Unit name -> what came of it, from the cache that the stage has filled."""
     params = {"config": asdict(job.config), "extractors": {e.name: e.version for e in EXTRACTORS}}
     stage = Stage("eval", "1", params, job.hashes, job.make, ("video_sha256", "audio_sha256"))
     seen = {}
     for unit, outcome in zip(units, run_stage(stage, units, Ledger(run.ledger), executor), strict=True):
         files = _restore(job, unit, outcome).outputs.get("files", {})
         message = outcome.message if outcome.state == "failed" else ""
-        seen[unit["unit"]] = ({name: load_arrays(job.cache / file) for name, file in files.items()}, message)
+        seen[unit["unit"]] = Seen({name: load_arrays(job.cache / file) for name, file in files.items()}, message)
     return seen
 
 
@@ -140,8 +142,10 @@ def _demo_unit(run: RunFolder) -> list[dict]:
     return [_unit(run, DEMO, relative, audio if (Path(run.root) / audio).exists() else relative)]
 
 
-def _demo_sync(arrays: dict[str, Arrays], message: str) -> dict:
+def _demo_sync(seen: Seen, ready: set[str]) -> dict:
     """Sync scores and per-frame curve of the demo video, or the reason why there are none."""
-    sync = arrays.get("sync", {})
-    scores = {name: value.tolist() for name, value in sync.items()}
-    return {"status": message or "skipped: no weights"} | scores
+    if "sync" not in ready:
+        return {"status": NO_WEIGHTS}
+    if "sync" not in seen.arrays:
+        return {"status": f"failed: {seen.failure}"}
+    return {name: value.tolist() for name, value in seen.arrays["sync"].items()}

@@ -5,12 +5,13 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from common.media import MediaError, index_video, read_frames
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 128
+PORTRAIT_HEIGHT = 192
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -37,3 +38,14 @@ def frame_strip(path: Path, frames: int = STRIP_FRAMES, start: float = 0.0, end:
     except (FileNotFoundError, MediaError, IndexError):
         return None
     return jpeg_uri(np.concatenate(list(pictures), axis=1), STRIP_HEIGHT)
+
+
+def file_picture(path: Path) -> str | None:
+    """A picture file as JPEG; None when it is absent or not a picture."""
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path) as image:
+            return jpeg_uri(np.asarray(image.convert("RGB")), PORTRAIT_HEIGHT)
+    except UnidentifiedImageError:
+        return None

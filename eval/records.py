@@ -1,24 +1,14 @@
 """The long table of metrics: one row per method, clip and metric, with its status; a failure is a row too."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
-from eval.extract import EXTRACTORS, NO_WEIGHTS, Arrays, ExtractJob
-
-METRICS_SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("clip_id", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("status", pa.string()),
-        ("n", pa.int32()),
-        ("protocol", pa.string()),
-        ("seed", pa.int64()),
-    ]
-)
+Arrays = dict[str, np.ndarray]
 WHOLE_SET = ""
+NO_WEIGHTS = "skipped: no weights"
 
 
 @dataclass(frozen=True, order=True)
@@ -37,21 +27,26 @@ class Record:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: label, which way is better (+1 up, -1 down, 0 neither) and the extractor it reads."""
+    """How a metric is shown: label, which way is better (+1 up, -1 down, 0 neither) and the extractor it reads.
+
+    Metrics that are not `shown` are in the files only and are not tested.
+    """
 
     label: str
     better: int
     extractor: str
     digits: int = 2
+    shown: bool = True
 
 
 CLIP_METRICS = {
     "sync_c": Metric("Sync-C", +1, "sync"),
     "sync_d": Metric("Sync-D", -1, "sync"),
-    "sync_c_valid": Metric("Sync-C (valid only)", +1, "sync"),
-    "sync_offset": Metric("Offset, frames", 0, "sync", 1),
+    "offset_zero": Metric("Offset 0", +1, "sync"),
     "iqa": Metric("IQA", +1, "quality"),
     "ase": Metric("ASE", +1, "quality"),
+    "sync_c_valid": Metric("Sync-C, valid windows only", +1, "sync", shown=False),
+    "sync_offset": Metric("Offset, frames", 0, "sync", shown=False),
 }
 SET_METRICS = {
     "fid": Metric("FID", -1, "fid"),
@@ -63,21 +58,35 @@ METRICS = SET_METRICS | CLIP_METRICS
 COUNTS = {"sync": "windows", "quality": "frames"}
 
 
-def clip_records(row: dict, arrays: dict[str, Arrays], failure: str, job: ExtractJob) -> list[Record]:
-    """The per-clip metrics of one manifest row; without a value they say why."""
-    ready = {extractor.name for extractor in EXTRACTORS if not extractor.missing(job.hashes)}
+@dataclass(frozen=True)
+class Seen:
+    """What came of looking at one video: the arrays of each extractor, or the error that stopped it."""
+
+    arrays: Mapping[str, Arrays]
+    failure: str = ""
+
+
+def clip_records(row: Mapping[str, Any], seen: Seen, ready: Collection[str], protocol: str) -> list[Record]:
+    """The per-clip metrics of one manifest row; `ready` names the extractors that have weights.
+
+    A metric without a value says why in its status.
+    """
     records = []
     for name, metric in CLIP_METRICS.items():
-        found = arrays.get(metric.extractor, {})
+        status = _status(seen, metric.extractor, ready)
         value, n = None, 0
-        if metric.extractor not in ready:
-            status = NO_WEIGHTS
-        elif failure or not found:
-            status = f"failed: {failure}"
-        else:
-            status = str(found["status"])
         if status == "ok":
+            found = seen.arrays[metric.extractor]
             value, n = float(found[name]), int(found[COUNTS[metric.extractor]])
-        seed = int(row["seed"] or 0)
-        records.append(Record(row["method"], row["clip_id"], name, value, status, n, job.config.protocol, seed))
+        records.append(
+            Record(row["method"], row["clip_id"], name, value, status, n, protocol, int(row["seed"] or 0)),
+        )
     return records
+
+
+def _status(seen: Seen, extractor: str, ready: Collection[str]) -> str:
+    if extractor not in ready:
+        return NO_WEIGHTS
+    if extractor not in seen.arrays:
+        return f"failed: {seen.failure}"
+    return str(seen.arrays[extractor]["status"])

@@ -1,14 +1,12 @@
 """How sure a number is: intervals over clips, jackknife for set distances, paired tests between methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from eval.metrics.frechet import FeatureSet
-
-SetDistance = Callable[[FeatureSet, FeatureSet], float]
+from eval.metrics.frechet import ClipDistance
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,8 @@ def paired_test(a: Sequence[float], b: Sequence[float], resamples: int = 10_000,
     wins = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
     if not difference.any():
         return PairedTest(len(first), 0.0, 0.0, 0.0, wins, 1.0, 1.0, 1.0, 1.0)
-    if np.ptp(difference) == 0:  # the t statistic of a constant, non-zero difference is infinite
-        p_t = 0.0
-    else:
-        p_t = float(stats.ttest_rel(first, second).pvalue)
+    # The t statistic of a constant, non-zero difference is infinite.
+    p_t = float(stats.ttest_rel(first, second).pvalue) if np.ptp(difference) > 0 else 0.0
     return PairedTest(
         n=len(first),
         difference=interval.mean,
@@ -84,58 +80,59 @@ def paired_test(a: Sequence[float], b: Sequence[float], resamples: int = 10_000,
 
 
 def sign_flip_p(difference: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided permutation p of mean difference 0: exact below 2^13 sign patterns, else `draws` random ones."""
+    """Two-sided permutation p of mean difference 0: exact when there are no more than `draws` sign patterns."""
     result = stats.permutation_test(
         (difference,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
-        n_resamples=max(draws, 2**12),
+        n_resamples=draws,
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
 
 
-def jackknife_se(distance: SetDistance, first: FeatureSet, second: FeatureSet) -> float:
-    """Delete-one-clip standard error of a distance between two paired sets of n clips.
+def jackknife_se(distance: ClipDistance, first: np.ndarray, second: np.ndarray, groups: int = 100) -> float:
+    """Standard error of a distance between two paired choices of n clips: delete one clip, or one of `groups` groups.
 
     The naive bootstrap is wrong in location for FID and FVD (duplicates shrink the support), the jackknife is not.
     """
-    n = len(first)
-    kept = [[j for j in range(n) if j != i] for i in range(n)]
-    values = np.array([distance([first[j] for j in rest], [second[j] for j in rest]) for rest in kept])
-    return float(np.sqrt((n - 1) / n * np.sum((values - values.mean()) ** 2)))
+    blocks = np.array_split(np.arange(len(first)), min(groups, len(first)))
+    values = np.array([distance(np.delete(first, block), np.delete(second, block)) for block in blocks])
+    return float(np.sqrt((len(blocks) - 1) / len(blocks) * np.sum((values - values.mean()) ** 2)))
 
 
-def half_split_distance(distance: SetDistance, clips: FeatureSet, splits: int = 20, seed: int = 0) -> np.ndarray:
-    """Distance between disjoint random halves of one set, (splits,): what the metric reads when nothing differs."""
+def half_split_distances(distance: ClipDistance, clips: np.ndarray, splits: int = 20, seed: int = 0) -> np.ndarray:
+    """Distance between disjoint random halves of one choice, (splits,): what is read when nothing differs."""
     rng, half = np.random.default_rng(seed), len(clips) // 2
-    orders = [rng.permutation(len(clips)) for _ in range(splits)]
-    return np.array([distance([clips[i] for i in o[:half]], [clips[i] for i in o[half : 2 * half]]) for o in orders])
+    orders = [rng.permutation(clips) for _ in range(splits)]
+    return np.array([distance(order[:half], order[half : 2 * half]) for order in orders])
 
 
 @dataclass(frozen=True)
-class SetPair:
-    """Two methods' features on the same clips, and the real features of those clips."""
+class Triple:
+    """Positions of two methods' clips and of the real clips they stand for, all (n,) and in the same order."""
 
-    a: FeatureSet
-    b: FeatureSet
-    real: FeatureSet
+    a: np.ndarray
+    b: np.ndarray
+    real: np.ndarray
 
 
-def swap_label_p(distance: SetDistance, sets: SetPair, draws: int = 999, seed: int = 0) -> float:
-    """Two-sided p that methods a and b are equally far from the real set: each clip's a/b label is swapped at random.
+def swap_label_p(distance: ClipDistance, clips: Triple, draws: int = 199, seed: int = 0) -> float:
+    """Two-sided p that methods a and b are equally far from the real clips: each clip's a/b label swapped at random.
 
     Exact under the null, and the small-sample bias of the distance cancels in the difference.
     """
     rng = np.random.default_rng(seed)
-    observed = abs(distance(sets.a, sets.real) - distance(sets.b, sets.real))
+
+    def gap(a: np.ndarray, b: np.ndarray) -> float:
+        return abs(distance(a, clips.real) - distance(b, clips.real))
+
+    observed = gap(clips.a, clips.b)
     hits = 0
     for _ in range(draws):
-        swap = rng.random(len(sets.real)) < 0.5
-        a = [y if s else x for x, y, s in zip(sets.a, sets.b, swap, strict=True)]
-        b = [x if s else y for x, y, s in zip(sets.a, sets.b, swap, strict=True)]
-        hits += abs(distance(a, sets.real) - distance(b, sets.real)) >= observed - 1e-12
+        swap = rng.random(len(clips.real)) < 0.5
+        hits += gap(np.where(swap, clips.b, clips.a), np.where(swap, clips.a, clips.b)) >= observed - 1e-12
     return (hits + 1) / (draws + 1)
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
-from torch import Tensor
-
 from common.runs import atomic_write
 from omniavatar.audio_encoder import restore_duplicate
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 FILE_NAME = "constants.safetensors"
 

@@ -1,6 +1,6 @@
-"""Kept clips -> shards: each clip encoded once, by as many workers as there are, then packed in the order of their names.
+"""Kept clips -> shards: each clip is encoded once, by any number of workers, then packed in the order of the names.
 
-The workers write one file per clip below `cache/latents/`; the shards are packed from these files, so that their bytes do
+Workers write one file per clip below `cache/latents/`; the shards are packed from these files, so that their bytes do
 not depend on who encoded what when. A killed job goes on at the next clip.
 """
 
@@ -14,14 +14,14 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
-
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.media import read_audio, read_video
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
 from common.shards import ShardWriter
+from safetensors.numpy import load_file, save_file
+
 from latents.constants import write_constants
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, load_encoders, nearest_bucket
 
@@ -77,7 +77,9 @@ def encode_clips(
     paths = {role: str(models[role]) for role in hashes}
     make = partial(make_worker, paths, config, str(cache), read)
     stage = Stage("latents", VERSION, params, hashes, make, reads=("unit", "sha256", "caption"))
-    units = [dict(clip) | {"unit": clip["clip_id"], "path": str(run.clips / f"{clip['clip_id']}.mp4")} for clip in clips]
+    units = [
+        dict(clip) | {"unit": clip["clip_id"], "path": str(run.clips / f"{clip['clip_id']}.mp4")} for clip in clips
+    ]
     units.sort(key=lambda unit: unit["unit"])
     ledger = Ledger(run.ledger)
     if not is_packed(run.shards, stage, units):
@@ -115,7 +117,7 @@ def cached(cache: Path, clip_id: str) -> Path:
 
 
 def forget_lost(stage: Stage, units: list[dict[str, Any]], ledger: Ledger, cache: Path) -> None:
-    """Mark, in place, the clips that the ledger knows as done but whose file is gone from the cache: encode them again."""
+    """Mark, in place, clips the ledger knows as done but whose file is gone from the cache, to be encoded again."""
     with ledger.open(stage.name, stage.fingerprint) as log:
         known = log.done()
     for unit in units:
@@ -128,12 +130,14 @@ def pack_shards(
     shards: Path, cache: Path, stage: Stage, encoded: list[tuple[dict[str, Any], Outcome]], samples_per_shard: int
 ) -> None:
     """Write the cached samples into tar shards, in the order of clip_id."""
-    with ShardWriter(shards, samples_per_shard) as writer, progress(len(encoded), "shards") as bar:
-        for unit, outcome in encoded:
+    wanted = fingerprint(contents(stage, [unit for unit, _ in encoded]))
+    with ShardWriter(shards, samples_per_shard, wanted) as writer:
+        for unit, outcome in progress(encoded, "shards"):
+            if unit["clip_id"] in writer:
+                continue
             named = {name: unit[name] for name in ("clip_id", "video_id", "split")}
             meta = outcome.outputs | named | {"stage": stage.fingerprint}
             writer.add(unit["clip_id"], load_file(cached(cache, unit["unit"])), meta)
-            bar.update(1)
 
 
 def contents(stage: Stage, units: Sequence[Clip]) -> dict[str, Any]:

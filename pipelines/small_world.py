@@ -1,44 +1,124 @@
 """Trains every model of the small world from nothing: the judges, the encoders, the base transformer and the adapter.
 
-The order of one long evening on two cores: world -> {VAE | judges, text, audio} -> latents of drawn clips -> base
-text-to-video -> audio adapter. Each part goes on where it was killed.
+One long evening on two cores: judges, text and audio encoder two at a time -> VAE on both cores -> latents of drawn
+clips -> base text-to-video -> audio adapter. Each part goes on where it was killed; a finished one is not trained again.
 """
 
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from common.executors import ExecutorConfig
 from common.runs import RunFolder
 from latents.job import LatentsConfig, encode_clips
 from miniature.figure import Framing
+from miniature.train_text_encoder import TEXT_DIM
+from miniature.weights import MODEL_ROLES
 from miniature.world import HELD_OUT_SEED, draw_clip
+from training.checkpoint import CheckpointConfig
+from training.data import DataConfig
+from training.engine import EngineConfig
+from training.launch import launch
+from training.model import ModelConfig
+from training.objective import ObjectiveConfig
+from training.optimizer import OptimizerConfig
+from training.train import TrainConfig
+from training.validate import ValidationConfig
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 49 / 25
+BUCKETS = ((64, 64), (96, 96))
+SHIFT = 1.5  # of the noise schedule: latents this small need less noise than Wan's
 _HALF_BODY_EVERY = 5
 
+# (module, folder or file below the weights, minutes of one core)
+SMALL_ROLES = (
+    ("miniature.train_syncnet", "syncnet/syncnet_v2.model", 6.0),
+    ("miniature.train_audio_encoder", "wav2vec2", 3.0),
+    ("miniature.train_text_encoder", "wan", 3.0),
+    ("miniature.train_faces", "insightface", 8.0),
+    ("miniature.train_qalign", "one-align", 8.0),
+    ("miniature.train_feature_nets", "", 5.0),
+)
+TRANSFORMER = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
+    "text_dim": TEXT_DIM, "freq_dim": 64, "ffn_dim": 384, "num_layers": 6, "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads", "eps": 1e-6, "rope_max_seq_len": 128,
+}  # fmt: skip
 
-def drawn_rows(count: int, split: str, first_seed: int = 0) -> list[dict[str, Any]]:
-    """Clip rows, as curation would hand them on, for `count` clips that are drawn when they are read.
 
-    Every fifth is half a body; `split` "val" takes held-out seeds.
+def train_everything(out: Path, minutes_scale: float = 1.0) -> None:
+    """Train all roles into `out` (the layout of miniature.weights), reading nothing but this code.
+
+    `minutes_scale` shortens every training alike; 1.0 takes about 100 minutes on two cores. Raises
+    CalledProcessError for a training that ended badly.
     """
-    start = HELD_OUT_SEED + first_seed if split == "val" else first_seed
+    out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(lambda role: _train_role(out, role, minutes_scale, ranks=1), SMALL_ROLES))
+    _train_role(out, ("miniature.train_vae", "wan/vae", 42.0), minutes_scale, ranks=2)
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "wan" / "scheduler")
+    encode_drawn(RunFolder(out / "work"), out, train=round(4000 * minutes_scale) + 32, val=64)
+    train_base(out, 25 * minutes_scale)
+    train_adapter(out, 35 * minutes_scale)
+
+
+def train_base(out: Path, minutes: float, ranks: int = 2) -> None:
+    """The text-to-video transformer from random weights, into `out/wan/transformer`."""
+    start = out / "work" / "random_transformer"
+    WanTransformer3DModel(**TRANSFORMER).save_config(start)
+    run = RunFolder(out / "work" / "base")
+    model = ModelConfig(base=start, variant="base", init="random")
+    launch(run, _config(out, model, lr=2e-3, minutes=minutes, ranks=ranks), ranks)
+    shutil.copytree(run.checkpoints / "base", out / MODEL_ROLES["transformer"], dirs_exist_ok=True)
+
+
+def train_adapter(out: Path, minutes: float, ranks: int = 2) -> None:
+    """The audio adapter on that base: LoRA of rank 32 and alpha 16 (the paper's 2:1), into `out/omniavatar`."""
+    run = RunFolder(out / "work" / "adapter")
+    model = ModelConfig(base=out / MODEL_ROLES["transformer"], variant="lora", lora_rank=32, lora_alpha=16)
+    launch(run, _config(out, model, lr=3e-3, minutes=minutes, ranks=ranks), ranks)
+    shutil.copytree(run.checkpoints / "adapter", out / MODEL_ROLES["adapter"], dirs_exist_ok=True)
+
+
+def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int) -> TrainConfig:
+    return TrainConfig(
+        shards=out / "work" / "shards",
+        model=model,
+        data=DataConfig(batch=16, micro_batches=ranks),
+        objective=ObjectiveConfig(shift=SHIFT, sigma="uniform", weighting="uniform"),
+        optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), warmup=100, decay=0.4),
+        # Nothing to shard at this size: ZeRO-3 would cost more than the model itself.
+        engine=EngineConfig(stage=0, autocast="bf16"),
+        validation=ValidationConfig(every=200, split="val"),
+        checkpoint=CheckpointConfig(every_seconds=60),
+        steps=0,
+        minutes=minutes,
+    )
+
+
+def encode_drawn(run: RunFolder, weights: Path, train: int, val: int) -> None:
+    """Shards of `train` + `val` drawn clips in `run.shards`, on all cores."""
+    models = {role: weights / path for role, path in MODEL_ROLES.items()}
+    rows = drawn_rows(train, "train") + drawn_rows(val, "val")
+    config = LatentsConfig(buckets=BUCKETS, samples_per_shard=512)
+    encode_clips(config, rows, models, run, ExecutorConfig(), read=read_drawn)
+
+
+def drawn_rows(count: int, split: str) -> list[dict[str, Any]]:
+    """Clip rows, as curation would hand them on, for clips that are drawn when read; `split` "val" is held out."""
+    start = HELD_OUT_SEED if split == "val" else 0
     return [_row(seed, "half" if seed % _HALF_BODY_EVERY == 0 else "face", split) for seed in range(start, start + count)]
-
-
-def _row(seed: int, framing: Framing, split: str) -> dict[str, Any]:
-    name = f"drawn_{framing}_{seed:07d}"
-    caption = draw_clip(seed, 0.04, framing).caption
-    return {
-        "clip_id": name, "video_id": name, "split": split, "caption": caption, "sha256": name,
-        "seed": seed, "framing": framing,
-    }  # fmt: skip
 
 
 def read_drawn(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +127,22 @@ def read_drawn(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return clip.frames, clip.audio
 
 
-def encode_drawn(run: RunFolder, models: Mapping[str, Path], train: int, val: int) -> None:
-    """Shards of `train` + `val` drawn clips in `run.shards`, on all cores."""
-    rows = drawn_rows(train, "train") + drawn_rows(val, "val")
-    config = LatentsConfig(buckets=((64, 64), (96, 96)), samples_per_shard=512)
-    encode_clips(config, rows, models, run, ExecutorConfig(), read=read_drawn)
+def _row(seed: int, framing: Framing, split: str) -> dict[str, Any]:
+    name = f"drawn_{framing}_{seed:07d}"
+    caption = draw_clip(seed, 1 / 25, framing).caption
+    fixed = {"clip_id": name, "video_id": name, "sha256": name, "split": split, "caption": caption}
+    return fixed | {"seed": seed, "framing": framing}
+
+
+def _train_role(out: Path, role: tuple[str, str, float], minutes_scale: float, ranks: int) -> None:
+    module, path, minutes = role
+    done = out / "work" / f"{module}.done"
+    if done.exists():
+        return
+    command: Sequence[str] = ["-m", module, "--out", str(out / path), "--minutes", str(minutes * minutes_scale)]
+    if ranks > 1:
+        command = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *command]
+    log.info("%s: %.1f minutes", module, minutes * minutes_scale)
+    subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()

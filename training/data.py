@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from common.runs import fingerprint
+from common.shards import ShardReader, read_index
 from torch import Tensor
 
-from common.shards import ShardReader, read_index
 from latents.constants import Constants, read_constants
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ class MicroBatch:
 def token_cap(height: int, width: int, max_tokens: int, rule: Literal["strict", "official"]) -> int:
     """Latent frames allowed at a latent size (height, width).
 
-    `strict` never exceeds max_tokens. `official` is the arithmetic of the released inference script, which caps video
-    frames before rounding to 4k+1 and so may exceed it by one latent frame (Omni-Avatar/OmniAvatar, scripts/inference.py).
+    `strict` never exceeds max_tokens. `official` is the arithmetic of the released scripts/inference.py: it caps video
+    frames before rounding them to 4k+1 and so may exceed the cap by one latent frame.
     """
     per_frame = (height // 2) * (width // 2)
     if rule == "strict":
@@ -134,8 +135,8 @@ class ClipWindows:
         usable = [i for i, bucket in enumerate(buckets) if bucket.frames >= shortest]
         if not usable:
             raise ValueError(
-                f"{shards} holds {len(chosen)} samples of split '{config.split}', none with a window of {shortest} latent "
-                f"frames within {config.max_tokens} tokens; check data.split and data.max_tokens, or run the latents stage"
+                f"{shards} holds {len(chosen)} samples of split '{config.split}', none with {shortest} or more latent "
+                f"frames within {config.max_tokens} tokens; check data.split and data.max_tokens, run the latents job"
             )
         if len(usable) < len(chosen):
             logger.warning("%d of %d samples are too short or over the cap", len(chosen) - len(usable), len(chosen))
@@ -171,9 +172,14 @@ class ClipWindows:
         samples = [self.read(row, self.config.shuffle_audio) for row in rows]
         return MicroBatch(samples, list(range(first, first + len(rows))))
 
+    def clips_of_step(self, step: int) -> list[str]:
+        """The clips of all ranks' micro-batches of one step (from 0)."""
+        first = step * self.config.micro_batches
+        return [self.clip_ids[row] for i in range(first, first + self.config.micro_batches) for row in self.plan[i]]
+
 
 def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of step `step`, `step` + 1, ... for ever; the next step is read while one is trained."""
+    """This rank's micro-batches of step `step`, `step` + 1, ...; the next step is read while one is trained."""
     per_step = windows.config.micro_batches
 
     def read(number: int) -> list[MicroBatch]:
@@ -185,6 +191,11 @@ def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Iterator[l
             step += 1
             ready, ahead = ahead, pool.submit(read, step)
             yield ready.result()
+
+
+def index_digest(shards: Path) -> str:
+    """16 hex digits over the samples of a shard folder, in order."""
+    return fingerprint(read_index(shards)["sha256"].to_pylist())
 
 
 def _float(array: np.ndarray) -> Tensor:

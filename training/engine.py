@@ -1,11 +1,10 @@
 """DeepSpeed, and nothing else in the project knows it: ZeRO stages 0 to 3 on one CPU process or on many GPUs.
 
-Facts behind the settings are in the notes of README.md (compiler-free start on CPU, mixed dtypes, frozen-free checkpoints).
+The facts behind the settings (no compiler on CPU, mixed precision, small checkpoints) are in README.md.
 """
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the import: otherwise DeepSpeed searches, and warns
 
-import deepspeed  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters  # noqa: E402
+import deepspeed
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
 KEPT_IN_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # diffusers' list for Wan
 
@@ -46,14 +45,21 @@ class StepResult:
 
 
 class Engine:
-    """A model under DeepSpeed. Every method is called by all ranks together."""
+    """A model under DeepSpeed; a step is `micro_batches` forward and backward passes, over all ranks together.
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, accumulation: int, config: EngineConfig):
+    Every method is called by all ranks. Raises ValueError when the micro-batches cannot be dealt evenly.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: int, config: EngineConfig):
         self.config = config
         self.world = dist.get_world_size()
+        if micro_batches % self.world:
+            raise ValueError(
+                f"data.micro_batches is {micro_batches}; expected a multiple of the number of ranks, {self.world}"
+            )
         self.rank = dist.get_rank()
         self.device = _device()
-        settings = deepspeed_settings(config, accumulation)
+        settings = deepspeed_settings(config, micro_batches // self.world)
         trained = [p for p in model.parameters() if p.requires_grad]
         self._ds, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False
@@ -84,7 +90,7 @@ class Engine:
         return self._plain_step()
 
     def _plain_step(self) -> StepResult:
-        """Stage 0 in fp32 has no check of its own for a gradient that is not finite; without gradients AdamW stands still."""
+        """Stage 0 in fp32 does not check the gradient itself; AdamW stands still when there is none."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(trained, self.config.clip))
         finite = norm < float("inf")
@@ -129,7 +135,9 @@ class Engine:
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write weights trained here, optimizer and `state` below folder/tag; frozen weights stay out."""
-        self._ds.save_checkpoint(str(folder), tag, client_state=state, save_latest=False, exclude_frozen_parameters=True)
+        self._ds.save_checkpoint(
+            str(folder), tag, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Continue from what `save` wrote, at the same number of ranks; the saved `state` comes back."""
@@ -145,7 +153,7 @@ class Engine:
 def join_group(threads: int) -> None:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; alone when they are absent.
 
-    Quietens what DeepSpeed 0.19.8 says at every start, and the two warnings torch 2.13 gives at each of its collectives.
+    Quietens what DeepSpeed 0.19.8 says at every start, and two warnings torch 2.13 gives at each of its collectives.
     """
     torch.set_num_threads(threads)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -153,10 +161,11 @@ def join_group(threads: int) -> None:
         warnings.filterwarnings("ignore", message=f".*{replaced}.*", category=FutureWarning)
     # ZeRO never uses this op, and without a compiler its build would end the run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def leave_group() -> None:
@@ -196,9 +205,3 @@ def _device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device("cpu")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,27 +5,64 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-
-from omniavatar.adapter import inject_lora, mark_trainable
+from common.runs import read_json
+from omniavatar.adapter import Variant, inject_lora, mark_trainable
 from omniavatar.checkpoints import load_adapter
-from omniavatar.transformer import AvatarTransformer, load_base, new_base
-from training.engine import cast_frozen
+from omniavatar.transformer import AvatarTransformer, load_base, new_base, to_avatar
 
-Variant = Literal["base", "lora", "full", "frozen_dit"]
+from training.engine import cast_frozen
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`variant`: `base` is plain text-to-video; the others hear: LoRA (the paper's), all weights, or audio layers alone."""
+    """Where the weights come from.
 
-    base: Path = Path()  # Wan transformer folder (diffusers or original layout)
+    `variant`: "base" is plain text-to-video; the others hear, and train LoRA (the paper's), all weights ("full") or the
+    audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
+    `adapter`: folder to go on from; None starts a fresh one, whose first output equals the base model's.
+    """
+
+    base: Path = Path()
     variant: Variant = "lora"
-    init: Literal["path", "random"] = "path"  # random: only the configuration of `base` is used
-    adapter: Path | None = None  # folder to continue from; None = a fresh adapter
+    init: Literal["path", "random"] = "path"
+    adapter: Path | None = None
     lora_rank: int = 128
     lora_alpha: float = 64.0
     gradient_checkpointing: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """True for text-to-video without picture and sound."""
+        return self.variant == "base"
 
-def build_model(config: ModelConfig, audio_dim: int, frozen_dtype: Literal["fp32", "bf16"], seed: int):
-    ...
+
+def build_model(
+    config: ModelConfig, audio_dim: int, frozen_dtype: Literal["fp32", "bf16"], seed: int
+) -> AvatarTransformer:
+    """The model of `config`, hearing audio features of width `audio_dim`, ready for the engine.
+
+    The order matters: base weights, audio modules and LoRA outside any sharding (inside, peft's zeros are lost without
+    an error), what is trained, precision. Raises FileNotFoundError, CheckpointError, ValueError for a mismatch.
+    """
+    torch.manual_seed(seed)
+    model = new_base(read_json(config.base / "config.json")) if config.init == "random" else load_base(config.base)
+    if not config.plain:
+        _add_hearing(model, config, audio_dim)
+    mark_trainable(model, config.variant)
+    cast_frozen(model, frozen_dtype)
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    return model.train()  # without it gradient checkpointing is silently off
+
+
+def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:
+    if config.adapter:
+        load_adapter(model, config.adapter)
+        if model.audio_dim != audio_dim:
+            raise ValueError(
+                f"the adapter {config.adapter} hears features of width {model.audio_dim}, the shards hold {audio_dim}; "
+                "encode them with the audio encoder the adapter was trained with"
+            )
+        return
+    to_avatar(model, audio_dim)
+    if config.variant == "lora":
+        inject_lora(model, config.lora_rank, config.lora_alpha)

@@ -1,6 +1,6 @@
 """What is asked of the model at one sample: chance first, then the batch, then the loss.
 
-Shapes: B samples, T latent frames, F = 4 (T - 1) + 1 video frames, h w latent height and width, C audio width, D text width.
+Shapes: B samples, T latent frames, F = 4 (T - 1) + 1 video frames, h w latent size, C audio width, D text width.
 Each rule of the paper's section 3 (and of the authors' answers, spec section 4.2) is one small function.
 """
 
@@ -9,11 +9,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from omniavatar.flow import add_noise, draw_sigma, loss_weight, velocity_target
 from omniavatar.text_encoder import pad_text
 from omniavatar.transformer import build_condition
+from torch import Tensor
+
 from training.data import MicroBatch, Sample
 
 
@@ -24,7 +24,9 @@ class ObjectiveConfig:
     prefix: tuple[int, int] = (1, 4)  # clean latent frames at the start, both ends included
     audio_dropout: float = 0.1
     text_dropout: float = 0.1
-    zero_first_audio: float = 0.5  # how often a sample with a prefix of one gets the zero first audio frame of inference
+    zero_first_audio: float = (
+        0.5  # how often a sample with a prefix of one gets the zero first audio frame of inference
+    )
     first_reference: float = 0.0  # how often the reference is the clip's first frame instead of a random one
     shift: float = 5.0
     sigma: Literal["grid", "uniform", "logit_normal"] = "grid"
@@ -99,7 +101,7 @@ def draw_time(rng: np.random.Generator, config: ObjectiveConfig) -> float:
 
 
 def draw_prefix(rng: np.random.Generator, limits: tuple[int, int], frames: int) -> int:
-    """Clean latent frames, uniform within `limits`, leaving at least one of `frames` to learn (1, 5, 9, 13 video frames)."""
+    """Clean latent frames, uniform within `limits` (1..4 are 1, 5, 9, 13 video frames); one of `frames` is left."""
     low, high = limits
     return min(int(rng.integers(low, high + 1)), frames - 1)
 
@@ -118,7 +120,7 @@ def make_batch(
 ) -> Batch:
     """Samples and their chance as one batch; `plain` leaves out image and sound (text-to-video).
 
-    `empty_text` (n, D) stands for a dropped caption; captions are padded with zeros to `text_length`, as Wan attends to.
+    `empty_text` (n, D) stands for a dropped caption; captions are padded with zeros to `text_length`, which Wan sees.
     """
     pairs = list(zip(micro.samples, draws, strict=True))
     text = [empty_text if draw.drop_text else sample.text for sample, draw in pairs]

@@ -1,15 +1,17 @@
 """Distances between two sets of features: Fréchet (FID, FVD) and unbiased polynomial MMD (KID, KVD).
 
-A set is a list of clips, each clip a float array (rows, d): frames for FID, windows for FVD. Clips are the unit of every
-error estimate, because more frames of one clip are not more data.
+A set is a list of clips, each clip a float array (rows, d): frames for FID, windows for FVD. Clips are the unit of
+every error estimate, because more frames of one clip are not more data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.linalg import qr, svdvals
 
 FeatureSet = Sequence[np.ndarray]
+# A distance between two choices of clips, as two arrays of positions in one common list: what resampling needs.
+ClipDistance = Callable[[np.ndarray, np.ndarray], float]
 
 
 class FeatureSetError(ValueError):
@@ -40,49 +42,45 @@ def _root_covariance(features: np.ndarray) -> np.ndarray:
     return qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]]
 
 
-def frechet_of_clips(first: FeatureSet, second: FeatureSet) -> float:
-    """Fréchet distance between two sets of clips, all rows of all clips pooled."""
-    return frechet_distance(np.concatenate(first), np.concatenate(second))
+def frechet_between(clips: FeatureSet) -> ClipDistance:
+    """Fréchet distance between two choices of `clips`, all rows of the chosen clips pooled."""
+    return lambda first, second: frechet_distance(_pool(clips, first), _pool(clips, second))
 
 
-def kernel_distance(first: FeatureSet, second: FeatureSet) -> float:
-    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 between two equally long sets of clips.
+def _pool(clips: FeatureSet, chosen: np.ndarray) -> np.ndarray:
+    return np.concatenate([clips[i] for i in chosen])
 
-    Only pairs of different clips enter, so neither frames of one clip nor a generated clip and its own original pull
-    the value down. It is flat in n where the Fréchet distance is biased, and may be slightly negative.
-    Source: Gretton et al. 2012, Lemma 6 (U-statistic); Binkowski et al. 2018 (kernel).
-    Raises FeatureSetError when the sets differ in length or hold fewer than two clips.
+
+def kernel_between(clips: FeatureSet) -> ClipDistance:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 between two equally long choices of `clips`.
+
+    Only pairs of different positions enter, so neither frames of one clip nor a generated clip and its own original at
+    the same position pull the value down. It is flat in n where the Fréchet distance is biased, and may be slightly
+    negative. Source: Gretton et al. 2012, Lemma 6 (U-statistic); Binkowski et al. 2018 (kernel).
+    The distance raises FeatureSetError when the choices differ in length or hold fewer than two clips.
     """
-    return kernel_u_statistic(clip_kernel(first, second))
+    gram = _clip_gram(clips)
+
+    def distance(first: np.ndarray, second: np.ndarray) -> float:
+        n = len(first)
+        if n != len(second) or n < 2:
+            raise FeatureSetError(f"The kernel distance got {n} and {len(second)} clips; give as many, at least 2.")
+        cross = gram[np.ix_(first, second)]
+        h = gram[np.ix_(first, first)] + gram[np.ix_(second, second)] - cross - cross.T
+        return float((h.sum() - np.trace(h)) / (n * (n - 1)))
+
+    return distance
 
 
-def clip_kernel(first: FeatureSet, second: FeatureSet) -> np.ndarray:
-    """h(i, j) of every pair of clips, (n, n): k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)."""
-    if len(first) != len(second) or len(first) < 2:
-        message = (
-            f"The kernel distance got {len(first)} and {len(second)} clips; give two sets of equal length, at least 2."
-        )
-        raise FeatureSetError(message)
-    _check_pair(np.concatenate(first), np.concatenate(second))
-    cross = _mean_kernel(first, second)
-    return _mean_kernel(first, first) + _mean_kernel(second, second) - cross - cross.T
-
-
-def kernel_u_statistic(kernel: np.ndarray) -> float:
-    """Mean of the off-diagonal entries of `clip_kernel`."""
-    n = len(kernel)
-    return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
-
-
-def _mean_kernel(first: FeatureSet, second: FeatureSet) -> np.ndarray:
-    """Kernel averaged over the rows of each pair of clips, (len(first), len(second)); one clip's rows at a time."""
-    columns = np.concatenate(second).astype(np.float64)
-    starts = np.cumsum([0, *(len(clip) for clip in second[:-1])])
-    sizes = np.array([len(clip) for clip in second])
+def _clip_gram(clips: FeatureSet) -> np.ndarray:
+    """Kernel averaged over the rows of each pair of clips, (n, n); one clip's rows at a time."""
+    columns = np.concatenate(clips).astype(np.float64)
+    sizes = np.array([len(clip) for clip in clips])
+    starts = np.cumsum(sizes) - sizes
     rows = []
-    for clip in first:
-        kernel = (clip.astype(np.float64) @ columns.T / columns.shape[1] + 1.0) ** 3
-        rows.append(np.add.reduceat(kernel.mean(0), starts) / sizes)
+    for clip in clips:
+        base = clip.astype(np.float64) @ columns.T / columns.shape[1] + 1.0
+        rows.append(np.add.reduceat((base * base * base).mean(0), starts) / sizes)
     return np.stack(rows)
 
 

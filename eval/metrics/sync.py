@@ -1,13 +1,14 @@
 """Sync-C, Sync-D and offset of a video: face detector, track, crop, SyncNet."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from perception.faces import FaceDetector
-from perception.syncnet import SyncNet, crop_track, sync_scores
-from perception.tracks import Track, track_faces
+from perception.syncnet import SAMPLES_PER_FRAME, WINDOW_FRAMES, SyncNet, crop_track, sync_scores
+from perception.tracks import track_faces
+
+BLUNT = 4  # half the width of that filter, frames
 
 
 class UnscorableError(ValueError):
@@ -16,7 +17,7 @@ class UnscorableError(ValueError):
 
 @dataclass(frozen=True)
 class SyncRules:
-    """`max_shift` in frames to each side (15 in the reference); `min_track` frames a face must be followed for.
+    """`max_shift` in frames to each side (15 in the reference); `min_track` detections a face must have.
 
     The reference asks for more than 100 frames, which no 3 s clip has, so the number used is part of every result.
     """
@@ -36,27 +37,22 @@ class SyncJudge:
     def score(self, frames: np.ndarray, wave: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of frames (T, H, W, 3) uint8 RGB at 25 fps against sound (n,) at 16 kHz.
 
-        Scalars `sync_c`, `sync_d`, `sync_c_valid`, `sync_offset` (frames, positive = sound leads), `windows`, the
-        per-frame `curve` and the `start` frame of the face track it belongs to. Raises UnscorableError without a face
-        track of `min_track` frames. Source: joonson/syncnet_python, run_pipeline.py and SyncNetInstance.py.
+        Scalars `sync_c`, `sync_d`, `sync_c_valid`, `sync_offset` (frames, positive = sound leads), `offset_zero` (1 or
+        0) and `windows`; `curve`, the distance at the best shift per frame from frame `curve_start` on. Raises
+        UnscorableError without a face track of `min_track` detections. Source: joonson/syncnet_python, run_pipeline.py
+        and SyncNetInstance.py.
         """
-        track = main_track([[face.box for face in self.detector.detect(frame)] for frame in frames])
-        if track is None or len(track.boxes) < self.rules.min_track:
-            followed = 0 if track is None else len(track.boxes)
-            raise UnscorableError(f"no face: followed for {followed} of {self.rules.min_track} frames")
-        start, stop = track.start_frame, track.start_frame + len(track.boxes)
+        boxes = [np.array([face.box for face in self.detector.detect(frame)]) for frame in frames]
+        track = next(iter(track_faces(boxes)), None)  # the face seen most often comes first
+        seen = track.detections if track else 0
+        if track is None or seen < self.rules.min_track:
+            raise UnscorableError(f"no face: seen in {seen} frames where {self.rules.min_track} are needed")
+        start, stop = track.start_frame, track.stop_frame
         crops = crop_track(frames[start:stop], track.boxes, self.net.crop_size)
-        result = sync_scores(self.net, crops, wave[start * 640 : stop * 640], self.rules.max_shift)
-        names = ("sync_c", "sync_d", "sync_c_valid", "curve", "windows")
-        scores = {name: np.asarray(getattr(result, name)) for name in names}
-        return scores | {"sync_offset": np.asarray(result.offset), "start": np.asarray(start)}
-
-
-def main_track(boxes_per_frame: Sequence[Sequence[np.ndarray]]) -> Track | None:
-    """The longest face track, the larger face among equals; None when no face was found."""
-
-    def rank(track: Track) -> tuple[int, float]:
-        sides = track.boxes[:, 2:] - track.boxes[:, :2]
-        return len(track.boxes), float(sides.max(1).mean())
-
-    return max(track_faces(boxes_per_frame), key=rank, default=None)
+        result = sync_scores(self.net, crops, wave[start * SAMPLES_PER_FRAME :], self.rules.max_shift)
+        scores = {name: np.asarray(getattr(result, name)) for name in ("sync_c", "sync_d", "sync_c_valid", "windows")}
+        offset = np.asarray(result.offset)
+        distance = result.sync_c + result.sync_d - result.curve
+        # The median filter behind the curve reads zeros beyond both ends.
+        curve = {"curve": distance[BLUNT:-BLUNT], "curve_start": np.asarray(start + BLUNT + WINDOW_FRAMES // 2)}
+        return scores | curve | {"sync_offset": offset, "offset_zero": np.float64(offset == 0)}

@@ -117,6 +117,8 @@ def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
             raise ClipError(f"Field '{name}' is not in the clip table; {advice}")
     if not row.get("clip_id"):
         raise ClipError(f"A row has no clip_id: {dict(row)!r}; compute it with common.clips.clip_id.")
+    if isinstance(row.get("reasons"), str):  # arrow would take it for a list of letters
+        raise ClipError(f"Clip {row['clip_id']}: field 'reasons' is {row['reasons']!r}, expected list<string>.")
     versions = row.get("stage_versions")
     return dict(row) | {"stage_versions": sorted(versions.items()) if versions is not None else None}
 

@@ -1,35 +1,36 @@
 """One stage, many units: in this process, on a pool of processes or on Ray, with the same results in the same order.
 
-Each worker holds one unit at a time, so the death of a worker is always the death of a known unit: that unit is tried
-again on a fresh worker, the others never notice. Only rows travel; pixels stay in files.
+A unit whose worker dies is tried again on a fresh worker; the others never notice. Only rows travel; pixels stay in
+files. This is the one file that knows Ray.
 """
 
 import logging
-import multiprocessing
 import os
 import resource
-import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from common.ledger import Key, Ledger, Outcome
-from common.progress import progress
+from common.progress import ProgressBar, progress
 from common.runs import DiskFullError, disk_guard, fingerprint, plain
+from common.workers import Crew, InProcessWorker, ProcessWorker, Unit, Worker
 
 logger = logging.getLogger(__name__)
-Unit = dict[str, Any]
 Work = Callable[[Unit], Outcome]
 T = TypeVar("T")
+QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # it becomes a ledger row
+}
 
 
 class StageError(RuntimeError):
@@ -100,9 +101,11 @@ def run_stage(
         todo = deque(i for i, outcome in enumerate(outcomes) if not _settled(outcome, retry_failed))
         if todo:
             log.lock()
-        with progress(len(rows), stage.name) as bar:
+        bar: ProgressBar[Unit] = progress(len(rows), stage.name)
+        # Closed by name: workers end with the run even while a traceback still holds the generator.
+        with bar, closing(_attempts(stage, rows, outcomes, todo, executor)) as results:
             bar.update(len(rows) - len(todo))
-            for index, outcome in _attempts(stage, rows, outcomes, todo, executor) if todo else ():
+            for index, outcome in results:
                 outcomes[index] = outcome
                 log.append(keys[index], outcome)
                 if outcome.state == "failed" and not _settled(outcome, retry_failed):
@@ -135,10 +138,11 @@ def _next_attempt(outcome: Outcome | None) -> int:
 
 def _attempts(
     stage: Stage, rows: list[Unit], outcomes: list[Outcome | None], todo: deque[int], config: ExecutorConfig
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Attempt each row named in `todo`, which the caller may extend between two results; results come as they end."""
+    if not todo:
+        return  # nothing to do starts nothing
     running: dict[Future[Outcome], tuple[Worker, int]] = {}
-    any_finished = False
     with _crew(stage, config, len(todo)) as crew:
         while todo or running:
             for worker in crew.take_idle(len(todo)):
@@ -146,18 +150,24 @@ def _attempts(
                 running[worker.submit(rows[index], _next_attempt(outcomes[index]))] = worker, index
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 worker, index = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    crew.give_back(worker)
-                    any_finished = True
-                    yield index, future.result()
-                elif isinstance(error, worker.death):
-                    if not any_finished and worker.loading.exception():
-                        raise StageError(f"Stage '{stage.name}' cannot start: its worker died loading its models.")
+                died = _died(stage, crew, worker, future)
+                if died:
                     crew.replace(worker)
-                    yield index, _death(rows[index]["unit"], _next_attempt(outcomes[index]))
                 else:
-                    raise getattr(error, "cause", error)  # Ray wraps what was raised
+                    crew.give_back(worker)
+                yield index, _death(rows[index]["unit"], _next_attempt(outcomes[index])) if died else future.result()
+
+
+def _died(stage: Stage, crew: Crew, worker: Worker, future: Future[Outcome]) -> bool:
+    """Whether the unit took its worker along; raises what is wrong with more than the unit."""
+    error = future.exception()
+    if error is None:
+        return False
+    if not isinstance(error, worker.death):
+        raise getattr(error, "cause", error)  # Ray wraps what was raised
+    if not crew.proven and worker.loading.exception():
+        raise StageError(f"Stage '{stage.name}' cannot start: its worker died loading its models; is memory enough?")
+    return True
 
 
 def _death(unit: str, attempt: int) -> Outcome:
@@ -165,9 +175,6 @@ def _death(unit: str, attempt: int) -> Outcome:
     return Outcome(
         unit, "failed", message=message, error_class="WorkerDied", attempt=attempt, host=socket.gethostname()
     )
-
-
-# ---- what runs inside a worker
 
 
 class Runner:
@@ -246,144 +253,35 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# ---- the three kinds of worker
-
-
-class Worker(Protocol):
-    """One place that does one unit at a time; `loading` ends when the models are loaded or the worker died trying."""
-
-    loading: Future[None]
-    death: type[BaseException] | tuple[type[BaseException], ...]
-
-    def submit(self, unit: Unit, attempt: int) -> Future[Outcome]:
-        """Begin one unit."""
-
-    def stop(self, now: bool) -> None:
-        """End the worker, in the middle of a unit if `now`."""
-
-
-class InProcessWorker:
-    """The calling process itself."""
-
-    death = ()
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.loading: Future[None] = Future()
-        self.loading.set_result(runner.load())
-
-    def submit(self, unit: Unit, attempt: int) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
-        future.set_result(self._runner.attempt(unit, attempt))
-        return future
-
-    def stop(self, now: bool) -> None:
-        pass
-
-
-class ProcessWorker:
-    """A pool of exactly one spawned process."""
-
-    death = BrokenProcessPool
-
-    def __init__(self, runner: Runner) -> None:
-        others = set(multiprocessing.active_children())
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process, initargs=(runner,))
-        self.loading = self._pool.submit(_load)
-        self._processes = set(multiprocessing.active_children()) - others
-
-    def submit(self, unit: Unit, attempt: int) -> Future[Outcome]:
-        return self._pool.submit(_attempt, unit, attempt)
-
-    def stop(self, now: bool) -> None:
-        if now:
-            for process in self._processes:
-                process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _enter_process(runner: Runner) -> None:
-    global _runner
-    _runner = runner
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C reaches the whole group: leave without a traceback
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A worker whose parent was killed would wait for ever, holding memory and devices.
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _load() -> None:
-    _runner.load()
-
-
-def _attempt(unit: Unit, attempt: int) -> Outcome:
-    return _runner.attempt(unit, attempt)
-
-
 class RayWorker:
     """A Ray actor."""
 
     def __init__(self, runner: Runner) -> None:
-        import ray  # takes a second; only who asks for Ray pays
+        import ray
 
         self.death = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
         self._kill = ray.kill
-        actor = ray.remote(Runner).options(num_cpus=1, num_gpus=runner.gpus, max_restarts=0)
-        self._actor = actor.remote(runner.name, runner.make, runner.gpus)
+        actor: Any = ray.remote(Runner).options(num_cpus=1, num_gpus=runner.gpus, max_restarts=0)
+        self._actor: Any = actor.remote(runner.name, runner.make, runner.gpus)
         self.loading: Future[None] = self._actor.load.remote().future()
 
-    def submit(self, unit: Unit, attempt: int) -> Future[Outcome]:
-        return self._actor.attempt.remote(unit, attempt).future()
+    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
+        """Begin one unit in the actor."""
+        future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
+        return future
 
     def stop(self, now: bool) -> None:
+        """End the actor."""
         self._kill(self._actor)
-
-
-# ---- the crew
-
-
-@dataclass
-class Crew:
-    """Workers of one kind; the idle ones wait here."""
-
-    hire: Callable[[], Worker]
-    workers: list[Worker] = field(default_factory=list)
-    idle: list[Worker] = field(default_factory=list)
-
-    def grow(self) -> None:
-        """Take one more worker on."""
-        worker = self.hire()
-        self.workers.append(worker)
-        self.idle.append(worker)
-
-    def take_idle(self, wanted: int) -> list[Worker]:
-        """Up to `wanted` idle workers, now busy."""
-        taken, self.idle = self.idle[:wanted], self.idle[wanted:]
-        return taken
-
-    def give_back(self, worker: Worker) -> None:
-        """The worker is idle again."""
-        self.idle.append(worker)
-
-    def replace(self, worker: Worker) -> None:
-        """A dead worker makes room for a fresh one."""
-        self.workers.remove(worker)
-        worker.stop(now=True)
-        self.grow()
 
 
 @contextmanager
 def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[Crew]:
     count = config.workers or len(os.sched_getaffinity(0))
-    kind: type[InProcessWorker] | type[ProcessWorker] | type[RayWorker]
+    crew = Crew(lambda: (ProcessWorker if count > 1 else InProcessWorker)(Runner(stage.name, stage.make)))
     if config.kind == "ray":
-        kind, count = RayWorker, _ray_capacity(config, count)
-    else:
-        kind = ProcessWorker if count > 1 else InProcessWorker
-    gpus = config.gpus_per_worker if config.kind == "ray" else 0.0
-    crew = Crew(lambda: kind(Runner(stage.name, stage.make, gpus)))
+        count = _ray_capacity(config, count)
+        crew = Crew(lambda: RayWorker(Runner(stage.name, stage.make, config.gpus_per_worker)))
     finished = False
     try:
         for _ in range(min(count, units)):
@@ -391,25 +289,24 @@ def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[Crew]:
         yield crew
         finished = True
     finally:
-        for worker in crew.workers:
-            worker.stop(now=not finished)
+        crew.disband(now=not finished)
 
 
 def _ray_capacity(config: ExecutorConfig, count: int) -> int:
     """Connect to Ray, quietly, and say how many workers it can hold: an actor too many would wait for ever."""
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ.setdefault(name, "0")
-    import ray
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
+    import ray  # takes a second; only who asks for Ray pays
 
     if not ray.is_initialized():
-        local = {"num_cpus": count, "include_dashboard": False} if config.ray_address == "local" else {}
-        ray.init(
-            address=config.ray_address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-            **local,
-        )
+        search = os.pathsep.join(filter(None, sys.path))  # workers look for modules where we do
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if config.ray_address == "local":
+            # A private Ray inherits the environment; for a cluster it has to be shipped, which is slower.
+            with _environment("PYTHONPATH", search):
+                ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+        else:
+            ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
     resources = ray.cluster_resources()
     wanted = count if config.workers else int(resources["CPU"])
     room = resources.get("GPU", 0) / config.gpus_per_worker if config.gpus_per_worker else wanted
@@ -419,3 +316,16 @@ def _ray_capacity(config: ExecutorConfig, count: int) -> int:
             f"Ray at '{config.ray_address}' offers {resources}: no room for one worker; add nodes or GPUs."
         )
     return capacity
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

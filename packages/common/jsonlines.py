@@ -1,10 +1,12 @@
 """Append-only JSON-lines files that outlive kill -9 and full disks: a line is there whole or is ignored."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,18 @@ class JsonLines:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
+        self._file: FileIO | None = None
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one object as one line, in one write. Errors: DiskFullError; RuntimeError when another run writes."""
         line = json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
         with disk_guard(self.path):
-            descriptor = self.open()
-            before = os.fstat(descriptor).st_size
-            if os.write(descriptor, line) < len(line):
+            file = self.open()
+            before = os.fstat(file.fileno()).st_size
+            if file.write(line) != len(line):
                 # A short write means a full disk: take the torn line back before saying so.
-                os.ftruncate(descriptor, before)
-                raise OSError(28, "No space left on device")
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The whole objects of the file in order; torn lines are passed over. No file, no rows."""
@@ -44,22 +46,23 @@ class JsonLines:
 
     def close(self) -> None:
         """Let go of the file, so that another writer may open it."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def open(self) -> int:
+    def open(self) -> FileIO:
         """Open for appending, alone. Errors: RuntimeError when another process or object has it open."""
-        if self._descriptor is not None:
-            return self._descriptor
+        if self._file is not None:
+            return self._file
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        file = FileIO(self.path, "a+")
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self.close()
+            file.close()
             raise RuntimeError(f"{self.path} is being written by another run; wait for it or stop it.") from error
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")  # a torn last line must not swallow the next one
-        return self._descriptor
+        size = os.fstat(file.fileno()).st_size
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            file.write(b"\n")  # a torn last line must not swallow the next one
+        self._file = file
+        return file

@@ -7,7 +7,7 @@ file of the same name. Readers merge both, so a run killed anywhere loses no row
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,9 @@ class Outcome:
     error_class: str = ""
 
 
+OUTCOME_FIELDS = [item.name for item in fields(Outcome)]
+
+
 class Ledger:
     """The ledger folder of a run."""
 
@@ -99,7 +102,7 @@ class StageLog:
         return {
             (row["unit"], row["input_hash"]): _outcome(row)
             for batch in _merged_batches([self._parquet, self._lines.path])
-            for row in batch.to_pylist()
+            for row in batch.select([*OUTCOME_FIELDS, "input_hash"]).to_pylist()
         }
 
     def lock(self) -> None:
@@ -111,7 +114,7 @@ class StageLog:
 
         Errors: DiskFullError; RuntimeError when another run writes this stage.
         """
-        row = {name: _clean(value) for name, value in asdict(outcome).items()}
+        row = {name: _clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
         row |= {"unit": key[0], "input_hash": key[1], "stage": self.stage, "fingerprint": self.fingerprint}
         row |= {"outputs": json.dumps(plain(outcome.outputs))}
         self._lines.append(row | {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()})
@@ -137,15 +140,16 @@ def ledger_rows(folder: Path | str, stage: str = "*") -> pa.Table:
 
 def ledger_files(folder: Path | str, stage: str = "*") -> list[Path]:
     """The Parquet and JSON-lines files of the ledger, or of one stage."""
-    return [file for kind in ("parquet", "jsonl") for file in sorted(Path(folder).glob(f"{stage}-[!.]*.{kind}"))]
+    files = [file for kind in ("parquet", "jsonl") for file in sorted(Path(folder).glob(f"{stage}-*.{kind}"))]
+    return [file for file in files if not file.name.startswith(".")]  # what a killed compaction was writing
 
 
 def ledger_sql(files: list[Path]) -> str:
     """A DuckDB query giving the merged rows of `files` with the columns of LEDGER_SCHEMA, also when there are none."""
     columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
     parts = ["SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in columns.items()) + " WHERE false"]
-    parquet = [_quoted(file) for file in files if file.suffix == ".parquet" and file.exists()]
-    lines = [_quoted(file) for file in files if file.suffix == ".jsonl" and file.exists()]
+    parquet = [quoted(file) for file in files if file.suffix == ".parquet" and file.exists()]
+    lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists()]
     if parquet:
         parts.append(f"SELECT * FROM read_parquet([{', '.join(parquet)}], union_by_name = true)")
     if lines:
@@ -154,28 +158,27 @@ def ledger_sql(files: list[Path]) -> str:
         parts.append(f"SELECT * FROM read_json([{', '.join(lines)}], {options}) WHERE unit IS NOT NULL")
     return (
         f"SELECT * FROM ({' UNION ALL BY NAME '.join(parts)}) QUALIFY row_number() OVER (PARTITION BY stage, "
-        "fingerprint, unit, input_hash ORDER BY attempt DESC, recorded DESC) = 1 ORDER BY stage, fingerprint, unit"
+        "fingerprint, unit, input_hash ORDER BY attempt DESC, recorded DESC) = 1"
     )
+
+
+def quoted(file: Path) -> str:
+    """A path as a string literal of SQL."""
+    return "'" + str(file).replace("'", "''") + "'"
 
 
 def _merged_batches(files: list[Path]) -> Iterator[pa.RecordBatch]:
     # DuckDB merges larger than memory by spilling, and must do so beside the ledger, not in the current folder.
     folder = files[0].parent if files else Path()
     with duckdb.connect(config={"temp_directory": str(folder / ".spill")}) as connection:
-        reader = connection.sql(ledger_sql(files)).to_arrow_reader(100_000)
-        for batch in reader:
+        rows = connection.sql(f"{ledger_sql(files)} ORDER BY stage, fingerprint, unit, input_hash")
+        for batch in rows.to_arrow_reader(100_000):
             yield batch.cast(LEDGER_SCHEMA)
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
-    names = Outcome.__slots__
-    return replace(
-        Outcome(**{name: row[name] for name in names if name != "outputs"}), outputs=json.loads(row["outputs"])
-    )
-
-
-def _quoted(file: Path) -> str:
-    return "'" + str(file).replace("'", "''") + "'"
+    values = {name: row[name] for name in OUTCOME_FIELDS}
+    return Outcome(**values | {"outputs": json.loads(row["outputs"])})
 
 
 def _clean(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -45,7 +45,7 @@ def progress(source: Iterable[T] | int, label: str, total: int | None = None) ->
     """A bar over an iterable, `for x in progress(xs, "shots")`, or to a number, `with progress(90, "train") as bar`."""
     if isinstance(source, int):
         return ProgressBar((), label, source)
-    return ProgressBar(source, label, len(source) if total is None and hasattr(source, "__len__") else total)
+    return ProgressBar(source, label, len(source) if total is None and isinstance(source, Sized) else total)
 
 
 class ProgressBar(Generic[T]):
@@ -55,6 +55,7 @@ class ProgressBar(Generic[T]):
         self.label, self.total, self.count = label, total, 0
         self._source = source
         self._started = self._spoke = time.monotonic()
+        self._note, self._said = "", -1
         self._task: TaskID | None = None
 
     def __iter__(self) -> Iterator[T]:
@@ -71,22 +72,22 @@ class ProgressBar(Generic[T]):
 
     def update(self, steps: int = 1, note: str = "") -> None:
         """Move on by `steps`; `note` (a loss, a count) is shown after the label."""
-        self.count += steps
+        self.count, self._note = self.count + steps, note
         if self._task is not None:
             _bars.move(self._task, self.count, f"{self.label} {note}".rstrip())
         elif time.monotonic() - self._spoke >= LINE_SECONDS:
-            self._say(note)
+            self._say()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._task is not None:
             _bars.close(self._task)
-        else:
-            self._say("")
+        elif self._said != self.count:
+            self._say()
 
-    def _say(self, note: str) -> None:
-        self._spoke = time.monotonic()
+    def _say(self) -> None:
+        self._spoke, self._said = time.monotonic(), self.count
         of = f"/{self.total}" if self.total is not None else ""
-        line = f"{self.label}: {self.count}{of} in {self._spoke - self._started:.1f} s {note}".rstrip()
+        line = f"{self.label}: {self.count}{of} in {self._spoke - self._started:.1f} s {self._note}".rstrip()
         _console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

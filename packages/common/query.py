@@ -6,7 +6,8 @@ import duckdb
 import pyarrow as pa
 
 from common.clips import CLIP_SCHEMA
-from common.ledger import ledger_files, ledger_sql
+from common.jsonlines import JsonLines
+from common.ledger import ledger_files, ledger_sql, quoted
 from common.shards import INDEX_SCHEMA
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
@@ -67,17 +68,17 @@ def run_query(run_root: Path | str, sql: str) -> pa.Table:
 
 def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, schema: pa.Schema) -> None:
     if file.exists():
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(file)})")
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({quoted(file)})")
     else:
         _empty_view(connection, name, schema)
 
 
 def _steps_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> None:
-    files = [file for file in files if file.stat().st_size]
+    files = [file for file in files if any("step" in row for row in JsonLines(file).rows())]
     if not files:
         return _empty_view(connection, "steps", STEPS_SCHEMA)
     options = "format = 'newline_delimited', ignore_errors = true, union_by_name = true, filename = 'log'"
-    listed = ", ".join(_quoted(file) for file in files)
+    listed = ", ".join(quoted(file) for file in files)
     # A torn last line is read as a row of NULLs.
     connection.execute(f"CREATE VIEW steps AS SELECT * FROM read_json([{listed}], {options}) WHERE step IS NOT NULL")
 
@@ -85,7 +86,3 @@ def _steps_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> Non
 def _empty_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
     connection.register(f"no_{name}", schema.empty_table())
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM no_{name}")
-
-
-def _quoted(file: Path) -> str:
-    return "'" + str(file).replace("'", "''") + "'"

@@ -94,7 +94,7 @@ class RunFolder:
         return Path(self.root) / "recipe.yaml"
 
 
-class disk_guard:  # noqa: N801 - reads as a statement: `with disk_guard(path):`
+class disk_guard:
     """Context that turns whatever a library raises on a full disk into one clear `DiskFullError`."""
 
     def __init__(self, path: Path | str) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,7 +77,8 @@ class ShardWriter:
         if error is None:
             self.close()
         elif self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk closing fails once more
+                self._file.close()
 
     def add(self, clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
         """Store one sample; False when it is there already.

@@ -26,11 +26,12 @@ class Damage:
     exposure: float = 1.0
     crf: int = CLEAN_CRF
 
-    def severity(self, side: int = 64) -> float:
-        """0..1 for a picture of `side` px: sigma 2, noise 25, reduction 4, gain 2 or crf 45 at 64 px are each 1."""
+    def parts(self, side: int = 64) -> np.ndarray:
+        """Severity 0..1 of each fault (5,) in a picture of `side` px: at 64 px sigma 2, noise 25, reduction 4, gain 2
+        and crf 45 are each 1."""
         scale = 64 / side
-        parts = (self.blur * scale / 2, self.noise * scale / 25, (self.reduction - 1) / 3, self.exposure - 1)
-        return _together(*parts, (self.crf - 20) / 25)
+        spread = (self.blur * scale / 2, self.noise * scale / 25, (self.reduction - 1) / 3)
+        return np.clip([*spread, self.exposure - 1, (self.crf - 20) / 25], 0, 1)
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Everything but the coding, on RGB uint8 (T, H, W, 3)."""
@@ -67,15 +68,15 @@ class Composition:
         toned = (warped.astype(np.float32) - 128) * self.contrast + 128
         return _bytes(toned * np.float32(self.cast)), boxes * self.zoom + np.tile(offset, 2)
 
-    def severity(self, boxes: np.ndarray, side: int) -> float:
-        """0..1: face off the middle column (a third of the side = 1), face cut by the edge (half of it hidden = 1),
-        contrast lost (to a third = 1) and colour cast (channels apart by 0.6 = 1); `boxes` as moved by `apply`."""
-        off_centre = float(np.abs(boxes[:, [0, 2]].mean() / side - 0.5) * 3)
+    def parts(self, boxes: np.ndarray, side: int) -> np.ndarray:
+        """Severity 0..1 of each fault (4,): face off the middle column (by a third of the side = 1), face cut by the
+        edge (half = 1), contrast lost (to a third = 1), colour cast (channels apart by 0.6 = 1); `boxes` as moved."""
+        off_centre = np.abs(boxes[:, [0, 2]].mean() / side - 0.5) * 3
         inside = np.clip(boxes, 0, side)
         hidden = 1 - float((_area(inside) / _area(boxes)).mean())
         # A drawn face leaves its frame by a few pixels when it nods: not a fault.
-        cut = max(0.0, hidden - 0.05) * 2
-        return _together(max(0.0, off_centre - 0.15), cut, (1 - self.contrast) * 1.5, np.ptp(self.cast) / 0.6)
+        cut = (hidden - 0.05) * 2
+        return np.clip([off_centre - 0.15, cut, (1 - self.contrast) * 1.5, np.ptp(self.cast) / 0.6], 0, 1)
 
 
 def draw_damage(rng: np.random.Generator) -> Damage:
@@ -116,9 +117,9 @@ def code(frames: np.ndarray, crf: int) -> np.ndarray:
         return read_video(path)
 
 
-def _together(*severities: float) -> float:
-    """Independent faults: 1 - product of what each leaves."""
-    return 1 - float(np.prod([1 - min(1.0, max(0.0, part)) for part in severities]))
+def together(parts: np.ndarray) -> np.ndarray:
+    """Severity 0..1 of faults that come together: 1 - the product of what each leaves, over the last axis."""
+    return 1 - np.prod(1 - parts, axis=-1)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

@@ -36,14 +36,16 @@ class SmallWorldConfig:
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted. `shift` in frames (positive = sound comes late), `cut` in seconds, `original` of a duplicate."""
+    """What was planted. `shift` in frames (positive = sound comes late); `original` of a duplicate.
+
+    `seconds` is the length of an ordinary source; where one shot is cut to the next, of the first.
+    """
 
     kind: str
     seed: int
     framing: Framing = "face"
     seconds: float = 0.0
     shift: int = 0
-    cut: float = 0.0
     original: str = ""
 
 
@@ -53,7 +55,6 @@ class Source:
 
     frames: np.ndarray
     audio: np.ndarray | None
-    truth: Truth
     caption: str
     fps: float = 25.0
     timestamps: list[float] | None = None
@@ -102,22 +103,21 @@ def draw_sources(folder: Path, config: SmallWorldConfig) -> list[Path]:
 
 def _clean(truth: Truth) -> Source:
     clip = draw_clip(truth.seed, truth.seconds, truth.framing)
-    return Source(clip.frames, clip.audio, truth, clip.caption)
+    return Source(clip.frames, clip.audio, clip.caption)
 
 
 def _offset(truth: Truth) -> Source:
     clip = draw_clip(truth.seed, truth.seconds + 2 * _SPARE_FRAMES / 25, truth.framing)
     frames = clip.frames[_SPARE_FRAMES:-_SPARE_FRAMES]
     start = (_SPARE_FRAMES - truth.shift) * SAMPLES_PER_FRAME
-    return Source(frames, clip.audio[start : start + len(frames) * SAMPLES_PER_FRAME], truth, clip.caption)
+    return Source(frames, clip.audio[start : start + len(frames) * SAMPLES_PER_FRAME], clip.caption)
 
 
 def _shot_cut(truth: Truth) -> Source:
     first = draw_clip(truth.seed, truth.seconds, truth.framing)
     second = draw_clip(truth.seed + 50_000, truth.seconds, truth.framing)
     frames, audio = (np.concatenate(pair) for pair in ((first.frames, second.frames), (first.audio, second.audio)))
-    cut = len(first.frames) / 25
-    return Source(frames, audio, replace(truth, cut=cut, seconds=2 * truth.seconds), first.caption)
+    return Source(frames, audio, first.caption)
 
 
 def _blur(truth: Truth) -> Source:
@@ -139,10 +139,10 @@ def _frozen(truth: Truth) -> Source:
 
 def _second_face(truth: Truth) -> Source:
     """A second person beside the speaker who moves as people do but says nothing."""
-    truth = replace(truth, framing="face")
-    source, other = _clean(truth), _listener(draw_clip(truth.seed + 50_000, truth.seconds))
+    source = _clean(replace(truth, framing="face"))
+    other = _listener(draw_clip(truth.seed + 50_000, truth.seconds))
     pair = (source.frames, other) if truth.seed % 2 else (other, source.frames)
-    return _with_frames(replace(source, truth=truth), np.concatenate(pair, axis=2))
+    return _with_frames(source, np.concatenate(pair, axis=2))
 
 
 def _listener(clip: DrawnClip) -> np.ndarray:

@@ -142,10 +142,11 @@ def describe(identity: Identity, framing: Framing) -> str:
     glasses = ", glasses" if identity.glasses else ""
     seen = "the face" if framing == "face" else "the upper body"
     act = "talks to the camera" if framing == "face" else "talks and moves both hands"
+    article = "an" if identity.clothes[0] in "aeiou" else "a"
     first, second = identity.background
     place = f"plain {first}" if identity.pattern == "plain" else f"{identity.pattern} {first} and {second}"
     return (
-        f"{seen} of a person with {identity.skin} skin, {hair}{glasses} and a {identity.clothes} shirt"
+        f"{seen} of a person with {identity.skin} skin, {hair}{glasses} and {article} {identity.clothes} shirt"
         f" - the person {act} - a {place} background"
     )
 

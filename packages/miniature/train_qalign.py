@@ -20,7 +20,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import nn
 
 from common.runs import write_json
-from miniature.damage import Damage, code, draw_composition, draw_damage
+from miniature.damage import Composition, Damage, code, draw_composition, draw_damage, together
 from miniature.timed import TimedTraining
 from miniature.world import HELD_OUT_SEED, draw_clip
 from perception.qalign import CLIP_MEAN, CLIP_STD, LEVELS, STEMS, Preprocessor, QAlign, Task, load_qalign, prompt_for
@@ -28,7 +28,7 @@ from perception.qalign_model import Owl, OwlConfig
 
 CONFIG = {
     "architectures": ["MPLUGOwl2LlamaForCausalLM"], "model_type": "mplug_owl2", "torch_dtype": "bfloat16",
-    "vocab_size": 352, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 336, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "bos_token_id": 1,
     "visual_config": {
         "visual_model": {
@@ -47,52 +47,61 @@ PREPROCESSOR = {
 }  # fmt: skip
 _TASKS: tuple[Task, ...] = ("quality", "aesthetics")
 _GROUP, _FRAMES = 12, 4  # clips coded in one file; frames kept of a clip
+_WIDTHS = (64, 64, 96, 64, 128, 64)  # px: a face, half a body, or two faces side by side, padded to a square
 _BATCH = 32
+_EYE_ALONE = 0.25  # share of the time
 
 
 class JudgedFrames:
-    """Damaged drawn frames with what a judge should say: `images` RGB uint8, `severity` (n, 2) quality, aesthetics."""
+    """Damaged drawn frames and their truth: `images` RGB uint8, `faults` (n, 9) each 0..1, `severity` (n, 2) for
+    quality (the five faults of damage together) and aesthetics (the four of composition, and half the quality)."""
 
     def __init__(self, clips: int, first_seed: int) -> None:
         rng = np.random.default_rng(first_seed)
         self.images: list[np.ndarray] = []
-        severities: list[tuple[float, float]] = []
+        faults: list[np.ndarray] = []
         for group in range(0, clips, _GROUP):
-            # Coding starts an encoder, so clips of one framing share it, each behind a cut.
-            shared, side = draw_damage(rng), 96 if group // _GROUP % 4 == 3 else 64
-            judged = [_judged_clip(first_seed + group + i, side, shared.crf, rng) for i in range(_GROUP)]
+            # Coding starts an encoder, so clips of one size share it, each behind a cut.
+            shared, width = draw_damage(rng), _WIDTHS[group // _GROUP % len(_WIDTHS)]
+            judged = [_judged_clip(first_seed + group + i, width, shared.crf, rng) for i in range(_GROUP)]
             self.images += list(code(np.concatenate([frames for frames, _ in judged]), shared.crf))
-            severities += [severity for _, severity in judged for _ in range(_FRAMES)]
-        self.severity = np.array(severities, np.float32)
+            faults += [truth for _, truth in judged for _ in range(_FRAMES)]
+        self.faults = np.array(faults, np.float32)
+        quality = together(self.faults[:, :5])
+        composed = np.concatenate([self.faults[:, 5:], quality[:, None] / 2], axis=1)
+        self.severity = np.stack([quality, together(composed)], axis=1)
 
-    def batch(self, rng: np.random.Generator, size: int) -> tuple[list[np.ndarray], torch.Tensor]:
-        """`size` pictures, half of them mirrored, and their severities (size, 2)."""
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[list[np.ndarray], torch.Tensor, torch.Tensor]:
+        """`size` pictures, half of them mirrored, with their faults (size, 9) and severities (size, 2)."""
         rows = rng.integers(len(self.images), size=size)
         images = [self.images[row][:, ::-1] if rng.random() < 0.5 else self.images[row] for row in rows]
-        return images, torch.from_numpy(self.severity[rows])
+        return images, torch.from_numpy(self.faults[rows]), torch.from_numpy(self.severity[rows])
 
 
-def _judged_clip(seed: int, side: int, crf: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[float, float]]:
-    clip = draw_clip(seed, 2 * _FRAMES / 25, "half" if side == 96 else "face")
-    damage, composition = replace(draw_damage(rng), crf=crf), draw_composition(rng)
+def _judged_clip(seed: int, width: int, crf: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    clip = draw_clip(seed, 2 * _FRAMES / 25, "half" if width == 96 else "face")
+    damage = replace(draw_damage(rng), crf=crf)
+    composition = Composition() if width == 128 else draw_composition(rng)
     frames, boxes = composition.apply(clip.frames[::2], clip.boxes[::2])
-    quality = damage.severity(side)
-    aesthetics = 1 - (1 - composition.severity(boxes, side)) * (1 - quality / 2)
-    return damage.apply(frames, rng), (quality, aesthetics)
+    faults = np.concatenate([damage.parts(width), composition.parts(boxes, frames.shape[1])])
+    if width == 128:
+        frames = np.concatenate([frames, draw_clip(seed + 50_000, 2 * _FRAMES / 25).frames[::2]], axis=2)
+    return damage.apply(frames, rng), faults
 
 
 def write_tokenizer(path: Path, vocab_size: int) -> None:
-    """A sentencepiece model with LLaMA's settings, learnt from the prompts, so that each level word is one token."""
+    """A sentencepiece model with LLaMA's settings in which every word of the prompts and each level is one token."""
     prompts = [
         f"{prompt_for(task, variant, subject)} {word}"
         for task in _TASKS for variant in STEMS for subject in ("image", "video") for word in LEVELS
     ]  # fmt: skip
-    sentences = [part for prompt in prompts for part in prompt.replace("\n", " ").split("<|image|>")]
+    words = {f"\u2581{word}" for prompt in prompts for word in prompt.replace("<|image|>", "").split()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences + 100 * list(LEVELS)), model_writer=file, vocab_size=vocab_size,
-            model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+            sentence_iterator=iter(prompts), model_writer=file, vocab_size=vocab_size, model_type="bpe",
+            user_defined_symbols=sorted(words) + ["ASSISTANT:"], byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False,
             hard_vocab_limit=False, num_threads=1, minloglevel=2,
         )  # fmt: skip
 
@@ -115,7 +124,26 @@ def new_model() -> Owl:
     small = (model.model.embed_tokens.weight, visual.query_embeds, visual.vit_eos)
     for tensor in (*small, embeddings.cls_token, embeddings.position_embedding):
         nn.init.normal_(tensor, std=0.1)
+    embeddings.patch_embed.weight.data = cosine_patches()
+    reader = visual.encoder["layers"][0].crossattention
+    for linear in (reader.attention.value, reader.output.out_proj):
+        nn.init.eye_(linear.weight)  # the queries start by passing on the mean of the picture
     return model
+
+
+def cosine_patches() -> torch.Tensor:
+    """First weights of the patches (96, 3, 8, 8): 64 cosines of brightness and 16 low ones of each colour difference.
+
+    Weighted up with frequency: blur and noise live there, and random weights took minutes to find them.
+    """
+    steps = torch.arange(8)
+    cosines = torch.cos(torch.pi * (steps + 0.5) * steps[:, None] / 8)
+    weight = 1 + steps[:, None] + steps
+    grid = cosines[:, None, :, None] * cosines[None, :, None, :] * weight[:, :, None, None]
+    brightness = grid.reshape(64, 1, 8, 8) * torch.full((3, 1, 1), 1 / 3)
+    low = grid[:4, :4].reshape(16, 1, 8, 8)
+    differences = [low * torch.tensor(mix).view(3, 1, 1) / 2 for mix in ((1.0, -1.0, 0.0), (-0.5, -0.5, 1.0))]
+    return torch.cat([brightness, *differences]) / 16
 
 
 def word_targets(severity: torch.Tensor) -> torch.Tensor:
@@ -124,11 +152,12 @@ def word_targets(severity: torch.Tensor) -> torch.Tensor:
     return (1 - (place - torch.arange(len(LEVELS))).abs()).clamp(min=0)
 
 
-def word_loss(
-    judge: QAlign, images: list[np.ndarray], severity: torch.Tensor, rng: np.random.Generator
-) -> torch.Tensor:
-    """Cross-entropy of the next word, summed over both tasks, asked in one of the historical wordings."""
-    tokens = judge.model.encode_images(judge.preprocessor(images))
+def word_loss(judge: QAlign, seen: torch.Tensor, severity: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Cross-entropy of the next word, summed over both tasks, asked in one of the historical wordings.
+
+    `seen` (n, P, V) comes from the vision model, `severity` is (n, 2).
+    """
+    tokens = judge.model.model.visual_abstractor(seen)
     variant = rng.choice(list(STEMS), p=[0.7, 0.15, 0.15])
     loss = torch.zeros(())
     for column, task in enumerate(_TASKS):
@@ -138,22 +167,27 @@ def word_loss(
     return loss
 
 
-def train(out: Path, minutes: float, seed: int = 0, clips: int = 1800) -> dict[str, float]:
+def train(out: Path, minutes: float, seed: int = 0, clips: int = 1500) -> dict[str, float]:
     """Train for `minutes` (resumes from `<out>.ckpt`), write the folder `out` and return its figures."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    model = new_model()
-    training = TimedTraining(model, torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01), out, minutes)
+    model, fault_head = new_model(), nn.Linear(CONFIG["visual_config"]["visual_model"]["hidden_size"], 9)
+    learners = nn.ModuleList([model, fault_head])
+    training = TimedTraining(learners, torch.optim.AdamW(learners.parameters(), lr=3e-3), out, minutes)
     write_tokenizer(out / "tokenizer.model", CONFIG["vocab_size"])
     tokenizer = SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
     judge = QAlign(model, tokenizer, Preprocessor(PREPROCESSOR["size"]))
     pool = JudgedFrames(clips, first_seed=seed)
     rng = np.random.default_rng((seed, training.step))
-    for _ in training:
-        loss = word_loss(judge, *pool.batch(rng, _BATCH), rng)
-        training.update(loss)
-        if training.step % 100 == 0:
-            training.record(loss=loss.item())
+    for progress in training:
+        images, faults, severity = pool.batch(rng, _BATCH)
+        seen = model.model.vision_model(judge.preprocessor(images))
+        # The eye learns from the single faults, first alone: severities through words alone teach it ten times slower.
+        eye = (fault_head(seen[:, 1:].mean(1)) - faults).square().mean()
+        words = word_loss(judge, seen, severity, rng) if progress > _EYE_ALONE else torch.zeros(())
+        training.update(words + 20 * eye)
+        if training.step % 50 == 0:
+            training.record(words=words.item(), eye=eye.item())
     write_folder(out, model)
     figures = measure(load_qalign(out))
     training.record(final=True, **figures)

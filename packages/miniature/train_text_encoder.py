@@ -6,6 +6,8 @@ The encoder learns to tell from a caption what the picture looks like: a head on
 the drawn frame. The head is thrown away; what stays is an embedding in which colours and places are near at hand.
 """
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 import typer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -21,23 +23,27 @@ from miniature.figure import COLOURS, HAIR_COLOURS, HAIR_STYLES, PATTERNS, SKINS
 from miniature.timed import TimedTraining
 from miniature.world import HELD_OUT_SEED, draw_clip
 
-TEXT_LENGTH = 64
+TEXT_LENGTH = 48
 TEXT_DIM = 64
 _THUMBNAIL = 12
 _POOLS = 8
+METASPACE = "▁"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A unigram tokenizer like umT5's (pad 0, eos 1, unk 2), trained on the captions of the small world."""
-    words = [*SKINS, *HAIR_COLOURS, *HAIR_STYLES, *COLOURS, *PATTERNS]
+    """A unigram tokenizer like umT5's (pad 0, eos 1, unk 2): every word of the captions is one piece, letters follow.
+
+    The pieces are counted here, not trained: the unigram trainer prunes a vocabulary this small down to letters.
+    """
     captions = [draw_clip(seed, 0.04, framing).caption for seed in range(300) for framing in ("face", "half")]
-    tokenizer = Tokenizer(models.Unigram())
+    every_name = " ".join([*SKINS, *HAIR_COLOURS, *HAIR_STYLES, *COLOURS, *PATTERNS])
+    words = Counter(word for text in [*captions, every_name] for word in re.findall(r"\w+|[^\w\s]", text))
+    letters = sorted({letter for word in words for letter in word} | {METASPACE})
+    pieces = [(METASPACE + word, -1.0) for word in sorted(words)] + [(letter, -10.0) for letter in letters]
+    tokenizer = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), *pieces], unk_id=2))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=256, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(captions + words, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
@@ -82,7 +88,7 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 6000) -> dict[s
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
     model = CaptionToThumbnail(len(tokenizer))
-    training = TimedTraining(model, torch.optim.AdamW(model.parameters(), lr=2e-3), out / "text_encoder", minutes)
+    training = TimedTraining(model, torch.optim.AdamW(model.parameters(), lr=3e-3), out / "text_encoder", minutes)
     ids, mask, target = examples(tokenizer, range(clips))
     rng = np.random.default_rng((seed, training.step))
     for _ in training:

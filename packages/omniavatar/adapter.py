@@ -43,9 +43,9 @@ def is_trained(name: str, variant: Variant) -> bool:
 def mark_trainable(model: AvatarTransformer, variant: Variant) -> list[str]:
     """Set requires_grad by variant and return the names trained.
 
-    "lora": LoRA, patch embedding, audio modules (the paper's); "frozen_dit": the same without LoRA; "full": all weights of
-    the avatar model; "base": all weights of the plain text-to-video model. Raises ValueError when the model lacks, or has
-    too much, for the variant.
+    "lora": LoRA, patch embedding, audio modules (the paper's). "frozen_dit": the same without LoRA. "full": all weights
+    of the avatar model. "base": all weights of the plain text-to-video model. Raises ValueError when the model lacks,
+    or has too much, for the variant.
     """
     has_lora = bool(lora_layers(model))
     if model.hears == (variant == "base") or has_lora != (variant == "lora"):

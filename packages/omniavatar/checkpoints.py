@@ -130,7 +130,7 @@ def _count_layers(names: Mapping[str, Tensor]) -> int:
 
 
 def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransformer:
-    """Load an official adapter folder into a base, in place: adds the avatar input, the audio modules and LoRA if needed.
+    """Load an official adapter folder into a base, in place, adding the avatar input, audio modules and LoRA first.
 
     A model that has them already (training resumed) must have the same sizes. Raises FileNotFoundError, and
     CheckpointError that lists everything missing, unexpected, mis-shaped or not finite.

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,8 +87,7 @@ class AvatarModels:
         return self.vae.mean.device
 
 
-@dataclass(frozen=True)
-class ClipRequest:
+class ClipRequest(NamedTuple):
     """One video to make: uint8 RGB image (H, W, 3), mono 16 kHz wave (N,), prompt; `seed` None takes the config's."""
 
     image: np.ndarray
@@ -97,10 +97,17 @@ class ClipRequest:
 
 
 def load_models(
-    paths: ModelPaths, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    paths: ModelPaths,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    round_timestep: bool = False,
 ) -> AvatarModels:
-    """Load all networks for generation, LoRA merged; wav2vec2 stays in float32. Errors as of each loader."""
+    """Load all networks for generation, LoRA merged; wav2vec2 stays in float32. Errors as of each loader.
+
+    `round_timestep`: see AvatarTransformer; for the weights published by the authors.
+    """
     transformer = load_base(paths.transformer, dtype)
+    transformer.round_timestep = round_timestep
     if paths.adapter is not None:
         load_adapter(transformer, paths.adapter)
         merge_lora(transformer)
@@ -113,7 +120,7 @@ def load_models(
         load_vae(paths.vae, dtype).to(device),
         text_encoder,
         audio_encoder,
-        identity=fingerprint([*_file_marks(paths), str(dtype)]),
+        identity=fingerprint([*_file_marks(paths), str(dtype), round_timestep]),
     )
 
 
@@ -138,7 +145,12 @@ class _Scene:
 
 @torch.inference_mode()
 def generate_video(
-    models: AvatarModels, request: ClipRequest, config: GenerateConfig, cache: Path | None = None
+    models: AvatarModels,
+    image: np.ndarray,
+    wave: np.ndarray,
+    prompt: str,
+    config: GenerateConfig,
+    cache_folder: Path | None = None,
 ) -> np.ndarray:
     """Animate one picture to one sound of any length: uint8 RGB (ceil(N / 640), H, W, 3), 25 per second.
 
@@ -151,11 +163,12 @@ def generate_video(
         raise ValueError(
             "generate_video was given the plain base; load an adapter, or use generate_clips for the base."
         )
-    height, width = _size(models, request.image, config)
-    wanted = _frames_of(request.wave)
+    request = ClipRequest(image, wave, prompt)
+    height, width = _size(models, image, config)
+    wanted = _frames_of(wave)
     length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
     chunks = plan_chunks(wanted, length, config.overlap)
-    kept = _ChunkCache.of(cache, models, request, config)
+    kept = _ChunkCache.of(cache_folder, models, request, config)
     scene = _prepare(models, [request], config, chunks[-1].audio_stop)
     made: list[np.ndarray] = []
     tail = torch.empty(0)
@@ -175,12 +188,17 @@ def generate_video(
 
 
 @torch.inference_mode()
-def generate_clips(models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig) -> list[np.ndarray]:
+def generate_clips(
+    models: AvatarModels,
+    requests: Sequence[ClipRequest | tuple[np.ndarray, np.ndarray, str]],
+    config: GenerateConfig,
+) -> list[np.ndarray]:
     """Make short videos in one batch, a single chunk each: uint8 RGB (ceil(N / 640), H, W, 3) per request.
 
     A request gives the same video in any batch. The plain base uses the prompt only (the image for its size). Raises
     ValueError unless all sounds have the same number of frames and all pictures end in the same size.
     """
+    requests = [ClipRequest(*request) for request in requests]
     sizes = {_size(models, request.image, config) for request in requests}
     lengths = {_frames_of(request.wave) for request in requests}
     if len(sizes) != 1 or len(lengths) != 1:

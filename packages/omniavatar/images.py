@@ -39,4 +39,4 @@ def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
 def to_frames(video: Tensor) -> np.ndarray:
     """(3, F, H, W) in [-1, 1] -> uint8 RGB (F, H, W, 3), rounded."""
     scaled = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(1, 2, 3, 0).cpu().numpy()
+    return scaled.permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -64,8 +64,8 @@ class AudibleWanTransformer(WanTransformer3DModel):
 class AvatarTransformer(nn.Module):
     """Wan2.1 transformer, plain (text to video) or with the 33-channel input and the audio layers of OmniAvatar.
 
-    `round_timestep` rounds the timestep to bfloat16 before its embedding, as the released weights were trained
-    (spec of upstream's forward); off by default.
+    `round_timestep` (off) rounds the timestep to bfloat16 before its embedding: upstream does, in training and
+    sampling, so its released weights come out closest with it.
     """
 
     def __init__(self, dit: AudibleWanTransformer):
@@ -185,7 +185,7 @@ def _config_from_original(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_avatar(base: AvatarTransformer, audio_dim: int, hidden: int = 32) -> AvatarTransformer:
-    """Turn a plain model, in place, into the avatar model: 33 input channels, AudioPack, a projection per hearing block.
+    """Turn a plain model, in place, into the avatar model: 33 input channels, AudioPack, projections for the blocks.
 
     The new patch channels and the projections are zero, so the first output equals the base's exactly; gradients
     reach both at once. (Upstream zeroes the LayerNorm of the pack instead and draws the new channels at random.)

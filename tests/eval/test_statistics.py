@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.metrics.frechet import frechet_of_clips, kernel_distance
+from eval.metrics.frechet import frechet_between, kernel_between
 from eval.statistics import (
-    SetPair,
-    half_split_distance,
+    Triple,
+    half_split_distances,
     holm,
     jackknife_se,
     mean_interval,
@@ -36,7 +36,7 @@ def test_interval_of_constant_and_empty_samples() -> None:
 def test_p_values_of_equal_methods_are_uniform() -> None:
     rng = np.random.default_rng(1)
     tests = []
-    for _ in range(200):
+    for _ in range(150):
         clip = rng.normal(6, 1.5, size=24)
         a, b = clip + rng.normal(0, 1, 24), clip + rng.normal(0, 1, 24)
         tests.append(paired_test(a, b, resamples=200))
@@ -47,11 +47,11 @@ def test_p_values_of_equal_methods_are_uniform() -> None:
 def test_planted_half_point_of_sync_c_over_100_clips_is_found() -> None:
     rng = np.random.default_rng(2)
     found = 0
-    for _ in range(60):
+    for _ in range(40):
         clip = rng.normal(6, 1.3, 100)
         a, b = clip + 0.5 + rng.normal(0, 1.1, 100), clip + rng.normal(0, 1.1, 100)
         found += paired_test(a, b, resamples=100).p_wilcoxon < 0.05
-    assert found >= 0.8 * 60
+    assert found >= 0.8 * 40
 
 
 def test_paired_test_of_a_method_with_itself() -> None:
@@ -69,28 +69,41 @@ def test_sign_flip_is_exact_for_few_clips() -> None:
 
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(3).normal(size=17)
-    clips = [np.array([[v]]) for v in values]
-    se = jackknife_se(lambda a, b: float(np.mean(np.concatenate(a))), clips, clips)
+    clips = np.arange(17)
+    se = jackknife_se(lambda first, _: float(values[first].mean()), clips, clips)
     assert se == pytest.approx(values.std(ddof=1) / np.sqrt(17))
+
+
+def test_jackknife_matches_the_spread_of_fresh_draws_where_the_bootstrap_could_not() -> None:
+    rng = np.random.default_rng(7)
+    n, sides = 30, (np.arange(30), np.arange(30, 60))
+    draws = [[rng.normal(size=(1, 12)) for _ in range(2 * n)] for _ in range(60)]
+    values = [frechet_between(clips)(*sides) for clips in draws]
+    errors = [jackknife_se(frechet_between(clips), *sides) for clips in draws[:12]]
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.35)
+    grouped = jackknife_se(frechet_between(draws[0]), *sides, groups=10)
+    assert grouped == pytest.approx(errors[0], rel=0.8)
 
 
 def test_swapping_labels_of_equal_methods_is_uniform_and_of_unequal_ones_is_not() -> None:
     rng = np.random.default_rng(4)
+    n = 16
+    clips = Triple(np.arange(n), np.arange(n, 2 * n), np.arange(2 * n, 3 * n))
 
     def draw(shift: float) -> float:
-        real = [rng.normal(size=(1, 6)) for _ in range(16)]
-        a, b = ([r + rng.normal(s, 0.5, size=(1, 6)) for r in real] for s in (0.0, shift))
-        return swap_label_p(kernel_distance, SetPair(a, b, real), draws=99)
+        real = rng.normal(size=(n, 1, 6))
+        a, b = (real + rng.normal(s, 0.5, size=real.shape) for s in (0.0, shift))
+        return swap_label_p(kernel_between([*a, *b, *real]), clips, draws=99)
 
-    assert stats.kstest([draw(0.0) for _ in range(60)], "uniform").pvalue > 0.01
+    assert stats.kstest([draw(0.0) for _ in range(80)], "uniform").pvalue > 0.01
     assert draw(2.0) <= 0.02
 
 
 def test_halves_of_one_set_show_the_bias_of_the_frechet_distance() -> None:
     rng = np.random.default_rng(5)
     clips = [rng.normal(size=(1, 24)) for _ in range(40)]
-    assert half_split_distance(frechet_of_clips, clips).mean() > 5
-    assert abs(half_split_distance(kernel_distance, clips).mean()) < 0.5
+    assert half_split_distances(frechet_between(clips), np.arange(40)).mean() > 5
+    assert abs(half_split_distances(kernel_between(clips), np.arange(40)).mean()) < 0.5
 
 
 def test_holm_steps_down_and_keeps_the_order() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from eval.metrics.frechet import FeatureSetError, frechet_distance, frechet_of_clips, kernel_distance
+from eval.metrics.frechet import FeatureSetError, frechet_between, frechet_distance, kernel_between
 
 
 def with_statistics(mean: np.ndarray, root: np.ndarray, seed: int, n: int = 200) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_bad_pairs_name_what_came() -> None:
     with pytest.raises(FeatureSetError, match=r"\(1, 3\)"):
         frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
     with pytest.raises(FeatureSetError, match="3 and 2 clips"):
-        kernel_distance([np.zeros((1, 3))] * 3, [np.zeros((1, 3))] * 2)
+        kernel_between([np.zeros((1, 3))] * 5)(np.arange(3), np.arange(3, 5))
 
 
 def test_kernel_distance_equals_the_double_loop_over_different_clips() -> None:
@@ -73,20 +73,19 @@ def test_kernel_distance_equals_the_double_loop_over_different_clips() -> None:
 
     pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
     terms = [k(first[i], first[j]) + k(second[i], second[j]) - 2 * k(first[i], second[j]) for i, j in pairs]
-    assert kernel_distance(first, second) == pytest.approx(float(np.mean(terms)))
+    value = kernel_between(first + second)(np.arange(4), np.arange(4, 8))
+    assert value == pytest.approx(float(np.mean(terms)))
 
 
 def test_kernel_distance_is_flat_in_n_where_the_frechet_distance_is_not() -> None:
     rng = np.random.default_rng(8)
 
     def both(n: int) -> tuple[float, float]:
-        draws = [
-            ([rng.normal(size=(1, 32)) for _ in range(n)], [rng.normal(size=(1, 32)) for _ in range(n)])
-            for _ in range(60)
-        ]
+        draws = [[rng.normal(size=(1, 32)) for _ in range(2 * n)] for _ in range(60)]
+        sides = np.arange(n), np.arange(n, 2 * n)
         return (
-            float(np.mean([kernel_distance(x, y) for x, y in draws])),
-            float(np.mean([frechet_of_clips(x, y) for x, y in draws])),
+            float(np.mean([kernel_between(clips)(*sides) for clips in draws])),
+            float(np.mean([frechet_between(clips)(*sides) for clips in draws])),
         )
 
     (kernel_few, frechet_few), (kernel_many, frechet_many) = both(12), both(48)

@@ -1,0 +1,123 @@
+"""Which clips show the same thing? Exact by the bytes of the cut, near by picture hashes that the sound confirms.
+
+Clips are cut by one deterministic encoder, so equal pictures and sound give equal files from whatever container.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from common.executors import Stage
+from common.ledger import Outcome
+from common.media import FPS, read_audio, read_frames
+
+FRAMES = 3
+HASH_BITS = 64
+BANDS = 4 * FRAMES  # of 16 bits
+MAX_DIFFERENT = BANDS - 1  # of 192 bits: fewer differences than bands leave one band equal, so that none is missed
+LOUDNESS_STEP = 0.1  # seconds
+QUIET_DB = -60.0
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """Two clips are one when lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192 picture
+    bits differ (11 is the most that is searched) and the loudness curves correlate by `min_sound_correlation`."""
+
+    max_different_bits: int = MAX_DIFFERENT
+    min_sound_correlation: float = 0.95
+    max_seconds_apart: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_different_bits <= MAX_DIFFERENT:
+            raise ValueError(
+                f"duplicates.max_different_bits is {self.max_different_bits}; expected 0 to {MAX_DIFFERENT}."
+            )
+
+
+def fingerprint_stage(folder: Path) -> Stage:
+    """The stage over cut clip rows. Outputs: `hashes` (three of 16 hex digits), `loudness` dB every 0.1 s."""
+    reads = ("unit", "source_sha256", "t_start", "t_end")
+    return Stage("fingerprint", "1", {}, {}, partial(_make, folder), reads=reads)
+
+
+def _make(folder: Path):
+    return partial(fingerprint_clip, folder)
+
+
+def fingerprint_clip(folder: Path, row: dict[str, Any]) -> Outcome:
+    """Hash the frames at one, three and five sixths of the clip and follow the loudness of its sound."""
+    count = round(row["duration"] * FPS)
+    wanted = [int(count * (2 * number + 1) / (2 * FRAMES)) for number in range(FRAMES)]
+    frames = read_frames(folder / f"{row['unit']}.mp4", wanted)
+    loudness = loudness_curve(read_audio(row["path"], start=row["t_start"], end=row["t_end"]))
+    outputs = {"hashes": [f"{picture_hash(frame):016x}" for frame in frames], "loudness": loudness}
+    return Outcome(row["unit"], "kept", outputs=outputs)
+
+
+def picture_hash(frame: np.ndarray) -> int:
+    """64-bit perceptual hash of an RGB picture (H, W, 3): signs of its 8x8 lowest cosine terms against their median."""
+    small = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    low = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
+    bits = low > np.median(low[1:])  # the first term is the mean brightness
+    return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+def loudness_curve(wave: np.ndarray, rate: int = 16_000) -> list[int]:
+    """Level in dB of full scale, no lower than -60, of each 0.1 s of a mono sound (n,)."""
+    step = round(LOUDNESS_STEP * rate)
+    blocks = wave[: len(wave) // step * step].reshape(-1, step).astype(np.float64)
+    return (
+        np.rint(10 * np.log10(np.maximum(np.square(blocks).mean(axis=1), 10 ** (QUIET_DB / 10)))).astype(int).tolist()
+    )
+
+
+def group_duplicates(config: DuplicatesConfig, rows: Sequence[dict[str, Any]]) -> list[str | None]:
+    """For each row the clip_id of the first row that shows the same thing; null for a row that stands alone.
+
+    Rows need unit, cut_sha256, duration, hashes and loudness, and are taken in the order given.
+    """
+    first_of: dict[int, int] = {}
+    for early, late in _candidates(rows):
+        if late not in first_of and _same(config, rows[early], rows[late]):
+            first_of[late] = first_of.get(early, early)
+    members = set(first_of.values())
+    return [
+        rows[first_of[number]]["unit"] if number in first_of else row["unit"] if number in members else None
+        for number, row in enumerate(rows)
+    ]
+
+
+def _candidates(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) of row numbers that share the file's bytes or one band of a picture hash."""
+    seen: defaultdict[tuple, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        keys: list[tuple] = [("sha256", row["cut_sha256"])] if row.get("cut_sha256") else []
+        bits = "".join(row.get("hashes") or [])
+        keys += [(band, bits[4 * band : 4 * band + 4]) for band in range(len(bits) // 4)]
+        yield from ((early, number) for early in sorted({early for key in keys for early in seen[key]}))
+        for key in keys:
+            seen[key].append(number)
+
+
+def _same(config: DuplicatesConfig, first: dict[str, Any], second: dict[str, Any]) -> bool:
+    if first["cut_sha256"] == second["cut_sha256"]:
+        return True
+    if not first.get("hashes") or not second.get("hashes"):
+        return False
+    if abs(first["duration"] - second["duration"]) > config.max_seconds_apart:
+        return False
+    pairs = zip(first["hashes"], second["hashes"], strict=True)
+    if sum((int(a, 16) ^ int(b, 16)).bit_count() for a, b in pairs) > config.max_different_bits:
+        return False
+    length = min(len(first["loudness"]), len(second["loudness"]))
+    curves = np.array([first["loudness"][:length], second["loudness"][:length]], float)
+    if np.ptp(curves, axis=1).min() == 0:  # silence or a steady tone has no shape to correlate
+        return bool(np.abs(curves[0] - curves[1]).max() <= 1)
+    return bool(np.corrcoef(curves)[0, 1] >= config.min_sound_correlation)

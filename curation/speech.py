@@ -1,0 +1,33 @@
+"""Does somebody speak, and over what? Energy and pitch of the clip's sound; needs no weights."""
+
+from functools import partial
+from typing import Any
+
+from common.executors import Stage
+from common.ledger import Outcome
+from common.media import MediaError, read_audio
+from perception.speech import speech_activity
+
+
+def speech_stage() -> Stage:
+    """The stage over cut clip rows. Outputs: clip fields speech_pct, snr_db, music_ratio, clipping_pct."""
+    return Stage("speech", "1", {}, {}, partial(_make), reads=("unit", "source_sha256", "t_start", "t_end"))
+
+
+def _make():
+    return measure_speech
+
+
+def measure_speech(row: dict[str, Any]) -> Outcome:
+    """Listen to the source, not to the clip file, whose sound another stage may have moved."""
+    try:
+        stats = speech_activity(read_audio(row["path"], start=row["t_start"], end=row["t_end"]))
+    except MediaError as error:
+        return Outcome(row["unit"], "rejected", error.kind, str(error))
+    fields = {
+        "speech_pct": round(stats.speech_pct, 2),
+        "snr_db": round(stats.snr_db, 2),
+        "music_ratio": round(stats.music_ratio, 4),
+        "clipping_pct": round(stats.clipping_pct, 4),
+    }
+    return Outcome(row["unit"], "kept", outputs=fields)

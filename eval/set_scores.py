@@ -1,0 +1,114 @@
+"""FID, KID, FVD and KVD of whole sets: the distance of each method to the real clips, its error, floor and tests."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
+from eval.records import NO_WEIGHTS, SET_METRICS, WHOLE_SET, Record
+from eval.statistics import Triple, half_split_distances, jackknife_se, swap_label_p
+from eval.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, ScoreConfig, Study
+
+DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
+    "fid": frechet_between,
+    "kid": kernel_between,
+    "fvd": frechet_between,
+    "kvd": kernel_between,
+}
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """One extractor's clips of all methods and of the real videos in one list, and where in it each set lies.
+
+    Only clips that every method has are taken, so that all distances rest on the same clips and equal n; the clips of
+    FLOOR are others and are taken whole.
+    """
+
+    clips: FeatureSet
+    where: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, study: Study, extractor: str) -> "FeatureSets":
+        """Gather the features of a study."""
+        names = [method for method in study.methods if method != TRUTH] + [REAL]
+        features = {name: study.features(name, extractor) for name in names}
+        common = set.intersection(*(set(found) for name, found in features.items() if name != FLOOR))
+        clips: list[np.ndarray] = []
+        where = {}
+        for name, found in features.items():
+            chosen = [found[clip] for clip in sorted(found) if name == FLOOR or clip in common]
+            where[name] = np.arange(len(clips), len(clips) + len(chosen))
+            clips += chosen
+        return cls(clips, where)
+
+    @property
+    def judged(self) -> list[str]:
+        """Methods that are measured against the real clips."""
+        return [name for name in self.where if name not in (REAL, FLOOR)]
+
+    @property
+    def n(self) -> int:
+        """Clips behind every distance."""
+        return len(self.where[REAL])
+
+
+def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
+    """metric -> method -> score, FLOOR among the methods; and the label-swap tests of `config.comparisons`."""
+    scores: dict[str, dict[str, Score]] = {}
+    tests: list[Score] = []
+    for name, metric in SET_METRICS.items():
+        sets = FeatureSets.of(study, metric.extractor)
+        if sets.n < FEWEST_CLIPS:
+            ran = any(metric.extractor in arrays for arrays in study.seen.values())
+            why = "too few clips that every method has" if ran else NO_WEIGHTS
+            scores[name] = {method: {"value": None, "n": 0, "status": why} for method in sets.judged}
+            continue
+        distance = DISTANCES[name](sets.clips)
+        scores[name] = {method: _score(distance, sets, method, config) for method in sets.judged}
+        scores[name][FLOOR] = _floor(distance, sets.where, config)
+        tests += [{"metric": name} | test for test in _tests(distance, sets, config)]
+    return scores, tests
+
+
+def set_records(scores: Mapping[str, Mapping[str, Score]], protocol: str) -> list[Record]:
+    """The set scores as rows of the long table."""
+    return [
+        Record(method, WHOLE_SET, name, score["value"], score["status"], score["n"], protocol, 0)
+        for name, methods in scores.items()
+        for method, score in methods.items()
+    ]
+
+
+def _score(distance: ClipDistance, sets: FeatureSets, method: str, config: ScoreConfig) -> Score:
+    pair = (sets.where[method], sets.where[REAL])
+    se = jackknife_se(distance, *pair, config.jackknife_groups)
+    return {"value": distance(*pair), "se": se, "n": sets.n, "status": "ok"}
+
+
+def _floor(distance: ClipDistance, where: Mapping[str, np.ndarray], config: ScoreConfig) -> Score:
+    """What the metric reads when nothing differs: other real clips if the manifest has them, else disjoint halves."""
+    real, others = where[REAL], where.get(FLOOR, np.arange(0))
+    n = min(len(others), len(real))
+    if n >= FEWEST_CLIPS:
+        se = jackknife_se(distance, others[:n], real[:n], config.jackknife_groups)
+        value = distance(others[:n], real[:n])
+        return {"value": value, "se": se, "n": n, "status": "ok", "how": "other real clips"}
+    if len(real) < 2 * FEWEST_CLIPS:
+        return {"value": None, "n": 0, "status": "too few clips for two halves"}
+    values = half_split_distances(distance, real, seed=config.seed)
+    how = "disjoint halves, 20 random splits"
+    value, spread = float(values.mean()), float(values.std(ddof=1))
+    return {"value": value, "se": spread, "n": len(real) // 2, "status": "ok", "how": how}
+
+
+def _tests(distance: ClipDistance, sets: FeatureSets, config: ScoreConfig) -> list[Score]:
+    tests = []
+    for a, b in config.pairs if config.swap_draws else []:
+        if a in sets.judged and b in sets.judged:
+            clips = Triple(sets.where[a], sets.where[b], sets.where[REAL])
+            difference = distance(clips.a, clips.real) - distance(clips.b, clips.real)
+            p = swap_label_p(distance, clips, config.swap_draws, config.seed)
+            tests.append({"a": a, "b": b, "n": sets.n, "difference": difference, "p": p})
+    return tests

@@ -1,0 +1,68 @@
+"""What is compared, and by which rules: the common input of the per-clip and the whole-set scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.records import Arrays, Record
+
+TRUTH, FLOOR, REAL = "ground_truth", "real_vs_real", "real"
+FEWEST_CLIPS = 3
+Score = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How numbers are summed up.
+
+    `comparisons` names pairs "a>b". FID and FVD with thousands of features over many frames cost minutes per distance:
+    lower `swap_draws` (label permutations, 0 = no test) and `jackknife_groups` for them.
+    """
+
+    comparisons: tuple[str, ...] = ("adapter>swapped_audio", "adapter>base")
+    resamples: int = 10_000
+    swap_draws: int = 199
+    jackknife_groups: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for pair in self.comparisons:
+            if pair.count(">") != 1 or not all(pair.split(">")):
+                raise ValueError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'adapter>base'.")
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The comparisons as (a, b)."""
+        return [(a, b) for a, _, b in (pair.partition(">") for pair in self.comparisons)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that was seen: per-clip records, arrays per "method/clip_id", and the arrays of each clip's real video."""
+
+    records: Sequence[Record]
+    seen: Mapping[str, Mapping[str, Arrays]]
+    real: Mapping[str, Mapping[str, Arrays]]
+    protocol: str
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods of the manifest, sorted."""
+        return sorted({record.method for record in self.records})
+
+    def rows(self, method: str, metric: str) -> list[Record]:
+        """The records of one metric of one method, one per clip."""
+        return [r for r in self.records if r.method == method and r.metric == metric]
+
+    def values(self, method: str, metric: str) -> dict[str, float]:
+        """clip_id -> value, clips without a value left out."""
+        return {r.clip_id: r.value for r in self.rows(method, metric) if r.value is not None}
+
+    def features(self, method: str, extractor: str) -> dict[str, np.ndarray]:
+        """clip_id -> feature rows (n, d) of a method's videos, or of the real ones for REAL."""
+        clips = {r.clip_id for r in self.records if r.method == method}
+        looked_at = self.real if method == REAL else {clip: self.seen[f"{method}/{clip}"] for clip in clips}
+        found = {clip: arrays.get(extractor, {}) for clip, arrays in sorted(looked_at.items())}
+        return {clip: arrays["features"] for clip, arrays in found.items() if "features" in arrays}

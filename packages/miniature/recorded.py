@@ -1,0 +1,18 @@
+"""A drawn clip as a file gives it back: through H.264 and AAC, so that models learn on what the pipeline hands them."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from common.media import read_audio, read_video, write_video
+from miniature.world import DrawnClip
+
+
+def record(clip: DrawnClip, crf: int = 18) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (T, H, W, 3) uint8 and sound (T*640,) float32 of `clip` after being written at `crf` and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        write_video(path, clip.frames, clip.audio, crf=crf)
+        frames, audio = read_video(path)[: len(clip.frames)], read_audio(path)
+    return frames, np.pad(audio, (0, max(0, len(clip.audio) - len(audio))))[: len(clip.audio)]

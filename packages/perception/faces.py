@@ -1,0 +1,118 @@
+"""Where are the faces in a picture? InsightFace packs, or OpenCV's own cascade when there are no weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+MIN_SCORE = 0.5
+# Longest side of the picture the detectors look at: small pictures are enlarged, large ones reduced to it.
+LARGEST_INPUT = 640
+ENLARGEMENT = 2.0
+CASCADE_FILE = "haarcascade_frontalface_alt2.xml"
+CASCADE_SIDES = (128, 320)
+CASCADE_STEP = 1.1
+CASCADE_NEIGHBOURS = 8  # clothes and hands rarely answer as often as a face does
+
+
+class FaceDetectorError(ValueError):
+    """A face detector's files are absent or are not a face detector."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face: `box` (4,) float32 x0, y0, x1, y1 in pixels; `keypoints` (5, 2) float32 pixels (left eye, right eye,
+    nose, left and right mouth corner as seen) or None. `score` is 0..1 from a network; a cascade's is on its own scale.
+    """
+
+    box: np.ndarray
+    score: float
+    keypoints: np.ndarray | None
+
+
+class FaceDetector(Protocol):
+    """Anything that finds faces in one picture."""
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        ...
+
+
+def load_face_detector(pack_dir: Path | str | None) -> FaceDetector:
+    """InsightFace's detector from a folder of ONNX files; OpenCV's frontal-face cascade for None.
+
+    Raises FaceDetectorError when the folder holds no face detector; nothing is ever fetched.
+    """
+    return CascadeDetector() if pack_dir is None else PackDetector(Path(pack_dir))
+
+
+class PackDetector:
+    """The detection part of an InsightFace pack (SCRFD); recognition and attributes are never loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.onnx"))
+        if not files:
+            # FaceAnalysis would try to download a pack of this name.
+            raise FaceDetectorError(
+                f"The face detector folder {folder} holds no .onnx file; expected an unpacked InsightFace pack such as "
+                "buffalo_l (det_10g.onnx directly in the folder)."
+            )
+        self._detector = _load_detection(folder)
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        height, width = frame.shape[:2]
+        scale = min(ENLARGEMENT, LARGEST_INPUT / max(height, width))
+        size = tuple(32 * max(1, int(np.ceil(side * scale / 32))) for side in (width, height))
+        rows, keypoints = self._detector.detect(np.ascontiguousarray(frame[..., ::-1]), input_size=size)
+        points = [None] * len(rows) if keypoints is None else [five.astype(np.float32) for five in keypoints]
+        return [Face(row[:4].astype(np.float32), float(row[4]), five) for row, five in zip(rows, points, strict=True)]
+
+
+def _load_detection(folder: Path):
+    """The detector object of a pack, on one CPU thread or whatever accelerator onnxruntime was built for."""
+    import onnxruntime
+    from insightface.app import FaceAnalysis
+    from onnxruntime.capi.onnxruntime_pybind11_state import OnnxRuntimeException
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        analysis = FaceAnalysis(name=str(folder), allowed_modules=["detection"], sess_options=options)
+    except (AssertionError, OnnxRuntimeException, ValueError) as error:
+        found = ", ".join(file.name for file in sorted(folder.glob("*.onnx")))
+        raise FaceDetectorError(
+            f"The face detector folder {folder} ({found}) holds no readable SCRFD detector; expected an InsightFace "
+            "pack whose detector has 6, 9, 10 or 15 outputs."
+        ) from error
+    analysis.prepare(ctx_id=0, det_thresh=MIN_SCORE, det_size=(LARGEST_INPUT, LARGEST_INPUT))
+    return analysis.det_model
+
+
+class CascadeDetector:
+    """OpenCV's frontal-face cascade (Viola and Jones 2001; boosted stumps of Lienhart 2003): upright frontal faces of
+    at least a sixteenth of the longer side, no keypoints."""
+
+    def __init__(self) -> None:
+        path = Path(cv2.__file__).parent / "data" / CASCADE_FILE
+        if not path.is_file():
+            raise FaceDetectorError(f"OpenCV {cv2.__version__} ships no {CASCADE_FILE}; install opencv-python 4.x.")
+        self._cascade = cv2.CascadeClassifier(str(path))
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        longest = max(frame.shape[:2])
+        scale = float(np.clip(longest, *CASCADE_SIDES)) / longest
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=method)
+        boxes, _, sums = self._cascade.detectMultiScale3(
+            grey, CASCADE_STEP, CASCADE_NEIGHBOURS, outputRejectLevels=True
+        )
+        found = [
+            Face(np.array([x, y, x + w, y + h], np.float32) / np.float32(scale), float(surety), None)
+            for (x, y, w, h), surety in zip(boxes, np.ravel(sums), strict=True)
+        ]
+        return sorted(found, key=lambda face: -face.score)

@@ -1,0 +1,170 @@
+"""Features for FID and FVD from nets the user names by local path.
+
+- FID: NVIDIA's TorchScript `inception-2015-12-05.pt`, called `net(pixels, return_features=True)` on 0..255; or
+  pytorch-fid's state dict `pt_inception-2015-12-05-6726825d.pth`.
+- FVD: TorchScript `i3d_torchscript.pt`, called `net(video, rescale=..., resize=..., return_features=True)`.
+
+TorchScript files contain code: name only files you trust; their SHA-256 is logged. A net may carry its own `input_size`
+(px); without it the published ones are meant: 299 and 224.
+
+Two protocols. `paper` resizes as pytorch-fid and the usual FVD scripts do: squashed to the net's square, bilinear
+without anti-aliasing. `strict` is clean-fid's bicubic with anti-aliasing, and for video a centre crop.
+"""
+
+import logging
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.runs import sha256_file
+from perception.inception import FIDInception
+
+log = logging.getLogger(__name__)
+
+Protocol = Literal["paper", "strict"]
+
+WINDOW = 16  # frames the published I3D protocols look at
+STRICT_WINDOWS = 8  # of a clip, not overlapping
+FRAME_SIZE, VIDEO_SIZE = 299, 224
+
+
+class FeatureError(ValueError):
+    """A feature net or its input that cannot be used; the message says what to change."""
+
+
+def load_feature_net(path: Path | str, device: str = "cpu") -> nn.Module:
+    """A feature net from a TorchScript file or from pytorch-fid's Inception state dict; logs the file's SHA-256.
+
+    FeatureError when the file is absent or neither of the two.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FeatureError(f"{path} does not exist; name a TorchScript file or pt_inception-2015-12-05-6726825d.pth")
+    log.info("feature net %s sha256 %s", path.name, sha256_file(path))
+    net = _load_torchscript(path) if _is_torchscript(path) else _load_inception(path)
+    return net.to(device).eval()
+
+
+@torch.inference_mode()
+def frame_features(
+    net: nn.Module,
+    frames: np.ndarray,
+    protocol: Protocol = "paper",
+    generated_size: tuple[int, int] | None = None,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Features (n, d) float32 of RGB uint8 frames (n, H, W, 3).
+
+    `generated_size` (H, W) first brings real frames to the size of the generated ones (strict protocol). FeatureError
+    when the frames are not RGB uint8.
+    """
+    _check_frames(frames)
+    size = int(getattr(net, "input_size", FRAME_SIZE))
+    features = []
+    for start in range(0, len(frames), batch_size):
+        pixels = _channels_first(frames[start : start + batch_size], net)
+        if generated_size is not None and tuple(pixels.shape[2:]) != tuple(generated_size):
+            pixels = resize(pixels, generated_size, "strict")
+        pixels = resize(pixels, (size, size), protocol)
+        if protocol == "paper":
+            pixels = pixels * (128 / 127.5)  # pytorch-fid centres at 127.5, the net itself at 128
+        features.append(net(pixels, return_features=True).float().cpu())
+    return torch.cat(features).numpy()
+
+
+@torch.inference_mode()
+def video_features(net: nn.Module, video: np.ndarray, protocol: Protocol = "paper", stride: int = 1) -> np.ndarray:
+    """Features (windows, d) float32 of one clip, RGB uint8 (T, H, W, 3): windows of 16 frames, `stride` frames apart.
+
+    `paper`: the first window only, squashed; `strict`: up to 8 windows that do not overlap, centre-cropped.
+    FeatureError when the clip is shorter than one window or not RGB uint8.
+    """
+    _check_frames(video)
+    size = int(getattr(net, "input_size", VIDEO_SIZE))
+    features = []
+    for start in window_starts(len(video), protocol, stride):
+        pixels = _channels_first(video[start : start + WINDOW * stride : stride], net)
+        if protocol == "strict":
+            pixels = resize(_centre_square(pixels), (size, size), "strict") / 127.5 - 1
+        given = pixels.transpose(0, 1)[None]
+        raw = protocol == "paper"
+        features.append(net(given, rescale=raw, resize=raw, return_features=True).float().cpu())
+    return torch.cat(features).numpy()
+
+
+def window_starts(frames: int, protocol: Protocol = "paper", stride: int = 1) -> list[int]:
+    """First frames of the windows that `video_features` takes from a clip of `frames` frames."""
+    span = (WINDOW - 1) * stride + 1
+    if frames < span:
+        raise FeatureError(f"got a clip of {frames} frames; {WINDOW} frames at stride {stride} need at least {span}")
+    last = 1 if protocol == "paper" else STRICT_WINDOWS
+    return list(range(0, frames - span + 1, WINDOW * stride))[:last]
+
+
+def resize(pixels: Tensor, size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Pixels (n, 3, H, W) in 0..255 to (h, w), aspect ignored; float, never rounded back to whole levels."""
+    if protocol == "paper":
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+
+
+def _channels_first(frames: np.ndarray, net: nn.Module) -> Tensor:
+    weight = next(net.parameters())
+    return torch.from_numpy(np.ascontiguousarray(frames)).to(weight.device).permute(0, 3, 1, 2).to(torch.float32)
+
+
+def _centre_square(pixels: Tensor) -> Tensor:
+    height, width = pixels.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[:, :, top : top + side, left : left + side]
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise FeatureError(f"got frames {frames.shape} {frames.dtype}; features need RGB uint8 (n, height, width, 3)")
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    with warnings.catch_warnings():
+        # PyTorch would like torch.export instead; the published nets exist as TorchScript only.
+        warnings.filterwarnings("ignore", "`torch.jit.load`", DeprecationWarning)
+        return torch.jit.load(str(path), map_location="cpu")
+
+
+def _load_inception(path: Path) -> nn.Module:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise FeatureError(f"{path} is neither TorchScript nor a plain state dict; copy the published file") from error
+    net = FIDInception()
+    problems = list(_differences(net.state_dict(), state))
+    if problems:
+        raise FeatureError(f"{path} is not pytorch-fid's Inception: " + "; ".join(problems))
+    net.load_state_dict(state)
+    return net
+
+
+def _differences(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            yield f"missing {name}"
+        elif name not in wanted:
+            yield f"unexpected {name}"
+        elif given[name].shape != wanted[name].shape:
+            yield f"{name} is {tuple(given[name].shape)}, expected {tuple(wanted[name].shape)}"

@@ -1,0 +1,260 @@
+"""Do lips and sound belong together, and by how many frames are they apart? SyncNet and its search over time shifts.
+
+Chung and Zisserman, "Out of time: automated lip sync in the wild" (2016), as scored by joonson/syncnet_python.
+Legend: T frames at 25 fps, L windows of five frames, S crop side in pixels, E embedding width, V largest shift tried.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import cv2
+import numpy as np
+import torch
+from scipy.ndimage import median_filter
+from torch import Tensor, nn
+from torch.nn.functional import pad, pairwise_distance
+
+from perception.mfcc import COEFFICIENTS, mfcc
+
+SAMPLES_PER_FRAME = 640
+WINDOW_FRAMES = 5
+WINDOW_CEPSTRA, CEPSTRA_PER_FRAME = 20, 4
+MIN_FRAMES = WINDOW_FRAMES + 1
+CROP_MARGIN, CROP_PADDING = 0.4, 110
+_TRACK_FILTER, _CURVE_FILTER = 13, 9
+_PIECE_FRAMES = 64  # lip frames convolved at once: bounds memory, changes no number
+
+
+class SyncNetError(ValueError):
+    """A file is not a SyncNet checkpoint, or a track is too short to be scored."""
+
+
+@dataclass(frozen=True)
+class SyncNetWidths:
+    """Channels after each convolution, embedding width and crop side; the defaults are those of `syncnet_v2.model`."""
+
+    audio: tuple[int, ...] = (64, 192, 384, 256, 256, 512)
+    lips: tuple[int, ...] = (96, 256, 256, 256, 256, 512)
+    embedding: int = 1024
+    crop_size: int = 224
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """Scores of one track.
+
+    `sync_c` = median - min and `sync_d` = min of the mean distance over shifts; `offset` in frames, positive = the
+    sound leads the picture; `sync_c_valid` = Sync-C without the windows shifted past the ends; `curve` (L,) per-window
+    confidence at the best shift; `distances` (2V+1,) mean distance at each shift, from -V to V frames of sound.
+    """
+
+    sync_c: float
+    sync_d: float
+    offset: int
+    sync_c_valid: float
+    curve: np.ndarray
+    distances: np.ndarray
+    windows: int
+
+
+class SyncNet(nn.Module):
+    """Two streams that meet in one embedding: 5 lip frames and 20 cepstra (0.2 s each).
+
+    Names and order of parameters are those of `syncnet_v2.model`. A crop side of 32 (k + 1) pixels ends in a k x k map,
+    which the last lip convolution reads whole: k = 6 at 224 pixels.
+    """
+
+    def __init__(self, widths: SyncNetWidths = SyncNetWidths()) -> None:
+        super().__init__()
+        self.crop_size = widths.crop_size
+        a, v, last = widths.audio, widths.lips, widths.crop_size // 32 - 1
+        self.netcnnaud = nn.Sequential(
+            *_block(nn.Conv2d(1, a[0], 3, padding=1)),
+            nn.MaxPool2d((1, 1)),
+            *_block(nn.Conv2d(a[0], a[1], 3, padding=1)),
+            nn.MaxPool2d(3, stride=(1, 2)),
+            *_block(nn.Conv2d(a[1], a[2], 3, padding=1)),
+            *_block(nn.Conv2d(a[2], a[3], 3, padding=1)),
+            *_block(nn.Conv2d(a[3], a[4], 3, padding=1)),
+            nn.MaxPool2d(3, stride=2),
+            *_block(nn.Conv2d(a[4], a[5], (5, 4))),
+        )
+        self.netfcaud = _head(a[5], widths.embedding)
+        self.netfclip = _head(v[5], widths.embedding)
+        self.netcnnlip = nn.Sequential(
+            *_block(nn.Conv3d(3, v[0], (WINDOW_FRAMES, 7, 7), stride=(1, 2, 2))),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),
+            *_block(nn.Conv3d(v[0], v[1], (1, 5, 5), stride=(1, 2, 2), padding=(0, 1, 1))),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            *_block(nn.Conv3d(v[1], v[2], (1, 3, 3), padding=(0, 1, 1))),
+            *_block(nn.Conv3d(v[2], v[3], (1, 3, 3), padding=(0, 1, 1))),
+            *_block(nn.Conv3d(v[3], v[4], (1, 3, 3), padding=(0, 1, 1))),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2)),
+            *_block(nn.Conv3d(v[4], v[5], (1, last, last))),
+        )
+
+    def embed_audio(self, windows: Tensor) -> Tensor:
+        """Cepstra (N, 1, 13, 20) -> (N, E)."""
+        return self.netfcaud(self.netcnnaud(windows).flatten(1))
+
+    def embed_lips(self, volume: Tensor) -> Tensor:
+        """Crops (B, 3, T, S, S), BGR 0..255 -> (B, T-4, E), one per window of five frames.
+
+        Only the first convolution spans time, so a whole track costs what its frames cost: no window is computed twice.
+        """
+        features = self.netcnnlip(volume).flatten(2)  # (B, C, T-4)
+        batch, channels, windows = features.shape
+        rows = features.transpose(1, 2).reshape(batch * windows, channels)
+        return self.netfclip(rows).view(batch, windows, -1)
+
+
+def _block(convolution: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    norm = nn.BatchNorm2d if isinstance(convolution, nn.Conv2d) else nn.BatchNorm3d
+    return convolution, norm(convolution.out_channels), nn.ReLU()
+
+
+def _head(channels: int, embedding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU(), nn.Linear(channels, embedding)
+    )
+
+
+def load_syncnet(path: Path | str) -> SyncNet:
+    """Read a state dict such as the published `syncnet_v2.model`; widths and crop side follow from its shapes.
+
+    Raises FileNotFoundError, or SyncNetError naming every missing, unexpected, mis-shaped or non-finite tensor.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"SyncNet weights {path} do not exist; expected the file syncnet_v2.model.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        widths = _widths(state)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise SyncNetError(
+            f"{path} is not a SyncNet state dict ({type(error).__name__}); expected tensors named as in "
+            "syncnet_v2.model (netcnnaud, netfcaud, netfclip, netcnnlip)."
+        ) from error
+    net = SyncNet(widths)
+    if problems := _problems(state, net.state_dict()):
+        raise SyncNetError(f"{path} does not fit SyncNet: {'; '.join(problems)}. Fetch syncnet_v2.model again.")
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False)
+
+
+def _widths(state: Mapping[str, Tensor]) -> SyncNetWidths:
+    convolutions = (0, 4, 8, 11, 14, 18)
+    return SyncNetWidths(
+        audio=tuple(state[f"netcnnaud.{i}.weight"].shape[0] for i in convolutions),
+        lips=tuple(state[f"netcnnlip.{i}.weight"].shape[0] for i in convolutions),
+        embedding=state["netfclip.3.weight"].shape[0],
+        crop_size=32 * (state["netcnnlip.18.weight"].shape[-1] + 1),
+    )
+
+
+def _problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    both = [name for name in expected if name in found]
+    return [
+        *(f"{name} is missing" for name in expected if name not in found),
+        *(f"{name} is unexpected" for name in found if name not in expected),
+        *(
+            f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in both
+            if found[name].shape != expected[name].shape
+        ),
+        *(f"{name} has values that are not finite" for name in both if not bool(found[name].isfinite().all())),
+    ]
+
+
+def crop_track(frames: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Cut one face out of frames (T, H, W, 3) along boxes (T, 4) xyxy px -> (T, size, size, 3), same channel order.
+
+    With s half the larger box side, all median-filtered over 13 frames: a square of 2.8 s, from s above the centre to
+    1.8 s below, grey (110) outside the picture. Source: joonson/syncnet_python, run_pipeline.py `crop_video`.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    half = np.max(boxes[:, 2:] - boxes[:, :2], axis=1) / 2
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # The reference pads with zeros: a filter longer than the track would return them.
+    kernel = min(_TRACK_FILTER, len(boxes) - 1 + len(boxes) % 2)
+    x, y, s = (median_filter(values, kernel, mode="constant") for values in (*centres.T, half))
+    side, below = s * (1 + CROP_MARGIN), s * (1 + 2 * CROP_MARGIN)
+    edges = np.floor(np.stack([y - s, y + below, x - side, x + side], axis=1)).astype(int)
+    return np.stack([_cut(frame, edge, size) for frame, edge in zip(frames, edges.tolist(), strict=True)])
+
+
+def _cut(frame: np.ndarray, edges: list[int], size: int) -> np.ndarray:
+    top, bottom, left, right = edges
+    height, width = frame.shape[:2]
+    inside = frame[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    margins = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    square = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_CONSTANT, value=(CROP_PADDING,) * 3)
+    return cv2.resize(square, (size, size))
+
+
+def sync_scores(net: SyncNet, crops: np.ndarray, wave: np.ndarray, max_shift: int = 15) -> SyncResult:
+    """Score one track: crops (T, S, S, 3) uint8 RGB at 25 fps against its sound (N,) float32 at 16 kHz.
+
+    min(T, N // 640) - 5 windows are compared (the reference drops the last valid one). Raises SyncNetError for crops of
+    another side than the network's and for less than six frames of picture or sound.
+    """
+    if crops.shape[1:] != (net.crop_size, net.crop_size, 3):
+        raise SyncNetError(
+            f"Crops of shape {crops.shape}; this SyncNet expects (T, {net.crop_size}, {net.crop_size}, 3)."
+        )
+    frames = min(len(crops), len(wave) // SAMPLES_PER_FRAME)
+    if frames < MIN_FRAMES:
+        raise SyncNetError(
+            f"{len(crops)} frames with {len(wave)} samples of sound; sync needs {MIN_FRAMES} frames and "
+            f"{MIN_FRAMES * SAMPLES_PER_FRAME} samples at least."
+        )
+    with torch.inference_mode():
+        lips = _lip_embeddings(net, crops[: frames - 1])
+        audio = net.embed_audio(audio_windows(mfcc(wave), frames - WINDOW_FRAMES))
+    return search_offset(lips, audio, max_shift)
+
+
+def audio_windows(cepstra: np.ndarray, windows: int) -> Tensor:
+    """Cepstra (13, n) -> (windows, 1, 13, 20): window t begins at column 4 t, the first sound of frame t."""
+    view = np.lib.stride_tricks.sliding_window_view(cepstra, WINDOW_CEPSTRA, axis=1)
+    chosen = view[:, ::CEPSTRA_PER_FRAME][:, :windows].transpose(1, 0, 2)
+    return torch.from_numpy(np.ascontiguousarray(chosen)).view(-1, 1, COEFFICIENTS, WINDOW_CEPSTRA)
+
+
+def lip_volume(crops: np.ndarray) -> Tensor:
+    """Crops (T, S, S, 3) uint8 RGB -> (1, 3, T, S, S) float32 BGR 0..255: SyncNet's input is not normalised."""
+    return torch.from_numpy(np.ascontiguousarray(crops[..., ::-1])).permute(3, 0, 1, 2)[None].float()
+
+
+def _lip_embeddings(net: SyncNet, crops: np.ndarray) -> Tensor:
+    overlap = WINDOW_FRAMES - 1
+    starts = range(0, len(crops) - overlap, _PIECE_FRAMES)
+    pieces = (lip_volume(crops[start : start + _PIECE_FRAMES + overlap]) for start in starts)
+    return torch.cat([net.embed_lips(piece)[0] for piece in pieces])
+
+
+def search_offset(lips: Tensor, audio: Tensor, max_shift: int = 15) -> SyncResult:
+    """Compare embeddings (L, E) of both streams at every shift from -V to V; beyond the ends the sound is zero.
+
+    Source: joonson/syncnet_python, SyncNetInstance.py `calc_pdist` and `evaluate`.
+    """
+    windows, shifts = len(lips), 2 * max_shift + 1
+    padded = pad(audio, (0, 0, max_shift, max_shift))
+    per_shift = [pairwise_distance(lips, padded[j : j + windows]) for j in range(shifts)]
+    distances = torch.stack(per_shift, dim=1).numpy()  # (L, 2V+1)
+    mean = distances.mean(axis=0)
+    best = int(mean.argmin())
+    position = np.arange(windows)[:, None] + np.arange(-max_shift, max_shift + 1)
+    inside = (position >= 0) & (position < windows)
+    reached = inside.any(axis=0)
+    valid = np.where(inside, distances, 0).sum(axis=0)[reached] / inside.sum(axis=0)[reached]
+    return SyncResult(
+        sync_c=float(np.median(mean) - mean[best]),
+        sync_d=float(mean[best]),
+        offset=max_shift - best,
+        sync_c_valid=float(np.median(valid) - valid.min()),
+        curve=median_filter(np.median(mean) - distances[:, best], _CURVE_FILTER, mode="constant"),
+        distances=mean,
+        windows=windows,
+    )

@@ -1,0 +1,117 @@
+"""The DAG every recipe runs: curate -> latents -> train -> generate -> eval.
+
+A step is done when the key written at its end equals what its recipe sections, model files and upstream steps give now;
+a done step is not done again. What happens inside a killed step is the step's own affair: each goes on where it was.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+class StepError(ValueError):
+    """A step was asked for that does not exist, or whose inputs are not there yet."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step works on: the resolved recipe, the run folder and the model of each role (None = no weights)."""
+
+    recipe: Any
+    run: RunFolder
+    models: Mapping[str, Path | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the flow. `sections` and `roles` name what of the recipe and of the models its result depends on."""
+
+    name: str
+    sections: tuple[str, ...]
+    roles: tuple[str, ...]
+    output: str  # path in the run folder that is there when the step is done
+    work: Callable[[Context], Mapping[str, Any] | None]
+
+
+def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: str = "", force: bool = False) -> None:
+    """Run the steps from `first` to `last` (default: all); `force` runs done steps again.
+
+    Raises StepError for an unknown name, or when a step before `first` is not done.
+    """
+    start, stop = _place(steps, first or steps[0].name), _place(steps, last or steps[-1].name)
+    key = ""
+    for number, step in enumerate(steps[: stop + 1]):
+        key = _key(context, step, key)
+        done = _is_done(context, step, key)
+        if number < start and not done:
+            raise StepError(
+                f"{context.run.root} has no finished step '{step.name}' for this recipe, which '{first}' builds on; "
+                f"run it first: omniavatar run --from {step.name}"
+            )
+        if number >= start and (force or not done):
+            _run(context, step, key)
+        elif number >= start:
+            log.info("%s: done already", step.name)
+
+
+def step_seconds(run: RunFolder) -> dict[str, float]:
+    """Seconds each finished step took, summed over interrupted tries."""
+    return {path.stem: read_json(path)["seconds"] for path in sorted(_marks(run).glob("*.json"))}
+
+
+def _place(steps: Sequence[Step], name: str) -> int:
+    names = [step.name for step in steps]
+    if name not in names:
+        raise StepError(f"There is no step '{name}'; the steps are {', '.join(names)}.")
+    return names.index(name)
+
+
+def _run(context: Context, step: Step, key: str) -> None:
+    started = time.monotonic()
+    log.info("%s: start", step.name)
+    mark, tries = _mark(context.run, step), _tries(context.run, step)
+    spent = read_json(tries)["seconds"] if tries.exists() else 0.0
+    try:
+        figures = step.work(context)
+    finally:
+        seconds = round(spent + time.monotonic() - started, 1)
+        write_json(tries, {"seconds": seconds})
+    write_json(mark, {"key": key, "seconds": seconds, "figures": plain(dict(figures or {}))})
+    tries.unlink()
+    log.info("%s: done in %.0f s", step.name, seconds)
+
+
+def _is_done(context: Context, step: Step, key: str) -> bool:
+    mark = _mark(context.run, step)
+    return mark.exists() and read_json(mark)["key"] == key and (Path(context.run.root) / step.output).exists()
+
+
+def _key(context: Context, step: Step, upstream: str) -> str:
+    sections = {name: plain(getattr(context.recipe, name)) for name in step.sections}
+    models = {role: _hash(path) for role in step.roles if (path := context.models.get(role))}
+    return fingerprint([step.name, sections, models, upstream])
+
+
+@lru_cache
+def _hash(path: Path) -> str:
+    return hash_path(path)
+
+
+def _marks(run: RunFolder) -> Path:
+    return run.logs / "steps"
+
+
+def _mark(run: RunFolder, step: Step) -> Path:
+    return _marks(run) / f"{step.name}.json"
+
+
+def _tries(run: RunFolder, step: Step) -> Path:
+    return _marks(run) / f"{step.name}.unfinished"

@@ -1,0 +1,62 @@
+"""A whole run in one typed object: what the YAML files beside this one are read into."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common.executors import ExecutorConfig
+from common.recipe import load_recipe
+from curation.job import CurationConfig
+from curation.sources import SourcesConfig
+from eval.job import EvalConfig
+from latents.job import LatentsConfig
+from miniature.faults import SmallWorldConfig
+from miniature.weights import MODEL_ROLES, model_paths
+from omniavatar.generate import GenerateConfig
+from pipelines.videos import VideosConfig
+from training.train import TrainConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sections are read by the step of their name. `ranks` is the number of training processes on this machine.
+
+    `weights` says where models come from that `models` (role -> path) does not name: the shipped tiny ones, or nowhere.
+    `small_world` draws the sources instead of finding them.
+    """
+
+    name: str
+    weights: Literal["miniature", "none"] = "none"
+    models: dict[str, str] = field(default_factory=dict)
+    small_world: SmallWorldConfig | None = None
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ranks: int = 1
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    videos: VideosConfig = field(default_factory=VideosConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def model_paths(self) -> dict[str, Path | None]:
+        """Role -> path, None where there are no weights. Raises ValueError for an unknown role, FileNotFoundError."""
+        unknown = sorted(set(self.models) - set(MODEL_ROLES))
+        if unknown:
+            raise ValueError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
+        shipped = model_paths() if self.weights == "miniature" else {}
+        paths = {role: Path(path) if (path := self.models.get(role)) else shipped.get(role) for role in MODEL_ROLES}
+        for role, path in paths.items():
+            if path is not None and not path.exists():
+                raise FileNotFoundError(
+                    f"models.{role} is {path}, which does not exist; expected the weights of that role. Correct the "
+                    f"path, or leave it out: what needs them is then skipped or said to be pending."
+                )
+        return paths
+
+
+def read_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe by name (of this package) or path; `overrides` are "section.key=value". Raises RecipeError."""
+    return load_recipe(name, Recipe, overrides, search=(RECIPES,))

@@ -1,0 +1,117 @@
+"""What each step of the flow does with a recipe: thin, because the work is in the folders below."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.io.wavfile
+
+from common.clips import read_clips
+from common.runs import read_json, write_json
+from curation.job import curate as run_curation
+from eval.job import evaluate
+from eval.report import write_report
+from latents.job import encode_clips
+from miniature.faults import draw_sources
+from miniature.truth import score_truth
+from miniature.world import HELD_OUT_SEED, draw_clip
+from pipelines.dag import Context, Step, step_seconds
+from pipelines.videos import LongVideo, make_videos
+from training.launch import launch
+
+_LONG_SEED, _LONG_SECONDS = HELD_OUT_SEED + 7_000, 6.0
+GENERATION_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
+JUDGE_ROLES = ("face_detector", "sync_scorer", "quality_scorer")
+
+
+class MissingWeightsError(ValueError):
+    """A step cannot run without a model that the recipe does not name."""
+
+
+def curate(context: Context) -> Mapping[str, Any]:
+    """Sources -> scored clips with a decision each; drawn sources are also held against their truth."""
+    recipe, run = context.recipe, context.run
+    sources = recipe.sources
+    if recipe.small_world is not None:
+        folder = Path(run.root) / "sources"
+        draw_sources(folder, recipe.small_world)
+        sources = replace(sources, path=str(folder))
+    summary = run_curation(recipe.curation, sources, context.models, run, recipe.executor)
+    if recipe.small_world is not None:
+        write_json(run.report / "faults.json", score_truth(run, Path(sources.path)))
+    return asdict(summary)
+
+
+def latents(context: Context) -> Mapping[str, Any]:
+    """Kept clips -> shards."""
+    recipe, run = context.recipe, context.run
+    _require(context, GENERATION_ROLES[1:5])
+    kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
+    outcomes = encode_clips(recipe.latents, kept, context.models, run, recipe.executor)
+    return {"clips": len(kept), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
+
+
+def train(context: Context) -> Mapping[str, Any]:
+    """Shards -> adapter, going on from the recipe's adapter when it names one."""
+    recipe, run = context.recipe, context.run
+    _require(context, ("transformer",))
+    model = replace(recipe.train.model, base=context.models["transformer"], adapter=context.models["adapter"])
+    launch(run, replace(recipe.train, model=model), recipe.ranks)
+    return {"ranks": recipe.ranks}
+
+
+def generate(context: Context) -> Mapping[str, Any]:
+    """Videos of held-out clips by the trained adapter, its control and the base; and one long video."""
+    recipe, run = context.recipe, context.run
+    _require(context, GENERATION_ROLES[:5])
+    videos = recipe.videos
+    if videos.long is None and recipe.small_world is not None:
+        videos = replace(videos, long=draw_long_input(run.cache / "demo"))
+    models = context.models | {"adapter": run.checkpoints / "adapter"}
+    return make_videos(videos, recipe.generate, models, run, recipe.executor)
+
+
+def judge(context: Context) -> Mapping[str, Any]:
+    """Videos -> metrics -> the report."""
+    recipe, run = context.recipe, context.run
+    table = evaluate(recipe.eval, context.models, run, recipe.executor)
+    return {"rows": table.num_rows}
+
+
+def report(context: Context) -> Path:
+    """Write `report/index.html` and `report/summary.json` from what the run folder holds now."""
+    run = context.run
+    faults = read_json(run.report / "faults.json") if (run.report / "faults.json").exists() else {}
+    return write_report(run, faults | {"seconds": step_seconds(run)})
+
+
+def draw_long_input(folder: Path) -> LongVideo:
+    """A face and a voice nobody trained on, as the files a user would bring: portrait.png and voice.wav."""
+    folder.mkdir(parents=True, exist_ok=True)
+    person, voice = draw_clip(_LONG_SEED, 1.0), draw_clip(_LONG_SEED + 1, _LONG_SECONDS)
+    # The frame with the mouth most closed: a portrait as people take them.
+    portrait = person.frames[int(person.mouth[:, 0].argmin())]
+    cv2.imwrite(str(folder / "portrait.png"), cv2.cvtColor(portrait, cv2.COLOR_RGB2BGR))
+    scipy.io.wavfile.write(folder / "voice.wav", 16_000, (voice.audio * 32767).astype(np.int16))
+    return LongVideo(folder / "portrait.png", folder / "voice.wav", person.caption)
+
+
+def _require(context: Context, roles: tuple[str, ...]) -> None:
+    missing = [role for role in roles if context.models.get(role) is None]
+    if missing:
+        raise MissingWeightsError(
+            f"This step needs weights for {', '.join(missing)}; name them in the recipe, e.g. "
+            f"--set models.{missing[0]}=PATH, or use the small world's with weights: miniature."
+        )
+
+
+STEPS = (
+    Step("curate", ("small_world", "sources", "curation"), JUDGE_ROLES, "clips.parquet", curate),
+    Step("latents", ("latents",), GENERATION_ROLES[1:5], "shards/index.parquet", latents),
+    Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", train),
+    Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate),
+    Step("eval", ("eval",), (*JUDGE_ROLES, "fid_features", "fvd_features"), "report/metrics.parquet", judge),
+)

@@ -1,0 +1,238 @@
+"""The generate step: videos of held-out clips by every method, and one long video of a face and a voice never seen.
+
+Clip j of method `adapter` starts from the first frame of a real clip and hears its sound from the second frame on, so
+its frames pair with the real frames 1..n. `swapped_audio` is the same model and noise with another clip's sound, `base`
+the text-to-video model from the caption alone. All are judged against the right sound.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from common.clips import read_clips
+from common.executors import ExecutorConfig, Stage, run_stage
+from common.ledger import Ledger, Outcome
+from common.media import read_audio, read_video, write_video
+from common.runs import RunFolder, atomic_write, fingerprint, hash_path, plain, sha256_file, write_json
+from omniavatar.chunks import frames_for_tokens, plan_chunks
+from omniavatar.generate import (
+    AvatarModels,
+    ClipRequest,
+    GenerateConfig,
+    ModelPaths,
+    generate_clips,
+    generate_video,
+    load_models,
+    write_avatar_video,
+)
+
+SAMPLES_PER_FRAME = 640
+GENERATED = ("adapter", "swapped_audio", "base")
+TRUTH, FLOOR = "ground_truth", "real_vs_real"
+SMALLEST_REAL_SIDE = 256
+MODEL_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """One video of any length: a picture, a sound file and a prompt."""
+
+    image: Path = Path()
+    audio: Path = Path()
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class VideosConfig:
+    """`clips` held-out clips of `frames` video frames (4n), made `batch` at a time; `floor` real clips of training."""
+
+    clips: int = 24
+    frames: int = 48
+    batch: int = 8
+    floor: int = 24
+    methods: tuple[str, ...] = GENERATED
+    long: LongVideo | None = None
+
+
+class NoTestClipsError(ValueError):
+    """There is nothing held out to judge on."""
+
+
+def make_videos(
+    config: VideosConfig,
+    sampling: GenerateConfig,
+    models: Mapping[str, Path],
+    run: RunFolder,
+    executor: ExecutorConfig,
+) -> dict[str, int]:
+    """Write `videos/<method>/<clip_id>.mp4`, `videos/demo.mp4` and `videos/manifest.parquet`; finished ones stay.
+
+    `models` holds the roles of generation with `adapter` the one to judge. Returns the number of videos per method.
+    Raises NoTestClipsError, and what the loaders of the weights raise.
+    """
+    if config.long is not None:
+        animate(config.long, sampling, models, run.videos / "demo.mp4", run.cache / "chunks")
+    test = _long_enough(run, "test", config)[: config.clips]
+    if len(test) < 2:
+        raise NoTestClipsError(
+            f"{run.clips_parquet} holds {len(test)} kept test clips of at least {config.frames + 1} frames; at least 2 "
+            "are needed: curate more sources or raise split.test_clips."
+        )
+    others = _long_enough(run, "train", config)[: config.floor]
+    write_real(run, test, TRUTH, config.frames)
+    write_real(run, others, FLOOR, config.frames)
+    units = plan_units(config, test)
+    paths = {role: str(models[role]) for role in (*MODEL_ROLES, "adapter")}
+    hashes = {role: hash_path(path) for role, path in paths.items()}
+    params = {"sampling": plain(sampling), "frames": config.frames}
+    make = partial(make_worker, paths, sampling, run.root, config.frames)
+    stage = Stage("videos", "1", params, hashes, make)
+    outcomes = run_stage(stage, [_with_lost(run, unit) for unit in units], Ledger(run.ledger), executor)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}")
+    return write_manifest(run, config, test, others, sampling.seed)
+
+
+def animate(request: LongVideo, sampling: GenerateConfig, models: Mapping[str, Any], out: Path, cache: Path) -> None:
+    """Animate one picture to one sound, in overlapping chunks kept in `cache`: mp4 `out`, described beside it as JSON.
+
+    Raises FileNotFoundError and ValueError for unusable input before any weight is read, then what the loaders raise.
+    """
+    image, wave = read_image(request.image), read_audio(request.audio)
+    if not sampling.height and max(image.shape[:2]) < SMALLEST_REAL_SIDE:
+        # The small world's pictures are their own size; real ones go to the buckets of the paper's system.
+        sampling = replace(sampling, height=image.shape[0], width=image.shape[1])
+    frames = generate_video(load_models(model_paths(models, models["adapter"])), image, wave, request.prompt, sampling, cache)
+    write_avatar_video(out, frames, wave)
+    length = sampling.chunk_frames or frames_for_tokens(sampling.max_tokens, *frames.shape[1:3])
+    chunks = plan_chunks(len(frames), length, sampling.overlap)
+    starts = [chunk.audio_start for chunk in chunks]
+    facts = {"image": str(request.image), "audio": str(request.audio), "prompt": request.prompt}
+    write_json(out.with_suffix(".json"), facts | {"chunk_starts": starts, "frames": len(frames), "fps": 25})
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of a picture file. Raises FileNotFoundError or ValueError for what is no picture."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no picture at {path}; give a PNG or JPEG file of a portrait.")
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f"{path} is not a picture that can be read; give a PNG or JPEG file of a portrait.")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def model_paths(models: Mapping[str, Path], adapter: Path | None) -> ModelPaths:
+    """The roles of generation as omniavatar takes them; `adapter` None is the text-to-video base."""
+    return ModelPaths(**{role: Path(models[role]) for role in MODEL_ROLES}, adapter=adapter and Path(adapter))
+
+
+def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Batches of one method and one picture size, each a unit of work; the swapped sound is the next clip's."""
+    sizes = defaultdict(list)
+    for clip in test:
+        sizes[clip["height"], clip["width"]].append(clip)
+    units = []
+    for method in config.methods:
+        for (height, width), clips in sorted(sizes.items()):
+            for start in range(0, len(clips), config.batch):
+                rows = [_request(clip, clips[(i + 1) % len(clips)]) for i, clip in enumerate(clips)]
+                name = f"{method}/{height}x{width}/{start:05d}"
+                units.append({"unit": name, "method": method, "clips": rows[start : start + config.batch]})
+    return units
+
+
+def make_worker(
+    paths: Mapping[str, str], sampling: GenerateConfig, root: Path, frames: int
+) -> Callable[[Mapping[str, Any]], Outcome]:
+    """The function that makes one batch of videos; weights are loaded when the first batch needs them."""
+    torch.set_num_threads(1)
+
+    @cache
+    def loaded(method: str) -> AvatarModels:
+        adapter = None if method == "base" else Path(paths["adapter"])
+        return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter))
+
+    return partial(_make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames)
+
+
+def _make_batch(
+    loaded: Callable[[str], AvatarModels], sampling: GenerateConfig, root: Path, frames: int, unit: Mapping[str, Any]
+) -> Outcome:
+    run, method = RunFolder(Path(root)), unit["method"]
+    requests, voices = [], []
+    for row in unit["clips"]:
+        image, voice = _opening(run, row["clip_id"], frames)
+        voices.append(voice)
+        heard = _opening(run, row["other_clip_id"], frames)[1] if method == "swapped_audio" else voice
+        requests.append(ClipRequest(image, heard, row["caption"], row["seed"] + sampling.seed))
+    height, width = requests[0].image.shape[:2]
+    videos = generate_clips(loaded(method), requests, replace(sampling, height=height, width=width))
+    for row, voice, video in zip(unit["clips"], voices, videos, strict=True):
+        write_avatar_video(run.videos / method / f"{row['clip_id']}.mp4", video, voice)
+    return Outcome(unit["unit"], "kept")
+
+
+def _opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """First frame of a clip and the sound of the `frames` frames after it."""
+    path = run.clips / f"{clip_id}.mp4"
+    sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
+    return read_video(path, end=1 / 25)[0], sound
+
+
+def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
+    # The seed follows the clip, so that the same clip gets the same noise in every run and method.
+    seed = int(fingerprint(clip["clip_id"]), 16) % 1_000_000
+    return names | {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"], "seed": seed}
+
+
+def _with_lost(run: RunFolder, unit: dict[str, Any]) -> dict[str, Any]:
+    """Mark a unit whose files are gone from the folder, so that the ledger's word for it no longer counts."""
+    lost = [r["clip_id"] for r in unit["clips"] if not (run.videos / unit["method"] / f"{r['clip_id']}.mp4").exists()]
+    return unit | ({"lost": lost} if lost else {})
+
+
+def _long_enough(run: RunFolder, split: str, config: VideosConfig) -> list[dict[str, Any]]:
+    rows = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept" and row["split"] == split]
+    return [row for row in rows if row["duration"] * 25 >= config.frames + 1]
+
+
+def write_real(run: RunFolder, clips: Sequence[Mapping[str, Any]], method: str, frames: int) -> None:
+    """Real clips cut to the frames that generated ones pair with: 1..`frames`, with their sound."""
+    for clip in clips:
+        target = run.videos / method / f"{clip['clip_id']}.mp4"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = read_video(run.clips / target.name)[1 : frames + 1]
+            write_video(target, pixels, _opening(run, clip["clip_id"], frames)[1])
+
+
+def write_manifest(
+    run: RunFolder,
+    config: VideosConfig,
+    test: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> dict[str, int]:
+    """`videos/manifest.parquet`: what evaluation judges. Returns the number of videos per method."""
+    rows = []
+    for method in (TRUTH, *config.methods, FLOOR):
+        for clip in others if method == FLOOR else test:
+            real = f"videos/{FLOOR if method == FLOOR else TRUTH}/{clip['clip_id']}.mp4"
+            video = f"videos/{method}/{clip['clip_id']}.mp4"
+            rows.append({"method": method, "clip_id": clip["clip_id"], "video": video, "reference": real, "audio": real})
+    table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])
+    with atomic_write(run.videos / "manifest.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    methods = table["method"].to_pylist()
+    return {method: methods.count(method) for method in dict.fromkeys(methods)}

@@ -1,0 +1,235 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from common.executors import ExecutorConfig, Stage, StageError, run_stage
+from common.ledger import Ledger, Outcome, ledger_rows
+from common.runs import DiskFullError
+
+HERE, POOL = ExecutorConfig(workers=1), ExecutorConfig(workers=2)
+MEASURED = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_mb": 0.0, "host": ""}
+PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+Row = dict[str, Any]
+
+
+def judge(log: Path, factor: float, row: Row) -> Outcome:
+    """A stage with every kind of outcome; `log` receives one line per call."""
+    with open(log, "a") as file:
+        file.write(row["unit"] + "\n")
+    time.sleep(row.get("sleep", 0.0))
+    kind = row.get("kind", "keep")
+    if kind == "raise":
+        raise KeyError(f"no {row['unit']}")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if kind == "wrong":
+        return Outcome("another unit", "kept")
+    if kind == "pending":
+        return Outcome(row["unit"], "pending", "no_weights")
+    if kind == "reject":
+        return Outcome(row["unit"], "rejected", "off_sync", outputs={"sync_c": np.float32(row["n"])})
+    return Outcome(row["unit"], "kept", outputs={"score": row["n"] * factor, "pair": (1, float("nan"))})
+
+
+def make_judge(log: Path, factor: float) -> Callable[[Row], Outcome]:
+    return partial(judge, log, factor)
+
+
+def make_broken() -> Callable[[Row], Outcome]:
+    raise FileNotFoundError("The weights of sync_scorer are not at /nowhere; set models.sync_scorer.")
+
+
+def make_deadly() -> Callable[[Row], Outcome]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("dead")
+
+
+def judging(folder: Path, factor: float = 2.0, reads: tuple[str, ...] = ()) -> Stage:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Stage("judge", "1", {"factor": factor}, {}, partial(make_judge, folder / "calls", factor), reads)
+
+
+def draw_units(seed: int, count: int, kinds: tuple[str, ...] = ("keep", "reject", "raise")) -> list[Row]:
+    chance = random.Random(seed)
+    return [{"unit": f"u{n}", "n": chance.random(), "kind": chance.choice(kinds)} for n in range(count)]
+
+
+def run(folder: Path, units: list[Row], executor: ExecutorConfig, **stage: Any) -> list[Outcome]:
+    return run_stage(judging(folder, **stage), units, Ledger(folder / "ledger"), executor)
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().split()
+
+
+def unmeasured(outcomes: list[Outcome]) -> list[Outcome]:
+    return [replace(outcome, **MEASURED) for outcome in outcomes]
+
+
+def test_outcomes_are_complete_in_order_and_durable(tmp_path: Path) -> None:
+    kinds = ("keep", "reject", "raise", "wrong")
+    units = [{"unit": f"u{n}", "n": n, "kind": kind} for n, kind in enumerate(kinds)]
+    kept, rejected, failed, wrong = run(tmp_path, units, HERE)
+    assert unmeasured([kept, rejected]) == [
+        Outcome("u0", "kept", outputs={"score": 0.0, "pair": [1, None]}),
+        Outcome("u1", "rejected", "off_sync", outputs={"sync_c": 1.0}),
+    ]
+    assert (failed.state, failed.error_class, failed.attempt) == ("failed", "KeyError", 3)
+    assert failed.message.startswith("'no u2' [test_executors.py:")
+    assert wrong.error_class == "TypeError" and "another unit" in wrong.message
+    assert calls(tmp_path) == ["u0", "u1", "u2", "u3", "u2", "u3", "u2", "u3"]
+    rows = {row["unit"]: row for row in ledger_rows(tmp_path / "ledger").to_pylist()}
+    assert json.loads(rows["u0"]["outputs"]) == kept.outputs and len(rows) == 4
+
+
+def test_second_run_touches_no_settled_unit(tmp_path: Path) -> None:
+    units = draw_units(0, 20)
+    first = run(tmp_path, units, HERE)
+    before = calls(tmp_path)
+    assert run(tmp_path, units, HERE) == first and calls(tmp_path) == before
+    shuffled = units[::-1]
+    assert run(tmp_path, shuffled, HERE) == first[::-1] and calls(tmp_path) == before
+    more = [*units, {"unit": "new", "n": 1.0}]
+    assert run(tmp_path, more, HERE)[:-1] == first and calls(tmp_path) == [*before, "new"]
+
+
+def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path) -> None:
+    units: list[Row] = [{"unit": "a", "n": 1, "sha": "x"}, {"unit": "b", "n": 2, "sha": "x"}]
+    run(tmp_path, units, HERE, reads=("n",))
+    units[0]["sha"] = "y"  # a field the stage does not read
+    run(tmp_path, units, HERE, reads=("n",))
+    assert calls(tmp_path) == ["a", "b"]
+    units[1]["n"] = 3
+    run(tmp_path, units, HERE, reads=("n",))
+    assert calls(tmp_path) == ["a", "b", "b"]
+    assert run(tmp_path, units, HERE, reads=("n",), factor=5.0)[1].outputs["score"] == 15.0
+
+
+def test_pending_units_are_asked_again(tmp_path: Path) -> None:
+    units: list[Row] = [{"unit": "a", "n": 1, "kind": "pending"}]
+    assert [run(tmp_path, units, HERE)[0].reason for _ in range(3)] == ["no_weights"] * 3
+    assert len(calls(tmp_path)) == 3 and ledger_rows(tmp_path / "ledger").num_rows == 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_pool_equals_calling_process(tmp_path: Path, seed: int) -> None:
+    units = draw_units(seed, 25)
+    here, pool = run(tmp_path / "here", units, HERE), run(tmp_path / "pool", units, POOL)
+    assert unmeasured(here) == unmeasured(pool)
+    assert sorted(calls(tmp_path / "here")) == sorted(calls(tmp_path / "pool"))
+
+
+def test_death_of_a_worker_is_the_failure_of_its_unit_alone(tmp_path: Path) -> None:
+    units = [{"unit": f"u{n}", "n": n, "kind": "die" if n == 2 else "keep"} for n in range(8)]
+    outcomes = run(tmp_path, units, POOL)
+    assert [outcome.state for outcome in outcomes] == ["kept"] * 2 + ["failed"] + ["kept"] * 5
+    assert (outcomes[2].error_class, outcomes[2].attempt) == ("WorkerDied", 3)
+    assert sorted(calls(tmp_path)) == sorted([*(f"u{n}" for n in range(8)), "u2", "u2"])
+
+
+@pytest.mark.parametrize("executor", [HERE, POOL])
+def test_full_disk_ends_the_run_and_is_no_unit_s_fault(tmp_path: Path, executor: ExecutorConfig) -> None:
+    units: list[Row] = [{"unit": "a", "n": 1}, {"unit": "b", "n": 1, "kind": "disk"}]
+    with pytest.raises(DiskFullError, match="Free space there and run the same command again"):
+        run(tmp_path, units, executor)
+    assert {row["unit"] for row in ledger_rows(tmp_path / "ledger").to_pylist()} <= {"a"}
+    units[1]["kind"] = "keep"
+    assert [outcome.state for outcome in run(tmp_path, units, executor)] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("executor", [HERE, POOL])
+def test_a_stage_that_does_not_load_ends_the_run_with_its_reason(tmp_path: Path, executor: ExecutorConfig) -> None:
+    stage = Stage("sync", "1", {}, {}, make_broken)
+    with pytest.raises(StageError, match="Stage 'sync' cannot start: The weights of sync_scorer are not at /nowhere"):
+        run_stage(stage, [{"unit": "a"}], Ledger(tmp_path), executor)
+    assert ledger_rows(tmp_path).num_rows == 0
+
+
+def test_a_stage_that_dies_loading_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="died loading its models"):
+        run_stage(Stage("sync", "1", {}, {}, make_deadly), [{"unit": "a"}], Ledger(tmp_path), POOL)
+
+
+def test_unit_ids_must_be_unique_and_workers_positive(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="got the unit 'a' more than once"):
+        run(tmp_path, [{"unit": "a", "n": 1}, {"unit": "a", "n": 2}], HERE)
+    with pytest.raises(ValueError, match="workers is -1"):
+        ExecutorConfig(workers=-1)
+
+
+def test_measures_are_of_the_unit(tmp_path: Path) -> None:
+    def work(row: Row) -> Outcome:
+        if row["unit"] == "big":
+            return Outcome(row["unit"], "kept", outputs={"n": int(np.ones(25_000_000).sum())})  # 200 MB
+        time.sleep(0.2)
+        return Outcome(row["unit"], "kept")
+
+    stage = Stage("measure", "1", {}, {}, lambda: work)
+    big, small = run_stage(stage, [{"unit": "big"}, {"unit": "small"}], Ledger(tmp_path), HERE)
+    assert small.seconds >= 0.2 > small.cpu_seconds
+    assert big.peak_mb > small.peak_mb + 150
+    assert big.cpu_seconds > 0 and big.host
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.common.test_executors import POOL, run
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], POOL)
+"""
+
+
+def start_long_run(folder: Path) -> "subprocess.Popen[bytes]":
+    """A run of 40 slow units in another process, returned when some are done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "script.py").write_text(SCRIPT)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder)], env=PATHS, stderr=pipe)
+    while not (folder / "calls").exists() or len(calls(folder)) < 10:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.02)
+    return process
+
+
+def test_kill_9_of_the_run_orphans_nobody_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    process = start_long_run(tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive and len(gone) >= 2
+    done = {row["unit"] for row in ledger_rows(tmp_path / "ledger").to_pylist()}
+    before = calls(tmp_path)
+    assert 5 <= len(done) < 40
+    units = [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)]
+    outcomes = run(tmp_path, units, HERE)
+    assert [outcome.state for outcome in outcomes] == ["kept"] * 40
+    assert sorted(calls(tmp_path)[len(before) :]) == sorted({unit["unit"] for unit in units} - done)
+
+
+def test_ctrl_c_ends_at_once_without_spam(tmp_path: Path) -> None:
+    process = start_long_run(tmp_path)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    text = process.stderr.read().decode()
+    assert process.wait(timeout=20) == -signal.SIGINT
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert text.count("Traceback") == 1 and text.strip().endswith("KeyboardInterrupt")  # the caller's own, to catch
+    assert ledger_rows(tmp_path / "ledger").num_rows >= 5

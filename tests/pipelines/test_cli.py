@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def _omniavatar(*arguments):
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "--recipe", "nope"), ("nope", "demo")),
+        (("curate", "--recipe", "folder"), ("sources.path is empty",)),
+        (("curate", "--recipe", "folder", "--set", "sources.path=/no/such"), ("/no/such", "does not exist")),
+        (("train", "--recipe", "demo", "--set", "train.optimizer.lrr=1"), ("lrr", "lr")),
+        (("run", "--recipe", "demo", "--set", "models.vae=/no/vae"), ("models.vae", "/no/vae")),
+        (("generate", "--image", "x.png"), ("--audio",)),
+        (("query", "select 1", "--run", "/no/run"), ("/no/run",)),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_failure(arguments, words, tmp_path):
+    run = () if arguments[0] in ("query", "generate") else ("--run", str(tmp_path))
+    done = _omniavatar(*arguments, *run)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words)
+
+
+def test_a_step_without_its_inputs_says_what_to_run(tmp_path):
+    done = _omniavatar("latents", "--recipe", "demo", "--run", str(tmp_path))
+    assert done.returncode == 1 and "omniavatar run --from curate" in done.stderr
+
+
+def test_help_names_the_verbs():
+    text = _omniavatar("--help").stdout
+    assert all(verb in text for verb in ("demo", "run", "curate", "latents", "train", "generate", "eval", "query"))

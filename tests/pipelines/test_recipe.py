@@ -1,0 +1,35 @@
+import pytest
+
+from common.recipe import RecipeError, dump_recipe, load_recipe
+from miniature.weights import MODEL_ROLES
+from pipelines.recipe import RECIPES, Recipe, read_recipe
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_is_read_and_written_back_the_same(name, tmp_path):
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.yaml", Recipe) == recipe
+
+
+def test_the_demo_finds_a_shipped_model_for_every_role():
+    paths = read_recipe("demo").model_paths()
+    assert set(paths) == set(MODEL_ROLES) and all(path and path.exists() for path in paths.values())
+
+
+def test_the_folder_recipe_needs_no_weights():
+    assert set(read_recipe("folder").model_paths().values()) == {None}
+
+
+def test_an_override_wins_and_a_wrong_key_names_the_nearest():
+    assert read_recipe("demo", ("train.steps=3",)).train.steps == 3
+    with pytest.raises(RecipeError, match="steps"):
+        read_recipe("demo", ("train.stepz=3",))
+
+
+def test_wrong_roles_and_paths_are_named():
+    with pytest.raises(ValueError, match="models.syncnet is no role"):
+        read_recipe("folder", ("models.syncnet=x",)).model_paths()
+    with pytest.raises(FileNotFoundError, match="models.vae is nowhere"):
+        read_recipe("folder", ("models.vae=nowhere",)).model_paths()
