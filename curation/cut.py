@@ -17,7 +17,7 @@ from common.runs import sha256_file
 
 RULE_VERSION = "1"  # part of every clip id: raise it when the same video would be cut elsewhere
 FRAME = 0.04
-STILL_CHANGE = 2  # of 255: what a codec does to a frame that repeats the one before
+STILL_CHANGE = 2  # of 255, in any cell of the scan's grid: what a good codec does to a frame that repeats the last
 
 
 @dataclass(frozen=True)

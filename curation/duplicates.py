@@ -1,4 +1,4 @@
-"""Which clips show the same thing? Exact by the bytes of the cut, near by picture hashes that the sound confirms.
+"""Which clips show the same thing? Exact by the bytes of the cut, near by hashes of the picture and of the sound.
 
 Clips are cut by one deterministic encoder, so equal pictures and sound give equal files from whatever container.
 """
@@ -18,27 +18,21 @@ from common.ledger import Outcome
 from common.media import FPS, read_audio, read_frames
 
 FRAMES = 3
-HASH_BITS = 64
-BANDS = 4 * FRAMES  # of 16 bits
-MAX_DIFFERENT = BANDS - 1  # of 192 bits: fewer differences than bands leave one band equal, so that none is missed
+BAND_DIGITS = 4  # hex digits of a picture hash that must agree before two clips are compared at all
+BAND_STEPS = 16  # or so many rises and falls of the loudness
 LOUDNESS_STEP = 0.1  # seconds
 QUIET_DB = -60.0
 
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Two clips are one when lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192 picture
-    bits differ (11 is the most that is searched) and the loudness curves correlate by `min_sound_correlation`."""
+    """Two clips are one when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192
+    picture bits differ and their loudness curves correlate by `min_sound_correlation`: people look alike, and sentences
+    sound alike, but not both at once."""
 
-    max_different_bits: int = MAX_DIFFERENT
-    min_sound_correlation: float = 0.95
+    max_different_bits: int = 32
+    min_sound_correlation: float = 0.97
     max_seconds_apart: float = 0.2
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_different_bits <= MAX_DIFFERENT:
-            raise ValueError(
-                f"duplicates.max_different_bits is {self.max_different_bits}; expected 0 to {MAX_DIFFERENT}."
-            )
 
 
 def fingerprint_stage(folder: Path) -> Stage:
@@ -95,22 +89,31 @@ def group_duplicates(config: DuplicatesConfig, rows: Sequence[dict[str, Any]]) -
 
 
 def _candidates(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) of row numbers that share the file's bytes or one band of a picture hash."""
+    """Pairs (earlier, later) of row numbers that share the file's bytes or one band of a hash."""
     seen: defaultdict[tuple, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        keys: list[tuple] = [("sha256", row["cut_sha256"])] if row.get("cut_sha256") else []
-        bits = "".join(row.get("hashes") or [])
-        keys += [(band, bits[4 * band : 4 * band + 4]) for band in range(len(bits) // 4)]
+        keys = list(_bands(row))
         yield from ((early, number) for early in sorted({early for key in keys for early in seen[key]}))
         for key in keys:
             seen[key].append(number)
 
 
+def _bands(row: dict[str, Any]) -> Iterator[tuple]:
+    """Keys under which a clip is found again: locality-sensitive hashing of picture and sound."""
+    yield "file", row["cut_sha256"]
+    digits = "".join(row["hashes"])
+    for start in range(0, len(digits), BAND_DIGITS):
+        yield "picture", start, digits[start : start + BAND_DIGITS]
+    rises = np.diff(row["loudness"]) > 0
+    for start in range(0, len(rises) - BAND_STEPS + 1, BAND_STEPS):
+        band = rises[start : start + BAND_STEPS]
+        if band.any():  # silence is like any other silence
+            yield "sound", start, band.tobytes()
+
+
 def _same(config: DuplicatesConfig, first: dict[str, Any], second: dict[str, Any]) -> bool:
     if first["cut_sha256"] == second["cut_sha256"]:
         return True
-    if not first.get("hashes") or not second.get("hashes"):
-        return False
     if abs(first["duration"] - second["duration"]) > config.max_seconds_apart:
         return False
     pairs = zip(first["hashes"], second["hashes"], strict=True)

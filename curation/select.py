@@ -33,7 +33,7 @@ class SelectConfig:
     min_face_px: float = 32.0
     min_side: int = 256
     min_speech_pct: float = 30.0
-    max_music_ratio: float = 0.27
+    max_music_ratio: float = 0.36
     max_static_pct: float = 80.0
     min_fps: float = 20.0
     test_share: float = 0.1

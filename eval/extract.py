@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from common.ledger import Outcome
-from common.media import read_audio, read_video
+from common.media import MediaError, read_audio, read_video
 from common.runs import atomic_write, fingerprint
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
@@ -22,7 +23,7 @@ from perception.syncnet import SyncNetError, load_syncnet
 
 logger = logging.getLogger(__name__)
 
-Models = Mapping[str, Path | None]
+Models = Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,8 @@ def frame_choice(count: int, config: FeatureConfig) -> np.ndarray:
     return np.unique(np.linspace(min(1, count - 1), count - 1, 16).round().astype(int))
 
 
-def _given(models: Models, role: str) -> Path:
-    path = models[role]
-    assert path is not None, f"an extractor was loaded without its role {role}"
-    return path
-
-
 def _load_fid(config: FeatureConfig, models: Models) -> Extract:
-    net = load_feature_net(_given(models, "fid_features"))
+    net = load_feature_net(models["fid_features"])
 
     def extract(sight: Sight) -> Arrays:
         frames = sight.frames[frame_choice(len(sight.frames), config)]
@@ -102,18 +97,18 @@ def _load_fid(config: FeatureConfig, models: Models) -> Extract:
 
 
 def _load_fvd(config: FeatureConfig, models: Models) -> Extract:
-    net = load_feature_net(_given(models, "fvd_features"))
+    net = load_feature_net(models["fvd_features"])
     return lambda sight: {"features": video_features(net, sight.frames, config.protocol, config.fvd_stride)}
 
 
 def _load_sync(config: FeatureConfig, models: Models) -> Extract:
-    net = load_syncnet(_given(models, "sync_scorer"))
+    net = load_syncnet(models["sync_scorer"])
     judge = SyncJudge(load_face_detector(models.get("face_detector")), net, config.sync)
     return lambda sight: judge.score(sight.frames, sight.wave)
 
 
 def _load_quality(config: FeatureConfig, models: Models) -> Extract:
-    scorer = load_qalign(_given(models, "quality_scorer"))
+    scorer = load_qalign(models["quality_scorer"])
     return lambda sight: quality_of_clip(scorer, sight.frames)
 
 
@@ -123,6 +118,7 @@ EXTRACTORS = (
     Extractor("sync", "1", ("sync_scorer",), ("face_detector",), ("sync",), True, _load_sync),
     Extractor("quality", "1", ("quality_scorer",), (), (), False, _load_quality),
 )
+JUDGE_ROLES = tuple(role for extractor in EXTRACTORS for role in extractor.needs + extractor.uses)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class ExtractJob:
     root: Path
     cache: Path
     config: FeatureConfig
-    models: dict[str, Path | None]
+    models: dict[str, Path]
     hashes: dict[str, str]
 
     def make(self) -> Callable[[dict], Outcome]:
@@ -140,6 +136,8 @@ class ExtractJob:
 
         Without `audio` only the extractors that need no sound run.
         """
+        # One thread per worker: the number of threads changes the last digits of a convolution.
+        torch.set_num_threads(1)
         loaded: dict[str, Extract] = {}
         return partial(self._look, loaded)
 
@@ -158,12 +156,22 @@ class ExtractJob:
                 continue
             # One decode serves every extractor; a video that is wholly in the cache is not decoded at all.
             if sight is None:
-                wave = np.zeros(0, np.float32) if silent else read_audio(self.root / unit["audio"])
+                wave = np.zeros(0, np.float32) if silent else read_sound(self.root / unit["audio"])
                 sight = Sight(read_video(self.root / unit["video"]), wave)
             if extractor.name not in loaded:
                 loaded[extractor.name] = extractor.load(self.config, self.models)
             save_arrays(path, run_extractor(loaded[extractor.name], sight))
         return Outcome(unit["unit"], "kept", outputs={"files": files})
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """The sound (n,) at 16 kHz; none at all for a file without a sound track, whose pictures can still be judged."""
+    try:
+        return read_audio(path)
+    except MediaError as error:
+        if error.kind != "no_audio":
+            raise
+        return np.zeros(0, np.float32)
 
 
 def run_extractor(extract: Extract, sight: Sight) -> Arrays:
@@ -174,7 +182,7 @@ def run_extractor(extract: Extract, sight: Sight) -> Arrays:
         return {"status": np.array(str(reason))}
 
 
-def save_arrays(path: Path, arrays: Arrays) -> None:
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an npz file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:

@@ -16,7 +16,7 @@ from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from eval.extract import EXTRACTORS, ExtractJob, FeatureConfig, load_arrays
+from eval.extract import EXTRACTORS, JUDGE_ROLES, ExtractJob, FeatureConfig, load_arrays
 from eval.records import NO_WEIGHTS, Seen, clip_records
 from eval.scores import score_methods
 from eval.study import FLOOR, ScoreConfig, Study
@@ -45,14 +45,14 @@ def evaluate(
 ) -> pa.Table:
     """Score every video of `videos/manifest.parquet` and return the long table of METRICS_SCHEMA.
 
-    `models` maps `fid_features fvd_features sync_scorer face_detector quality_scorer` to files or folders; a role
-    without weights makes its metrics "skipped: no weights" (faces then come from OpenCV's cascade). A video that cannot
-    be read is a row with its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
+    `models` maps `fid_features fvd_features sync_scorer face_detector quality_scorer` to files or folders, other roles
+    are left alone; a role without weights makes its metrics "skipped: no weights" (faces then come from OpenCV's
+    cascade). A video that cannot be read is a row with its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
     """
     rows = read_manifest(run)
-    present = {role: Path(path) for role, path in models.items() if path}
-    hashes = {role: hash_path(path) for role, path in sorted(present.items())}
-    job = ExtractJob(Path(run.root), run.cache / "features", config.features, dict(present), hashes)
+    judges = {role: Path(path) for role in JUDGE_ROLES if (path := models.get(role))}
+    hashes = {role: hash_path(path) for role, path in judges.items()}
+    job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
     seen = _look_at_all(job, _units(run, rows), run, executor)
 
     ready = {extractor.name for extractor in EXTRACTORS if not extractor.missing(hashes)}

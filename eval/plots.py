@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,9 +14,10 @@ from matplotlib.figure import Figure
 # Drawn in stand-in colours, which the SVG then exchanges for the page's own CSS variables.
 INK, MUTED, GRID, VOICE, LIPS, WARN = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 THEME = {INK: "ink", MUTED: "muted", GRID: "line", VOICE: "voice", LIPS: "lips", WARN: "warn"}
+Curve = tuple[np.ndarray, np.ndarray]
 # Left and right edge of every plot area as a share of its width; the playhead of the video moves between them.
 LEFT, RIGHT = 0.07, 0.985
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 10,
     "axes.edgecolor": GRID,
@@ -51,6 +53,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     for colour, variable in THEME.items():
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     # Without its fixed size the picture fills the column.
     end = svg.index(">")
     svg = re.sub(r' (width|height)="[^"]*"', "", svg[:end]) + svg[end:]
@@ -81,18 +84,23 @@ def voice_and_lips(wave: np.ndarray, rate: int, curve: np.ndarray, joins: Sequen
         return _svg(figure, "voice", "waveform of the voice above the sync distance per frame")
 
 
-def loss_curve(steps: np.ndarray, losses: np.ndarray, gap: tuple[np.ndarray, np.ndarray] | None) -> str:
-    """Training loss per step with its running mean and, when measured, the audio gap below it."""
+def loss_curve(loss: Curve, held_out: Curve, gap: Curve) -> str:
+    """Training loss with its running mean and, where there are any, the held-out loss and the audio gap (%) below."""
+    shows_gap = len(gap[0]) > 1
     with rc_context(STYLE):
-        figure, axes = _figure(3.6 if gap else 2.6, (1.6, 1.0) if gap else (1.0,))
-        axes[0].plot(steps, losses, color=VOICE, linewidth=0.7, alpha=0.45)
-        axes[0].plot(steps, running_mean(losses, max(1, len(losses) // 20)), color=VOICE, linewidth=2)
-        axes[0].set(ylabel="loss")
-        if gap:
-            axes[1].plot(*gap, color=LIPS, linewidth=1.6, marker="o", markersize=3)
-            axes[1].axhline(0, color=MUTED, linewidth=0.8)
-            axes[1].set(ylabel="audio gap")
-        axes[-1].set(xlabel="step")
+        figure, axes = _figure(3.6 if shows_gap else 2.6, (1.6, 1.0) if shows_gap else (1.0,))
+        top, bottom = axes[0], axes[-1]
+        top.plot(*loss, color=VOICE, linewidth=0.7, alpha=0.45)
+        top.plot(loss[0], running_mean(loss[1], max(1, len(loss[1]) // 20)), color=VOICE, linewidth=2, label="training")
+        if len(held_out[0]):
+            top.plot(*held_out, color=LIPS, linewidth=1.6, marker="o", markersize=3.5, label="held out")
+            top.legend(frameon=False, labelcolor=MUTED, loc="upper right")
+        top.set(ylabel="loss")
+        if shows_gap:
+            bottom.plot(*gap, color=LIPS, linewidth=1.6, marker="o", markersize=3.5)
+            bottom.axhline(0, color=MUTED, linewidth=0.8)
+            bottom.set(ylabel="audio gap, %")
+        bottom.set(xlabel="step")
         return _svg(figure, "loss", "training loss over steps")
 
 

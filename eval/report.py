@@ -46,7 +46,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     if own is None or swapped is None or p is None:
         return "Not yet judged", "The lips have not been compared with the voice in this run."
     numbers = f"Sync-C {own:.2f} on held-out voices, {swapped:.2f} when another clip's sound drives"
-    evidence = f"{numbers} (paired Wilcoxon test, p = {p_text(p)})"
+    evidence = f"{numbers} (paired Wilcoxon test, p\u00a0=\u00a0{p_text(p)})"
     if p < 0.01 and own > swapped:
         return "The mouth follows the voice", evidence
     return "The mouth does not yet follow the voice", evidence

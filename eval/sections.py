@@ -76,7 +76,14 @@ def funnel(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     rows = read_rows(run.clips_parquet)
     states = Counter(row["decision"] for row in rows)
-    bars = [("sources", summary["sources"]), ("clips", summary["clips"]), ("kept", summary["kept"])]
+    sources = read_rows(Path(run.root) / "sources.parquet")
+    readable = sum(row.get("state") == "kept" for row in sources) or None
+    bars = [
+        ("sources", summary["sources"]),
+        ("readable", readable),
+        ("clips", summary["clips"]),
+        ("kept", summary["kept"]),
+    ]
     widest = max([count or 0 for _, count in bars] + [1])
     reasons = sorted(summary["refused"].items(), key=lambda item: (-item[1], item[0]))
     return {
@@ -134,22 +141,26 @@ def _source_path(run: RunFolder, video_id: str) -> Path | None:
 
 
 def training(run: RunFolder) -> dict[str, Any] | None:
-    """The loss curve and, where the log has it, the audio gap (loss without sound above loss with it)."""
-    path = run.logs / "train.jsonl"
-    rows = [row for row in MetricLog(path).rows() if row.get("loss") is not None] if path.exists() else []
-    if len(rows) < 2:
+    """The loss curve and, where the log has them, the held-out loss and the audio gap."""
+    rows = MetricLog(run.logs / "train.jsonl").rows()
+    loss, held_out, gap = (_curve(rows, name) for name in ("loss", "heldout_loss", "audio_gap"))
+    if len(loss[0]) < 2:
         return None
-    steps, losses = (np.array([row[name] for row in rows], dtype=float) for name in ("step", "loss"))
-    gaps = [(row["step"], row["audio_gap"]) for row in MetricLog(path).rows() if row.get("audio_gap") is not None]
-    gap = tuple(np.array(gaps, dtype=float).T) if len(gaps) > 1 else None
-    tail = max(1, len(losses) // 10)
+    tail = max(1, len(loss[0]) // 10)
     return {
-        "steps": int(steps[-1]),
-        "first": float(losses[:tail].mean()),
-        "last": float(losses[-tail:].mean()),
-        "gap": float(gaps[-1][1]) if gaps else None,
-        "plot": Markup(plots.loss_curve(steps, losses, gap)),
+        "steps": int(loss[0][-1]),
+        "first": float(loss[1][:tail].mean()),
+        "last": float(loss[1][-tail:].mean()),
+        "gap": float(gap[1][-1]) if len(gap[1]) else None,
+        "plot": Markup(plots.loss_curve(loss, held_out, (gap[0], 100 * gap[1]))),
     }
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> plots.Curve:
+    """Steps and values (n,) of the log lines that have the number."""
+    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+    return steps, values
 
 
 @dataclass(frozen=True)

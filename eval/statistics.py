@@ -40,7 +40,7 @@ class PairedTest:
     p_greater: float
 
 
-def mean_interval(values: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Mean over clips with a 95 % BCa bootstrap interval (Efron 1987); the same seed gives the same interval."""
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:

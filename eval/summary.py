@@ -29,12 +29,9 @@ SYNC_METHODS = ("ground_truth", "adapter", "swapped_audio", "base")
 def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every key of KEYS from the files of a run, overridden by `given`; what has not run is None or empty.
 
-    `refused` counts clips per reason (a clip refused for two reasons counts under both), `seconds` is the work recorded
-    in the ledger per stage. Raises ValueError for a key that is not part of the summary.
+    `refused` counts sources and clips per reason (refused for two reasons, one counts under both), `seconds` is the
+    work recorded in the ledger per stage. Other keys of `given` are left out.
     """
-    unknown = sorted(set(given) - set(KEYS))
-    if unknown:
-        raise ValueError(f"The summary has no keys {unknown}; it has exactly {list(KEYS)}.")
     scores = read_optional(run.report / "scores.json") or {}
     summary = _counts(run) | _planted(run)
     summary |= {"sync_c": _sync_c(scores), "metrics": _values(scores), "seconds": _seconds(run)}
@@ -54,10 +51,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _counts(run: RunFolder) -> dict[str, Any]:
     sources, clips = Path(run.root) / "sources.parquet", run.clips_parquet
-    rows = read_rows(clips)
-    reasons = Counter(reason for row in rows if row["decision"] == "rejected" for reason in row["reasons"] or [])
+    rows, listed = read_rows(clips), read_rows(sources)
+    reasons = Counter(row["reason"] for row in listed if row.get("state") == "rejected")
+    reasons.update(reason for row in rows if row["decision"] == "rejected" for reason in row["reasons"] or [])
     return {
-        "sources": pq.read_metadata(sources).num_rows if sources.exists() else None,
+        "sources": len(listed) if sources.exists() else None,
         "clips": len(rows) if clips.exists() else None,
         "kept": sum(row["decision"] == "kept" for row in rows) if clips.exists() else None,
         "refused": dict(reasons.most_common()),

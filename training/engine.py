@@ -153,6 +153,8 @@ class Engine:
 def join_group(threads: int) -> None:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; alone when they are absent.
 
+    Once per process: DeepSpeed keeps the group for good, later calls find it.
+
     Quietens what DeepSpeed 0.19.8 says at every start, and two warnings torch 2.13 gives at each of its collectives.
     """
     torch.set_num_threads(threads)
@@ -162,14 +164,14 @@ def join_group(threads: int) -> None:
     # ZeRO never uses this op, and without a compiler its build would end the run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if "RANK" not in os.environ:
-        os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if "RANK" not in os.environ and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def leave_group() -> None:
-    """Take the process group down, so that no thread of it outlives the training."""
+    """Take the process group down; the last thing a process does with it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -186,13 +188,12 @@ def deepspeed_settings(config: EngineConfig, accumulation: int) -> dict[str, Any
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # one micro-batch, however many samples it holds
         "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.clip if config.stage > 0 else 0.0,  # at stage 0 we clip, and see the norm
         "steps_per_print": 1_000_000_000,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": config.stage},
     }
-    if config.stage > 0:
-        settings["gradient_clipping"] = config.clip
     if config.stage == 3:
         settings["zero_optimization"] |= {
             "memory_efficient_linear": False,  # its own linear rounds differently from torch under autocast

@@ -32,6 +32,8 @@ from training.worker import end_with_launcher, tell_failure
 
 logger = logging.getLogger(__name__)
 MOST_SKIPS_IN_A_ROW = 10
+stop_asked = threading.Event()
+"""Set from a signal: the training saves after the step it is in, and ends."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ class Trainer:
         self.state = self.saved = self.checkpoints.load()
         self.started = time.monotonic() - self.state.elapsed
         self.report = Report(run.logs, self.engine.rank == 0, self.state.step, self._total(), self._done())
-        self.stop_asked = threading.Event()
+        self.stop_asked = False
 
     def run(self) -> None:
         """Train to the limit, saving on the way and at the end. Raises TrainingDivergedError, DiskFullError."""
         steps = stream(self.windows, self.state.step, self.engine.rank, self.engine.world)
         with self.report:
-            while self.progress() < 1 and not self.stop_asked.is_set():
+            while self.progress() < 1 and not self.stop_asked:
                 numbers = self.train_step(steps)
                 if self.held_out and self.state.step % self.config.validation.every == 0:
                     numbers |= self.held_out.losses(self.engine)
@@ -154,9 +156,8 @@ class Trainer:
 
     def _advance(self, result: StepResult) -> None:
         # The first rank's clock and its signal decide for all, or the ranks would part at a limit.
-        elapsed, stop = self.engine.from_first_rank(time.monotonic() - self.started, self.stop_asked.is_set())
-        if stop:
-            self.stop_asked.set()
+        elapsed, stop = self.engine.from_first_rank(time.monotonic() - self.started, stop_asked.is_set())
+        self.stop_asked = bool(stop)
         if result.skipped:
             self.report.skipped(self.state.step + 1, self.windows.clips_of_step(self.state.step))
         in_a_row = self.state.skipped_in_a_row + 1 if result.skipped else 0
@@ -182,12 +183,7 @@ def train(run: RunFolder, config: TrainConfig) -> None:
     TrainingDivergedError, DiskFullError.
     """
     join_group(config.engine.threads)
-    try:
-        trainer = Trainer(run, config)
-        signal.signal(signal.SIGTERM, lambda *_: trainer.stop_asked.set())
-        trainer.run()
-    finally:
-        leave_group()
+    Trainer(run, config).run()
 
 
 def origin(config: TrainConfig, shards: Path) -> dict[str, Any]:
@@ -210,11 +206,14 @@ def main() -> int:
     run = RunFolder(parser.parse_args().run)
     setup_logging()
     end_with_launcher()
+    signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
     try:
         train(run, load_recipe(run.root / "train.yaml", TrainConfig))
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         tell_failure(run, error)
         return 1
+    finally:
+        leave_group()
     return 0
 
 

@@ -14,5 +14,5 @@ def quality_of_clip(scorer: QAlign, frames: np.ndarray) -> dict[str, np.ndarray]
     """`iqa` and `ase`, scalars 1..5, of frames (T, H, W, 3) uint8 RGB at 25 fps; `frames` holds how many were read."""
     images = [frames[i] for i in one_frame_per_second(len(frames))]
     ratings = scorer.rate(images, ("quality", "aesthetics"))
-    iqa, ase = (np.float64(ratings[task].scores.mean()) for task in ("quality", "aesthetics"))
-    return {"iqa": iqa, "ase": ase, "frames": np.int64(len(images))}
+    iqa, ase = (np.asarray(ratings[task].scores.mean()) for task in ("quality", "aesthetics"))
+    return {"iqa": iqa, "ase": ase, "frames": np.asarray(len(images))}

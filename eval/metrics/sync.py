@@ -55,4 +55,4 @@ class SyncJudge:
         distance = result.sync_c + result.sync_d - result.curve
         # The median filter behind the curve reads zeros beyond both ends.
         curve = {"curve": distance[BLUNT:-BLUNT], "curve_start": np.asarray(start + BLUNT + WINDOW_FRAMES // 2)}
-        return scores | curve | {"sync_offset": offset, "offset_zero": np.float64(offset == 0)}
+        return scores | curve | {"sync_offset": offset, "offset_zero": np.asarray(float(offset == 0))}

@@ -26,6 +26,7 @@ from common.workers import Crew, InProcessWorker, ProcessWorker, Unit, Worker
 logger = logging.getLogger(__name__)
 Work = Callable[[Unit], Outcome]
 T = TypeVar("T")
+OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -105,17 +106,17 @@ def run_stage(
         # Closed by name: workers end with the run even while a traceback still holds the generator.
         with bar, closing(_attempts(stage, rows, outcomes, todo, executor)) as results:
             bar.update(len(rows) - len(todo))
+            states = Counter(outcome.state for outcome in outcomes if outcome and _settled(outcome, retry_failed))
             for index, outcome in results:
                 outcomes[index] = outcome
                 log.append(keys[index], outcome)
                 if outcome.state == "failed" and not _settled(outcome, retry_failed):
                     todo.append(index)
                 else:
-                    bar.update(1)
+                    states[outcome.state] += 1
+                    bar.update(1, ", ".join(f"{state} {count}" for state, count in sorted(states.items())))
         log.compact()
-    settled = [outcome for outcome in outcomes if outcome is not None]
-    logger.info("%s: %s", stage.name, dict(Counter(outcome.state for outcome in settled)))
-    return settled
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def _keys(stage: Stage, rows: Sequence[Unit]) -> list[Key]:
@@ -183,12 +184,12 @@ class Runner:
     def __init__(self, name: str, make: Callable[[], Work], gpus: float = 0.0) -> None:
         self.name, self.make, self.gpus = name, make, gpus
         self.work: Work | None = None
-        self.failure = ""
+        self.failure = "its models did not load."
 
     def load(self) -> None:
         """Make the stage function; a failure is reported by the first attempt."""
         self.work, error = _caught(self.make)
-        self.failure = "" if error is None else _describe(error)
+        self.failure = _describe(error) if error else ""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
         """Do one unit. Errors: StageError when the stage did not load; DiskFullError, which is nobody's fault."""
@@ -219,19 +220,19 @@ def _checked(outcome: Outcome, unit: Unit) -> Outcome:
     return replace(outcome, outputs=plain(outcome.outputs))  # as the ledger will give them back
 
 
-def _caught(call: Callable[[], T]) -> tuple[T | None, Exception | None]:
+def _caught(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     # The one broad except of the project: whatever a clip provokes becomes that clip's row.
     try:
-        with disk_guard(Path.cwd()):
+        with disk_guard():
             return call(), None
     except DiskFullError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # some libraries exit where they should raise
         logger.debug("caught", exc_info=True)
         return None, error
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -303,8 +304,9 @@ def _ray_capacity(config: ExecutorConfig, count: int) -> int:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.ray_address == "local":
             # A private Ray inherits the environment; for a cluster it has to be shipped, which is slower.
+            quiet |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             with _environment("PYTHONPATH", search):
-                ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
+                ray.init(address="local", num_cpus=count, **quiet)
         else:
             ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
     resources = ray.cluster_resources()

@@ -142,8 +142,9 @@ class _Bars:
 
     def close(self, task: TaskID) -> None:
         assert self._display is not None
-        self._display.stop_task(task)
-        if all(each.stop_time is not None for each in self._display.tasks):
+        if len(self._display.tasks) > 1:
+            self._display.remove_task(task)  # an inner bar makes room for the next
+        else:
             self._display.stop()
             self._display = None
 

@@ -97,8 +97,8 @@ class RunFolder:
 class disk_guard:
     """Context that turns whatever a library raises on a full disk into one clear `DiskFullError`."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = path
 
     def __enter__(self) -> None:
         return None
@@ -108,8 +108,9 @@ class disk_guard:
             return
         # Libraries in C++ and Rust lose the errno on the way and keep the text.
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            path = self.path or getattr(error, "filename", None) or "a file"
             message = (
-                f"The disk is full: {self.path} could not be written whole. Free space there and run the same "
+                f"The disk is full: {path} could not be written whole. Free space there and run the same "
                 "command again; finished work is kept."
             )
             raise DiskFullError(message) from error

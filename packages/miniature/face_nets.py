@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate, softplus
 STRIDES = (8, 16, 32)
 ANCHORS = 2
 EMBEDDING, RECOGNISER_SIDE = 512, 112
+DETECTOR_FILE, RECOGNISER_FILE = "det_miniature.onnx", "rec_miniature.onnx"
 _OPSET = 17
 
 
@@ -93,16 +94,16 @@ class FaceRecogniserNet(nn.Module):
 
 
 def export_pack(detector: FaceDetectorNet, recogniser: FaceRecogniserNet, folder: Path) -> None:
-    """Write `det_miniature.onnx` and `rec_miniature.onnx`, which `insightface.app.FaceAnalysis(name=folder)` loads.
+    """Write both networks as ONNX files, which `insightface.app.FaceAnalysis(name=folder)` loads.
 
     InsightFace tells the parts of a pack by their outputs (nine: detector) and input (square, 112: recogniser).
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{kind}_{stride}" for kind in ("score", "bbox", "kps") for stride in STRIDES]
     sides = {"input.1": {2: "height", 3: "width"}} | {name: {0: f"rows_{name}"} for name in names}
-    _export(_PublishedDetector(detector), torch.zeros(1, 3, 64, 96), folder / "det_miniature.onnx", names, sides)
+    _export(_PublishedDetector(detector), torch.zeros(1, 3, 64, 96), folder / DETECTOR_FILE, names, sides)
     faces = torch.zeros(1, 3, RECOGNISER_SIDE, RECOGNISER_SIDE)
-    _export(recogniser, faces, folder / "rec_miniature.onnx", ["embedding"], {"input.1": {0: "faces"}})
+    _export(recogniser, faces, folder / RECOGNISER_FILE, ["embedding"], {"input.1": {0: "faces"}})
 
 
 def _export(net: nn.Module, example: Tensor, path: Path, outputs: list[str], axes: dict) -> None:

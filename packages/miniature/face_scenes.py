@@ -98,7 +98,7 @@ def _empty_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndar
 
 
 def _view(centre: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Affine matrix (2, 3) that shows the board around `centre` so that a usual face gets a side drawn log-uniformly."""
+    """Affine matrix (2, 3) that shows the board around `centre`, a usual face getting a side drawn log-uniformly."""
     face = np.exp(rng.uniform(np.log(SMALLEST), np.log(min(LARGEST, 0.95 * side))))
     scale, turn = face / 38, np.deg2rad(rng.normal(0, 6))
     stretch = np.diag(scale * np.exp(rng.normal(0, 0.04, 2)))

@@ -62,7 +62,7 @@ def phone_loss(logits: Tensor, shares: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(reader: PhoneReader, clips: int = 40) -> dict[str, float]:
+def measure(reader: PhoneReader, clips: int) -> dict[str, float]:
     """On voices never trained on: share of pure frames heard right, cross-entropy, and its floor (mixtures)."""
     sound, shares = examples(range(HELD_OUT_SEED, HELD_OUT_SEED + clips))
     logits = reader(sound)
@@ -72,7 +72,7 @@ def measure(reader: PhoneReader, clips: int = 40) -> dict[str, float]:
     return {"pure_frames_right": right.item(), "loss": phone_loss(logits, shares).item(), "floor": floor.item()}
 
 
-def train(out: Path, minutes: float, seed: int = 0, clips: int = 600) -> dict[str, float]:
+def train(out: Path, minutes: float, seed: int = 0, clips: int = 600, judged: int = 40) -> dict[str, float]:
     """Train for `minutes` (resumes from `<out>.ckpt`), write the transformers folder `out` and return its figures."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 600) -> dict[st
         training.update(loss)
         if training.step % 25 == 0:
             training.record(loss=loss.item())
-    figures = measure(reader)
+    figures = measure(reader, judged)
     training.record(final=True, **figures)
     reader.encoder.save_pretrained(out)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=False).save_pretrained(

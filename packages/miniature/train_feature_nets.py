@@ -192,8 +192,9 @@ def channels_first(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))
 
 
-def fit(net: nn.Module, loss_of: Loss, drawn: Drawn, out: Path, minutes: float, seed: int) -> dict[str, float]:
+def fit(net: nn.Module, loss_of: Loss, drawn: Drawn, out: Path, minutes: float, seed: int) -> TimedTraining:
     """Train `net` for `minutes` (resumes from `<out>.ckpt`) and write it as the TorchScript file `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     training = TimedTraining(net, torch.optim.AdamW(net.parameters(), lr=3e-3), out, minutes)
     rng = np.random.default_rng((seed, training.step))
     for _ in training:
@@ -202,9 +203,7 @@ def fit(net: nn.Module, loss_of: Loss, drawn: Drawn, out: Path, minutes: float, 
         if training.step % 50 == 0:
             training.record(loss=loss.item())
     write_torchscript(net, out)
-    figures = measure_frames(out) if isinstance(net, FrameNet) else measure_videos(out)
-    training.record(final=True, **figures)
-    return figures
+    return training
 
 
 def write_torchscript(net: nn.Module, out: Path) -> None:
@@ -216,21 +215,29 @@ def write_torchscript(net: nn.Module, out: Path) -> None:
         scripted.save(str(temporary))
 
 
-def train(out: Path, minutes: float, seed: int = 0, clips: int = 480) -> dict[str, float]:
+def train(out: Path, minutes: float, seed: int = 0, clips: int = 480, held_out: int = 60) -> dict[str, float]:
     """Train both nets for half of `minutes` each and write them under the folder `out`; returns their figures."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     drawn = Drawn(clips, first_seed=seed, frames=2 * WINDOW + 3)
     frame_net = FrameNet(_WHO + _MOUTH + _DAMAGE)
     video_net = VideoNet(len(PLAYS) + _WHO + drawn.phones.shape[2] + _MOUTH + _DAMAGE)
-    figures = fit(frame_net, frame_loss, drawn, out / "fid" / "inception.pt", minutes / 2, seed)
-    return figures | fit(video_net, video_loss, drawn, out / "fvd" / "i3d_torchscript.pt", minutes / 2, seed)
+    figures: dict[str, float] = {}
+    for net, loss_of, name, measure in (
+        (frame_net, frame_loss, "fid/inception.pt", measure_frames),
+        (video_net, video_loss, "fvd/i3d_torchscript.pt", measure_videos),
+    ):
+        training = fit(net, loss_of, drawn, out / name, minutes / 2, seed)
+        measured = measure(load_feature_net(out / name), held_out)
+        training.record(final=True, **measured)
+        figures |= measured
+    return figures
 
 
 @torch.no_grad()
-def measure_frames(path: Path, clips: int = 60) -> dict[str, float]:
+def measure_frames(net: nn.Module, clips: int) -> dict[str, float]:
     """FID of held-out faces: of other clean ones, of softened (sigma 1), blurred (2) and noisy (25) ones, at 64 px."""
-    net, rng = load_feature_net(path), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     drawn = Drawn(2 * clips, HELD_OUT_SEED, frames=4)
     known, other = (frames.reshape(-1, _SIZE, _SIZE, 3) for frames in np.split(drawn.frames, 2))
     kinds = {"clean": Damage(), "soft": Damage(blur=1.0), "blur": Damage(blur=2.0), "noise": Damage(noise=25.0)}
@@ -239,9 +246,9 @@ def measure_frames(path: Path, clips: int = 60) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_videos(path: Path, clips: int = 60) -> dict[str, float]:
+def measure_videos(net: nn.Module, clips: int) -> dict[str, float]:
     """FVD of held-out faces: of other clips played in each of the PLAYS, and blurred by sigma 2."""
-    net, rng = load_feature_net(path), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     drawn = Drawn(2 * clips, HELD_OUT_SEED, frames=2 * WINDOW)
     real = np.concatenate([video_features(net, frames) for frames in drawn.frames[:clips]])
 

@@ -167,7 +167,7 @@ def word_loss(judge: QAlign, seen: torch.Tensor, severity: torch.Tensor, rng: np
     return loss
 
 
-def train(out: Path, minutes: float, seed: int = 0, clips: int = 1500) -> dict[str, float]:
+def train(out: Path, minutes: float, seed: int = 0, clips: int = 1500, held_out: int = 120) -> dict[str, float]:
     """Train for `minutes` (resumes from `<out>.ckpt`), write the folder `out` and return its figures."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
@@ -189,13 +189,13 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 1500) -> dict[s
         if training.step % 50 == 0:
             training.record(words=words.item(), eye=eye.item())
     write_folder(out, model)
-    figures = measure(load_qalign(out))
+    figures = measure(load_qalign(out), held_out)
     training.record(final=True, **figures)
     return figures
 
 
 @torch.no_grad()
-def measure(judge: QAlign, clips: int = 120) -> dict[str, float]:
+def measure(judge: QAlign, clips: int) -> dict[str, float]:
     """Figures on held-out seeds: rank correlations with severity, means of planted kinds, and the refusal threshold.
 
     The threshold on quality separates good frames (only coded) from blur of sigma 2 and noise of 25 at 64 px; it is

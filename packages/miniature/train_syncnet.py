@@ -26,6 +26,7 @@ from perception.syncnet import (
     SyncNetWidths,
     audio_windows,
     crop_track,
+    lip_volume,
     load_syncnet,
     mfcc,
     sync_scores,
@@ -84,6 +85,12 @@ def sample(clip: StoredClip, rng: np.random.Generator, reconstructed: bool) -> t
     # Loudness moves the log energy only: the other cepstra do not depend on it.
     windows[:, :, 0] += float(rng.normal(0, 1.0))
     return np.clip(crops * gain + lift, 0, 255).astype(np.uint8), windows
+
+
+def batch(clips: list[StoredClip], rng: np.random.Generator, reconstructed: bool) -> tuple[Tensor, Tensor]:
+    """One stretch of each clip: SyncNet's lip input (B, 3, F, 64, 64) and cepstra windows (B, W, 1, 13, 20)."""
+    samples = [sample(clip, rng, reconstructed) for clip in clips]
+    return torch.cat([lip_volume(crops) for crops, _ in samples]), torch.stack([windows for _, windows in samples])
 
 
 def _smear(frames: np.ndarray, share: float) -> np.ndarray:
@@ -157,12 +164,10 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 320, judged: in
     store = [store_clip(seed + i) for i in range(clips)]
     rng = np.random.default_rng((seed, training.step))
     for progress in training:
-        chosen = rng.choice(clips, _BATCH, replace=False)
-        samples = [sample(store[i], rng, reconstructed=progress > 0.6) for i in chosen]
-        crops = torch.from_numpy(np.stack([crops for crops, _ in samples])[..., ::-1].copy())
-        windows = torch.cat([windows for _, windows in samples])
-        lips = net.embed_lips(crops.permute(0, 4, 1, 2, 3).float())
-        loss = sync_loss(lips, net.embed_audio(windows).view(_BATCH, _FRAMES - 4, -1))
+        chosen = [store[i] for i in rng.choice(clips, _BATCH, replace=False)]
+        crops, windows = batch(chosen, rng, reconstructed=progress > 0.6)
+        audio = net.embed_audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        loss = sync_loss(net.embed_lips(crops), audio)
         training.update(loss)
         if training.step % 25 == 0:
             training.record(loss=loss.item())

@@ -30,7 +30,7 @@ class AudioEncoder:
         self.feature_dim: int = (model.config.num_hidden_layers + 2) * self.hidden_size
         self.model.feature_extractor.register_forward_hook(_to_frame_rate)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor, frames: int | None = None) -> Tensor:
         """Mono 16 kHz sound (N,) -> (F, (L + 2) * D) float32, F = ceil(N / 640) or the larger `frames` (then silence).
 

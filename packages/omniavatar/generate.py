@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from common.media import write_video
-from common.progress import progress
+from common.progress import ProgressBar, progress
 from common.runs import atomic_write, fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -172,7 +172,8 @@ def generate_video(
     scene = _prepare(models, [request], config, chunks[-1].audio_stop)
     made: list[np.ndarray] = []
     tail = torch.empty(0)
-    with progress(len(chunks) * config.steps, "generate") as bar:
+    bar: ProgressBar[None] = progress(len(chunks) * config.steps, "generate")
+    with bar:
         for chunk in chunks:
             done = kept.load(chunk)
             if done is None:
@@ -198,15 +199,15 @@ def generate_clips(
     A request gives the same video in any batch. The plain base uses the prompt only (the image for its size). Raises
     ValueError unless all sounds have the same number of frames and all pictures end in the same size.
     """
-    requests = [ClipRequest(*request) for request in requests]
-    sizes = {_size(models, request.image, config) for request in requests}
-    lengths = {_frames_of(request.wave) for request in requests}
+    batch = [ClipRequest(*request) for request in requests]
+    sizes = {_size(models, request.image, config) for request in batch}
+    lengths = {_frames_of(request.wave) for request in batch}
     if len(sizes) != 1 or len(lengths) != 1:
-        raise ValueError(f"A batch of {len(requests)} has sizes {sizes} and lengths {lengths}; expected one of each.")
+        raise ValueError(f"A batch of {len(batch)} has sizes {sizes} and lengths {lengths}; expected one of each.")
     wanted = lengths.pop()
     chunk = Chunk(0, 0, math.ceil(wanted / 4) * 4, FIRST_PREFIX)
-    scene = _prepare(models, requests, config, chunk.audio_stop)
-    seeds = [_seed(request, config) for request in requests]
+    scene = _prepare(models, batch, config, chunk.audio_stop)
+    seeds = [_seed(request, config) for request in batch]
     videos = _make_chunk(models, scene, chunk, scene.reference, seeds, config)
     return [to_frames(video[:, chunk.prefix_frames :])[:wanted] for video in videos]
 
@@ -229,7 +230,7 @@ def _frames_of(wave: np.ndarray) -> int:
 def _size(models: AvatarModels, image: np.ndarray, config: GenerateConfig) -> tuple[int, int]:
     size = config.height, config.width
     if size == (0, 0):
-        size = choose_size(*image.shape[:2], config.longest_side)
+        size = choose_size(image.shape[0], image.shape[1], config.longest_side)
     unit = models.vae.stride[1] * models.transformer.dit.config.patch_size[1]
     if any(side <= 0 or side % unit for side in size):
         raise ValueError(f"Picture size {size[0]}x{size[1]}; expected positive multiples of {unit}.")
@@ -270,17 +271,19 @@ def _make_chunk(
     """Sample and decode one chunk of B videos: (B, 3, frames, H, W) in [-1, 1], given frames included."""
     shape = (scene.reference.shape[1], chunk.latent_frames, *scene.reference.shape[3:])
     noise = torch.stack([chunk_noise(seed, chunk.index, shape) for seed in seeds]).to(models.device)
-    hears = scene.audio is not None
     # One zero frame stands before the sound, so the chunk's window begins one frame later in this tensor.
     first = chunk.audio_start - chunk.prefix_frames + FIRST_PREFIX
+    audio = None if scene.audio is None else scene.audio[:, first : first + chunk.frames]
     latents = denoise(
         models.transformer,
         noise,
         scene.text,
         scene.negative_text,
-        condition=build_condition(scene.reference, chunk.latent_frames, chunk.prefix_latents) if hears else None,
-        audio=scene.audio[:, first : first + chunk.frames] if hears else None,
-        prefix=prefix if hears else None,
+        condition=build_condition(scene.reference, chunk.latent_frames, chunk.prefix_latents)
+        if audio is not None
+        else None,
+        audio=audio,
+        prefix=prefix if audio is not None else None,
         steps=config.steps,
         shift=config.shift,
         guidance=Guidance(config.text_guidance, config.audio_guidance),

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 NamedTensors = Iterable[tuple[str, Tensor]]
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -86,7 +88,7 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def build_empty(build: Callable[[], nn.Module]) -> nn.Module:
+def build_empty(build: Callable[[], M]) -> M:
     """Build a module whose parameters take no memory (meta device); buffers, such as RoPE tables, are real."""
     with init_empty_weights(include_buffers=False):
         return build()

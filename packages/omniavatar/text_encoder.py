@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from omniavatar.key_names import text_to_transformers
-from omniavatar.tensor_files import build_empty, fill_module, read_tensors
+from omniavatar.tensor_files import NamedTensors, build_empty, fill_module, read_tensors
 
 LONGEST_TEXT = 512
 _TIED = frozenset({"encoder.embed_tokens.weight"})
@@ -32,7 +32,7 @@ class TextEncoder:
         self.text_length = min(int(tokenizer.model_max_length), LONGEST_TEXT)
         self.dim: int = model.config.d_model
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 16) -> list[Tensor]:
         """Captions -> float32 (n, dim) each, n <= text_length tokens with the closing one, in the order given.
 
@@ -82,7 +82,7 @@ def load_text_encoder(
         if not (text_encoder / "config.json").exists():
             raise FileNotFoundError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
         config = UMT5Config.from_pretrained(text_encoder, local_files_only=True)
-        tensors = read_tensors(text_encoder)
+        tensors: NamedTensors = read_tensors(text_encoder)
     else:
         renamed = {text_to_transformers(name): tensor for name, tensor in read_tensors(text_encoder)}
         config, tensors = _config_from_original(renamed), renamed.items()

@@ -123,6 +123,7 @@ class AvatarTransformer(nn.Module):
         )
 
     def _listen(self, audio: Tensor) -> dict[int, Tensor]:
+        assert self.audio_proj is not None and self.audio_cond_projs is not None
         packed = self.audio_proj(audio)
         blocks = audio_blocks(self.dit.config.num_layers)
         return {block: project(packed) for block, project in zip(blocks, self.audio_cond_projs, strict=True)}
@@ -202,7 +203,7 @@ def to_avatar(base: AvatarTransformer, audio_dim: int, hidden: int = 32) -> Avat
     )
     with torch.no_grad():
         wider.weight.zero_()[:, : dit.config.in_channels] = patch.weight
-        wider.bias.copy_(patch.bias)
+    wider.bias = patch.bias
     dit.patch_embedding = wider
     dit.register_to_config(in_channels=channels)
     width = dit.config.num_attention_heads * dit.config.attention_head_dim

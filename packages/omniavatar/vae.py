@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from omniavatar.key_names import vae_to_diffusers
-from omniavatar.tensor_files import build_empty, fill_module, read_tensors
+from omniavatar.tensor_files import NamedTensors, build_empty, fill_module, read_tensors
 
 
 class WanVAE(nn.Module):
@@ -19,6 +19,9 @@ class WanVAE(nn.Module):
 
     Causal in time: the first k latents depend on the first 4k - 3 frames alone, and the other way round.
     """
+
+    mean: Tensor  # (1, 16, 1, 1, 1)
+    std: Tensor
 
     def __init__(self, model: AutoencoderKLWan):
         super().__init__()
@@ -75,7 +78,7 @@ def load_vae(path: Path | str, dtype: torch.dtype = torch.float32) -> WanVAE:
         if not (path / "config.json").exists():
             raise FileNotFoundError(f"{path} has no config.json; expected a diffusers AutoencoderKLWan folder.")
         config = json.loads((path / "config.json").read_text())
-        tensors = read_tensors(path)
+        tensors: NamedTensors = read_tensors(path)
     else:
         renamed = {vae_to_diffusers(name): tensor for name, tensor in read_tensors(path)}
         config, tensors = _config_from_original(renamed), renamed.items()

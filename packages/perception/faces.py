@@ -75,13 +75,14 @@ def _load_detection(folder: Path):
     """The detector object of a pack, on one CPU thread or whatever accelerator onnxruntime was built for."""
     import onnxruntime
     from insightface.app import FaceAnalysis
-    from onnxruntime.capi.onnxruntime_pybind11_state import OnnxRuntimeException
+    from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
+    unreadable = (faults.Fail, faults.InvalidArgument, faults.InvalidGraph, faults.InvalidProtobuf, faults.NoModel)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         analysis = FaceAnalysis(name=str(folder), allowed_modules=["detection"], sess_options=options)
-    except (AssertionError, OnnxRuntimeException, ValueError) as error:
+    except (AssertionError, ValueError, *unreadable) as error:
         found = ", ".join(file.name for file in sorted(folder.glob("*.onnx")))
         raise FaceDetectorError(
             f"The face detector folder {folder} ({found}) holds no readable SCRFD detector; expected an InsightFace "

@@ -148,10 +148,14 @@ def _load_torchscript(path: Path) -> nn.Module:
 
 
 def _load_inception(path: Path) -> nn.Module:
+    foreign = f"{path} is neither TorchScript nor a plain state dict; copy the published file again"
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # zip, or the pickle of the file of 2018
+            raise FeatureError(foreign)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise FeatureError(f"{path} is neither TorchScript nor a plain state dict; copy the published file") from error
+        raise FeatureError(foreign) from error
     net = FIDInception()
     problems = list(_differences(net.state_dict(), state))
     if problems:

@@ -55,7 +55,6 @@ class OwlConfig:
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int = 32
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     bos_token_id: int = 1
@@ -65,14 +64,15 @@ class OwlConfig:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "OwlConfig":
         """Configuration from a parsed config.json. QAlignError for LLaMA options this network does not have."""
-        for key, only in {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False}.items():
+        heads = content.get("num_attention_heads", OwlConfig.num_attention_heads)
+        published = {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "num_key_value_heads": heads}
+        for key, only in published.items():
             if content.get(key, only) != only:
                 raise QAlignError(
                     f"config.json has {key} = {content[key]!r}; only {only!r} is supported by Q-Align here"
                 )
         visual = content.get("visual_config") or {}
         known = _known_fields(OwlConfig, content)
-        known.setdefault("num_key_value_heads", known.get("num_attention_heads", 32))
         known["vision"] = VisionConfig(**_known_fields(VisionConfig, visual.get("visual_model", {})))
         known["abstractor"] = AbstractorConfig(**_known_fields(AbstractorConfig, visual.get("visual_abstractor", {})))
         return OwlConfig(**known)
@@ -288,20 +288,17 @@ class LanguageAttention(nn.Module):
 
     def __init__(self, config: OwlConfig) -> None:
         super().__init__()
-        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
-        width = config.hidden_size
-        key_width = width // self.heads * self.key_heads
+        self.heads, width = config.num_attention_heads, config.hidden_size
         self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = Multiway(lambda: nn.Linear(width, key_width, bias=False))
-        self.v_proj = Multiway(lambda: nn.Linear(width, key_width, bias=False))
+        self.k_proj = Multiway(lambda: nn.Linear(width, width, bias=False))
+        self.v_proj = Multiway(lambda: nn.Linear(width, width, bias=False))
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, image: Span, rotary: tuple[Tensor, Tensor]) -> Tensor:
         q = rotate(_split_heads(self.q_proj(x), self.heads), rotary)
-        k = rotate(_split_heads(self.k_proj(x, image), self.key_heads), rotary)
-        v = _split_heads(self.v_proj(x, image), self.key_heads)
-        grouped = self.heads != self.key_heads
-        return self.o_proj(_join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)))
+        k = rotate(_split_heads(self.k_proj(x, image), self.heads), rotary)
+        v = _split_heads(self.v_proj(x, image), self.heads)
+        return self.o_proj(_join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
 
 
 class LanguageMLP(nn.Module):

@@ -18,8 +18,8 @@ VOICED = 0.5  # normalised autocorrelation at the pitch
 PAUSE_FRAMES = 18  # consonants and pauses up to 0.3 s belong to the voice around them
 
 PARTIALS = 12  # strongest spectral peaks looked at in a frame
-STEADY_CENTS = 12.0  # a played note stays this close to its pitch, a spoken one hardly ever
-STEADY_FRAMES = 14  # for at least 0.22 s
+STEADY_CENTS = 8.0  # a played note stays this close to its pitch, a spoken one hardly ever
+STEADY_FRAMES = 16  # for at least 0.26 s
 CLIPPED = 0.999
 
 
@@ -43,7 +43,7 @@ def speech_activity(wave: np.ndarray) -> SpeechStats:
     """Measure mono sound (n,) float32 in [-1, 1] at 16 kHz; shorter than 64 ms counts as silent.
 
     A voice is audible sound with a pitch of 70 to 400 Hz (peak of the autocorrelation), short breaks included. Notes
-    have one too: music is told from speech by partials that stay within 12 cents for 0.22 s or more, as a voice glides.
+    have one too: music is told from speech by partials that stay within 8 cents for 0.26 s or more, as a voice glides.
     """
     clipping = 100.0 * float(np.mean(np.abs(wave) >= CLIPPED)) if len(wave) else 0.0
     if len(wave) < WINDOW:
@@ -81,19 +81,28 @@ def _periodicity(spectrum: np.ndarray) -> np.ndarray:
 def _steady_share(spectrum: np.ndarray) -> float:
     """Share of the energy in spectral peaks that belongs to peaks holding their pitch."""
     cents, power = _partials(spectrum)
-    start, age = cents[0], np.ones(PARTIALS, int)  # pitch at which each partial began, and for how long it lives
-    ages, energy = [age], [power[0]]
-    for now, before, now_power in zip(cents[1:], cents[:-1], power[1:], strict=True):
-        near = np.abs(now[:, None] - before[None, :]) + np.where(
-            np.abs(now[:, None] - start[None, :]) > STEADY_CENTS, np.inf, 0
-        )
-        parent = near.argmin(axis=1)
-        lives = near[np.arange(PARTIALS), parent] < STEADY_CENTS
-        start, age = np.where(lives, start[parent], now), np.where(lives, age[parent] + 1, 1)
+    begun, age = cents[0], np.ones(PARTIALS, int)  # pitch at which each partial began, frames it has lived so far
+    ages, parents = [age], []
+    for now, before in zip(cents[1:], cents[:-1], strict=True):
+        strayed = np.abs(now[:, None] - begun[None, :]) > STEADY_CENTS
+        distance = np.where(strayed, np.inf, np.abs(now[:, None] - before[None, :]))
+        nearest = distance.argmin(axis=1)
+        lives = distance[np.arange(PARTIALS), nearest] < STEADY_CENTS
+        begun, age = np.where(lives, begun[nearest], now), np.where(lives, age[nearest] + 1, 1)
         ages.append(age)
-        energy.append(now_power)
-    total = float(np.sum(energy))
-    return float(np.sum(np.where(np.stack(ages) >= STEADY_FRAMES, energy, 0)) / total) if total > 0 else 0.0
+        parents.append(np.where(lives, nearest, -1))
+    steady = _whole_lives(ages, parents) >= STEADY_FRAMES
+    total = float(power.sum())
+    return float(power[steady].sum()) / total if total > 0 else 0.0
+
+
+def _whole_lives(ages: list[np.ndarray], parents: list[np.ndarray]) -> np.ndarray:
+    """Frames (frames, PARTIALS) that each partial lives in all: a note counts from its first frame on."""
+    lives = np.stack(ages)
+    for number in range(len(lives) - 1, 0, -1):
+        heirs = np.flatnonzero(parents[number - 1] >= 0)
+        np.maximum.at(lives[number - 1], parents[number - 1][heirs], lives[number][heirs])
+    return lives
 
 
 def _partials(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from latents.encode import Encoders, load_encoders
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
+
+from latents.encode import Encoders, load_encoders
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "man", "woman", "speaks", "red", "hair"]
 

@@ -3,9 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omniavatar.audio_encoder import restore_duplicate
+
 from latents.constants import read_constants, write_constants
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, nearest_bucket, to_video
-from omniavatar.audio_encoder import restore_duplicate
 
 CLIP = tuple[np.ndarray, np.ndarray]
 BUCKETS_480P = [(400, 720), (720, 720), (720, 400)]
@@ -72,7 +73,12 @@ def test_the_bucket_has_the_nearest_shape(size: tuple[int, int], expected: tuple
 
 def test_among_buckets_of_one_shape_the_nearest_size_is_taken() -> None:
     squares = [(64, 64), (96, 96)]
-    assert [nearest_bucket(side, side, squares) for side in (64, 96, 200, 70)] == [(64, 64), (96, 96), (96, 96), (64, 64)]
+    assert [nearest_bucket(side, side, squares) for side in (64, 96, 200, 70)] == [
+        (64, 64),
+        (96, 96),
+        (96, 96),
+        (64, 64),
+    ]
 
 
 def test_frames_cover_their_bucket_without_a_black_line() -> None:

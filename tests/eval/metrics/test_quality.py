@@ -1,0 +1,39 @@
+"""IQA falls with planted blur and noise, on faces the scorer has never seen."""
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.metrics.quality import one_frame_per_second, quality_of_clip
+from miniature.weights import model_paths
+from miniature.world import HELD_OUT_SEED, draw_clip
+from perception.qalign import QAlign, load_qalign
+
+
+@pytest.fixture(scope="module")
+def scorer() -> QAlign:
+    return load_qalign(model_paths()["quality_scorer"])
+
+
+@pytest.mark.parametrize("seed", [HELD_OUT_SEED + 11, HELD_OUT_SEED + 12])
+def test_blurred_and_noisy_clips_score_lower(scorer: QAlign, seed: int) -> None:
+    frames = draw_clip(seed, 1.1).frames
+    noise = np.random.default_rng(seed).normal(0, 30, frames.shape)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 2.0) for frame in frames])
+    noisy = np.clip(frames + noise, 0, 255).astype(np.uint8)
+    clean, *spoilt = (quality_of_clip(scorer, version) for version in (frames, blurred, noisy))
+    assert all(1 <= float(score[name]) <= 5 for score in (clean, *spoilt) for name in ("iqa", "ase"))
+    assert all(float(score["iqa"]) < float(clean["iqa"]) - 1 for score in spoilt)
+    assert int(clean["frames"]) == 2
+
+
+def test_the_score_is_the_mean_over_one_frame_per_second(scorer: QAlign) -> None:
+    frames = draw_clip(HELD_OUT_SEED + 13, 1.1).frames
+    single = [float(quality_of_clip(scorer, frames[i : i + 1])["iqa"]) for i in (0, 25)]
+    assert float(quality_of_clip(scorer, frames)["iqa"]) == pytest.approx(np.mean(single), abs=1e-5)
+
+
+def test_frames_are_taken_as_the_official_loader_takes_them() -> None:
+    assert one_frame_per_second(76) == [0, 25, 50, 75]
+    assert one_frame_per_second(25) == [0] and one_frame_per_second(26) == [0, 25]
+    assert one_frame_per_second(61, fps=29.97) == [0, 29, 59]

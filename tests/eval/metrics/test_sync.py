@@ -1,0 +1,90 @@
+"""Planted sound offsets come back as they were planted; no face is no score."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
+from miniature.weights import model_paths
+from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
+from perception.faces import Face
+from perception.syncnet import SyncNet, SyncNetWidths, load_syncnet
+
+SPARE = 12  # frames drawn on either side, so that shifted sound is real sound
+
+
+class DrawnFaces:
+    """Knows where the faces of a drawn clip are, frame after frame; `seen` says in which frames it looks."""
+
+    def __init__(self, boxes: np.ndarray, seen: np.ndarray | None = None) -> None:
+        self.left: Iterator[np.ndarray] = iter(boxes)
+        self.seen = iter(np.ones(len(boxes), bool) if seen is None else seen)
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        box = next(self.left)
+        return [Face(box, 1.0, None)] if next(self.seen) else []
+
+
+@pytest.fixture(scope="module")
+def net() -> SyncNet:
+    return load_syncnet(model_paths()["sync_scorer"])
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[DrawnClip]:
+    return [draw_clip(HELD_OUT_SEED + seed, 4.0) for seed in (21, 22, 23)]
+
+
+def scores(net: SyncNet, clip: DrawnClip, shift: int, sound: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Score the middle of a clip with the sound of `shift` frames later: the sound then leads by `shift`."""
+    stop = len(clip.frames) - SPARE
+    wave = (clip.audio if sound is None else sound)[(SPARE + shift) * 640 : (stop + shift) * 640]
+    judge = SyncJudge(DrawnFaces(clip.boxes[SPARE:stop]), net, SyncRules())
+    return judge.score(clip.frames[SPARE:stop], wave)
+
+
+def test_planted_offsets_are_found(net: SyncNet, clips: list[DrawnClip]) -> None:
+    shifts = (-10, -4, -1, 0, 1, 4, 10)
+    found = [int(scores(net, clip, shift)["sync_offset"]) for clip in clips for shift in shifts]
+    assert found == list(shifts) * len(clips)
+
+
+def test_the_right_sound_scores_above_another_clips(net: SyncNet, clips: list[DrawnClip]) -> None:
+    for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
+        right, wrong = scores(net, clip, 0), scores(net, clip, 0, other.audio)
+        assert right["sync_c"] > wrong["sync_c"] + 1 and right["sync_d"] < wrong["sync_d"]
+        assert right["offset_zero"] == 1.0 and right["sync_c_valid"] > wrong["sync_c_valid"]
+
+
+def test_the_curve_is_the_distance_per_frame_and_lowest_where_lips_and_sound_agree(
+    net: SyncNet, clips: list[DrawnClip]
+) -> None:
+    clip = clips[0]
+    half = len(clip.audio) // 2
+    spoilt = np.concatenate([clip.audio[:half], clips[1].audio[half:]])
+    result = scores(net, clip, 0, spoilt)
+    count = len(clip.frames) - 2 * SPARE
+    assert len(result["curve"]) == count - 5 - 8 and int(result["curve_start"]) == 6
+    good, bad = result["curve"][:25], result["curve"][-25:]
+    assert good.mean() < bad.mean() - 1
+
+
+def test_a_face_that_is_hardly_seen_has_no_score() -> None:
+    torch.manual_seed(0)
+    net = SyncNet(SyncNetWidths((4,) * 6, (4,) * 6, 8, 64)).eval()
+    frames, boxes = np.zeros((30, 64, 64, 3), np.uint8), np.tile(np.float32([8, 8, 56, 56]), (30, 1))
+    seen = np.arange(30) % 2 == 0
+    wave = np.zeros(30 * 640, np.float32)
+    with pytest.raises(UnscorableError, match="seen in 15 frames where 25 are needed"):
+        SyncJudge(DrawnFaces(boxes, seen), net).score(frames, wave)
+    gaps = SyncJudge(DrawnFaces(boxes, seen), net, SyncRules(min_track=15)).score(frames, wave)
+    assert int(gaps["windows"]) == 29 - 5  # from the first sight to the last, gaps filled in
+
+
+def test_a_track_that_begins_late_is_held_against_its_own_sound(net: SyncNet, clips: list[DrawnClip]) -> None:
+    clip = clips[0]
+    seen = np.arange(len(clip.frames)) >= 20
+    result = SyncJudge(DrawnFaces(clip.boxes, seen), net).score(clip.frames, clip.audio)
+    assert int(result["sync_offset"]) == 0 and int(result["curve_start"]) == 26

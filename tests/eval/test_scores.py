@@ -1,0 +1,123 @@
+"""From records and features to scores.json: pairing, equal clips, floor, coverage and red flags."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.records import NO_WEIGHTS, Record, Seen, clip_records
+from eval.scores import score_methods
+from eval.set_scores import FeatureSets
+from eval.study import FLOOR, REAL, ScoreConfig, Study
+
+CONFIG = ScoreConfig(comparisons=("adapter>base",), resamples=300, swap_draws=19)
+
+
+def make_study(offsets: dict[str, float], clips: int = 10, seed: int = 0) -> Study:
+    """Methods whose Sync-C is the clip's own value plus an offset, features that move away by the same."""
+    rng = np.random.default_rng(seed)
+    records: list[Record] = []
+    seen: dict[str, dict[str, Any]] = {}
+    real: dict[str, dict[str, Any]] = {}
+    for i in range(clips):
+        clip, level = f"c{i}", rng.normal(6, 1)
+        features = rng.normal(size=(3, 5))
+        real[clip] = {"fid": {"features": features}, "fvd": {"features": features[:1]}}
+        for method, offset in offsets.items():
+            value = level + offset + rng.normal(0, 0.1)
+            sync = {"sync_c": value, "sync_d": 12 - value, "sync_c_valid": value, "sync_offset": 0, "offset_zero": 1}
+            moved = features + offset + rng.normal(0, 0.05, features.shape)
+            arrays: dict[str, Any] = {"sync": {**sync, "windows": 40, "status": "ok"}, "fid": {"features": moved}}
+            seen[f"{method}/{clip}"] = arrays | {"fvd": {"features": moved[:1]}}
+            records += rows(method, clip, arrays)
+    return Study(records, seen, real, "paper")
+
+
+def rows(method: str, clip: str, arrays: dict[str, Any], failure: str = "") -> list[Record]:
+    row = {"method": method, "clip_id": clip, "seed": 0}
+    return clip_records(row, Seen(arrays, failure), {"sync", "fid", "fvd"}, "paper")
+
+
+def test_a_planted_difference_is_paired_by_clip() -> None:
+    scores, _ = score_methods(make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0}), CONFIG)
+    test = next(t for t in scores["comparisons"] if t["metric"] == "sync_c")
+    # The clips differ by a sd of 1, the two methods on one clip by 0.14: only pairing shows so narrow an interval.
+    assert test["difference"] == pytest.approx(1.0, abs=0.15) and test["high"] - test["low"] < 0.3
+    assert test["p_greater"] == 1 / 2**10 and test["win_rate"] == 1.0
+    assert scores["methods"]["adapter"]["sync_c"]["n"] == 10 and scores["flags"] == []
+    assert {t["metric"] for t in scores["comparisons"]} == {
+        "sync_c",
+        "sync_d",
+        "offset_zero",
+        "fid",
+        "kid",
+        "fvd",
+        "kvd",
+    }
+
+
+def test_set_distances_grow_with_the_distance_and_have_errors_and_a_floor() -> None:
+    scores, records = score_methods(make_study({"ground_truth": 0.0, "adapter": 0.1, "base": 1.0}), CONFIG)
+    methods = scores["methods"]
+    for name in ("fid", "kid", "fvd", "kvd"):
+        assert methods["adapter"][name]["value"] < methods["base"][name]["value"]
+        assert methods["base"][name]["se"] > 0 and methods["base"][name]["n"] == 10
+        assert methods[FLOOR][name]["n"] == 5 and "halves" in methods[FLOOR][name]["how"]
+    assert name not in methods["ground_truth"]
+    assert methods["base"]["fid"]["value"] == pytest.approx(5.0, rel=0.15)  # five features, each moved by one
+    assert {(r.method, r.metric) for r in records if r.clip_id == ""} == {
+        (method, name) for method in ("adapter", "base", FLOOR) for name in ("fid", "kid", "fvd", "kvd")
+    }
+
+
+def test_a_clip_that_one_method_lacks_leaves_every_set_distance() -> None:
+    study = make_study({"ground_truth": 0.0, "adapter": 0.1, "base": 1.0})
+    del study.seen["base/c3"]["fid"]  # type: ignore[attr-defined]
+    sets = FeatureSets.of(study, "fid")
+    assert sets.n == 9 and {name: len(where) for name, where in sets.where.items()} == {
+        "adapter": 9,
+        "base": 9,
+        REAL: 9,
+    }
+    scores, _ = score_methods(study, CONFIG)
+    assert {scores["methods"][m]["fid"]["n"] for m in ("adapter", "base")} == {9}
+    assert scores["methods"]["adapter"]["fvd"]["n"] == 10
+
+
+def test_other_real_clips_are_the_floor_when_the_manifest_has_them() -> None:
+    study = make_study({"ground_truth": 0.0, "adapter": 0.1})
+    others = make_study({FLOOR: 0.0}, clips=6, seed=9)
+    both = Study([*study.records, *others.records], {**study.seen, **others.seen}, study.real, "paper")
+    floor = score_methods(both, CONFIG)[0]["methods"][FLOOR]
+    assert floor["fid"]["how"] == "other real clips" and floor["fid"]["n"] == 6
+    assert floor["sync_c"]["n"] == 6
+
+
+def test_clips_without_a_value_are_counted_and_flagged_never_zero() -> None:
+    study = make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0})
+    kept = [r for r in study.records if (r.method, r.clip_id) not in {("base", "c0"), ("base", "c1")}]
+    lost = rows("base", "c0", {"sync": {"status": "no face"}}) + rows("base", "c1", {}, "cannot be read")
+    scores, _ = score_methods(Study([*kept, *lost], study.seen, study.real, "paper"), CONFIG)
+    base = scores["methods"]["base"]["sync_c"]
+    assert base["n"] == 8 and base["clips"] == 10 and base["coverage"] == 0.8
+    assert base["unscored"] == {"no face": 1, "failed: cannot be read": 1}
+    assert scores["flags"] == ["base: Sync-C has no value for 2 of 10 clips."]
+    assert next(t for t in scores["comparisons"] if t["metric"] == "sync_c")["n"] == 8
+
+
+def test_a_score_above_the_ground_truth_is_a_red_flag() -> None:
+    scores, _ = score_methods(make_study({"ground_truth": 0.0, "adapter": 0.5, "base": -1.0}), CONFIG)
+    assert len(scores["flags"]) == 1 and "above the ground truth" in scores["flags"][0]
+
+
+def test_metrics_without_weights_are_skipped_with_a_word() -> None:
+    study = make_study({"ground_truth": 0.0, "adapter": 0.0})
+    bare = Study(study.records, {name: {} for name in study.seen}, {}, "paper")
+    scores, records = score_methods(bare, CONFIG)
+    assert scores["methods"]["adapter"]["iqa"]["status"] == NO_WEIGHTS
+    assert {r.status for r in records} == {NO_WEIGHTS}
+
+
+def test_a_comparison_must_name_two_methods() -> None:
+    with pytest.raises(ValueError, match="'adapter' is not of the form"):
+        ScoreConfig(comparisons=("adapter",))

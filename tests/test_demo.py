@@ -1,0 +1,104 @@
+"""The whole flow at its smallest: through the real command, and killed with -9 on the way."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.media import probe, read_audio
+from common.runs import read_json
+
+TINY = Path(__file__).parent / "tiny.yaml"
+STEPS = ("curate", "latents", "train", "generate", "eval")
+SUMMARY_KEYS = {
+    "sources", "clips", "kept", "refused", "faults", "false_refusals", "offsets", "sync_c", "metrics", "video", "seconds",
+}  # fmt: skip
+
+
+def _start(run: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(TINY), "--run", str(run)]
+    log = (run.parent / f"{run.name}.log").open("a")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+
+def _finish(run: Path) -> None:
+    process = _start(run)
+    assert process.wait(timeout=280) == 0, (run.parent / f"{run.name}.log").read_text()[-3000:]
+
+
+def _finished(run: Path) -> set[str]:
+    return {path.stem for path in (run / "logs" / "steps").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("demo") / "run"
+    _finish(run)
+    return run
+
+
+@pytest.mark.timeout(600)
+def test_it_ends_in_a_video_with_sound_and_a_report(undisturbed):
+    video = undisturbed / "videos" / "demo.mp4"
+    facts = probe(video)
+    assert facts.has_audio and facts.fps == 25 and facts.duration == pytest.approx(6.0, abs=0.05)
+    assert len(read_json(undisturbed / "videos" / "demo.json")["chunk_starts"]) >= 3
+    assert abs(read_audio(video)).max() > 0.1
+    page = (undisturbed / "report" / "index.html").read_text()
+    assert "data:video/mp4;base64," in page and "<script src" not in page and 'href="http' not in page
+
+
+def test_the_summary_says_what_the_report_shows(undisturbed):
+    summary = read_json(undisturbed / "report" / "summary.json")
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["sources"] == 6 + 4 + 15 and 0 < summary["kept"] <= summary["clips"]
+    assert set(summary["seconds"]) == set(STEPS)
+    assert {"ground_truth", "adapter", "swapped_audio", "base"} <= set(summary["sync_c"])
+    assert summary["offsets"]["cases"] == 4
+
+
+def test_a_second_call_does_nothing_again(undisturbed):
+    files = [undisturbed / name for name in ("clips.parquet", "shards/index.parquet", "videos/demo.mp4")]
+    before = [path.stat().st_mtime_ns for path in files]
+    _finish(undisturbed)
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_step_it_goes_on_and_ends_the_same(undisturbed, tmp_path):
+    run, chance = tmp_path / "run", random.Random(5)
+    for number in range(len(STEPS)):
+        process = _start(run)
+        until = time.monotonic() + 240
+        while len(_finished(run)) < number and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.2, 4.0))
+        for group in {process.pid, *_ranks(run)}:
+            _kill_group(group)
+        process.wait()
+    _finish(run)
+    for name in ("clips.parquet", "shards/index.parquet", "videos/manifest.parquet", "report/metrics.parquet"):
+        assert pq.read_table(run / name).equals(pq.read_table(undisturbed / name)), name
+    for shard in sorted((undisturbed / "shards").glob("*.tar")):
+        assert shard.read_bytes() == (run / "shards" / shard.name).read_bytes()
+    assert (run / "clips.parquet").read_bytes() == (undisturbed / "clips.parquet").read_bytes()
+
+
+def _ranks(run: Path) -> list[int]:
+    """Training ranks live in sessions of their own; they name the run on their command line."""
+    found = subprocess.run(["pgrep", "-f", f"training.train --run {run}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
