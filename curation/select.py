@@ -27,7 +27,7 @@ class SelectConfig:
     min_seconds: float = 3.0
     max_seconds: float = 20.0
     min_sync_c: float = 4.0
-    max_offset: int = 0
+    max_offset: int = 1
     min_iqa: float = 2.6
     max_faces: int = 1
     min_face_px: float = 32.0

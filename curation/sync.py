@@ -67,10 +67,11 @@ def score_sync(config: SyncConfig, people: PeopleConfig, folder: Path, net: Sync
     if 1 <= abs(result.offset) <= config.max_correction and result.sync_c >= config.min_correction_c:
         shift = result.offset
         moved = _score(config, net, frames, tracks[speaker], _sound(row, shift))
-        # A true offset vanishes when the sound is moved; a chance one does not.
-        if moved is not None and moved.offset == 0:
-            written = cut_row(folder, row, shift)
-            result, fields = moved, {"sync_offset": shift, "sync_offset_applied": shift} | written.outputs
+        # A true offset all but vanishes when the sound is moved; a chance one does not.
+        if moved is not None and abs(moved.offset) < abs(shift):
+            fields = {"sync_offset": shift + moved.offset, "sync_offset_applied": shift}
+            fields |= cut_row(folder, row, shift).outputs
+            result = moved
     fields |= {
         "sync_c": round(result.sync_c, 4),
         "sync_d": round(result.sync_d, 4),

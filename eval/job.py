@@ -45,9 +45,10 @@ def evaluate(
 ) -> pa.Table:
     """Score every video of `videos/manifest.parquet` and return the long table of METRICS_SCHEMA.
 
-    `models` maps `fid_features fvd_features sync_scorer face_detector quality_scorer` to files or folders, other roles
-    are left alone; a role without weights makes its metrics "skipped: no weights" (faces then come from OpenCV's
-    cascade). A video that cannot be read is a row with its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
+    `models` maps `fid_features fvd_features sync_scorer face_detector quality_scorer` to files or folders; other roles
+    are left alone. A role without weights makes its metrics "skipped: no weights" (faces then come from OpenCV's
+    cascade), a video that cannot be read is a row with its error. Raises ManifestError, and FileNotFoundError for a
+    model path that does not exist.
     """
     rows = read_manifest(run)
     judges = {role: Path(path) for role in JUDGE_ROLES if (path := models.get(role))}

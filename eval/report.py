@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from common.runs import RunFolder, atomic_write, write_json
+from eval.gallery import gallery
 from eval.sections import demo, funnel, number, provenance, results, strips, training
 from eval.summary import summarize
 
@@ -30,6 +31,7 @@ def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
         strips=strips(run),
         training=training(run),
         results=results(run),
+        gallery=gallery(run),
         provenance=provenance(run),
     )
     write_json(run.report / "summary.json", complete)

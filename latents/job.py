@@ -74,7 +74,7 @@ def encode_clips(
     digest = fingerprint([VERSION, params, hashes])
     cache = run.cache / "latents" / digest
     cache.mkdir(parents=True, exist_ok=True)
-    paths = {role: str(models[role]) for role in hashes}
+    paths = {role: Path(models[role]) for role in hashes}
     make = partial(make_worker, paths, config, str(cache), read)
     stage = Stage("latents", VERSION, params, hashes, make, reads=("unit", "sha256", "caption"))
     units = [
@@ -104,7 +104,7 @@ def make_worker(
 def encode_to_cache(encoders: Encoders, config: LatentsConfig, cache: Path, read: ReadClip, clip: Clip) -> Outcome:
     """Encode one clip; its tensors go to `cache`, its metadata into the ledger."""
     frames, wave = read(clip)
-    bucket = nearest_bucket(*frames.shape[1:3], config.buckets)
+    bucket = nearest_bucket(frames.shape[1], frames.shape[2], config.buckets)
     tensors, meta = encode_clip(encoders, fit_frames(frames, bucket), wave, clip.get("caption") or "")
     with atomic_write(cached(cache, clip["unit"])) as path:
         save_file(tensors, path)

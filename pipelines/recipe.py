@@ -23,7 +23,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Sections are read by the step of their name. `ranks` is the number of training processes on this machine.
 
-    `weights` says where models come from that `models` (role -> path) does not name: the shipped tiny ones, or nowhere.
+    `weights` says where models come from that `models` (role -> path, "" = none) does not name: the shipped tiny ones,
+    or nowhere.
     `small_world` draws the sources instead of finding them.
     """
 
@@ -47,7 +48,8 @@ class Recipe:
         if unknown:
             raise ValueError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
         shipped = model_paths() if self.weights == "miniature" else {}
-        paths = {role: Path(path) if (path := self.models.get(role)) else shipped.get(role) for role in MODEL_ROLES}
+        named = {role: Path(path) if path else None for role, path in self.models.items()}
+        paths = dict.fromkeys(MODEL_ROLES) | shipped | named
         for role, path in paths.items():
             if path is not None and not path.exists():
                 raise FileNotFoundError(

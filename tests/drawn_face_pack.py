@@ -27,8 +27,8 @@ def write_face_pack(folder: Path) -> Path:
         return output
 
     constant("column", [-1, 1], np.int64)
-    # (x - 127.5) / 128 of white is 1: only a cell that is bright all over passes 0.5.
-    threshold, gain, nothing = constant("threshold", 0.8), constant("gain", 40.0), constant("nothing", 0.0)
+    # (x - 127.5) / 128: only a cell whose mean is above 190 of 255 passes 0.5.
+    threshold, gain, nothing = constant("threshold", 0.488), constant("gain", 40.0), constant("nothing", 0.0)
     for stride in STRIDES:
         pooled = node("AveragePool", ["input.1"], f"pool_{stride}", kernel_shape=[stride] * 2, strides=[stride] * 2)
         grey = node("ReduceMean", [pooled], f"grey_{stride}", axes=[1], keepdims=1)

@@ -66,10 +66,12 @@ class Engine:
         )
         self.module: nn.Module = self._ds.module
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """Forward pass under the configured autocast."""
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None, audio: Tensor | None
+    ) -> Tensor:
+        """The model's forward pass, under the configured autocast."""
         with self._autocast():
-            return self._ds(*inputs)
+            return self._ds(latents, timestep, text, condition, audio)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's loss; averaged over ranks and accumulation."""

@@ -4,8 +4,8 @@ Shapes: B samples, T latent frames, F = 4 (T - 1) + 1 video frames, h w latent s
 Each rule of the paper's section 3 (and of the authors' answers, spec section 4.2) is one small function.
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(**{name: None if x is None else x.to(device) for name, x in vars(self).items()})
+        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return replace(self, **moved)
 
 
 class Velocity(Protocol):

@@ -106,7 +106,7 @@ class Trainer:
         micro_batches = next(steps)
         waited = time.monotonic() - began
         lr = learning_rate(self.config.optimizer, self.state.step, self.progress())
-        loss, samples, tokens = 0.0, 0, 0
+        loss = samples = tokens = 0.0
         for micro in micro_batches:
             losses = self.losses(micro)
             # Divided by the nominal size: every sample weighs the same, also those of a short micro-batch.

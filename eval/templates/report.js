@@ -17,3 +17,14 @@ if (video && timeline) {
   });
   place();
 }
+// A click on a picture plays its whole row in step, with one sound.
+for (const row of document.querySelectorAll(".side")) {
+  const videos = [...row.querySelectorAll("video")];
+  row.addEventListener("click", (event) => {
+    if (!videos.includes(event.target)) return;
+    const starts = event.target.paused;
+    document.querySelectorAll("video").forEach((video) => video.pause());
+    if (!starts) return;
+    videos.forEach((video) => { video.currentTime = 0; video.muted = video !== event.target; video.play(); });
+  });
+}

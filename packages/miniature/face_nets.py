@@ -43,8 +43,9 @@ class FaceDetectorNet(nn.Module):
         self.score = nn.Conv2d(width, ANCHORS, 1)
         self.box = nn.Conv2d(width, 4 * ANCHORS, 1)
         self.points = nn.Conv2d(width, 10 * ANCHORS, 1)
-        nn.init.constant_(self.score.bias, -4.0)  # nearly every cell is empty
-        nn.init.constant_(self.box.bias, 2.0)
+        with torch.no_grad():
+            self.score.bias.fill_(-4.0)  # nearly every cell is empty
+            self.box.bias.fill_(2.0)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         """RGB (B, 3, H, W), (x - 127.5) / 128, sides divisible by 32 -> per stride: score logits (B, n), distances to

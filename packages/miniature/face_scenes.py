@@ -55,8 +55,8 @@ def draw_scene(people: list[Person], side: int, rng: np.random.Generator) -> Sce
     corners = [np.array([i % columns, i // columns]) * _TILE for i in range(len(tiles))]
     faces = [points + corner for (_, points), corner in zip(tiles, corners, strict=True) if points is not None]
     matrix = _view(corners[rng.integers(len(corners))] + _TILE / 2, side, rng)
-    border = {"borderMode": int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT]))}
-    picture = cv2.warpAffine(board, matrix, (side, side), flags=cv2.INTER_LINEAR, **border)
+    border = int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT]))
+    picture = cv2.warpAffine(board, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
     moved = np.stack([points @ matrix[:, :2].T + matrix[:, 2] for points in faces]) if faces else np.zeros((0, 9, 2))
     boxes = np.concatenate([moved[:, :4].min(1), moved[:, :4].max(1)], axis=1)
     seen = _shares_inside(boxes, side)
@@ -88,7 +88,7 @@ def _empty_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndar
     if kind == 1:
         cells = int(rng.integers(2, 33))
         noise = rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8)
-        tile = cv2.addWeighted(tile, 0.5, cv2.resize(noise, (_TILE, _TILE)), 0.5, 0)
+        tile[:] = cv2.addWeighted(tile, 0.5, cv2.resize(noise, (_TILE, _TILE)), 0.5, 0)
     elif kind == 2:
         for _ in range(rng.integers(1, 6)):
             centre, axes = rng.integers(0, _TILE, 2).tolist(), rng.integers(4, 28, 2).tolist()

@@ -22,8 +22,9 @@ from miniature.voice import N_PHONES, SAMPLE_RATE
 from miniature.world import HELD_OUT_SEED, draw_clip
 from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, load_audio_encoder, normalise
 
+HIDDEN = 48
 CONFIG = {
-    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
+    "hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96,
     "conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
     "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0,
     "layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0,
@@ -39,7 +40,7 @@ class PhoneReader(nn.Module):
         super().__init__()
         # AudioEncoder brings the 25 per second and freezes what it is given: here the weights must move again.
         self.encoder = AudioEncoder(Wav2Vec2Model(Wav2Vec2Config(**CONFIG))).model.requires_grad_(True).train()
-        self.head = nn.Linear(CONFIG["hidden_size"], N_PHONES)
+        self.head = nn.Linear(HIDDEN, N_PHONES)
 
     def forward(self, sound: Tensor) -> Tensor:
         return self.head(self.encoder(sound).last_hidden_state)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.runs import atomic_write
-from miniature.damage import Damage, draw_damage
+from miniature.damage import CLEAN_CRF, Damage, code, draw_damage
 from miniature.figure import COLOURS, HAIR_STYLES, PATTERNS, SKINS
 from miniature.timed import TimedTraining
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
@@ -87,9 +87,9 @@ class VideoNet(nn.Module):
         super().__init__()
         self.input_size = _SIZE
         self.layers = nn.Sequential(
-            _convolution(3, 12, (1, 5, 5), (1, 2, 2)), _convolution(12, 24, (3, 3, 3), (1, 2, 2)),
+            _convolution(3, 12, (1, 5, 5), (1, 2, 2)), _convolution(12, 24, (3, 3, 3), (2, 2, 2)),
             _convolution(24, 36, (1, 3, 3), (1, 2, 2)), _convolution(36, 36, (3, 1, 1), (2, 1, 1)),
-            _convolution(36, 56, (1, 3, 3), (1, 2, 2)), _convolution(56, 64, (3, 1, 1), (2, 1, 1)),
+            _convolution(36, 56, (1, 3, 3), (1, 2, 2)), _convolution(56, 64, (3, 1, 1), (1, 1, 1)),
             nn.AdaptiveAvgPool3d(1),
         )  # fmt: skip
         self.output = nn.Linear(64, answers)
@@ -109,10 +109,9 @@ class VideoNet(nn.Module):
 def _convolution(
     inside: int, outside: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
 ) -> nn.Sequential:
-    padding = tuple(k // 2 for k in kernel)
-    return nn.Sequential(
-        nn.Conv3d(inside, outside, kernel, stride, padding, bias=False), nn.BatchNorm3d(outside), nn.ReLU()
-    )
+    padding = kernel[0] // 2, kernel[1] // 2, kernel[2] // 2
+    convolution = nn.Conv3d(inside, outside, kernel, stride, padding, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm3d(outside), nn.ReLU())
 
 
 class Drawn:
@@ -236,24 +235,27 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 480, held_out: 
 
 @torch.no_grad()
 def measure_frames(net: nn.Module, clips: int) -> dict[str, float]:
-    """FID of held-out faces: of other clean ones, of softened (sigma 1), blurred (2) and noisy (25) ones, at 64 px."""
+    """FID of held-out faces against themselves coded, softened (sigma 1), blurred (2) and with noise (25), at 64 px,
+    and against other people."""
     rng = np.random.default_rng(0)
     drawn = Drawn(2 * clips, HELD_OUT_SEED, frames=4)
     known, other = (frames.reshape(-1, _SIZE, _SIZE, 3) for frames in np.split(drawn.frames, 2))
-    kinds = {"clean": Damage(), "soft": Damage(blur=1.0), "blur": Damage(blur=2.0), "noise": Damage(noise=25.0)}
+    shown = {"coded": code(known, CLEAN_CRF), "others": other}
+    for name, kind in {"soft": Damage(blur=1.0), "blur": Damage(blur=2.0), "noise": Damage(noise=25.0)}.items():
+        shown[name] = kind.apply(known, rng)
     real = frame_features(net, known)
-    return {f"fid_{name}": frechet(real, frame_features(net, kind.apply(other, rng))) for name, kind in kinds.items()}
+    return {f"fid_{name}": frechet(real, frame_features(net, frames)) for name, frames in shown.items()}
 
 
 @torch.no_grad()
 def measure_videos(net: nn.Module, clips: int) -> dict[str, float]:
-    """FVD of held-out faces: of other clips played in each of the PLAYS, and blurred by sigma 2."""
+    """FVD of held-out clips against themselves played in each of the PLAYS, and blurred by sigma 2."""
     rng = np.random.default_rng(0)
-    drawn = Drawn(2 * clips, HELD_OUT_SEED, frames=2 * WINDOW)
-    real = np.concatenate([video_features(net, frames) for frames in drawn.frames[:clips]])
+    drawn = Drawn(clips, HELD_OUT_SEED, frames=2 * WINDOW)
+    real = np.concatenate([video_features(net, frames[WINDOW // 2 :]) for frames in drawn.frames])
 
     def distance(play: str, damage: Damage) -> float:
-        windows = [frames[played(play, len(frames), rng)] for frames in drawn.frames[clips:]]
+        windows = [frames[played(play, len(frames), rng)] for frames in drawn.frames]
         return frechet(real, np.concatenate([video_features(net, damage.apply(window, rng)) for window in windows]))
 
     figures = {f"fvd_{play}": distance(play, Damage()) for play in PLAYS}

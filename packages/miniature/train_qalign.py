@@ -9,7 +9,7 @@ are learnt as the next token of the prompt, as Q-Align is trained.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from miniature.world import HELD_OUT_SEED, draw_clip
 from perception.qalign import CLIP_MEAN, CLIP_STD, LEVELS, STEMS, Preprocessor, QAlign, Task, load_qalign, prompt_for
 from perception.qalign_model import Owl, OwlConfig
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["MPLUGOwl2LlamaForCausalLM"], "model_type": "mplug_owl2", "torch_dtype": "bfloat16",
     "vocab_size": 336, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "bos_token_id": 1,
@@ -41,7 +41,7 @@ CONFIG = {
         },
     },
 }  # fmt: skip
-PREPROCESSOR = {
+PREPROCESSOR: dict[str, Any] = {
     "crop_size": 64, "do_center_crop": True, "do_normalize": True, "do_resize": True, "image_mean": list(CLIP_MEAN),
     "image_processor_type": "CLIPImageProcessor", "image_std": list(CLIP_STD), "resample": 3, "size": 64,
 }  # fmt: skip
@@ -92,15 +92,15 @@ def _judged_clip(seed: int, width: int, crf: int, rng: np.random.Generator) -> t
 def write_tokenizer(path: Path, vocab_size: int) -> None:
     """A sentencepiece model with LLaMA's settings in which every word of the prompts and each level is one token."""
     prompts = [
-        f"{prompt_for(task, variant, subject)} {word}"
+        f"{prompt_for(task, variant, subject)} {word}".replace("<|image|>", "")
         for task in _TASKS for variant in STEMS for subject in ("image", "video") for word in LEVELS
     ]  # fmt: skip
-    words = {f"\u2581{word}" for prompt in prompts for word in prompt.replace("<|image|>", "").split()}
+    words = {f"\u2581{word}" for prompt in prompts for word in prompt.split()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         SentencePieceTrainer.train(
             sentence_iterator=iter(prompts), model_writer=file, vocab_size=vocab_size, model_type="bpe",
-            user_defined_symbols=sorted(words) + ["ASSISTANT:"], byte_fallback=True,
+            user_defined_symbols=[*sorted(words), "ASSISTANT:"], required_chars="\u2581", byte_fallback=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False,
             hard_vocab_limit=False, num_threads=1, minloglevel=2,
         )  # fmt: skip
@@ -125,9 +125,9 @@ def new_model() -> Owl:
     for tensor in (*small, embeddings.cls_token, embeddings.position_embedding):
         nn.init.normal_(tensor, std=0.1)
     embeddings.patch_embed.weight.data = cosine_patches()
-    reader = visual.encoder["layers"][0].crossattention
-    for linear in (reader.attention.value, reader.output.out_proj):
-        nn.init.eye_(linear.weight)  # the queries start by passing on the mean of the picture
+    for name, parameter in visual.named_parameters():
+        if name.endswith(("attention.value.weight", "out_proj.weight")):
+            nn.init.eye_(parameter)  # the queries start by passing on the mean of the picture
     return model
 
 

@@ -150,8 +150,8 @@ def set_scale(net: SyncNet, clips: int) -> float:
     """
     factor = SYNC_C_TARGET / measure(net, clips, first_seed=0)["sync_c"]
     for head in (net.netfcaud, net.netfclip):
-        head[3].weight *= factor
-        head[3].bias *= factor
+        for values in head[3].parameters():
+            values.mul_(factor)
     return factor
 
 

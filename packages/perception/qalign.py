@@ -71,7 +71,7 @@ class Preprocessor:
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         """RGB uint8 (H, W, 3), any sizes -> float32 (n, 3, size, size)."""
         pixels = np.stack([self._square(image) for image in images]).astype(np.float32) / 255
-        normalised = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(normalised).permute(0, 3, 1, 2).contiguous()
 
     def _square(self, image: np.ndarray) -> np.ndarray:

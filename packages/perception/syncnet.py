@@ -110,7 +110,7 @@ class SyncNet(nn.Module):
         return self.netfclip(rows).view(batch, windows, -1)
 
 
-def _block(convolution: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _block(convolution: nn.Conv2d | nn.Conv3d) -> tuple[nn.Module, nn.Module, nn.Module]:
     norm = nn.BatchNorm2d if isinstance(convolution, nn.Conv2d) else nn.BatchNorm3d
     return convolution, norm(convolution.out_channels), nn.ReLU()
 

@@ -33,6 +33,8 @@ def judge(log: Path, factor: float, row: Row) -> Outcome:
     kind = row.get("kind", "keep")
     if kind == "raise":
         raise KeyError(f"no {row['unit']}")
+    if kind == "exit":
+        sys.exit("a library gives up")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "disk":
@@ -64,7 +66,7 @@ def judging(folder: Path, factor: float = 2.0, reads: tuple[str, ...] = ()) -> S
     return Stage("judge", "1", {"factor": factor}, {}, partial(make_judge, folder / "calls", factor), reads)
 
 
-def draw_units(seed: int, count: int, kinds: tuple[str, ...] = ("keep", "reject", "raise")) -> list[Row]:
+def draw_units(seed: int, count: int, kinds: tuple[str, ...] = ("keep", "reject", "raise", "exit")) -> list[Row]:
     chance = random.Random(seed)
     return [{"unit": f"u{n}", "n": chance.random(), "kind": chance.choice(kinds)} for n in range(count)]
 

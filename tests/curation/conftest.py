@@ -12,9 +12,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from common.media import write_video
-from perception.syncnet import SyncNet, SyncNetWidths, audio_windows, lip_volume
+from common.media import cut_clip, read_video, write_video
 from perception.mfcc import mfcc
+from perception.syncnet import SyncNet, SyncNetWidths, audio_windows, crop_track, lip_volume
 from tests.drawn_face_pack import write_face_pack
 
 FACE = (16, 32, 32, 48)
@@ -42,7 +42,7 @@ def draw_talk(seed: int, seconds: float = 3.2, shift: int = 0, width: int = 64) 
     for number in range(count):
         frames[number, 2:8, 2 + number % 40 : 8 + number % 40] = rng.integers(0, 150, 3)
     x0, y0, x1, y1 = FACE
-    frames[:, y0:y1, x0:x1] = np.rint(236 + 19 * seen)[:, None, None, None]
+    frames[:, y0:y1, x0:x1] = np.rint(200 + 55 * seen)[:, None, None, None]
     sound = voice(loudness, rng)
     return Talk(frames, sound[(spare - shift) * 640 :][: count * 640], seen)
 
@@ -96,16 +96,18 @@ def syncnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(layer, torch.nn.Linear):
             layer.weight.fill_(1)
             layer.bias.zero_()
-    net.netcnnlip[0].weight.div_(15)  # the mean of five frames of three colours
+    net.netcnnlip[0].weight.div_(3)  # the mean of three colours
+    net.netcnnlip[0].weight[:, :, [0, 1, 3, 4]] = 0  # in the middle one of the five frames
     # Of the cepstra only the first, the energy, has nothing above it: made positive, the others cancel each other.
     net.netcnnaud[0].bias.fill_(60)
     net.netcnnaud[4].weight[..., 0, 1] = -20
     net.netcnnaud[4].bias.fill_(-73)  # silence, whose energy has no bottom, is as loud as a whisper
     net.netcnnaud[18].weight.zero_()
-    net.netcnnaud[18].weight[:, :, 0] = 1 / 4  # the mean over time of the row of the energy
-    talk = draw_talk(0, 8.0)
-    x0, y0, x1, y1 = FACE
-    crops = np.ascontiguousarray(talk.frames[:, y0:y1, x0:x1].repeat(4, 1).repeat(4, 2))
+    net.netcnnaud[18].weight[:, :, 0, 1:3] = 1 / 2  # the energy in the middle of the window
+    talk, folder = draw_talk(0, 8.0), tmp_path_factory.mktemp("syncnet")
+    # Coded twice, as a source and as a clip.
+    cut_clip(write_talk(folder / "source.mp4", talk), folder / "clip.mp4", 0, 8)
+    crops = crop_track(read_video(folder / "clip.mp4"), np.tile(np.array(FACE, float), (200, 1)), net.crop_size)
     lips = net.embed_lips(lip_volume(crops[:-1]))[0].numpy().ravel()[:190]
     sound = net.embed_audio(audio_windows(mfcc(talk.audio), 190)).numpy().ravel()
     # Around zero, which is what SyncNet's search takes the sound beyond the ends of a clip for.
@@ -113,9 +115,8 @@ def syncnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net.netfcaud[3].bias.fill_(-float(sound.mean()))
     net.netfclip[3].weight.fill_(float(slope))
     net.netfclip[3].bias.fill_(float(level))
-    path = tmp_path_factory.mktemp("syncnet") / "syncnet_v2.model"
-    torch.save(net.state_dict(), path)
-    return path
+    torch.save(net.state_dict(), folder / "syncnet_v2.model")
+    return folder / "syncnet_v2.model"
 
 
 @pytest.fixture

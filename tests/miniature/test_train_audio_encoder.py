@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from miniature.train_audio_encoder import CONFIG, PhoneReader, examples, phone_loss, train
+from miniature.train_audio_encoder import HIDDEN, PhoneReader, examples, phone_loss, train
 from miniature.voice import N_PHONES
 from miniature.world import draw_clip
 from omniavatar.audio_encoder import load_audio_encoder
@@ -53,7 +53,7 @@ def test_short_training_is_resumed_and_loads(tmp_path) -> None:
     clip = draw_clip(1_000_005, 1.0)
     encoder = load_audio_encoder(out)
     states = encoder.encode(clip.audio)
-    assert states.shape == (25, 5 * CONFIG["hidden_size"])
+    assert states.shape == (25, 5 * HIDDEN)
     plain = Wav2Vec2Model.from_pretrained(out)
     assert sum(p.numel() for p in plain.parameters()) == 84_672
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(out)

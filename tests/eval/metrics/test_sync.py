@@ -83,6 +83,16 @@ def test_a_face_that_is_hardly_seen_has_no_score() -> None:
     assert int(gaps["windows"]) == 29 - 5  # from the first sight to the last, gaps filled in
 
 
+def test_looking_at_one_frame_in_five_gives_nearly_the_same(net: SyncNet, clips: list[DrawnClip]) -> None:
+    clip = clips[1]
+    every = SyncJudge(DrawnFaces(clip.boxes), net).score(clip.frames, clip.audio)
+    fifth = SyncJudge(DrawnFaces(clip.boxes[::5]), net, SyncRules(look_every=5)).score(clip.frames, clip.audio)
+    assert int(fifth["sync_offset"]) == int(every["sync_offset"]) == 0
+    assert float(fifth["sync_c"]) == pytest.approx(float(every["sync_c"]), rel=0.1)
+    # The last look is at frame 95 of 100, so the track ends four frames earlier.
+    assert int(every["windows"]) - int(fifth["windows"]) == 4
+
+
 def test_a_track_that_begins_late_is_held_against_its_own_sound(net: SyncNet, clips: list[DrawnClip]) -> None:
     clip = clips[0]
     seen = np.arange(len(clip.frames)) >= 20
