@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from common.clips import CLIP_SCHEMA, read_clips, write_clips
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, plain, sha256_file
+
 from curation.captions import CaptionConfig, caption_fields
 from curation.cut import CutConfig, clip_rows, cut_row, cut_stage
 from curation.duplicates import DuplicatesConfig, fingerprint_stage, group_duplicates
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
 
+ROLES = ("face_detector", "sync_scorer", "quality_scorer")
 SOURCES_FILE = "sources.parquet"
 SOURCES_SCHEMA = pa.schema(
     [
@@ -128,7 +129,7 @@ def curate(
     clips = [clip | caption_fields(config.captions, row) for row in scanned for clip in clip_rows(config.cut, row)]
     long_enough = [clip for clip in clips if clip["duration"] >= config.cut.min_seconds]
     _score(config, models, work, run.clips, long_enough)
-    run_id = fingerprint([plain(config), {role: _hash(path) for role, path in sorted(models.items())}])
+    run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
     for clip in clips:
         clip |= {"run_id": run_id, "stage_versions": work.versions} | select(config.select, clip)
     _restore_files(run, clips)

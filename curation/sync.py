@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from common.executors import Stage
 from common.ledger import Outcome
 from common.media import AUDIO_RATE, read_audio, read_video
-from curation.cut import FRAME, cut_row
-from curation.people import PeopleConfig, find_tracks, people_fields
 from perception.syncnet import MIN_FRAMES, SyncNet, SyncResult, crop_track, load_syncnet, sync_scores
 from perception.tracks import Track
+
+from curation.cut import FRAME, cut_row
+from curation.people import PeopleConfig, find_tracks, people_fields
 
 SAMPLES_PER_FRAME = round(FRAME * AUDIO_RATE)
 

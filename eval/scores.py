@@ -8,7 +8,7 @@ from dataclasses import asdict
 from eval.records import CLIP_METRICS, Record
 from eval.set_scores import set_records, set_scores
 from eval.statistics import holm, mean_interval, paired_test
-from eval.study import FEWEST_CLIPS, TRUTH, Score, ScoreConfig, Study
+from eval.study import FEWEST_CLIPS, FLOOR, TRUTH, Score, ScoreConfig, Study
 
 
 def score_methods(study: Study, config: ScoreConfig) -> tuple[Score, list[Record]]:
@@ -59,7 +59,7 @@ def _flags(methods: Mapping[str, Mapping[str, Score]]) -> list[str]:
     ceiling = math.inf if truth is None else truth
     for method, scores in methods.items():
         value = scores.get("sync_c", {}).get("value")
-        if method != TRUTH and value is not None and value > ceiling:
+        if method not in (TRUTH, FLOOR) and value is not None and value > ceiling:
             flags.append(f"{method}: Sync-C {value:.2f} is above the ground truth's {ceiling:.2f}; suspect it.")
         for name in ("sync_c", "iqa"):  # one metric per extractor speaks for the others
             score = scores.get(name, {"coverage": 1})

@@ -183,10 +183,13 @@ def results(run: RunFolder) -> dict[str, Any] | None:
     methods = scores["methods"]
     known = [name for name in METHOD_ORDER if name in methods]
     order = known + sorted(set(methods) - set(known) - {FLOOR}) + ([FLOOR] if FLOOR in methods else [])
-    shown = {name: m for name, m in METRICS.items() if m.shown and any(name in found for found in methods.values())}
+    found = {name: [scores[name] for scores in methods.values() if name in scores] for name in METRICS}
+    shown = {name: m for name, m in METRICS.items() if m.shown and any(s["value"] is not None for s in found[name])}
+    absent = [(METRICS[name].label, found[name][0]["status"]) for name in METRICS if found[name] and name not in shown]
     rows = [(method, [_cell(scores, method, name) for name in shown], _clips(methods[method])) for method in order]
     return {
         "metrics": list(shown.values()),
+        "absent": [(label, status) for label, status in absent if status != "ok"],
         "rows": rows,
         "tests": _tests(scores["comparisons"]),
         "flags": scores["flags"],

@@ -101,7 +101,7 @@ def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int
         # Nothing to shard at this size: ZeRO-3 would cost more than the model itself.
         engine=EngineConfig(stage=0, autocast="bf16"),
         validation=ValidationConfig(every=200, split="val"),
-        checkpoint=CheckpointConfig(every_seconds=60),
+        checkpoint=CheckpointConfig(every_seconds=60, export_dtype="bf16"),
         steps=0,
         minutes=minutes,
     )

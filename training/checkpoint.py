@@ -4,20 +4,26 @@ A checkpoint is written beside and renamed; the file `latest` is switched last. 
 leaves the one before. Frozen weights are not in it: the base is named by its hash in `origin.json`.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common.runs import atomic_write, disk_guard, plain, read_json, sync, write_json
+from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
 from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
 from omniavatar.transformer import AvatarTransformer
 
 from training.engine import Engine
 from training.model import ModelConfig
+from training.report import LOG_FILES
+
+logger = logging.getLogger(__name__)
+ORIGIN = "origin.json"
+EXPORTS = ("adapter", "base")
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,23 @@ class Checkpoints:
         self.config = config
 
     def load(self) -> TrainState:
-        """Bring weights and optimizer to the latest checkpoint. Raises ValueError when the number of ranks changed."""
+        """Bring weights and optimizer to the latest checkpoint.
+
+        Raises ValueError when the optimizer is sharded over another number of ranks; at stage 0 any number will do.
+        """
         latest = self.state_folder / "latest"
         if not latest.exists():
             return TrainState()
-        saved = self.engine.load(self.state_folder, latest.read_text())
-        if saved["world"] != self.engine.world:
+        tag = latest.read_text()
+        parts = len(
+            list((self.state_folder / tag).glob("*zero_pp_rank_*_optim_states.pt"))
+        )  # DeepSpeed's, one per rank
+        if parts not in (0, self.engine.world):
             raise ValueError(
-                f"the checkpoint {latest.read_text()} in {self.state_folder} was written by {saved['world']} ranks and "
-                f"{self.engine.world} were started; start {saved['world']}"
+                f"{self.engine.world} ranks were started, but the checkpoint {tag} in {self.state_folder} is sharded "
+                f"over {parts}; start {parts}"
             )
-        return TrainState(**saved["state"])
+        return TrainState(**self.engine.load(self.state_folder, tag)["state"])
 
     def save(self, state: TrainState, model: ModelConfig) -> None:
         """Write a checkpoint and export the weights. Raises DiskFullError; the last checkpoint stays whole."""
@@ -71,7 +83,7 @@ class Checkpoints:
             self.state_folder.mkdir(parents=True, exist_ok=True)
         self.engine.wait()
         with disk_guard(partial):
-            self.engine.save(self.state_folder, partial.name, {"state": asdict(state), "world": self.engine.world})
+            self.engine.save(self.state_folder, partial.name, {"state": asdict(state)})
         export(self.engine, self.folder, model, self.config.export_dtype)
         self.engine.wait()
         if self.engine.rank == 0:
@@ -111,20 +123,33 @@ def adapter_config(config: ModelConfig) -> AdapterConfig:
     return AdapterConfig(config.variant, config.lora_rank, config.lora_alpha)
 
 
-def check_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Record what a training is made of, or raise ValueError when its checkpoints are made of something else.
+def adopt_origin(run: RunFolder, origin: Mapping[str, Any]) -> None:
+    """Make `checkpoints/state/` the place of this training; by one rank, before any loads.
 
-    `origin` holds JSON values: the settings that shape the result, the hash of the base, the digest of the shards.
+    `origin` (JSON values) says what the result depends on: settings, hash of the base, digest of the shards. State,
+    log and exports of a training of other origin are set aside, not lost: they come back when its origin does.
     """
-    path = folder / "state" / "origin.json"
-    origin = plain(origin)
-    if not path.exists():
-        write_json(path, origin)
-        return
-    before = read_json(path)
-    for key in sorted(set(origin) | set(before)):
-        if origin.get(key) != before.get(key):
-            raise ValueError(
-                f"{key} is {origin.get(key)}, but the checkpoints in {folder} were trained with {before.get(key)}; set "
-                f"it back to go on, or remove {path.parent} to train afresh"
-            )
+    state = run.checkpoints / "state"
+    origin, before = plain(origin), read_json(state / ORIGIN) if (state / ORIGIN).exists() else None
+    if before is not None and before != origin:
+        changed = [key for key in sorted(set(origin) | set(before)) if origin.get(key) != before.get(key)]
+        logger.warning("Training starts afresh: %s changed, the old state is set aside", ", ".join(changed))
+        _hand_over(LOG_FILES, run.logs, state)
+        _hand_over(EXPORTS, run.checkpoints, state)
+        os.replace(state, aside(state, before))
+    if not state.exists() and aside(state, origin).exists():
+        os.replace(aside(state, origin), state)
+        _hand_over(LOG_FILES, state, run.logs)
+        _hand_over(EXPORTS, state, run.checkpoints)
+    write_json(state / ORIGIN, origin)
+
+
+def aside(state: Path, origin: Mapping[str, Any]) -> Path:
+    """Where the state of a training waits while the run folder trains something else."""
+    return state.with_name(f"state-{fingerprint(origin)}")
+
+
+def _hand_over(names: Sequence[str], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).exists():
+            os.replace(source / name, target / name)

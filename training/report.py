@@ -8,6 +8,7 @@ from typing import Any
 from common.progress import MetricLog, ProgressBar, progress
 
 logger = logging.getLogger(__name__)
+STEPS, SKIPS = LOG_FILES = ("train.jsonl", "skipped.jsonl")
 
 
 class Report:
@@ -16,7 +17,7 @@ class Report:
     def __init__(self, logs: Path, speaks: bool, step: int, total: int, done: int) -> None:
         self.speaks = speaks
         self.done = done
-        self.log, self.skips = MetricLog(logs / "train.jsonl"), MetricLog(logs / "skipped.jsonl")
+        self.log, self.skips = MetricLog(logs / STEPS), MetricLog(logs / SKIPS)
         self.bar: ProgressBar[None] = progress(total, "train")
         if speaks:
             self.log.truncate(step)

@@ -20,7 +20,7 @@ from common.recipe import load_recipe
 from common.runs import RunFolder, hash_path
 from torch import Tensor
 
-from training.checkpoint import CheckpointConfig, Checkpoints, TrainState, check_origin
+from training.checkpoint import CheckpointConfig, Checkpoints, TrainState, adopt_origin
 from training.data import ClipWindows, DataConfig, MicroBatch, index_digest, stream
 from training.engine import Engine, EngineConfig, StepResult, join_group, leave_group
 from training.model import ModelConfig, build_model
@@ -75,7 +75,8 @@ class Trainer:
         model = build_model(config.model, self.windows.audio_dim, config.engine.frozen_dtype, config.seed)
         self.engine = Engine(model, build_optimizer(model, config.optimizer), config.data.micro_batches, config.engine)
         if self.engine.rank == 0:
-            check_origin(run.checkpoints, origin(config, shards))
+            adopt_origin(run, origin(config, shards))
+        self.engine.wait()
         self.held_out: HeldOut | None = None
         if config.validation.every:
             windows = ClipWindows(shards, replace(config.data, split=config.validation.split), config.seed, 2)

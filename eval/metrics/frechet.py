@@ -5,6 +5,8 @@ every error estimate, because more frames of one clip are not more data.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.linalg import qr, svdvals
@@ -18,37 +20,52 @@ class FeatureSetError(ValueError):
     """Two feature sets that no distance can be computed from."""
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (d,) and a matrix R of at most d rows with R^T R = unbiased covariance, both float64."""
+
+    mean: np.ndarray
+    root: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray) -> "Gaussian":
+        """The Gaussian of feature rows (n, d). Raises FeatureSetError for fewer than two rows."""
+        if features.ndim != 2 or len(features) < 2:
+            raise FeatureSetError(f"A feature matrix of shape {features.shape} came; (n, d) with n >= 2 is needed.")
+        rows = features.astype(np.float64)
+        centred = (rows - rows.mean(0)) / np.sqrt(len(rows) - 1)
+        wide = len(centred) <= centred.shape[1]
+        return cls(rows.mean(0), centred if wide else qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]])
+
+    def distance(self, other: "Gaussian") -> float:
+        """Fréchet distance. tr (Sx Sy)^(1/2) is the nuclear norm of Rx Ry^T: exact, never complex, right for n < d,
+        and without a matrix square root. Raises FeatureSetError when the widths differ."""
+        if len(self.mean) != len(other.mean):
+            widths = f"{len(self.mean)} and {len(other.mean)}"
+            raise FeatureSetError(f"Features of width {widths} came; both sides must come from the same network.")
+        apart = float(np.sum((self.mean - other.mean) ** 2))
+        traces = float(np.sum(self.root**2) + np.sum(other.root**2))
+        # Rounding can leave identical sets a hair below zero; a squared distance cannot be.
+        return max(0.0, apart + traces - 2.0 * float(svdvals(self.root @ other.root.T).sum()))
+
+
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Fréchet distance between the Gaussians fitted to two feature matrices (n, d) and (m, d).
 
-    With centred matrices A and B divided by sqrt(n - 1), tr (Sx Sy)^(1/2) is the nuclear norm of A B^T: exact, never
-    complex, right for n < d, and without a matrix square root. Source: Heusel et al. 2017, eq. 6.
-    Raises FeatureSetError when the widths differ or a side has fewer than two rows.
+    Source: Heusel et al. 2017, eq. 6. Raises FeatureSetError when the widths differ or a side has fewer than two rows.
     """
-    first, second = (np.asarray(side, dtype=np.float64) for side in (first, second))
-    _check_pair(first, second)
-    mean_term = float(np.sum((first.mean(0) - second.mean(0)) ** 2))
-    a, b = _root_covariance(first), _root_covariance(second)
-    trace_term = float(np.sum(a * a) + np.sum(b * b))
-    # Rounding can leave identical sets a hair below zero; a squared distance cannot be.
-    return max(0.0, mean_term + trace_term - 2.0 * float(svdvals(a @ b.T).sum()))
-
-
-def _root_covariance(features: np.ndarray) -> np.ndarray:
-    """A matrix R of at most d rows with R^T R = unbiased covariance."""
-    centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    if len(centred) <= centred.shape[1]:
-        return centred
-    return qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]]
+    return Gaussian.fit(first).distance(Gaussian.fit(second))
 
 
 def frechet_between(clips: FeatureSet) -> ClipDistance:
     """Fréchet distance between two choices of `clips`, all rows of the chosen clips pooled."""
-    return lambda first, second: frechet_distance(_pool(clips, first), _pool(clips, second))
 
+    # Resampling holds one side still; two of the last fits are worth keeping, more would not fit into memory.
+    @lru_cache(maxsize=2)
+    def fitted(chosen: tuple[int, ...]) -> Gaussian:
+        return Gaussian.fit(np.concatenate([clips[i] for i in chosen]))
 
-def _pool(clips: FeatureSet, chosen: np.ndarray) -> np.ndarray:
-    return np.concatenate([clips[i] for i in chosen])
+    return lambda first, second: fitted(tuple(first)).distance(fitted(tuple(second)))
 
 
 def kernel_between(clips: FeatureSet) -> ClipDistance:
@@ -82,12 +99,3 @@ def _clip_gram(clips: FeatureSet) -> np.ndarray:
         base = clip.astype(np.float64) @ columns.T / columns.shape[1] + 1.0
         rows.append(np.add.reduceat((base * base * base).mean(0), starts) / sizes)
     return np.stack(rows)
-
-
-def _check_pair(first: np.ndarray, second: np.ndarray) -> None:
-    for side in (first, second):
-        if side.ndim != 2 or len(side) < 2:
-            raise FeatureSetError(f"A feature matrix of shape {side.shape} came; (n, d) with n >= 2 is needed.")
-    if first.shape[1] != second.shape[1]:
-        widths = f"{first.shape[1]} and {second.shape[1]}"
-        raise FeatureSetError(f"Features of width {widths} came; both sides must come from the same network.")

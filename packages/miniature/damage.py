@@ -6,6 +6,7 @@ Severity runs from 0 (nothing wrong) to 1 (bad) and is a stated rule on the para
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,10 +64,10 @@ class Composition:
         centre, moved = np.array([width, height]) / 2, np.array(self.shift) * (width, height)
         offset = centre + moved - self.zoom * centre
         matrix = np.array([[self.zoom, 0, offset[0]], [0, self.zoom, offset[1]]])
-        border = {"borderMode": cv2.BORDER_REPLICATE, "flags": cv2.INTER_LINEAR}
-        warped = np.stack([cv2.warpAffine(frame, matrix, (width, height), **border) for frame in frames])
+        size = (width, height)
+        warped = np.stack([cv2.warpAffine(f, matrix, size, borderMode=cv2.BORDER_REPLICATE) for f in frames])
         toned = (warped.astype(np.float32) - 128) * self.contrast + 128
-        return _bytes(toned * np.float32(self.cast)), boxes * self.zoom + np.tile(offset, 2)
+        return _bytes(toned * np.array(self.cast, np.float32)), boxes * self.zoom + np.tile(offset, 2)
 
     def parts(self, boxes: np.ndarray, side: int) -> np.ndarray:
         """Severity 0..1 of each fault (4,): face off the middle column (by a third of the side = 1), face cut by the
@@ -81,7 +82,7 @@ class Composition:
 
 def draw_damage(rng: np.random.Generator) -> Damage:
     """Nothing (one in four), one fault, or (one in six) two, each of uniform severity; half the coding is clean."""
-    faults = {
+    faults: dict[str, Any] = {
         "blur": rng.uniform(0.1, 2.6),
         "noise": rng.uniform(1, 40),
         "reduction": rng.uniform(1.1, 4.5),
@@ -91,7 +92,8 @@ def draw_damage(rng: np.random.Generator) -> Damage:
     count = rng.choice([0, 1, 2], p=[0.25, 0.58, 0.17])
     weights = np.array([0.3, 0.3, 0.12, 0.1, 0.18])
     chosen = rng.choice(list(faults), size=count, replace=False, p=weights)
-    return replace(Damage(crf=int(rng.choice([0, CLEAN_CRF]))), **{name: faults[name] for name in chosen})
+    undamaged = Damage(crf=int(rng.choice([0, CLEAN_CRF])))
+    return replace(undamaged, **{str(name): faults[name] for name in chosen})
 
 
 def draw_composition(rng: np.random.Generator) -> Composition:

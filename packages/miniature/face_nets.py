@@ -39,7 +39,8 @@ class FaceDetectorNet(nn.Module):
                 nn.Sequential(_block(width, width, 2), _block(width, width)),
             ]
         )
-        self.tower = _block(width, width)
+        # No batch norm where three strides share weights: each would need statistics of its own.
+        self.tower = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True))
         self.score = nn.Conv2d(width, ANCHORS, 1)
         self.box = nn.Conv2d(width, 4 * ANCHORS, 1)
         self.points = nn.Conv2d(width, 10 * ANCHORS, 1)

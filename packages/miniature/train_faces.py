@@ -47,8 +47,8 @@ def targets(scene: Scene, stride: int) -> tuple[np.ndarray, np.ndarray]:
         mine = np.isin(anchor, _answering(size, stride))
         # A small face may lie between cells: the nearest ones always answer.
         centre = distance <= max(_CENTRE, 0.5 * stride / size)
-        score[(distance < _NEAR) & ~(centre & mine) & (score < 1)] = -1
-        score[centre & mine] = 1
+        score[mine & (distance < _NEAR) & (score < 1)] = -1
+        score[mine & centre] = 1
         sides = np.stack([x - left, y - top, right - x, bottom - y], axis=1)
         to_points = (points.ravel() - np.tile(np.stack([x, y], axis=1), 5)) if len(points) else np.zeros((len(x), 10))
         answer[centre & mine] = np.concatenate([sides, to_points], axis=1)[centre & mine] / stride

@@ -7,6 +7,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+NESTED = 0.6  # share of a box inside another above which both are one face
 MIN_SCORE = 0.5
 # Longest side of the picture the detectors look at: small pictures are enlarged, large ones reduced to it.
 LARGEST_INPUT = 640
@@ -68,7 +69,27 @@ class PackDetector:
         size = tuple(32 * max(1, int(np.ceil(side * scale / 32))) for side in (width, height))
         rows, keypoints = self._detector.detect(np.ascontiguousarray(frame[..., ::-1]), input_size=size)
         points = [None] * len(rows) if keypoints is None else [five.astype(np.float32) for five in keypoints]
-        return [Face(row[:4].astype(np.float32), float(row[4]), five) for row, five in zip(rows, points, strict=True)]
+        faces = [Face(row[:4].astype(np.float32), float(row[4]), five) for row, five in zip(rows, points, strict=True)]
+        return without_nested(faces)
+
+
+def without_nested(faces: list[Face]) -> list[Face]:
+    """Faces, the surest first, less those that lie mostly inside a surer one: no face is part of another face.
+
+    Non-maximum suppression compares by union and so leaves a small box inside a large one.
+    """
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if not any(_share_inside(face.box, other.box) > NESTED for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _share_inside(box: np.ndarray, other: np.ndarray) -> float:
+    """Share of the smaller box's area that both boxes cover."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    areas = [float(np.prod(each[2:] - each[:2])) for each in (box, other)]
+    return float(np.prod(np.clip(high - low, 0, None))) / max(min(areas), 1e-6)
 
 
 def _load_detection(folder: Path):

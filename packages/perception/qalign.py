@@ -17,6 +17,7 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
+from perception.qalign_bits import Bits
 from perception.qalign_model import Owl, OwlConfig, QAlignError
 from perception.qalign_weights import load_weights
 
@@ -147,10 +148,11 @@ class QAlign:
         return self.tokenizer.encode(text)
 
 
-def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None) -> QAlign:
+def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None, bits: Bits = 16) -> QAlign:
     """A scorer from a folder in the published `one-align` format; widths come from its config.json.
 
-    `dtype` defaults to float16 on an accelerator, as the authors run it, and to float32 on the CPU.
+    `dtype` defaults to float16 on an accelerator, as the authors run it, and to float32 on the CPU; 8 or 4 `bits` pack
+    the linear layers of the language model to a half or a third of the memory, at a small loss.
     QAlignError (a ValueError) when a file is absent or unreadable, or tensors are missing, unexpected or mis-shaped.
     """
     folder = Path(folder)
@@ -159,7 +161,7 @@ def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | No
     preprocessor = _load_preprocessor(folder / "preprocessor_config.json", config.vision.image_size)
     with torch.device("meta"):
         model = Owl(config)
-    load_weights(model, folder, device, dtype or (torch.float32 if device == "cpu" else torch.float16))
+    load_weights(model, folder, device, dtype or (torch.float32 if device == "cpu" else torch.float16), bits)
     return QAlign(model, tokenizer, preprocessor)
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from perception.qalign_bits import Bits, PackedLinear
 from perception.qalign_model import Owl, QAlignError
 
 
-def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype) -> None:
+def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype, bits: Bits = 16) -> None:
     """Fill a meta-device model from the weight files of `folder`; peak memory is the model and one tensor.
 
-    QAlignError lists every tensor that is missing, unexpected or of another shape.
+    With 8 or 4 `bits` the linear layers of the language model are packed as they come. QAlignError lists every tensor
+    that is missing, unexpected or of another shape.
     """
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     seen: set[str] = set()
@@ -26,11 +28,19 @@ def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype) -> N
         elif tensor.shape != wanted[name]:
             problems.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(wanted[name])}")
         else:
-            model.load_state_dict({name: tensor.to(device, dtype)}, strict=False, assign=True)
+            _place(model, name, tensor.to(device, dtype), bits)
         seen.add(name)
     problems += [f"missing {name}" for name in wanted if name not in seen]
     if problems:
         raise QAlignError(f"{folder} does not fit its config.json: " + "; ".join(problems))
+
+
+def _place(model: Owl, name: str, tensor: Tensor, bits: Bits) -> None:
+    owner = name.rpartition(".")[0]
+    if bits < 16 and name.startswith("model.layers.") and isinstance(model.get_submodule(owner), nn.Linear):
+        model.set_submodule(owner, PackedLinear(tensor, bits))
+    else:
+        model.load_state_dict({name: tensor}, strict=False, assign=True)
 
 
 def published_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from perception.faces import load_face_detector
 
 from curation import scan as module
 from curation.scan import ScanConfig, scan_source
-from perception.faces import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
 
 
@@ -50,7 +50,9 @@ def test_motion_tells_repeated_frames(scan, tmp_path: Path) -> None:
     moving = draw_talk(1, 2.0)
     assert np.mean(np.asarray(scan(write_talk(tmp_path / "a.mp4", moving))["motion"]) <= 2) < 0.1
     held = Talk(np.repeat(moving.frames[::2], 2, 0), moving.audio, moving.loudness)
-    assert np.mean(np.asarray(scan(write_talk(tmp_path / "b.mp4", held, crf=6))["motion"]) <= 2) == pytest.approx(0.5, abs=0.06)
+    assert np.mean(np.asarray(scan(write_talk(tmp_path / "b.mp4", held, crf=6))["motion"]) <= 2) == pytest.approx(
+        0.5, abs=0.06
+    )
     frozen = Talk(np.repeat(moving.frames[:1], 50, 0), moving.audio, moving.loudness)
     assert np.mean(np.asarray(scan(write_talk(tmp_path / "c.mp4", frozen))["motion"]) <= 2) > 0.95
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from common.media import AUDIO_RATE, cut_clip, read_audio
 from common.runs import sha256_file
+from perception.syncnet import load_syncnet
+
 from curation.cut import cut_row
 from curation.people import PeopleConfig
 from curation.sync import SyncConfig, score_sync
-from perception.syncnet import load_syncnet
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 CONFIG = SyncConfig(min_correction_c=0.3)
@@ -33,7 +33,7 @@ def score(tmp_path: Path, syncnet_file: Path) -> Callable[..., dict]:
 
 @pytest.mark.parametrize("late", [-10, -4, -1, 0, 1, 5, 10])
 def test_a_planted_shift_is_measured_and_taken_back(late: int, score: Callable[..., dict], tmp_path: Path) -> None:
-    """Sound that comes `late` frames late has offset -late and is moved by that: the clip then sounds like the unshifted."""
+    """Sound that comes `late` frames late has offset -late; moved by that, it is what it was before the shift."""
     path = write_talk(tmp_path / "late.mp4", draw_talk(5, shift=late))
     outputs = score(clip_row(path, draw_talk(5)))
     assert outputs["sync_offset"] == -late

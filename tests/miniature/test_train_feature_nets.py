@@ -5,9 +5,19 @@ import pytest
 import torch
 
 from miniature.train_feature_nets import (
-    PLAYS, Drawn, FrameNet, VideoNet, fit, frame_loss, frechet, measure_frames, measure_videos, played, train,
+    PLAYS,
+    Drawn,
+    FrameNet,
+    VideoNet,
+    fit,
+    frame_loss,
+    frechet,
+    measure_frames,
+    measure_videos,
+    played,
+    train,
     video_loss,
-)  # fmt: skip
+)
 from miniature.weights import model_paths
 from perception.features import frame_features, load_feature_net, video_features
 

@@ -9,9 +9,17 @@ from scipy.stats import spearmanr
 from sentencepiece import SentencePieceProcessor
 
 from miniature.train_qalign import (
-    CONFIG, JudgedFrames, best_threshold, cosine_patches, measure, new_model, train, word_loss, word_targets,
+    CONFIG,
+    JudgedFrames,
+    best_threshold,
+    cosine_patches,
+    measure,
+    new_model,
+    train,
+    word_loss,
+    word_targets,
     write_tokenizer,
-)  # fmt: skip
+)
 from miniature.weights import weights_dir
 from perception.qalign import LEVELS, Preprocessor, QAlign, level_scores, load_qalign
 

@@ -7,8 +7,13 @@ from PIL import Image
 
 from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
 from perception.features import (
-    FeatureError, frame_features, load_feature_net, resize, video_features, window_starts,
-)  # fmt: skip
+    FeatureError,
+    frame_features,
+    load_feature_net,
+    resize,
+    video_features,
+    window_starts,
+)
 from perception.inception import FIDInception
 
 

@@ -6,9 +6,18 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from perception.qalign_model import (
-    AbstractorAttention, AbstractorConfig, LanguageLayer, Multiway, Owl, OwlConfig, VisionConfig, VisionModel,
-    VisualAbstractor, grid_positions, rotary_tables,
-)  # fmt: skip
+    AbstractorAttention,
+    AbstractorConfig,
+    LanguageLayer,
+    Multiway,
+    Owl,
+    OwlConfig,
+    VisionConfig,
+    VisionModel,
+    VisualAbstractor,
+    grid_positions,
+    rotary_tables,
+)
 
 VISION = VisionConfig(24, 40, 2, 4, image_size=28, patch_size=7)
 ABSTRACTOR = AbstractorConfig(24, 30, 2, 4, num_learnable_queries=5, grid_size=4)

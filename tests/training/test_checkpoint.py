@@ -1,18 +1,29 @@
 from pathlib import Path
 
-import pytest
+from common.runs import RunFolder
 from omniavatar.checkpoints import AdapterConfig
 
-from training.checkpoint import adapter_config, check_origin
+from training.checkpoint import adapter_config, adopt_origin
 from training.model import ModelConfig
 
 
-def test_an_origin_is_recorded_once_and_compared_after(tmp_path: Path) -> None:
-    origin = {"optimizer.lr": 1e-3, "optimizer.betas": (0.9, 0.98), "model.base": "abc", "adapter": None}
-    check_origin(tmp_path, origin)
-    check_origin(tmp_path, origin)
-    with pytest.raises(ValueError, match=r"model\.base is xyz, .* were trained with abc; set it back"):
-        check_origin(tmp_path, origin | {"model.base": "xyz"})
+def test_a_run_folder_changes_between_trainings_without_losing_either(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    first = {"optimizer.lr": 1e-3, "optimizer.betas": (0.9, 0.98), "model.adapter": None}
+    second = first | {"optimizer.lr": 1e-4}
+    latest, log = run.checkpoints / "state" / "latest", run.logs / "train.jsonl"
+    adopt_origin(run, first)
+    latest.write_text("first")
+    log.write_text("first")
+    adopt_origin(run, first)
+    assert latest.read_text() == log.read_text() == "first"
+    adopt_origin(run, second)
+    assert not latest.exists() and not log.exists()
+    latest.write_text("second")
+    adopt_origin(run, first)
+    assert latest.read_text() == log.read_text() == "first"
+    adopt_origin(run, second)
+    assert latest.read_text() == "second" and not log.exists()
 
 
 def test_the_adapter_s_config_says_what_was_trained() -> None:

@@ -51,6 +51,14 @@ def test_a_stopped_training_goes_on_bit_for_bit(at_stage: AtStage, tmp_path: Pat
     assert [(row["step"], row["loss"]) for row in log_of(whole)] == [(r["step"], r["loss"]) for r in log_of(parts)]
 
 
+def test_a_checkpoint_sharded_over_other_ranks_is_refused(at_stage: AtStage, run: RunFolder) -> None:
+    train(run, replace(at_stage(2), steps=1))
+    part = next((run.checkpoints / "state").rglob("*_optim_states.pt"))
+    part.with_name(part.name.replace("rank_0", "rank_1", 1)).write_bytes(part.read_bytes())
+    with pytest.raises(ValueError, match="1 ranks were started, .* sharded over 2; start 2"):
+        train(run, at_stage(2))
+
+
 def test_a_finished_training_is_left_alone(config: TrainConfig, run: RunFolder) -> None:
     train(run, config)
     adapter = run.checkpoints / "adapter" / "pytorch_model.pt"
@@ -94,11 +102,18 @@ def test_a_base_is_trained_from_nothing_and_exported_for_diffusers(config: Train
     assert "audio_gap" not in log_of(run)[-1]
 
 
-def test_checkpoints_of_another_training_are_refused(config: TrainConfig, run: RunFolder) -> None:
-    train(run, replace(config, steps=1))
-    other = replace(config, optimizer=replace(config.optimizer, lr=0.5))
-    with pytest.raises(ValueError, match=r"optimizer\.lr is 0\.5, .* trained with 0\.01"):
-        train(run, other)
+def test_a_changed_training_starts_afresh_and_a_change_back_loses_nothing(
+    config: TrainConfig, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(run, config)
+    before, log = adapter_of(run), log_of(run)
+    train(run, replace(config, optimizer=replace(config.optimizer, lr=0.5), steps=2))
+    assert "optimizer.lr changed" in caplog.text
+    assert [row["step"] for row in log_of(run)] == [1, 2]
+    assert not same(adapter_of(run), before)
+    train(run, replace(config, steps=4))
+    assert log_of(run) == log
+    assert same(adapter_of(run), before)
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_named(
