@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from common.clips import clip_id
 from common.executors import Stage
 from common.ledger import Outcome

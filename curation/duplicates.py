@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+
 from common.executors import Stage
 from common.ledger import Outcome
 from common.media import FPS, read_audio, read_frames

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from common.media import FPS
 from perception.tracks import Track, track_faces
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from common.executors import Stage
 from common.ledger import Outcome
 from common.media import FPS, read_frames

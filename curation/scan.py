@@ -8,12 +8,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scenedetect.common import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
+
 from common.executors import Stage
 from common.ledger import Outcome
 from common.media import MediaError, decode_video, index_video
 from perception.faces import FaceDetector, load_face_detector
-from scenedetect.common import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector
 
 SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
 MOTION_GRID = 32

@@ -6,19 +6,20 @@ Sign (measured by planted shifts in the tests): offset > 0 = the sound leads the
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
 from common.executors import Stage
 from common.ledger import Outcome
-from common.media import AUDIO_RATE, read_audio, read_video
-from perception.syncnet import MIN_FRAMES, SyncNet, SyncResult, crop_track, load_syncnet, sync_scores
-from perception.tracks import Track
-
+from common.media import AUDIO_RATE, decode_video, read_audio
 from curation.cut import FRAME, cut_row
 from curation.people import PeopleConfig, find_tracks, people_fields
+from perception.syncnet import SyncNet, SyncResult, crop_track, load_syncnet, sync_scores
+from perception.tracks import Track
 
 SAMPLES_PER_FRAME = round(FRAME * AUDIO_RATE)
 
@@ -57,18 +58,16 @@ def score_sync(config: SyncConfig, people: PeopleConfig, folder: Path, net: Sync
     tracks = find_tracks(people, row)
     if not tracks:
         return Outcome(row["unit"], "kept", "no_face")
-    frames = read_video(folder / f"{row['unit']}.mp4")
-    scored = [_score(config, net, frames, track, _sound(row, 0)) for track in tracks]
-    speaker = int(np.argmax([result.sync_c if result else -np.inf for result in scored]))
+    crops = [_crop(folder / f"{row['unit']}.mp4", track, net.crop_size) for track in tracks]
+    scored = [_score(config, net, *pair, _sound(row, 0)) for pair in zip(tracks, crops, strict=True)]
+    speaker = int(np.argmax([result.sync_c for result in scored]))
     result = scored[speaker]
-    if result is None:
-        return Outcome(row["unit"], "kept", "no_face")
     fields: dict[str, Any] = {"sync_offset": result.offset, "sync_offset_applied": 0}
     if 1 <= abs(result.offset) <= config.max_correction and result.sync_c >= config.min_correction_c:
         shift = result.offset
-        moved = _score(config, net, frames, tracks[speaker], _sound(row, shift))
+        moved = _score(config, net, tracks[speaker], crops[speaker], _sound(row, shift))
         # A true offset all but vanishes when the sound is moved; a chance one does not.
-        if moved is not None and abs(moved.offset) < abs(shift):
+        if abs(moved.offset) < abs(shift):
             fields = {"sync_offset": shift + moved.offset, "sync_offset_applied": shift}
             fields |= cut_row(folder, row, shift).outputs
             result = moved
@@ -85,11 +84,13 @@ def _sound(row: dict[str, Any], shift: int) -> np.ndarray:
     return read_audio(row["path"], AUDIO_RATE, row["t_start"] - shift * FRAME, row["t_end"] - shift * FRAME)
 
 
-def _score(config: SyncConfig, net: SyncNet, frames: np.ndarray, track: Track, wave: np.ndarray) -> SyncResult | None:
-    """Scores of one face over the frames it is seen in; None when these are too few."""
-    stop = min(track.stop_frame, len(frames))
-    if stop - track.start_frame < MIN_FRAMES:
-        return None
-    crops = crop_track(frames[track.start_frame : stop], track.boxes[: stop - track.start_frame], net.crop_size)
-    sound = wave[track.start_frame * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+def _crop(file: Path, track: Track, side: int) -> np.ndarray:
+    """The face of one track (n, side, side, 3), frame by frame: a whole clip of large pictures would fill the memory."""
+    frames = islice(decode_video(file), track.start_frame, track.stop_frame)
+    return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
+
+
+def _score(config: SyncConfig, net: SyncNet, track: Track, crops: np.ndarray, wave: np.ndarray) -> SyncResult:
+    """Scores of one face over the frames it is seen in."""
+    sound = wave[track.start_frame * SAMPLES_PER_FRAME : track.stop_frame * SAMPLES_PER_FRAME]
     return sync_scores(net, crops, sound, config.max_shift)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common.runs import atomic_write
-from omniavatar.audio_encoder import restore_duplicate
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
+
+from common.runs import atomic_write
+from omniavatar.audio_encoder import restore_duplicate
 
 FILE_NAME = "constants.safetensors"
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common.runs import hash_path
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, drop_duplicate, load_audio_encoder
-from omniavatar.text_encoder import TextEncoder, load_text_encoder
-from omniavatar.vae import WanVAE, load_vae
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from common.runs import hash_path
 from latents.constants import Constants
+from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, drop_duplicate, load_audio_encoder
+from omniavatar.text_encoder import TextEncoder, load_text_encoder
+from omniavatar.vae import WanVAE, load_vae
 
 ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 

@@ -14,14 +14,14 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
+
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.media import read_audio, read_video
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
 from common.shards import ShardWriter
-from safetensors.numpy import load_file, save_file
-
 from latents.constants import write_constants
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, load_encoders, nearest_bucket
 

@@ -24,7 +24,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, 
 def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False) -> None:
     """Raw videos to a measured avatar video on the small world; ends with the path of the report."""
     setup_logging(verbose)
-    print("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains all from nothing.")
+    print("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains from nothing.")
     _run("demo", run, settings)
 
 
@@ -65,7 +65,9 @@ _step_command("eval", "Videos to metrics and the report.")
 
 @app.command()
 def generate(
-    image: Annotated[Path | None, typer.Option(help="portrait to animate; without one the recipe's videos are made")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="portrait to animate; without one the recipe's videos are made")
+    ] = None,
     audio: Annotated[Path | None, typer.Option(help="sound it speaks")] = None,
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
     out: Annotated[Path, typer.Option(help="mp4 to write")] = Path("avatar.mp4"),
@@ -134,6 +136,7 @@ def _run(
     from pipelines.dag import Context, run_steps
     from pipelines.recipe import read_recipe
     from pipelines.steps import STEPS, report
+    from pipelines.words import closing_words
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
@@ -141,7 +144,8 @@ def _run(
     save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
     context = Context(recipe, folder, models)
     run_steps(context, STEPS, first, last, force)
-    print(report(context))
+    page = report(context)
+    print("\n".join([*closing_words(folder), str(page)]))
 
 
 def main() -> Any:

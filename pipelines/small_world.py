@@ -1,7 +1,7 @@
 """Trains every model of the small world from nothing: the judges, the encoders, the base transformer and the adapter.
 
 One long evening on two cores: judges, text and audio encoder two at a time -> VAE on both cores -> latents of drawn
-clips -> base text-to-video -> audio adapter. Each part goes on where it was killed; a finished one is not trained again.
+clips -> base text-to-video -> audio adapter. Each part goes on where it was killed; a finished one is left alone.
 """
 
 import logging
@@ -118,7 +118,9 @@ def encode_drawn(run: RunFolder, weights: Path, train: int, val: int) -> None:
 def drawn_rows(count: int, split: str) -> list[dict[str, Any]]:
     """Clip rows, as curation would hand them on, for clips that are drawn when read; `split` "val" is held out."""
     start = HELD_OUT_SEED if split == "val" else 0
-    return [_row(seed, "half" if seed % _HALF_BODY_EVERY == 0 else "face", split) for seed in range(start, start + count)]
+    return [
+        _row(seed, "half" if seed % _HALF_BODY_EVERY == 0 else "face", split) for seed in range(start, start + count)
+    ]
 
 
 def read_drawn(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -48,17 +48,17 @@ def curate(context: Context) -> Mapping[str, Any]:
 def latents(context: Context) -> Mapping[str, Any]:
     """Kept clips -> shards."""
     recipe, run = context.recipe, context.run
-    _require(context, GENERATION_ROLES[1:5])
+    models = _require(context, GENERATION_ROLES[1:5])
     kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
-    outcomes = encode_clips(recipe.latents, kept, context.models, run, recipe.executor)
+    outcomes = encode_clips(recipe.latents, kept, models, run, recipe.executor)
     return {"clips": len(kept), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
 
 
 def train(context: Context) -> Mapping[str, Any]:
     """Shards -> adapter, going on from the recipe's adapter when it names one."""
     recipe, run = context.recipe, context.run
-    _require(context, ("transformer",))
-    model = replace(recipe.train.model, base=context.models["transformer"], adapter=context.models["adapter"])
+    base = _require(context, ("transformer",))["transformer"]
+    model = replace(recipe.train.model, base=base, adapter=context.models["adapter"])
     launch(run, replace(recipe.train, model=model), recipe.ranks)
     return {"ranks": recipe.ranks}
 
@@ -66,11 +66,10 @@ def train(context: Context) -> Mapping[str, Any]:
 def generate(context: Context) -> Mapping[str, Any]:
     """Videos of held-out clips by the trained adapter, its control and the base; and one long video."""
     recipe, run = context.recipe, context.run
-    _require(context, GENERATION_ROLES[:5])
+    models = _require(context, GENERATION_ROLES[:5]) | {"adapter": run.checkpoints / "adapter"}
     videos = recipe.videos
     if videos.long is None and recipe.small_world is not None:
         videos = replace(videos, long=draw_long_input(run.cache / "demo"))
-    models = context.models | {"adapter": run.checkpoints / "adapter"}
     return make_videos(videos, recipe.generate, models, run, recipe.executor)
 
 
@@ -99,13 +98,15 @@ def draw_long_input(folder: Path) -> LongVideo:
     return LongVideo(folder / "portrait.png", folder / "voice.wav", person.caption)
 
 
-def _require(context: Context, roles: tuple[str, ...]) -> None:
-    missing = [role for role in roles if context.models.get(role) is None]
+def _require(context: Context, roles: tuple[str, ...]) -> dict[str, Path]:
+    present = {role: path for role in roles if (path := context.models.get(role)) is not None}
+    missing = [role for role in roles if role not in present]
     if missing:
         raise MissingWeightsError(
             f"This step needs weights for {', '.join(missing)}; name them in the recipe, e.g. "
             f"--set models.{missing[0]}=PATH, or use the small world's with weights: miniature."
         )
+    return present
 
 
 STEPS = (

@@ -112,7 +112,9 @@ def animate(request: LongVideo, sampling: GenerateConfig, models: Mapping[str, A
     if not sampling.height and max(image.shape[:2]) < SMALLEST_REAL_SIDE:
         # The small world's pictures are their own size; real ones go to the buckets of the paper's system.
         sampling = replace(sampling, height=image.shape[0], width=image.shape[1])
-    frames = generate_video(load_models(model_paths(models, models["adapter"])), image, wave, request.prompt, sampling, cache)
+    frames = generate_video(
+        load_models(model_paths(models, models["adapter"])), image, wave, request.prompt, sampling, cache
+    )
     write_avatar_video(out, frames, wave)
     length = sampling.chunk_frames or frames_for_tokens(sampling.max_tokens, *frames.shape[1:3])
     chunks = plan_chunks(len(frames), length, sampling.overlap)
@@ -162,7 +164,9 @@ def make_worker(
         adapter = None if method == "base" else Path(paths["adapter"])
         return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter))
 
-    return partial(_make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames)
+    return partial(
+        _make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames
+    )
 
 
 def _make_batch(
@@ -230,7 +234,9 @@ def write_manifest(
         for clip in others if method == FLOOR else test:
             real = f"videos/{FLOOR if method == FLOOR else TRUTH}/{clip['clip_id']}.mp4"
             video = f"videos/{method}/{clip['clip_id']}.mp4"
-            rows.append({"method": method, "clip_id": clip["clip_id"], "video": video, "reference": real, "audio": real})
+            rows.append(
+                {"method": method, "clip_id": clip["clip_id"], "video": video, "reference": real, "audio": real}
+            )
     table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])
     with atomic_write(run.videos / "manifest.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")

@@ -1,5 +1,6 @@
 """The whole flow at its smallest: through the real command, and killed with -9 on the way."""
 
+import contextlib
 import os
 import random
 import signal
@@ -16,9 +17,21 @@ from common.runs import read_json
 
 TINY = Path(__file__).parent / "tiny.yaml"
 STEPS = ("curate", "latents", "train", "generate", "eval")
-SUMMARY_KEYS = {
-    "sources", "clips", "kept", "refused", "faults", "false_refusals", "offsets", "sync_c", "metrics", "video", "seconds",
-}  # fmt: skip
+SUMMARY_KEYS = set(
+    [
+        "sources",
+        "clips",
+        "kept",
+        "refused",
+        "faults",
+        "false_refusals",
+        "offsets",
+        "sync_c",
+        "metrics",
+        "video",
+        "seconds",
+    ]
+)
 
 
 def _start(run: Path) -> subprocess.Popen:
@@ -98,7 +111,5 @@ def _ranks(run: Path) -> list[int]:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
 from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
 from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
 from omniavatar.transformer import AvatarTransformer
-
 from training.engine import Engine
 from training.model import ModelConfig
 from training.report import LOG_FILES

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from common.runs import fingerprint
-from common.shards import ShardReader, read_index
 from torch import Tensor
 
+from common.runs import fingerprint
+from common.shards import ShardReader, read_index
 from latents.constants import Constants, read_constants
 
 logger = logging.getLogger(__name__)

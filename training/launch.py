@@ -12,7 +12,6 @@ import time
 
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
-
 from training.train import TrainConfig
 from training.worker import LAUNCHER, failure_file
 

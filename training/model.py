@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
 from common.runs import read_json
 from omniavatar.adapter import Variant, inject_lora, mark_trainable
 from omniavatar.checkpoints import load_adapter
 from omniavatar.transformer import AvatarTransformer, load_base, new_base, to_avatar
-
 from training.engine import cast_frozen
 
 

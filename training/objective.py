@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from omniavatar.flow import add_noise, draw_sigma, loss_weight, velocity_target
 from omniavatar.text_encoder import pad_text
 from omniavatar.transformer import build_condition
-from torch import Tensor
-
 from training.data import MicroBatch, Sample
 
 

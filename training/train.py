@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, hash_path
-from torch import Tensor
-
 from training.checkpoint import CheckpointConfig, Checkpoints, TrainState, adopt_origin
 from training.data import ClipWindows, DataConfig, MicroBatch, index_digest, stream
 from training.engine import Engine, EngineConfig, StepResult, join_group, leave_group

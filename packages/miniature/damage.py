@@ -27,11 +27,9 @@ class Damage:
     exposure: float = 1.0
     crf: int = CLEAN_CRF
 
-    def parts(self, side: int = 64) -> np.ndarray:
-        """Severity 0..1 of each fault (5,) in a picture of `side` px: at 64 px sigma 2, noise 25, reduction 4, gain 2
-        and crf 45 are each 1."""
-        scale = 64 / side
-        spread = (self.blur * scale / 2, self.noise * scale / 25, (self.reduction - 1) / 3)
+    def parts(self) -> np.ndarray:
+        """Severity 0..1 of each fault (5,): sigma 2, noise 25, reduction 4, gain 2 and crf 45 are each 1."""
+        spread = (self.blur / 2, self.noise / 25, (self.reduction - 1) / 3)
         return np.clip([*spread, self.exposure - 1, (self.crf - 20) / 25], 0, 1)
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

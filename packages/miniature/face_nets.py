@@ -44,9 +44,8 @@ class FaceDetectorNet(nn.Module):
         self.score = nn.Conv2d(width, ANCHORS, 1)
         self.box = nn.Conv2d(width, 4 * ANCHORS, 1)
         self.points = nn.Conv2d(width, 10 * ANCHORS, 1)
-        with torch.no_grad():
-            self.score.bias.fill_(-4.0)  # nearly every cell is empty
-            self.box.bias.fill_(2.0)
+        nn.init.constant_(self.score.get_parameter("bias"), -4.0)  # nearly every cell is empty
+        nn.init.constant_(self.box.get_parameter("bias"), 2.0)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
         """RGB (B, 3, H, W), (x - 127.5) / 128, sides divisible by 32 -> per stride: score logits (B, n), distances to

@@ -8,7 +8,7 @@ import numpy as np
 from miniature.damage import Damage
 from miniature.world import draw_clip
 
-SMALLEST, LARGEST = 18.0, 210.0  # face sides taught, px
+SMALLEST, LARGEST = 18.0, 300.0  # face sides taught, px
 _TILE = 64
 _LAYOUTS = ((1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 2), (1, 3))
 _VISIBLE, _HIDDEN = 0.8, 0.1  # share of a face inside the picture: above is taught, below is absent, between ignored
@@ -55,7 +55,8 @@ def draw_scene(people: list[Person], side: int, rng: np.random.Generator) -> Sce
     corners = [np.array([i % columns, i // columns]) * _TILE for i in range(len(tiles))]
     faces = [points + corner for (_, points), corner in zip(tiles, corners, strict=True) if points is not None]
     matrix = _view(corners[rng.integers(len(corners))] + _TILE / 2, side, rng)
-    border = int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT]))
+    # Never mirrored: the faces that come with it would be taught to be nothing.
+    border = int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE]))
     picture = cv2.warpAffine(board, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
     moved = np.stack([points @ matrix[:, :2].T + matrix[:, 2] for points in faces]) if faces else np.zeros((0, 9, 2))
     boxes = np.concatenate([moved[:, :4].min(1), moved[:, :4].max(1)], axis=1)
@@ -81,9 +82,11 @@ def _empty_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndar
     kind, colour = rng.integers(4), rng.integers(0, 256, 3)
     if kind == 0:
         person = people[rng.integers(len(people))]
-        frame = person.frames[0]
-        below = frame[min(int(person.boxes[:, 3].max()) + 1, len(frame) - 6) :]
-        return cv2.resize(below, (_TILE, _TILE)), None
+        frame, chin = person.frames[0], int(person.boxes[:, 3].max()) + 1
+        # Shirts and hands, from near enough for a hand to have the size of a face.
+        side = int(rng.integers(5, max(6, len(frame) - chin)))
+        top, left = int(rng.integers(chin, len(frame) - side + 1)), int(rng.integers(len(frame) - side + 1))
+        return cv2.resize(frame[top : top + side, left : left + side], (_TILE, _TILE)), None
     tile = np.full((_TILE, _TILE, 3), colour, np.uint8)
     if kind == 1:
         cells = int(rng.integers(2, 33))
@@ -99,7 +102,7 @@ def _empty_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndar
 
 def _view(centre: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """Affine matrix (2, 3) that shows the board around `centre`, a usual face getting a side drawn log-uniformly."""
-    face = np.exp(rng.uniform(np.log(SMALLEST), np.log(min(LARGEST, 0.95 * side))))
+    face = np.exp(rng.uniform(np.log(max(SMALLEST, side / 12)), np.log(min(LARGEST, 0.95 * side))))
     scale, turn = face / 38, np.deg2rad(rng.normal(0, 6))
     stretch = np.diag(scale * np.exp(rng.normal(0, 0.04, 2)))
     linear = stretch @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])

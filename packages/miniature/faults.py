@@ -66,7 +66,7 @@ def plan(config: SmallWorldConfig) -> list[Truth]:
     """The truth of every source, in the order of their numbers; framings alternate, offsets run through -10..10."""
     kinds = ["clean"] * config.clean + ["offset"] * config.offset
     kinds += [kind for kind in FAULTS if kind not in ("clean", "offset") for _ in range(config.each_fault)]
-    truths = []
+    truths: list[Truth] = []
     for number, kind in enumerate(kinds):
         framing: Framing = "half" if number % 3 == 2 else "face"
         truth = Truth(kind, config.seed + number, framing, config.seconds)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 Framing = Literal["face", "half"]
+Point = tuple[float, float]
+Colour = tuple[int, ...]
 FRAME_SIZE: dict[str, int] = {"face": 64, "half": 96}
 _HEAD_CENTRE: dict[str, tuple[float, float]] = {"face": (32.0, 29.0), "half": (48.0, 33.0)}
 _SCALE, _SHIFT = 2, 4  # supersampling; fractional bits of OpenCV's fixed-point coordinates
@@ -20,7 +22,8 @@ SKINS = {
     "olive": (184, 140, 92), "brown": (142, 94, 62), "dark": (96, 62, 44),
 }  # fmt: skip
 HAIR_COLOURS = {
-    "black": (28, 24, 26), "brown": (98, 62, 34), "blond": (228, 190, 96), "red": (186, 72, 28), "grey": (168, 168, 172),
+    "black": (28, 24, 26), "brown": (98, 62, 34), "blond": (228, 190, 96), "red": (186, 72, 28),
+    "grey": (168, 168, 172),
 }  # fmt: skip
 HAIR_STYLES = ("short", "long", "bun", "bald")
 COLOURS = {
@@ -53,7 +56,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Motion:
-    """Tracks of T frames: head x and y offset in px, tilt in degrees, blink 0..1, brow lift px, hand lift 0..1 (T, 2)."""
+    """Tracks of T frames: head offset x, y in px, tilt in degrees, blink 0..1, brow lift px, hand lift 0..1 (T, 2)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -137,7 +140,7 @@ def render(identity: Identity, motion: Motion, lips: np.ndarray, framing: Framin
 
 
 def describe(identity: Identity, framing: Framing) -> str:
-    """A caption that is true of the picture: first frame, behaviour, background, joined by dashes (OmniAvatar README)."""
+    """A caption that is true of the picture: first frame, behaviour, background with dashes (OmniAvatar README)."""
     hair = "a bald head" if identity.hair_style == "bald" else f"{identity.hair_style} {identity.hair_colour} hair"
     glasses = ", glasses" if identity.glasses else ""
     seen = "the face" if framing == "face" else "the upper body"
@@ -213,16 +216,24 @@ class _Pen:
     def _at(self, x: float, y: float) -> tuple[float, float]:
         return self.centre[0] + x * self._cos - y * self._sin, self.centre[1] + x * self._sin + y * self._cos
 
-    def _fixed(self, point: tuple[float, float]) -> tuple[int, int]:
+    def _fixed(self, point: Point) -> list[int]:
         # OpenCV puts pixel centres on whole numbers; half a pixel less keeps the area average centred.
-        return tuple(round((v * _SCALE - 0.5) * (1 << _SHIFT)) for v in point)  # type: ignore[return-value]
+        return [round((v * _SCALE - 0.5) * (1 << _SHIFT)) for v in point]
 
-    def _ellipse(self, at, axes, colour, arc=(0, 360), tilt=None, width=-1) -> None:
-        axes = tuple(max(0, round(a * _SCALE * (1 << _SHIFT))) for a in axes)
+    def _ellipse(
+        self,
+        at: Point,
+        axes: Point,
+        colour: Colour,
+        arc: tuple[int, int] = (0, 360),
+        tilt: float | None = None,
+        width: int = -1,
+    ) -> None:
+        fixed = [max(0, round(axis * _SCALE * (1 << _SHIFT))) for axis in axes]
         angle = self.pose.tilt if tilt is None else tilt
-        cv2.ellipse(self.canvas, self._fixed(at), axes, angle, *arc, colour, width, cv2.LINE_AA, _SHIFT)
+        cv2.ellipse(self.canvas, self._fixed(at), fixed, angle, arc[0], arc[1], colour, width, cv2.LINE_AA, _SHIFT)
 
-    def _line(self, start, end, colour, width: float) -> None:
+    def _line(self, start: Point, end: Point, colour: Colour, width: float) -> None:
         thickness = max(1, round(width * _SCALE))
         cv2.line(self.canvas, self._fixed(start), self._fixed(end), colour, thickness, cv2.LINE_AA, _SHIFT)
 
@@ -255,14 +266,14 @@ class _Pen:
         dark = tuple(int(0.7 * c) for c in HAIR_COLOURS[self.who.hair_colour])
         for side in (-1, 1):
             eye = self._at(side * self.who.eye_distance, -4)
+            inner, outer = side * (self.who.eye_distance - 3), side * (self.who.eye_distance + 3)
             height = 2.6 * (1 - self.pose.blink)
             if height > 0.4:
                 self._ellipse(eye, (3.4, height), _EYE_WHITE)
                 self._ellipse(eye, (1.5, min(1.5, height)), (30, 26, 40))
             else:
-                self._line(self._at(side * self.who.eye_distance - 3, -4), self._at(side * self.who.eye_distance + 3, -4), dark, 1)
+                self._line(self._at(inner, -4), self._at(outer, -4), dark, 1)
             lift = -8.6 - self.pose.brow
-            inner, outer = side * (self.who.eye_distance - 3), side * (self.who.eye_distance + 3)
             self._line(self._at(inner, lift), self._at(outer, lift + 0.6), dark, self.who.brow)
             if self.who.glasses:
                 self._ellipse(eye, (5.2, 4.6), (40, 40, 48), width=2)

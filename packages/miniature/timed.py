@@ -1,16 +1,20 @@
 """A training that lasts a number of minutes, writes a checkpoint each minute and goes on where it was killed."""
 
+import argparse
+import inspect
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from common.progress import setup_logging
 
 log = logging.getLogger(__name__)
 
@@ -94,3 +98,14 @@ class TimedTraining:
         shared = torch.tensor([seconds])
         dist.all_reduce(shared)
         return shared.item() / self.world
+
+
+def train_command(train: Callable[[Path, float, int], Any], minutes: float) -> None:
+    """The command line of a training file: `--out PATH --minutes M --seed N`."""
+    parser = argparse.ArgumentParser(description=inspect.getdoc(train))
+    parser.add_argument("--out", type=Path, required=True, help="where the weights are written")
+    parser.add_argument("--minutes", type=float, default=minutes, help="minutes of one core")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    setup_logging()
+    train(arguments.out, arguments.minutes, arguments.seed)

@@ -7,17 +7,15 @@ the last hidden state is thrown away. The features run at the picture's 25 per s
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from miniature.recorded import record
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.voice import N_PHONES, SAMPLE_RATE
 from miniature.world import HELD_OUT_SEED, draw_clip
 from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, load_audio_encoder, normalise
@@ -103,10 +101,5 @@ def _disturbed(sound: Tensor, rng: np.random.Generator) -> Tensor:
     return (sound + noise).roll(int(rng.integers(-SAMPLES_PER_FRAME // 4, SAMPLES_PER_FRAME // 4)), dims=1)
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 3, seed: int = 0) -> None:
-    """Train the audio encoder of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=3)

@@ -1,30 +1,29 @@
 """Trains the miniature's InsightFace pack: a face detector (SCRFD) and a recogniser (ArcFace), written as ONNX files.
 
-    python -m miniature.train_faces --out weights/insightface --minutes 8
+    python -m miniature.train_faces --out weights/insightface --minutes 12
 
 Legend: B pictures, n rows of one stride (cells times anchors), k faces in a picture.
 """
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import onnxruntime
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, smooth_l1_loss
 
 from miniature.damage import Damage
 from miniature.face_nets import ANCHORS, RECOGNISER_FILE, STRIDES, FaceDetectorNet, FaceRecogniserNet, export_pack
 from miniature.face_scenes import Person, Scene, align, draw_person, draw_scene
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED
 from perception.faces import load_face_detector
 from perception.tracks import overlap
 
-_SIDES, _BATCH = (96, 128, 160, 192, 224), 8
+_SIDES = (96, 128, 160, 192, 256, 384, 384)
+_PIXELS = 8 * 192 * 192  # in one batch: fewer pictures when they are large
 # Face sides (geometric mean, in strides) answered for by the two anchors; the outermost reach further.
 _ANCHOR_RANGES = ((3.0, 4.25), (4.25, 6.0))
 _SHARED = 1.1  # ranges overlap by this factor: a face at a border is learnt by both
@@ -97,7 +96,7 @@ def train_detector(people: list[Person], out: Path, minutes: float, seed: int) -
     rng = np.random.default_rng((seed, training.step))
     for _ in training:
         side = int(rng.choice(_SIDES))
-        scenes = [draw_scene(people, side, rng) for _ in range(_BATCH)]
+        scenes = [draw_scene(people, side, rng) for _ in range(_PIXELS // side**2)]
         pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
         loss = detection_loss(net((pictures.float() - 127.5) / 128), scenes)
         training.update(loss, clip=5.0)
@@ -166,22 +165,17 @@ def _recognition(pack: Path, faces: list[np.ndarray]) -> dict[str, float]:
 
 
 def train(out: Path, minutes: float, seed: int = 0, people: int = 400, judged: int = 60) -> dict[str, float]:
-    """Train both networks (two thirds of `minutes` for the detector), write the pack `out` and return its figures."""
+    """Train both networks, three quarters of `minutes` the detector; write the pack `out` and return its figures."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     drawn = [draw_person(seed + i) for i in range(people)]
-    detector = train_detector(drawn, out.with_name(out.name + "_detector"), minutes * 2 / 3, seed)
-    recogniser = train_recogniser(drawn, out.with_name(out.name + "_recogniser"), minutes / 3, seed)
+    detector = train_detector(drawn, out.with_name(out.name + "_detector"), minutes * 3 / 4, seed)
+    recogniser = train_recogniser(drawn, out.with_name(out.name + "_recogniser"), minutes / 4, seed)
     export_pack(detector, recogniser, out)
     figures = measure(out, judged)
     out.with_name(out.name + ".jsonl").write_text(json.dumps(figures) + "\n")
     return figures
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 8, seed: int = 0) -> None:
-    """Train the face detector and recogniser of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=12)

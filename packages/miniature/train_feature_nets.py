@@ -9,19 +9,18 @@ Their features are whatever tells drawn people apart: who is seen, what the mout
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.runs import atomic_write
 from miniature.damage import CLEAN_CRF, Damage, code, draw_damage
 from miniature.figure import COLOURS, HAIR_STYLES, PATTERNS, SKINS
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.features import frame_features, load_feature_net, video_features
 
@@ -270,10 +269,5 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
     return float(means + np.square(a).sum() + np.square(b).sum() - 2 * np.linalg.norm(a @ b.T, "nuc"))
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 6, seed: int = 0) -> None:
-    """Train the feature nets of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=6)

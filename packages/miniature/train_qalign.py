@@ -9,11 +9,10 @@ are learnt as the next token of the prompt, as Q-Align is trained.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
@@ -21,7 +20,7 @@ from torch import nn
 
 from common.runs import write_json
 from miniature.damage import Composition, Damage, code, draw_composition, draw_damage, together
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, draw_clip
 from perception.qalign import CLIP_MEAN, CLIP_STD, LEVELS, STEMS, Preprocessor, QAlign, Task, load_qalign, prompt_for
 from perception.qalign_model import Owl, OwlConfig
@@ -83,7 +82,7 @@ def _judged_clip(seed: int, width: int, crf: int, rng: np.random.Generator) -> t
     damage = replace(draw_damage(rng), crf=crf)
     composition = Composition() if width == 128 else draw_composition(rng)
     frames, boxes = composition.apply(clip.frames[::2], clip.boxes[::2])
-    faults = np.concatenate([damage.parts(width), composition.parts(boxes, frames.shape[1])])
+    faults = np.concatenate([damage.parts(), composition.parts(boxes, frames.shape[1])])
     if width == 128:
         frames = np.concatenate([frames, draw_clip(seed + 50_000, 2 * _FRAMES / 25).frames[::2]], axis=2)
     return damage.apply(frames, rng), faults
@@ -231,10 +230,5 @@ def best_threshold(good: np.ndarray, bad: np.ndarray) -> float:
     return float(np.median(candidates[np.isclose(accuracy, max(accuracy))]))
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 5, seed: int = 0) -> None:
-    """Train the picture judge of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=5)

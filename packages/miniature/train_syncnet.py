@@ -8,17 +8,15 @@ Legend: B clips, F frames, W windows of five frames, E embedding width.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from miniature.damage import Damage
 from miniature.recorded import record
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.syncnet import (
     SAMPLES_PER_FRAME,
@@ -180,10 +178,5 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 320, judged: in
     return figures
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 6, seed: int = 0) -> None:
-    """Train the lip-sync judge of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=6)

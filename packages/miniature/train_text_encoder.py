@@ -9,18 +9,16 @@ the drawn frame. The head is thrown away; what stays is an embedding in which co
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
-import typer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miniature.figure import COLOURS, HAIR_COLOURS, HAIR_STYLES, PATTERNS, SKINS
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, draw_clip
 
 TEXT_LENGTH = 48
@@ -83,7 +81,7 @@ def examples(tokenizer: PreTrainedTokenizerFast, seeds: range) -> tuple[torch.Te
 
 
 def train(out: Path, minutes: float, seed: int = 0, clips: int = 6000) -> dict[str, float]:
-    """Write `<out>/text_encoder` and `<out>/tokenizer`; returns the share of thumbnail variance explained on held-out."""
+    """Write `<out>/text_encoder` and `<out>/tokenizer`; returns the held-out share of variance explained."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     tokenizer = build_tokenizer()
@@ -107,10 +105,5 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 6000) -> dict[s
     return figures
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 3, seed: int = 0) -> None:
-    """Train the text encoder and tokenizer of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=3)

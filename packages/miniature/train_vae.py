@@ -8,15 +8,13 @@ causal VAE trained on short windows only loses colour beyond them.
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 
-from miniature.timed import TimedTraining
+from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
 
 CONFIG = {
@@ -83,14 +81,15 @@ def reconstruction_loss(vae: AutoencoderKLWan, video: torch.Tensor, weight: torc
 @torch.no_grad()
 def measure(vae: AutoencoderKLWan, clips: int = 3, frames: int = 49) -> dict[str, float]:
     """PSNR in dB on held-out faces, judged over a whole chunk: all, first 9 and last 9 frames."""
-    whole, first, last = [], [], []
+    parts = {"psnr": slice(None), "psnr_first_9": slice(0, 9), "psnr_last_9": slice(-9, None)}
+    scores: dict[str, list[float]] = {name: [] for name in parts}
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + clips):
         pixels = torch.from_numpy(draw_clip(seed, frames / 25).frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         squared = ((decoded - pixels) / 2).square().mean((0, 1, 3, 4))
-        for scores, part in ((whole, squared), (first, squared[:9]), (last, squared[-9:])):
-            scores.append(float(-10 * part.mean().log10()))
-    return {"psnr": np.mean(whole), "psnr_first_9": np.mean(first), "psnr_last_9": np.mean(last)}
+        for name, part in parts.items():
+            scores[name].append(-10 * squared[part].mean().log10().item())
+    return {name: sum(values) / clips for name, values in scores.items()}
 
 
 @torch.no_grad()
@@ -145,10 +144,5 @@ class _quick_norm:
         WanRMS_norm.forward = self.original
 
 
-def main(out: Annotated[Path, typer.Option()], minutes: Annotated[float, typer.Option()] = 45, seed: int = 0) -> None:
-    """Train the VAE of the small world."""
-    train(out, minutes, seed)
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    train_command(train, minutes=45)

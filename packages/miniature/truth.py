@@ -55,11 +55,13 @@ class Judged:
 def score_truth(run: RunFolder, folder: Path) -> Row:
     """Table of found faults, false refusals and recovered offsets of a run over the drawn sources of `folder`.
 
-    Keys: `faults` [{kind, cases, found, wrong_reason}], `unfaulted` and `false_refusals` (clips), `offsets` {cases, exact}.
+    Keys: `faults` [{kind, cases, found, wrong_reason}]; `unfaulted`, `false_refusals` clips; `offsets` {cases, exact}.
     """
     judged = _judge(run, folder)
     offsets = [item for item in judged if item.truth.kind == "offset"]
-    sound = [clip for item in judged if item.truth.kind not in REFUSED_FOR for clip in item.clips if _should_be_kept(clip)]
+    sound = [
+        clip for item in judged if item.truth.kind not in REFUSED_FOR for clip in item.clips if _should_be_kept(clip)
+    ]
     return {
         "faults": [_row(kind, [j for j in judged if j.truth.kind == kind]) for kind in _kinds(judged)],
         "unfaulted": len(sound),
@@ -121,7 +123,9 @@ def _pieces_fit(case: Judged) -> bool:
 
 def _rate_put_right(case: Judged) -> bool:
     """Kept whole, at its own length, with lips and sound still together."""
-    return any(abs(c["duration"] - case.truth.seconds) <= 2 * _FRAME and not c["sync_offset_applied"] for c in case.kept)
+    return any(
+        abs(c["duration"] - case.truth.seconds) <= 2 * _FRAME and not c["sync_offset_applied"] for c in case.kept
+    )
 
 
 _CORRECTED: dict[str, Callable[[Judged], bool]] = {

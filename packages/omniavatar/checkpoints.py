@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common.runs import atomic_write, read_json, write_json
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from common.runs import atomic_write, read_json, write_json
 from omniavatar.adapter import inject_lora, is_trained, lora_layers
 from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.key_names import dit_to_diffusers, dit_to_original

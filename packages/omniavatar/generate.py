@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common.media import write_video
-from common.progress import ProgressBar, progress
-from common.runs import atomic_write, fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.media import write_video
+from common.progress import ProgressBar, progress
+from common.runs import atomic_write, fingerprint
 from omniavatar.adapter import merge_lora
 from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, load_audio_encoder
 from omniavatar.checkpoints import load_adapter

@@ -184,9 +184,9 @@ class AbstractorAttention(nn.Module):
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
         keys = torch.cat([queries, image], dim=1)
         positions = torch.cat([self.q_pos_embed, self.k_pos_embed])
-        q = self.query(queries + self.q_pos_embed)
-        k, v = self.key(keys + positions), self.value(keys)
-        return _join_heads(F.scaled_dot_product_attention(*(_split_heads(x, self.heads) for x in (q, k, v))))
+        q = _split_heads(self.query(queries + self.q_pos_embed), self.heads)
+        k, v = _split_heads(self.key(keys + positions), self.heads), _split_heads(self.value(keys), self.heads)
+        return _join_heads(F.scaled_dot_product_attention(q, k, v))
 
 
 class AbstractorMLP(nn.Module):

@@ -3,6 +3,7 @@ from typing import Any
 
 import duckdb
 import pytest
+
 from common.clips import CLIP_SCHEMA, ClipError, clip_id, read_clips, write_clips
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+
 from common.executors import ExecutorConfig, Stage, StageError, run_stage
 from common.ledger import Ledger, Outcome, ledger_rows
 from common.runs import DiskFullError

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from common.executors import ExecutorConfig, Stage, StageError, run_stage
 from common.ledger import Ledger, ledger_rows
 from common.runs import DiskFullError
-
 from tests.common.test_executors import HERE, calls, draw_units, make_broken, run, unmeasured
 
 RAY = ExecutorConfig("ray", 2)

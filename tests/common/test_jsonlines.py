@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from common.jsonlines import JsonLines
 from common.runs import DiskFullError
 

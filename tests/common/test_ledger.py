@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from common.ledger import LEDGER_SCHEMA, Ledger, Outcome, StageLog, ledger_rows
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

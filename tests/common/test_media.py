@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from common.media import (
     MediaError,
     cut_clip,

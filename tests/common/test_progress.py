@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from common import progress as module
 from common.progress import MetricLog, progress, setup_logging
-from rich.console import Console
 
 
 class Clock:

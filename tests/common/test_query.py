@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from common.clips import CLIP_SCHEMA, write_clips
 from common.ledger import Ledger, Outcome
 from common.progress import MetricLog

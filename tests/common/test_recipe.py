@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+
 from common.recipe import RecipeError, dump_recipe, load_recipe
 
 

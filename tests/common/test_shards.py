@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+
 from common.shards import INDEX_SCHEMA, ShardError, ShardReader, ShardWriter, read_index
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

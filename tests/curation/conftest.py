@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
+
 from common.media import cut_clip, read_video, write_video
 from perception.mfcc import mfcc
 from perception.syncnet import SyncNet, SyncNetWidths, audio_windows, crop_track, lip_volume
-from scipy.ndimage import gaussian_filter1d
-
 from tests.drawn_face_pack import write_face_pack
 
 FACE = (16, 32, 32, 48)

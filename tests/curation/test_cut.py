@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from common.media import probe, read_video
 from common.runs import sha256_file
-
 from curation.cut import CutConfig, clip_rows, cut_row, split_shots
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 

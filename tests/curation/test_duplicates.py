@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common.media import write_video
-from miniature.world import draw_clip
 
+from common.media import write_video
 from curation.cut import cut_row
 from curation.duplicates import DuplicatesConfig, fingerprint_clip, group_duplicates, loudness_curve, picture_hash
+from miniature.world import draw_clip
 from tests.curation.conftest import Talk, clip_row
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from common.clips import read_clips
 from common.executors import ExecutorConfig
 from common.ledger import ledger_rows
 from common.query import connect
 from common.runs import RunFolder
-
-from curation.job import CurationConfig, CurationSummary, curate, reselect, summarise
+from curation.job import CurationConfig, curate, reselect
 from curation.select import SelectConfig
 from curation.sources import SourcesConfig
+from curation.summary import CurationSummary, summarise
 from curation.sync import SyncConfig
 from tests.curation.conftest import Talk, draw_talk, write_talk
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from common.executors import ExecutorConfig, run_stage
 from common.ledger import Ledger
 from common.media import read_frames
-from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
-from perception.qalign import load_qalign
-
 from curation.cut import cut_row
 from curation.quality import QualityConfig, quality_stage, score_quality
+from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
+from perception.qalign import load_qalign
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from perception.faces import load_face_detector
 
 from curation import scan as module
 from curation.scan import ScanConfig, scan_source
+from perception.faces import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
 
 

@@ -4,15 +4,16 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from common.clips import read_clips, write_clips
 
+from common.clips import read_clips, write_clips
 from curation.select import SelectConfig, select
 
 CONFIG = SelectConfig(min_sync_c=4.0, min_iqa=2.6, min_side=64, min_face_px=16)
 GOOD = {
     "clip_id": "c1", "video_id": "v1", "duration": 5.0, "fps_src": 25.0, "width": 640, "height": 480, "static_pct": 1.0,
     "face_px": 100.0, "face_track_id": 0, "n_faces_median": 1.0, "speech_pct": 80.0, "music_ratio": 0.05,
-    "sync_c": 6.0, "sync_offset": 0, "sync_offset_applied": 0, "iqa_1to5": 3.5, "caption": "Someone.", "dup_group": None,
+    "sync_c": 6.0, "sync_offset": 0, "sync_offset_applied": 0, "iqa_1to5": 3.5, "caption": "One.",
+    "dup_group": None,
 }  # fmt: skip
 NO_SCORES = {"sync_c": None, "sync_offset": None, "sync_offset_applied": None, "iqa_1to5": None}
 

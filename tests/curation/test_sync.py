@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from common.media import AUDIO_RATE, cut_clip, read_audio
 from common.runs import sha256_file
-from perception.syncnet import load_syncnet
-
 from curation.cut import cut_row
 from curation.people import PeopleConfig
 from curation.sync import SyncConfig, score_sync
+from perception.syncnet import load_syncnet
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 CONFIG = SyncConfig(min_correction_c=0.3)

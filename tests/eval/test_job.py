@@ -36,7 +36,6 @@ CONFIG = EvalConfig(
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[3:]
 from test_job import CONFIG, ExecutorConfig, RunFolder, evaluate, network_files
 evaluate(CONFIG, network_files(Path(sys.argv[2])), RunFolder(Path(sys.argv[1])), ExecutorConfig(workers=1))
 """
@@ -173,8 +172,9 @@ def test_killed_runs_go_on_to_the_same_bytes(
     folder = models["sync_scorer"]
     assert folder is not None
     roots = [str(Path(__file__).parent), *(path for path in sys.path if path)]
-    command = [sys.executable, "-c", SCRIPT, str(run.root), str(folder.parent), *roots]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", SCRIPT, str(run.root), str(folder.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while _finished_units(run) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omniavatar.audio_encoder import restore_duplicate
 
 from latents.constants import read_constants, write_constants
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, nearest_bucket, to_video
+from omniavatar.audio_encoder import restore_duplicate
 
 CLIP = tuple[np.ndarray, np.ndarray]
 BUCKETS_480P = [(400, 720), (720, 720), (720, 400)]

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from common.executors import ExecutorConfig
 from common.ledger import Outcome
 from common.media import write_video
 from common.runs import RunFolder, sha256_file
 from common.shards import ShardReader, read_index
-
 from latents.job import LatentsConfig, encode_clips, make_worker, read_clip
 
 CONFIG = LatentsConfig(buckets=((32, 32), (48, 32)), references=2, samples_per_shard=2)

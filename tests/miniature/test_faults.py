@@ -43,7 +43,10 @@ def test_a_finished_source_is_not_drawn_again(sources):
 
 
 def test_offset_delays_the_sound_by_whole_frames(tmp_path):
-    still, late = FAULTS["offset"](Truth("offset", 5, shift=0, seconds=2)), FAULTS["offset"](Truth("offset", 5, shift=4, seconds=2))
+    still, late = (
+        FAULTS["offset"](Truth("offset", 5, shift=0, seconds=2)),
+        FAULTS["offset"](Truth("offset", 5, shift=4, seconds=2)),
+    )
     assert np.array_equal(still.frames, late.frames)
     assert np.array_equal(late.audio[4 * 640 :], still.audio[: -4 * 640])
 

@@ -61,7 +61,9 @@ def test_late_sound_must_be_moved_back_by_as_much(judge, applied, exact):
 
 
 def test_a_clean_clip_that_is_refused_is_a_false_refusal(judge):
-    table = judge([(Truth("clean", 1), "", [{}]), (Truth("clean", 2), "", [{"decision": "rejected", "reasons": ["music"]}])])
+    table = judge(
+        [(Truth("clean", 1), "", [{}]), (Truth("clean", 2), "", [{"decision": "rejected", "reasons": ["music"]}])]
+    )
     assert (table["unfaulted"], table["false_refusals"], table["false_reasons"]) == (2, 1, {"music": 1})
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
+
 from omniavatar.audio_encoder import AudioEncoder
 from omniavatar.generate import AvatarModels
 from omniavatar.text_encoder import TextEncoder
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
 from omniavatar.vae import WanVAE
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 TEXT_LENGTH = 12
 TEXT_DIM = 24

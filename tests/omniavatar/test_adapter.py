@@ -1,4 +1,5 @@
 import pytest
+
 from omniavatar.adapter import inject_lora, lora_layers, mark_trainable
 from omniavatar.transformer import AvatarTransformer
 

@@ -3,6 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
+
 from omniavatar.audio_encoder import (
     AudioEncoder,
     drop_duplicate,
@@ -11,8 +14,6 @@ from omniavatar.audio_encoder import (
     restore_duplicate,
 )
 from omniavatar.tensor_files import CheckpointError
-from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
 
 
 def sound(samples: int) -> np.ndarray:

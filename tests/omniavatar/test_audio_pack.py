@@ -1,4 +1,5 @@
 import torch
+
 from omniavatar.audio_pack import AudioPack
 
 

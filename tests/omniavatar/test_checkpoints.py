@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from omniavatar.adapter import inject_lora
 from omniavatar.checkpoints import (
     AdapterConfig,
@@ -16,7 +18,6 @@ from omniavatar.checkpoints import (
 )
 from omniavatar.tensor_files import build_empty
 from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar
-from torch import Tensor
 
 LORA = AdapterConfig(rank=4, alpha=2.0)
 

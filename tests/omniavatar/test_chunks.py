@@ -1,4 +1,5 @@
 import pytest
+
 from omniavatar.chunks import frames_for_tokens, latent_length, plan_chunks
 
 

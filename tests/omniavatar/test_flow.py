@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+
 from omniavatar.flow import add_noise, draw_sigma, euler_step, loss_weight, shift_sigma, sigma_schedule, velocity_target
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from common.media import read_audio, read_video
 from omniavatar import generate
 from omniavatar.chunks import plan_chunks

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from omniavatar.images import choose_size, fit_image, to_frames
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from omniavatar.key_names import (
     audio_to_transformers,
     dit_to_diffusers,

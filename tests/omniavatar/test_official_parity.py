@@ -1,11 +1,12 @@
 """Ours against a second writing of the published forward pass, from its description alone and with its tensor names."""
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from omniavatar.adapter import inject_lora, lora_layers, merge_lora, unmerge_lora
 from omniavatar.checkpoints import to_official_name
 from omniavatar.transformer import AvatarTransformer, build_condition
-from torch import Tensor
-from torch.nn import functional
 
 HEADS, HEAD_DIM, FREQ = 2, 16, 32
 Weights = dict[str, Tensor]

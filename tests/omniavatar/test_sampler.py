@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import Tensor
+
 from omniavatar.flow import euler_step, sigma_schedule
 from omniavatar.sampler import Guidance, denoise
 from omniavatar.transformer import AvatarTransformer, build_condition
-from torch import Tensor
 
 
 def inputs(batch: int) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from omniavatar.tensor_files import CheckpointError, build_empty, check_tensors, fill_module, read_tensors
 from safetensors.torch import save_file
+
+from omniavatar.tensor_files import CheckpointError, build_empty, check_tensors, fill_module, read_tensors
 
 
 def test_empty_modules_have_real_buffers() -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from omniavatar.tensor_files import CheckpointError
 from omniavatar.text_encoder import TextEncoder, clean_text, load_text_encoder, pad_text
 

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from omniavatar.checkpoints import save_base, to_official_name
 from omniavatar.tensor_files import CheckpointError, build_empty
 from omniavatar.transformer import AvatarTransformer, audio_blocks, build_condition, load_base, new_base, to_avatar
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 WAN = {
     "14B": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},

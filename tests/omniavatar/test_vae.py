@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+
 from omniavatar.tensor_files import CheckpointError
 from omniavatar.vae import WanVAE, load_vae
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from perception.faces import FaceDetectorError, load_face_detector
 
+from perception.faces import FaceDetectorError, load_face_detector
 from tests.drawn_face_pack import write_face_pack
 
 

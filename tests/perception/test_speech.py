@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from miniature.voice import draw_speaker, music, speak
 from perception.speech import speech_activity
 

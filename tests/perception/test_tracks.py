@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from perception.tracks import overlap, track_faces
 
 NOBODY = np.zeros((0, 4), np.float32)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from common.runs import RunFolder
 from common.shards import ShardWriter
+from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import save_base
 from omniavatar.transformer import new_base
-
-from latents.constants import Constants, write_constants
 from training.data import DataConfig
 from training.engine import EngineConfig
 from training.model import ModelConfig

@@ -2,7 +2,6 @@ from pathlib import Path
 
 from common.runs import RunFolder
 from omniavatar.checkpoints import AdapterConfig
-
 from training.checkpoint import adapter_config, adopt_origin
 from training.model import ModelConfig
 

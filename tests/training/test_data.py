@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from common.shards import ShardReader
 
+from common.shards import ShardReader
 from training.data import BatchPlan, Bucket, ClipWindows, DataConfig, stream, token_cap, window_bucket
 
 # Spec training 5.1: size in pixels, latent frames within 30,000 tokens. Spec omniavatar 3.3: the released arithmetic.

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from common.recipe import dump_recipe
 from common.runs import RunFolder
-
 from training.checkpoint import CheckpointConfig
 from training.launch import (
     TrainingFailedError,

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from omniavatar.adapter import lora_layers
 from omniavatar.checkpoints import AdapterConfig, save_adapter
 from omniavatar.transformer import load_base
-
 from training.model import ModelConfig, build_model
 
 AUDIO_DIM = 24

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from omniavatar.flow import loss_weight
 from torch import Tensor
 
+from omniavatar.flow import loss_weight
 from training.data import MicroBatch, Sample
 from training.objective import Batch, Draw, ObjectiveConfig, draw, make_batch, sample_losses
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
 from common.shards import ShardReader, ShardWriter
+from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import load_adapter
 from omniavatar.transformer import load_base
-
-from latents.constants import Constants, write_constants
 from training.checkpoint import CheckpointConfig
 from training.data import DataConfig
 from training.objective import ObjectiveConfig

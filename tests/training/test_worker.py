@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from common.runs import RunFolder
 
+from common.runs import RunFolder
 from training.worker import LAUNCHER, tell_failure
 
 ORPHAN = "from training.worker import end_with_launcher; import time; end_with_launcher(); time.sleep(60)"

@@ -1,0 +1,117 @@
+"""What a curation run found: the table of its sources, and its counts for people and scripts."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.clips import read_clips
+from common.runs import RunFolder, atomic_write
+
+Row = Mapping[str, Any]
+
+SOURCES_FILE = "sources.parquet"
+SOURCES_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("path", pa.string()),
+        ("source", pa.string()),
+        ("row_index", pa.int64()),
+        ("state", pa.string()),  # kept, rejected or failed
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("duration", pa.float64()),  # seconds
+        ("fps", pa.float64()),
+        ("frames", pa.int64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("codec", pa.string()),
+        ("audio_codec", pa.string()),
+        ("audio_rate", pa.int64()),
+        ("video_start", pa.float64()),  # seconds
+        ("audio_start", pa.float64()),  # seconds
+        ("variable_frame_rate", pa.bool_()),
+        ("max_frame_gap", pa.float64()),  # seconds
+        ("clips", pa.int64()),
+        ("clips_kept", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CurationSummary:
+    """How many went where. `refused_sources` and `refused` count reasons (a clip may have several), `pending_roles` how
+    many clips wait for the weights of a role, `hours_kept` the length of what is kept."""
+
+    sources: int
+    refused_sources: dict[str, int]
+    clips: int
+    kept: int
+    rejected: int
+    failed: int
+    pending: int
+    refused: dict[str, int]
+    pending_roles: dict[str, int]
+    hours_kept: float
+
+    def lines(self) -> list[str]:
+        """The closing words for a person."""
+        refused = ", ".join(f"{reason} {count}" for reason, count in self.refused.items()) or "none"
+        bad = ", ".join(f"{reason} {count}" for reason, count in self.refused_sources.items()) or "none"
+        states = f"{self.kept} kept, {self.rejected} rejected, {self.pending} pending, {self.failed} failed"
+        needs = [
+            f"{count} clips wait for weights: set models.{role} and run the same command again."
+            for role, count in self.pending_roles.items()
+        ]
+        return [
+            f"{self.sources} sources (refused: {bad})",
+            f"{self.clips} clips: {states} (refused: {refused})",
+            f"{self.hours_kept:.2f} hours kept",
+            *needs,
+        ]
+
+
+def write_sources(run: RunFolder, listed: Sequence[Row], clips: Sequence[Row]) -> None:
+    """Write sources.parquet: one row per listed source, refused ones with their reason. Errors: DiskFullError."""
+    made = Counter(clip["video_id"] for clip in clips)
+    kept = Counter(clip["video_id"] for clip in clips if clip["decision"] == "kept")
+    rows = [
+        {name: row.get(name) for name in SOURCES_SCHEMA.names}
+        | {"video_id": row["unit"], "state": row.get("decision", "kept"), "reason": (row.get("reasons") or [""])[0]}
+        | {"clips": made[row["unit"]], "clips_kept": kept[row["unit"]]}
+        for row in listed
+    ]
+    with atomic_write(run.root / SOURCES_FILE) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, SOURCES_SCHEMA), temporary, compression="zstd")
+
+
+def summarise(run: RunFolder) -> CurationSummary:
+    """Count what clips.parquet and sources.parquet of a run hold. Raises FileNotFoundError when they are not there."""
+    clips = read_clips(run.clips_parquet)
+    sources = pq.read_table(run.root / SOURCES_FILE).to_pylist()
+    states = Counter(clip["decision"] for clip in clips)
+    reasons = Counter((clip["decision"], reason) for clip in clips for reason in clip["reasons"])
+    return CurationSummary(
+        sources=len(sources),
+        refused_sources=_counted(Counter(row["reason"] for row in sources if row["state"] != "kept")),
+        clips=len(clips),
+        kept=states["kept"],
+        rejected=states["rejected"],
+        failed=states["failed"],
+        pending=states["pending"],
+        refused=_counted(Counter({reason: n for (state, reason), n in reasons.items() if state == "rejected"})),
+        pending_roles=_counted(
+            Counter({reason.removeprefix("needs "): n for (state, reason), n in reasons.items() if state == "pending"})
+        ),
+        hours_kept=sum(clip["duration"] for clip in clips if clip["decision"] == "kept") / 3600,
+    )
+
+
+def _counted(counter: Counter) -> dict[str, int]:
+    """Most frequent first, equal counts by name."""
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,26 @@
+"""What is said at the end of a command: what curation kept, what waits for weights, which planted faults were found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.runs import RunFolder, read_json
+from curation.job import summarise
+
+
+def closing_words(run: RunFolder) -> list[str]:
+    """Lines for a person about what the run folder holds now; empty before anything was curated."""
+    lines = summarise(run).lines() if run.clips_parquet.exists() else []
+    planted = run.report / "faults.json"
+    return lines + (fault_table(read_json(planted)) if planted.exists() else [])
+
+
+def fault_table(found: Mapping[str, Any]) -> list[str]:
+    """Planted faults, found for the right reason, and what was refused without one."""
+    lines = [f"{'planted fault':16}{'cases':>6}{'found':>7}{'wrong reason':>14}"]
+    lines += [f"{row['kind']:16}{row['cases']:>6}{row['found']:>7}{row['wrong_reason']:>14}" for row in found["faults"]]
+    offsets = found["offsets"]
+    return [
+        *lines,
+        f"offsets recovered exactly: {offsets['exact']} of {offsets['cases']}",
+        f"unfaulted clips refused: {found['false_refusals']} of {found['unfaulted']}",
+    ]
