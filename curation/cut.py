@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from common.executors import Stage
 from common.ledger import Outcome
 from common.media import MediaError, cut_clip
 from common.runs import sha256_file
+from curation.duplicates import fingerprint_clip
 
 RULE_VERSION = "1"  # part of every clip id: raise it when the same video would be cut elsewhere
 FRAME = 0.04
@@ -94,13 +95,23 @@ def _stream_fields(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def cut_stage(folder: Path) -> Stage:
-    """The stage over clip rows; it writes `<folder>/<clip_id>.mp4`. Outputs: sha256 of that file."""
+    """The stage over clip rows; it writes `<folder>/<clip_id>.mp4`.
+
+    Outputs: sha256 of that file and its fingerprint for finding duplicates (hashes, loudness).
+    """
     reads = ("unit", "source_sha256", "t_start", "t_end")
     return Stage("cut", RULE_VERSION, {}, {}, partial(_make, folder), reads=reads)
 
 
 def _make(folder: Path) -> Callable[[dict[str, Any]], Outcome]:
-    return partial(cut_row, folder)
+    return partial(_cut_and_fingerprint, folder)
+
+
+def _cut_and_fingerprint(folder: Path, row: dict[str, Any]) -> Outcome:
+    outcome = cut_row(folder, row)
+    if outcome.state != "kept":
+        return outcome
+    return replace(outcome, outputs=outcome.outputs | fingerprint_clip(folder / f"{row['unit']}.mp4"))
 
 
 def cut_row(folder: Path, row: dict[str, Any], shift: int = 0) -> Outcome:

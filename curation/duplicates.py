@@ -6,16 +6,13 @@ Clips are cut by one deterministic encoder, so equal pictures and sound give equ
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from common.executors import Stage
-from common.ledger import Outcome
-from common.media import FPS, read_audio, read_frames
+from common.media import probe, read_audio, read_frames
 
 FRAMES = 3
 BAND_DIGITS = 4  # hex digits of a picture hash that must agree before two clips are compared at all
@@ -35,24 +32,12 @@ class DuplicatesConfig:
     max_seconds_apart: float = 0.2
 
 
-def fingerprint_stage(folder: Path) -> Stage:
-    """The stage over cut clip rows. Outputs: `hashes` (three of 16 hex digits), `loudness` dB every 0.1 s."""
-    reads = ("unit", "source_sha256", "t_start", "t_end")
-    return Stage("fingerprint", "1", {}, {}, partial(_make, folder), reads=reads)
-
-
-def _make(folder: Path):
-    return partial(fingerprint_clip, folder)
-
-
-def fingerprint_clip(folder: Path, row: dict[str, Any]) -> Outcome:
-    """Hash the frames at one, three and five sixths of the clip and follow the loudness of its sound."""
-    count = round(row["duration"] * FPS)
-    wanted = [int(count * (2 * number + 1) / (2 * FRAMES)) for number in range(FRAMES)]
-    frames = read_frames(folder / f"{row['unit']}.mp4", wanted)
-    loudness = loudness_curve(read_audio(row["path"], start=row["t_start"], end=row["t_end"]))
-    outputs = {"hashes": [f"{picture_hash(frame):016x}" for frame in frames], "loudness": loudness}
-    return Outcome(row["unit"], "kept", outputs=outputs)
+def fingerprint_clip(file: Path) -> dict[str, Any]:
+    """`hashes` of the frames at one, three and five sixths of a clip (16 hex digits each) and its `loudness` curve."""
+    count = probe(file).frames
+    wanted = [count * (2 * number + 1) // (2 * FRAMES) for number in range(FRAMES)]
+    hashes = [f"{picture_hash(frame):016x}" for frame in read_frames(file, wanted)]
+    return {"hashes": hashes, "loudness": loudness_curve(read_audio(file))}
 
 
 def picture_hash(frame: np.ndarray) -> int:

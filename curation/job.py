@@ -1,6 +1,6 @@
 """START HERE: the curation job, sources -> clips.parquet and clip files. Stages add fields, `select` alone decides.
 
-sources -> probe -> scan -> [clips] -> cut -> speech, fingerprint -> sync -> quality -> captions, duplicates -> select
+sources -> probe -> scan -> [clips] -> cut -> speech -> sync -> quality -> captions, duplicates -> select
 """
 
 import logging
@@ -16,7 +16,7 @@ from common.progress import progress
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
 from curation.captions import CaptionConfig, caption_fields
 from curation.cut import CutConfig, clip_rows, cut_row, cut_stage
-from curation.duplicates import DuplicatesConfig, fingerprint_stage, group_duplicates
+from curation.duplicates import DuplicatesConfig, group_duplicates
 from curation.people import PeopleConfig, find_tracks, people_fields
 from curation.probe import probe_stage
 from curation.quality import QualityConfig, quality_stage
@@ -112,7 +112,7 @@ def _score(config: CurationConfig, models: Models, work: _Work, folder: Path, cl
         if not (folder / f"{clip['unit']}.mp4").exists():  # lost since it was recorded
             cut_row(folder, clip)
         clip |= people_fields(find_tracks(config.people, clip), clip)
-    alive = work.do(fingerprint_stage(folder), work.do(speech_stage(), cut))
+    alive = work.do(speech_stage(), cut)
     if model := models.get("sync_scorer"):
         alive = work.do(sync_stage(config.sync, config.people, folder, model, _hash(model)), alive)
     if model := models.get("quality_scorer"):

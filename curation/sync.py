@@ -85,7 +85,7 @@ def _sound(row: dict[str, Any], shift: int) -> np.ndarray:
 
 
 def _crop(file: Path, track: Track, side: int) -> np.ndarray:
-    """The face of one track (n, side, side, 3), frame by frame: a whole clip of large pictures would fill the memory."""
+    """The face of one track (n, side, side, 3), taken frame by frame: a clip of large pictures fills the memory."""
     frames = islice(decode_video(file), track.start_frame, track.stop_frame)
     return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
 

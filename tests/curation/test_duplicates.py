@@ -21,7 +21,7 @@ def row(tmp_path: Path):
         write_video(path, frames, audio, crf=crf)
         clip = clip_row(path, Talk(frames, audio, audio), name)
         clip["cut_sha256"] = cut_row(tmp_path / "clips", clip).outputs["sha256"]
-        return clip | fingerprint_clip(tmp_path / "clips", clip).outputs
+        return clip | fingerprint_clip(tmp_path / "clips" / f"{name}.mp4")
 
     return make
 

@@ -106,7 +106,7 @@ def test_fields_of_a_clip_are_filled_in(finished: tuple[RunFolder, CurationSumma
     assert (clean["caption"], clean["caption_model"]) == ("A white square speaks.", "sidecar")
     assert clean["dup_group"] == clean["clip_id"] == rows["copy.mp4"]["dup_group"]
     assert (clean["fps_src"], clean["width"], clean["codec"], clean["face_px"]) == (25.0, 64, "h264", 16.0)
-    assert set(clean["stage_versions"]) == {"probe", "scan", "cut", "speech", "fingerprint", "sync"}
+    assert set(clean["stage_versions"]) == {"probe", "scan", "cut", "speech", "sync"}
     assert (finished[0].root / clean["bytes_uri"]).is_file()
     assert rows["short.mp4"]["bytes_uri"] is None
 

