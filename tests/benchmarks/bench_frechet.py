@@ -10,7 +10,7 @@ from eval.metrics.frechet import frechet_distance
 from tests.benchmarks.measure import Row, compare
 
 
-def bench_frechet_distance(report: Callable[[Row], None]) -> None:
+def test_frechet_distance(report: Callable[[Row], None]) -> None:
     """200 against 150 rows of 512; the peer takes the matrix square root, as pytorch-fid does."""
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(200, 512)), 1.3 * rng.normal(size=(150, 512)) + 0.1

@@ -36,7 +36,7 @@ def _pictures(width: int, height: int, shots: int, seconds: float) -> Iterator[n
             yield np.clip(picture + grain[number % 4], 0, 255).astype(np.uint8)
 
 
-def bench_eight_exact_frames(report: Callable[[Row], None], tmp_path: Path) -> None:
+def test_eight_exact_frames(report: Callable[[Row], None], tmp_path: Path) -> None:
     """Eight evenly spaced frames of ten seconds; the peer is decord where it is installed."""
     path = tmp_path / "clip.mp4"
     draw_video(path, (832, 480), 1, 10.0)
@@ -74,7 +74,7 @@ def _seek_each(path: Path, wanted: Sequence[int]) -> np.ndarray:
     return np.stack(frames)
 
 
-def bench_one_decode_pass(report: Callable[[Row], None], tmp_path: Path) -> None:
+def test_one_decode_pass(report: Callable[[Row], None], tmp_path: Path) -> None:
     """Shots, repeated frames and faces of a 720p source; the peer runs the same three, each with its own decode."""
     path = tmp_path / "source.mp4"
     draw_video(path, (1280, 720), 2, 3.0)

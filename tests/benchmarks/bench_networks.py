@@ -22,7 +22,7 @@ WORDS = 200
 
 
 @torch.inference_mode()
-def bench_syncnet_whole_track(report: Callable[[Row], None]) -> None:
+def test_syncnet_whole_track(report: Callable[[Row], None]) -> None:
     """25 windows of the published widths; the peer cuts them out and batches them, as syncnet_python does."""
     torch.manual_seed(0)
     net = SyncNet().eval()
@@ -40,7 +40,7 @@ def bench_syncnet_whole_track(report: Callable[[Row], None]) -> None:
     report(compare("SyncNet lips, 29 frames of 224 px", "sliding windows", ours, peer, aim=1.0))
 
 
-def bench_umt5_by_length(report: Callable[[Row], None]) -> None:
+def test_umt5_by_length(report: Callable[[Row], None]) -> None:
     """32 captions of 20 to 150 tokens; the peer pads all of them to 512, as Wan does."""
     encoder = _text_encoder()
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def _text_encoder() -> TextEncoder:
     return TextEncoder(UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu")).eval(), fast)
 
 
-def bench_qalign_batched(report: Callable[[Row], None], tmp_path: Path) -> None:
+def test_qalign_batched(report: Callable[[Row], None], tmp_path: Path) -> None:
     """Eight pictures and both questions; the peer asks one question about one picture at a time."""
     judge = _judge(tmp_path / "tokenizer.model")
     pictures = list(np.random.default_rng(0).integers(0, 256, (8, 180, 320, 3), np.uint8))

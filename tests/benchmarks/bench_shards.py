@@ -41,7 +41,7 @@ def folder(samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def bench_shard_write(report: Callable[[Row], None], samples: dict[str, Sample], tmp_path: Path) -> None:
+def test_shard_write(report: Callable[[Row], None], samples: dict[str, Sample], tmp_path: Path) -> None:
     """Ours hashes every sample, indexes it and waits for the disk; the peer writes the same members and no more."""
     tar = tmp_path / "peer.tar"
     numbers = iter(range(100))
@@ -64,7 +64,7 @@ def bench_shard_write(report: Callable[[Row], None], samples: dict[str, Sample],
     report(compare("shards, write 8 x 12 MB", "webdataset TarWriter", ours, peer, aim=0.4))
 
 
-def bench_shard_read(report: Callable[[Row], None], folder: Path) -> None:
+def test_shard_read(report: Callable[[Row], None], folder: Path) -> None:
     """Every sample once, decoded; ours is checked against its checksum, the peer's is not."""
 
     def ours() -> Iterator[Sample]:
@@ -79,7 +79,7 @@ def bench_shard_read(report: Callable[[Row], None], folder: Path) -> None:
     report(compare("shards, read 8 of 8 in order", "webdataset", lambda: _drain(ours()), lambda: _drain(peer()), 0.25))
 
 
-def bench_shard_jump(report: Callable[[Row], None], folder: Path) -> None:
+def test_shard_jump(report: Callable[[Row], None], folder: Path) -> None:
     """The last sample of the shard alone, which a drawn order or a resumed run asks for; a tar is read up to it."""
 
     def ours() -> Sample:

@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from common.media import read_audio
+from common.runs import RunFolder
+from miniature.world import HELD_OUT_SEED, draw_clip
+from pipelines.dag import Context
+from pipelines.recipe import read_recipe
+from pipelines.steps import STEPS, MissingWeightsError, draw_long_input, generate, latents, train
+from pipelines.videos import read_image
+
+
+@pytest.mark.parametrize(("step", "role"), [(latents, "vae"), (train, "transformer"), (generate, "transformer")])
+def test_a_step_without_its_weights_names_the_role_and_the_way_out(step, role, tmp_path):
+    recipe = read_recipe("folder")
+    with pytest.raises(MissingWeightsError, match=f"{role}.*--set models.{role}=PATH"):
+        step(Context(recipe, RunFolder(tmp_path), recipe.model_paths()))
+
+
+def test_sections_and_roles_of_every_step_exist():
+    recipe = read_recipe("demo")
+    roles = recipe.model_paths()
+    for step in STEPS:
+        assert all(hasattr(recipe, section) for section in step.sections)
+        assert set(step.roles) <= set(roles)
+
+
+def test_the_long_video_gets_a_held_out_face_with_a_closed_mouth_and_another_ones_voice(tmp_path):
+    request = draw_long_input(tmp_path)
+    portrait, voice = read_image(request.image), read_audio(request.audio)
+    clip = draw_clip(HELD_OUT_SEED + 7_000, 1.0)
+    assert request.prompt == clip.caption
+    assert any(np.array_equal(portrait, frame) for frame in clip.frames)
+    assert len(voice) == 6 * 16_000 and np.abs(voice).max() > 0.3
