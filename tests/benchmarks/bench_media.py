@@ -17,10 +17,12 @@ from miniature.world import draw_clip
 from perception.faces import FaceDetector, load_face_detector
 from tests.benchmarks.measure import Row, compare
 
+QUALITY = 21  # about 2 Mbit/s at 720p, as sources have
+
 
 def draw_video(path: Path, size: tuple[int, int], shots: int, seconds: float) -> None:
     """Drawn people before walls that pass by, with grain: `shots` of `seconds` each; `size` is (width, height)."""
-    write_video(path, _pictures(*size, shots, seconds), None, crf=23)
+    write_video(path, _pictures(*size, shots, seconds), None, crf=QUALITY)
 
 
 def _pictures(width: int, height: int, shots: int, seconds: float) -> Iterator[np.ndarray]:
@@ -88,6 +90,7 @@ def test_one_decode_pass(report: Callable[[Row], None], tmp_path: Path) -> None:
 
     found = ours()
     assert found == peer() and found["cuts"] == [3.0] and any(boxes for _, boxes in found["faces"])
+    # A front end of five programs would allow 0.45; here both sides also pay the same for the face detector.
     report(compare("shots, motion, faces of 6 s at 720p", "a decode for each", ours, peer, aim=0.45))
 
 

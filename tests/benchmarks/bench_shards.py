@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -42,22 +43,24 @@ def folder(samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_shard_write(report: Callable[[Row], None], samples: dict[str, Sample], tmp_path: Path) -> None:
-    """Ours hashes every sample, indexes it and waits for the disk; the peer writes the same members and no more."""
-    tar = tmp_path / "peer.tar"
-    numbers = iter(range(100))
+    """Ours hashes and indexes every sample and waits for the disk; the peer writes the same members and no more.
 
-    def ours() -> Path:
-        folder = tmp_path / f"ours{next(numbers)}"
+    Each removes its last output first: both then reuse the memory of the file cache, as in a long job.
+    """
+    folder, tar = tmp_path / "ours", tmp_path / "peer.tar"
+
+    def ours() -> None:
+        rmtree(folder, ignore_errors=True)
         _write(folder, samples)
-        return folder
 
     def peer() -> None:
+        tar.unlink(missing_ok=True)
         with webdataset.TarWriter(str(tar)) as writer:
             for clip_id, (tensors, meta) in samples.items():
                 encoded = {"tensors.safetensors": safetensors.numpy.save(tensors), "meta.json": meta}
                 writer.write({"__key__": clip_id} | encoded)
 
-    folder = ours()
+    ours()
     peer()
     for own, other in zip(_plain(folder / "shard-000000.tar"), _plain(tar), strict=True):
         _assert_equal(own, other)
