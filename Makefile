@@ -36,8 +36,8 @@ format: $(READY)                    ## what check asks for, done
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: $(READY)                     ## speed and memory as ratios against a peer measured in the same run
-	@$(BIN)/python -m pytest tests/benchmarks --override-ini "addopts=--import-mode=importlib -q -s"
+bench: $(READY)                     ## speed as ratios against a peer measured in the same run
+	@$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o "addopts=--import-mode=importlib -q -s"
 
 curate: $(READY)                    ## sources -> kept clips           (RECIPE=, RUN=, SET="key=value ...")
 	@$(OMNI) curate $(ARGS)

@@ -102,7 +102,7 @@ class SyncNet(nn.Module):
     def embed_lips(self, volume: Tensor) -> Tensor:
         """Crops (B, 3, T, S, S), BGR 0..255 -> (B, T-4, E), one per window of five frames.
 
-        Only the first convolution spans time, so a whole track costs what its frames cost: no window is computed twice.
+        Only the first convolution spans time, so the whole track goes through once, as one long volume.
         """
         features = self.netcnnlip(volume).flatten(2)  # (B, C, T-4)
         batch, channels, windows = features.shape

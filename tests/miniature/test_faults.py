@@ -30,7 +30,6 @@ def test_sidecar_holds_caption_and_truth(sources):
 
 def test_same_plan_same_bytes(sources, tmp_path):
     again = draw_sources(tmp_path, TINY)
-    assert [sha256_file(path) for path in again] == [sha256_file(tmp_path.parent / path) for path in again]
     first = sources["clean"][0].parent
     assert all(sha256_file(path) == sha256_file(first / path.name) for path in again)
 
@@ -75,7 +74,10 @@ def test_a_duplicate_looks_like_its_original_but_is_another_file(sources):
     path, truth = sources["duplicate"]
     original = path.with_name(f"{truth.original}.mp4")
     assert truth.original == source_name(0) and sha256_file(path) != sha256_file(original)
-    assert np.abs(read_video(path).astype(int) - read_video(original)).mean() < 3
+    other = read_video(path.with_name(f"{source_name(1)}.mp4"))
+    copied, shown = read_video(path).astype(int), read_video(original)
+    # crf 23 against 18 leaves a difference, but nothing like that to another clip.
+    assert np.abs(copied - shown).mean() < 5 < 20 < np.abs(other.astype(int) - shown).mean()
 
 
 def test_a_shot_cut_changes_the_person_at_the_planned_second(sources):
