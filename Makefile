@@ -57,7 +57,7 @@ eval: $(READY)                      ## videos -> report
 query: $(READY)                     ## make query SQL="select decision, count(*) from clips group by 1"
 	@$(OMNI) query --run $(RUN) "$(SQL)"
 
-weights: $(READY)                   ## train every model of the small world again from nothing (about 90 minutes)
+weights: $(READY)                   ## train every model of the small world again from nothing (about two hours)
 	@$(OMNI) miniature
 
 clean:                              ## runs and caches; .venv stays

@@ -119,7 +119,7 @@ def miniature(
     scale: Annotated[float, typer.Option(help="multiplies the minutes of every training")] = 1.0,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train every model of the small world again from nothing (about 100 minutes on two cores)."""
+    """Train every model of the small world again from nothing (about two hours on two cores)."""
     setup_logging(verbose)
     from pipelines.small_world import train_everything
 

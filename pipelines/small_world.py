@@ -47,8 +47,8 @@ SMALL_ROLES = (
     ("miniature.train_audio_encoder", "wav2vec2", 3.0),
     ("miniature.train_text_encoder", "wan", 3.0),
     ("miniature.train_faces", "insightface", 8.0),
-    ("miniature.train_qalign", "one-align", 8.0),
-    ("miniature.train_feature_nets", "", 5.0),
+    ("miniature.train_qalign", "one-align", 15.0),
+    ("miniature.train_feature_nets", "", 12.0),
 )
 TRANSFORMER = {
     "patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
@@ -60,7 +60,7 @@ TRANSFORMER = {
 def train_everything(out: Path, minutes_scale: float = 1.0) -> None:
     """Train all roles into `out` (the layout of miniature.weights), reading nothing but this code.
 
-    `minutes_scale` shortens every training alike; 1.0 takes about 100 minutes on two cores. Raises
+    `minutes_scale` shortens every training alike; 1.0 takes about two hours on two cores. Raises
     CalledProcessError for a training that ended badly.
     """
     out.mkdir(parents=True, exist_ok=True)
