@@ -22,7 +22,7 @@ FOLDERS = {name: ROOT / name if (ROOT / name).is_dir() else ROOT / "packages" / 
 ENGINES = {
     "ray": (tuple(FLOORS), ("common/executors.py",)),
     "deepspeed": (tuple(FLOORS), ("training/engine.py",)),
-    "typer": (tuple(FLOORS), ("pipelines/cli.py", "miniature/train_*.py")),
+    "typer": (tuple(FLOORS), ("pipelines/cli.py",)),
     "torch": (("common",), ()),
 }
 BROAD_EXCEPT = ("common/executors.py",)
