@@ -120,7 +120,7 @@ def adapter_config(config: ModelConfig) -> AdapterConfig:
     if config.adapter:
         source = config.adapter / "config.json"
         return AdapterConfig.from_json(read_json(source), source)
-    return AdapterConfig(config.variant, config.lora_rank, config.lora_alpha)
+    return AdapterConfig(config.variant, config.lora_rank, config.lora_alpha, audio_entry=config.audio_entry)
 
 
 def adopt_origin(run: RunFolder, origin: Mapping[str, Any]) -> None:

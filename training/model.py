@@ -8,7 +8,9 @@ import torch
 
 from common.runs import read_json
 from omniavatar.adapter import Variant, inject_lora, mark_trainable
+from omniavatar.audio_entry import AudioEntry
 from omniavatar.checkpoints import load_adapter
+from omniavatar.recompute import Recompute
 from omniavatar.transformer import AvatarTransformer, load_base, new_base, to_avatar
 from training.engine import cast_frozen
 
@@ -19,7 +21,10 @@ class ModelConfig:
 
     `variant`: "base" is plain text-to-video; the others hear, and train LoRA (the paper's), all weights ("full") or the
     audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
-    `adapter`: folder to go on from; None starts a fresh one, whose first output equals the base model's.
+    `adapter`: folder to go on from, with its own `audio_entry` and rank; None starts a fresh one, whose first output
+    equals the base model's. `audio_entry`: how the sound enters; "multi" is the paper's, the others its comparisons.
+    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what attention gave, for one
+    more tensor of the tokens' size per attention and a seventh less work at 14B; "none" keeps all.
     """
 
     base: Path = Path()
@@ -28,7 +33,8 @@ class ModelConfig:
     adapter: Path | None = None
     lora_rank: int = 128
     lora_alpha: float = 64.0
-    gradient_checkpointing: bool = False
+    audio_entry: AudioEntry = "multi"
+    gradient_checkpointing: Recompute = "none"
 
     @property
     def plain(self) -> bool:
@@ -63,6 +69,6 @@ def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) 
                 "encode them with the audio encoder the adapter was trained with"
             )
         return
-    to_avatar(model, audio_dim)
+    to_avatar(model, audio_dim, entry=config.audio_entry)
     if config.variant == "lora":
         inject_lora(model, config.lora_rank, config.lora_alpha)

@@ -67,10 +67,10 @@ def restore_duplicate(features: Tensor, audio_dim: int) -> Tensor:
     return torch.cat([features, features[..., : audio_dim - features.shape[-1]]], dim=-1)
 
 
-def load_audio_encoder(folder: Path | str) -> AudioEncoder:
+def load_audio_encoder(folder: Path | str, device: torch.device | str = "cpu") -> AudioEncoder:
     """Load a transformers wav2vec2 folder of any depth and width; a CTC or pretraining head in it is ignored.
 
-    Raises FileNotFoundError, CheckpointError.
+    On device "meta" only headers are read and checked. Raises FileNotFoundError, CheckpointError.
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
@@ -78,6 +78,6 @@ def load_audio_encoder(folder: Path | str) -> AudioEncoder:
     # Without masking the model has no masking vector: it serves pretraining, and the published base-960h lacks it.
     config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
     model = build_empty(lambda: Wav2Vec2Model(config))
-    named = ((audio_to_transformers(name), tensor) for name, tensor in read_tensors(folder))
+    named = ((audio_to_transformers(name), tensor) for name, tensor in read_tensors(folder, device))
     fill_module(model, ((name, tensor) for name, tensor in named if not name.startswith(_TRAINING_ONLY)), folder)
-    return AudioEncoder(model)
+    return AudioEncoder(model.to(device))

@@ -1,15 +1,16 @@
-"""AudioPack: wav2vec2 states at the frame rate of the picture -> one short vector per latent frame.
+"""AudioPack: wav2vec2 states at the frame rate of the picture -> what a latent frame hears.
 
 Shapes: B batch, F pixel frames (4n + 1), T = (F + 3) / 4 latent frames, C audio width.
 """
 
-from torch import Tensor, cat, nn
+import torch
+from torch import Tensor, nn
 
 FRAMES_PER_LATENT = 4
 
 
 class AudioPack(nn.Module):
-    """(B, F, C) audio states -> (B, T, hidden), four frames to a latent frame.
+    """(B, F, C) audio states -> (B, T, hidden), four frames to one vector per latent frame.
 
     Source: paper section 3.2 (audio pack); OmniAvatar/models/audio_pack.py for the LayerNorm and the padding.
     """
@@ -22,10 +23,34 @@ class AudioPack(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, F, C) -> (B, T, hidden). Raises ValueError unless F = 4n + 1 and C is the width of this pack."""
-        frames, width = audio.shape[1:]
-        if frames % FRAMES_PER_LATENT != 1 or width != self.in_dim:
-            raise ValueError(f"Audio of shape {tuple(audio.shape)}; expected (batch, 4n + 1 frames, {self.in_dim}).")
-        # The first latent frame stands for one pixel frame: repeat its sound to make four of it.
-        first = audio[:, :1].expand(-1, FRAMES_PER_LATENT - 1, -1)
-        grouped = cat([first, audio], dim=1).unflatten(1, (-1, FRAMES_PER_LATENT)).flatten(2)
+        grouped = group_by_latent(audio, self.in_dim).flatten(2)
         return self.norm_out(self.proj(grouped.to(self.proj.weight.dtype)))
+
+
+class AudioTokens(nn.Module):
+    """(B, F, C) audio states -> (B, T, 4, hidden): the pixel frames of a latent frame as tokens to attend to.
+
+    The pack of the "cross_attention" entry. A learned vector per place tells the four apart.
+    """
+
+    def __init__(self, in_dim: int, hidden: int):
+        super().__init__()
+        self.in_dim, self.hidden = in_dim, hidden
+        self.proj = nn.Linear(in_dim, hidden)
+        self.norm_out = nn.LayerNorm(hidden)
+        self.place = nn.Parameter(0.02 * torch.randn(FRAMES_PER_LATENT, hidden))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, F, C) -> (B, T, 4, hidden). Raises ValueError unless F = 4n + 1 and C is the width of this pack."""
+        grouped = group_by_latent(audio, self.in_dim)
+        return self.norm_out(self.proj(grouped.to(self.proj.weight.dtype))) + self.place
+
+
+def group_by_latent(audio: Tensor, width: int) -> Tensor:
+    """(B, F, C) -> (B, T, 4, C). Raises ValueError unless F = 4n + 1 and C is `width`."""
+    frames, found = audio.shape[1:]
+    if frames % FRAMES_PER_LATENT != 1 or found != width:
+        raise ValueError(f"Audio of shape {tuple(audio.shape)}; expected (batch, 4n + 1 frames, {width}).")
+    # The first latent frame stands for one pixel frame: repeat its sound to make four of it.
+    first = audio[:, :1].expand(-1, FRAMES_PER_LATENT - 1, -1)
+    return torch.cat([first, audio], dim=1).unflatten(1, (-1, FRAMES_PER_LATENT))

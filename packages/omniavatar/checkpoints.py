@@ -2,23 +2,32 @@
 
 An adapter folder holds `pytorch_model.pt` (a flat dict of tensors under original Wan names) and `config.json`. Files
 are complete or refused: the official loader ignores what it does not know and runs on memory it never filled.
+A base folder is in the layout of diffusers or in the original one of the authors of Wan2.1.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from common.runs import atomic_write, read_json, write_json
+from common.runs import read_json, write_json
 from omniavatar.adapter import inject_lora, is_trained, lora_layers
-from omniavatar.audio_pack import FRAMES_PER_LATENT
+from omniavatar.audio_entry import AudioEntry, audio_tensor_names, audio_width
 from omniavatar.key_names import dit_to_diffusers, dit_to_original
-from omniavatar.tensor_files import CheckpointError, check_tensors, read_torch_file
-from omniavatar.transformer import AvatarTransformer, audio_blocks, to_avatar
+from omniavatar.tensor_files import (
+    CheckpointError,
+    build_empty,
+    check_tensors,
+    read_tensors,
+    rename_problems,
+    write_shards,
+    write_torch_file,
+)
+from omniavatar.transformer import AvatarTransformer, config_to_original, to_avatar
 
 __all__ = ["AdapterConfig", "CheckpointError", "adapter_tensors", "load_adapter", "save_adapter", "save_base"]
 
@@ -36,10 +45,11 @@ class AdapterConfig:
     architecture: Literal["lora", "full", "frozen_dit"] = "lora"
     rank: int = 128
     alpha: float = 64.0
-    hidden: int = 32
+    hidden: int | None = None  # width of the packed sound; None is what the audio entry has by itself
+    audio_entry: AudioEntry = "multi"
 
     def to_json(self, in_channels: int) -> dict[str, Any]:
-        """The keys of the published files; the width of the audio pack is left out at its default, as there."""
+        """The keys of the published files; audio width and audio entry are left out at their defaults, as there."""
         official: dict[str, Any] = {
             "i2v": True,
             "use_audio": True,
@@ -50,7 +60,9 @@ class AdapterConfig:
         if self.architecture == "lora":
             official |= {"lora_target_modules": _OFFICIAL_TARGETS, "init_lora_weights": "kaiming"}
             official |= {"lora_rank": self.rank, "lora_alpha": float(self.alpha)}
-        return official if self.hidden == 32 else official | {"audio_hidden_size": self.hidden}
+        if self.audio_entry != "multi":
+            official["audio_entry"] = self.audio_entry
+        return official if self.hidden is None else official | {"audio_hidden_size": self.hidden}
 
     @staticmethod
     def from_json(official: dict[str, Any], source: Path) -> "AdapterConfig":
@@ -62,27 +74,29 @@ class AdapterConfig:
             problems.append(f"train_architecture is {architecture!r}; expected lora, full or frozen_dit")
         if set(targets.split(",")) != set(_OFFICIAL_TARGETS.split(",")):
             problems.append(f"lora_target_modules is {targets!r}; expected {_OFFICIAL_TARGETS!r}")
+        audio_entry = official.get("audio_entry", "multi")
+        if audio_entry not in get_args(AudioEntry):
+            problems.append(f"audio_entry is {audio_entry!r}; expected one of {', '.join(get_args(AudioEntry))}")
         if problems:
             raise CheckpointError(source, problems)
         return AdapterConfig(
             architecture,
             int(official.get("lora_rank", 128)),
             float(official.get("lora_alpha", 64.0)),
-            int(official.get("audio_hidden_size", 32)),
+            official.get("audio_hidden_size"),
+            audio_entry,
         )
 
 
-def official_lora_names(num_layers: int) -> list[str]:
-    """Every tensor name of a complete LoRA file: 844 for 40 layers (14B), 634 for 30 (1.3B)."""
+def official_lora_names(num_layers: int, entry: AudioEntry = "multi") -> list[str]:
+    """Every tensor name of a complete LoRA file: as published, 844 for 40 layers (14B), 634 for 30 (1.3B)."""
     names = [
         f"blocks.{block}.{linear}.lora_{side}.default.weight"
         for block in range(num_layers)
         for linear in _LORA_LINEARS
         for side in "AB"
     ]
-    whole = ["patch_embedding", "audio_proj.proj", "audio_proj.norm_out"]
-    whole += [f"audio_cond_projs.{index}" for index in range(len(audio_blocks(num_layers)))]
-    return names + [f"{name}.{kind}" for name in whole for kind in ("weight", "bias")]
+    return [*names, "patch_embedding.weight", "patch_embedding.bias", *audio_tensor_names(entry, num_layers)]
 
 
 def to_official_name(name: str) -> str:
@@ -96,8 +110,17 @@ def to_our_name(name: str) -> str:
 
 
 def adapter_tensors(model: AvatarTransformer, architecture: Literal["lora", "full", "frozen_dit"]) -> dict[str, Tensor]:
-    """The tensors of a model, by our names, that belong into an adapter file of this architecture."""
-    return {name: value for name, value in model.state_dict().items() if is_trained(name, architecture)}
+    """The tensors of a model, by our names, that belong into an adapter file of this architecture.
+
+    "full" takes a model that was trained whole, or one whose LoRA is merged (`merge_lora`): the LoRA itself stays out.
+    Raises ValueError for "full" when it is not merged.
+    """
+    state = {name: value for name, value in model.state_dict().items() if is_trained(name, architecture)}
+    if architecture != "full":
+        return state
+    if not all(layer.merged for layer in lora_layers(model)):
+        raise ValueError("A full file holds no LoRA; call merge_lora first, or save the architecture 'lora'.")
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
 
 
 def save_adapter(
@@ -114,14 +137,15 @@ def save_adapter(
     folder = Path(folder)
     if isinstance(weights, AvatarTransformer):
         weights = adapter_tensors(weights, config.architecture)
-    official = {to_official_name(name): value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
-    expected = official_lora_names(_count_layers(official)) if config.architecture == "lora" else list(official)
+    official = {to_official_name(name): value for name, value in weights.items()}
+    expected = list(official)
+    if config.architecture == "lora":
+        expected = official_lora_names(_count_layers(official), config.audio_entry)
     shapes = {name: official[name].shape if name in official else torch.Size() for name in expected}
     problems = check_tensors(shapes, official)
     if problems:
         raise CheckpointError(folder / WEIGHTS_FILE, problems)
-    with atomic_write(folder / WEIGHTS_FILE) as temporary, open(temporary, "wb") as file:
-        torch.save({name: official[name] for name in sorted(official)}, file)
+    write_torch_file(folder / WEIGHTS_FILE, official, dtype)
     write_json(folder / CONFIG_FILE, config.to_json(official["patch_embedding.weight"].shape[1]))
 
 
@@ -132,45 +156,53 @@ def _count_layers(names: Mapping[str, Tensor]) -> int:
 def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransformer:
     """Load an official adapter folder into a base, in place, adding the avatar input, audio modules and LoRA first.
 
-    A model that has them already (training resumed) must have the same sizes. Raises FileNotFoundError, and
-    CheckpointError that lists everything missing, unexpected, mis-shaped or not finite.
+    A model that has them already (training resumed) must have the same sizes; for a model on device "meta" only the
+    header of the file is read and checked. Raises FileNotFoundError, and CheckpointError that lists everything missing,
+    unexpected, mis-shaped or not finite.
     """
     folder = Path(folder)
     for file in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist; expected an OmniAvatar folder with both files.")
     config = AdapterConfig.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
-    tensors = {to_our_name(name): value for name, value in read_torch_file(folder / WEIGHTS_FILE).items()}
+    empty = model.dit.patch_embedding.weight.is_meta
+    read = read_tensors(folder / WEIGHTS_FILE, "meta" if empty else "cpu")
+    tensors = {to_our_name(name): value for name, value in read}
     if not model.hears:
         pack = tensors.get("audio_proj.proj.weight")
-        width = _WAV2VEC2_BASE_DIM if pack is None or pack.ndim != 2 else pack.shape[1] // FRAMES_PER_LATENT
-        to_avatar(model, width, config.hidden)
+        width = _WAV2VEC2_BASE_DIM if pack is None or pack.ndim != 2 else audio_width(pack, config.audio_entry)
+        to_avatar(model, width, config.hidden, config.audio_entry)
     if config.architecture == "lora" and not lora_layers(model):
-        inject_lora(model, config.rank, config.alpha)
+        inject = partial(inject_lora, model, config.rank, config.alpha)
+        build_empty(inject) if empty else inject()
     expected = {name: value.shape for name, value in adapter_tensors(model, config.architecture).items()}
     problems = check_tensors(expected, tensors)
     if problems:
-        raise CheckpointError(folder / WEIGHTS_FILE, [_in_official_words(problem) for problem in problems])
+        raise CheckpointError(folder / WEIGHTS_FILE, rename_problems(problems, to_official_name))
     model.load_state_dict(tensors, strict=False)
     return model
 
 
-def _in_official_words(problem: str) -> str:
-    """Name the tensor as the file does, not as we do."""
-    kind, name, rest = problem.split(" ", 2)
-    return f"{kind} {to_official_name(name)} {rest}"
+def save_base(
+    model: AvatarTransformer,
+    folder: Path | str,
+    dtype: torch.dtype | None = None,
+    layout: Literal["diffusers", "original"] = "diffusers",
+    shard_size: int | str = "10GB",
+) -> None:
+    """Write a plain base as a diffusers WanTransformer3DModel folder or as the authors' own (config last).
 
-
-def save_base(model: AvatarTransformer, folder: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Write a plain base as a diffusers WanTransformer3DModel folder (sharded safetensors, config last).
-
-    Raises ValueError for a model with LoRA or audio modules: those go into an adapter file.
+    Both hold `diffusion_pytorch_model*.safetensors`, with an index when there are several; they differ in the names of
+    tensors and in the words of `config.json`. Raises ValueError for a model with LoRA or audio modules (those go into
+    an adapter file) or one that the original layout cannot describe, CheckpointError for NaN, DiskFullError.
     """
     if model.hears or lora_layers(model):
         raise ValueError("save_base writes plain text-to-video models; use save_adapter for what was trained on top.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.dit.state_dict().items()}
-    pattern = "diffusion_pytorch_model{suffix}.safetensors"
-    save_torch_state_dict(state, folder, filename_pattern=pattern, max_shard_size="10GB")
-    write_json(folder / CONFIG_FILE, {**dict(model.dit.config), "_class_name": "WanTransformer3DModel"})
+    folder, state = Path(folder), model.dit.state_dict()
+    if layout == "original":
+        config = config_to_original(model.dit)
+        state = {dit_to_original(name): value for name, value in state.items()}
+    else:
+        config = {**dict(model.dit.config), "_class_name": "WanTransformer3DModel"}
+    write_shards(folder, state, "diffusion_pytorch_model", dtype, shard_size)
+    write_json(folder / CONFIG_FILE, config)

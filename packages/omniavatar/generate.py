@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from common.media import write_video
 from common.progress import ProgressBar, progress
 from common.runs import atomic_write, fingerprint
 from omniavatar.adapter import merge_lora
+from omniavatar.attention import choose_attention
 from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, load_audio_encoder
 from omniavatar.checkpoints import load_adapter
 from omniavatar.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, plan_chunks
@@ -39,12 +40,38 @@ NEGATIVE_PROMPT = (
 
 
 @dataclass(frozen=True)
+class LoadConfig:
+    """Where and in which precision the networks run; wav2vec2 is always float32.
+
+    `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
+    `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
+    works on tiles: less memory, slightly other latents and pixels.
+    """
+
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: str = "auto"
+    round_timestep: bool = False
+    tiled_vae: bool = False
+
+    def resolved(self) -> tuple[torch.device, torch.dtype]:
+        """Device and precision of this machine. Raises ValueError for a device that is not there."""
+        gpus = torch.cuda.device_count()
+        device = torch.device(("cuda" if gpus else "cpu") if self.device == "auto" else self.device)
+        if device.type == "cuda" and (device.index or 0) >= gpus:
+            raise ValueError(f"load.device is {self.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
+        kind = ("bf16" if device.type == "cuda" else "fp32") if self.dtype == "auto" else self.dtype
+        return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """How to sample. Defaults are the paper's and the released code's; chunk_frames 0 means what max_tokens allows.
 
     height and width (both or none) replace the size chosen from the buckets of `longest_side` (720 or 1280).
     """
 
+    load: LoadConfig = LoadConfig()
     steps: int = 25
     shift: float = 5.0
     text_guidance: float = 4.5
@@ -96,32 +123,24 @@ class ClipRequest(NamedTuple):
     seed: int | None = None
 
 
-def load_models(
-    paths: ModelPaths,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    round_timestep: bool = False,
-) -> AvatarModels:
-    """Load all networks for generation, LoRA merged; wav2vec2 stays in float32. Errors as of each loader.
-
-    `round_timestep`: see AvatarTransformer; for the weights published by the authors.
-    """
+def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
+    """Load all networks for generation, LoRA merged. Errors as of each loader, of LoadConfig and `choose_attention`."""
+    device, dtype = config.resolved()
     transformer = load_base(paths.transformer, dtype)
-    transformer.round_timestep = round_timestep
+    transformer.round_timestep = config.round_timestep
     if paths.adapter is not None:
         load_adapter(transformer, paths.adapter)
         merge_lora(transformer)
+    transformer.eval().requires_grad_(False).to(device)
+    chosen = choose_attention(transformer, config.attention)
+    vae = load_vae(paths.vae, dtype).to(device)
+    vae.set_tiling(config.tiled_vae)
     text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
     audio_encoder = load_audio_encoder(paths.audio_encoder)
     text_encoder.model.to(device)
     audio_encoder.model.to(device)
-    return AvatarModels(
-        transformer.eval().requires_grad_(False).to(device),
-        load_vae(paths.vae, dtype).to(device),
-        text_encoder,
-        audio_encoder,
-        identity=fingerprint([*_file_marks(paths), str(dtype), round_timestep]),
-    )
+    identity = fingerprint([*_file_marks(paths), str(dtype), config.round_timestep, chosen, config.tiled_vae])
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity)
 
 
 def _file_marks(paths: ModelPaths) -> Iterator[tuple[str, str, int, int]]:
@@ -309,7 +328,8 @@ class _ChunkCache:
         inputs = [
             hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (request.image, request.wave)
         ]
-        key = [models.identity, request.prompt, _seed(request, config), request.image.shape, inputs, asdict(config)]
+        sampling = {name: value for name, value in asdict(config).items() if name != "load"}  # in the identity
+        key = [models.identity, request.prompt, _seed(request, config), request.image.shape, inputs, sampling]
         return _ChunkCache(folder and Path(folder) / fingerprint(key))
 
     def _file(self, chunk: Chunk) -> Path | None:

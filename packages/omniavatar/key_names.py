@@ -1,95 +1,99 @@
 """Names of the same tensors in the original Wan2.1 files and in diffusers / transformers (arithmetic on strings only).
 
-Each table is a list of (pattern, replacement) tried in order; the first match wins and the rest of the name stays.
+Each table is a list of pairs of prefixes, read in either direction; "#" stands for a number, the first match wins, and
+the rest of the name stays. No two rows share a side, so no two names become one.
 """
 
 import re
+from collections.abc import Sequence
 
-_DIT = [
-    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
-    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
-    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
-    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
-    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
-    (r"^head\.head\.", "proj_out."),
-    (r"^head\.modulation$", "scale_shift_table"),
-    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-    (r"^(blocks\.\d+)\.self_attn\.([qkv])\.", r"\1.attn1.to_\2."),
-    (r"^(blocks\.\d+)\.self_attn\.o\.", r"\1.attn1.to_out.0."),
-    (r"^(blocks\.\d+)\.self_attn\.norm_", r"\1.attn1.norm_"),
-    (r"^(blocks\.\d+)\.cross_attn\.([qkv])\.", r"\1.attn2.to_\2."),
-    (r"^(blocks\.\d+)\.cross_attn\.o\.", r"\1.attn2.to_out.0."),
-    (r"^(blocks\.\d+)\.cross_attn\.norm_", r"\1.attn2.norm_"),
-    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),  # diffusers counts the norms in another order
-    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
-    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+Table = Sequence[tuple[str, str]]
+
+_ATTENTION = [(f"blocks.#.{part}_attn.", f"blocks.#.attn{number}.") for number, part in ((1, "self"), (2, "cross"))]
+_DIT: Table = [
+    ("text_embedding.0.", "condition_embedder.text_embedder.linear_1."),
+    ("text_embedding.2.", "condition_embedder.text_embedder.linear_2."),
+    ("time_embedding.0.", "condition_embedder.time_embedder.linear_1."),
+    ("time_embedding.2.", "condition_embedder.time_embedder.linear_2."),
+    ("time_projection.1.", "condition_embedder.time_proj."),
+    ("head.head.", "proj_out."),
+    ("head.modulation", "scale_shift_table"),
+    ("blocks.#.modulation", "blocks.#.scale_shift_table"),
+    *[(f"{theirs}{name}.", f"{ours}to_{name}.") for theirs, ours in _ATTENTION for name in "qkv"],
+    *[(f"{theirs}o.", f"{ours}to_out.0.") for theirs, ours in _ATTENTION],
+    *[(f"{theirs}norm_", f"{ours}norm_") for theirs, ours in _ATTENTION],
+    ("blocks.#.norm3.", "blocks.#.norm2."),  # diffusers counts the norms in another order
+    ("blocks.#.ffn.0.", "blocks.#.ffn.net.0.proj."),
+    ("blocks.#.ffn.2.", "blocks.#.ffn.net.2."),
 ]
 
-_DIT_BACK = [
-    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
-    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
-    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
-    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
-    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
-    (r"^proj_out\.", "head.head."),
-    (r"^scale_shift_table$", "head.modulation"),
-    (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
-    (r"^(blocks\.\d+)\.attn1\.to_([qkv])\.", r"\1.self_attn.\2."),
-    (r"^(blocks\.\d+)\.attn1\.to_out\.0\.", r"\1.self_attn.o."),
-    (r"^(blocks\.\d+)\.attn1\.norm_", r"\1.self_attn.norm_"),
-    (r"^(blocks\.\d+)\.attn2\.to_([qkv])\.", r"\1.cross_attn.\2."),
-    (r"^(blocks\.\d+)\.attn2\.to_out\.0\.", r"\1.cross_attn.o."),
-    (r"^(blocks\.\d+)\.attn2\.norm_", r"\1.cross_attn.norm_"),
-    (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
-    (r"^(blocks\.\d+)\.ffn\.net\.0\.proj\.", r"\1.ffn.0."),
-    (r"^(blocks\.\d+)\.ffn\.net\.2\.", r"\1.ffn.2."),
+_HALVES = ("encoder", "decoder")
+_VAE: Table = [
+    ("conv1.", "quant_conv."),
+    ("conv2.", "post_quant_conv."),
+    *[(f"{half}.conv1.", f"{half}.conv_in.") for half in _HALVES],
+    *[(f"{half}.head.0.gamma", f"{half}.norm_out.gamma") for half in _HALVES],
+    *[(f"{half}.head.2.", f"{half}.conv_out.") for half in _HALVES],
+    *[(f"{half}.middle.1.", f"{half}.mid_block.attentions.0.") for half in _HALVES],
+]
+# The decoder's list is flat in the original: three residual blocks and a resampling per level.
+_UPSAMPLING = [
+    (f"decoder.upsamples.{4 * level + place}.", f"decoder.up_blocks.{level}.{module}.")
+    for level in range(4)
+    for place, module in enumerate(("resnets.0", "resnets.1", "resnets.2", "upsamplers.0"))
+]
+_VAE_PLACES: Table = [
+    *[(f"{half}.middle.{2 * number}.", f"{half}.mid_block.resnets.{number}.") for half in _HALVES for number in (0, 1)],
+    ("encoder.downsamples.#.", "encoder.down_blocks.#."),
+    *_UPSAMPLING,
+]
+_VAE_PARTS: Table = [
+    ("residual.0.gamma", "norm1.gamma"),
+    ("residual.2.", "conv1."),
+    ("residual.3.gamma", "norm2.gamma"),
+    ("residual.6.", "conv2."),
+    ("shortcut.", "conv_shortcut."),
 ]
 
-_VAE = [
-    (r"^conv1\.", "quant_conv."),
-    (r"^conv2\.", "post_quant_conv."),
-    (r"^(encoder|decoder)\.conv1\.", r"\1.conv_in."),
-    (r"^(encoder|decoder)\.head\.0\.gamma$", r"\1.norm_out.gamma"),
-    (r"^(encoder|decoder)\.head\.2\.", r"\1.conv_out."),
-    (r"^(encoder|decoder)\.middle\.0\.", r"\1.mid_block.resnets.0."),
-    (r"^(encoder|decoder)\.middle\.1\.", r"\1.mid_block.attentions.0."),
-    (r"^(encoder|decoder)\.middle\.2\.", r"\1.mid_block.resnets.1."),
-    (r"^encoder\.downsamples\.", "encoder.down_blocks."),
+_TEXT: Table = [
+    ("token_embedding.", "shared."),
+    ("norm.", "encoder.final_layer_norm."),
+    ("blocks.#.norm1.", "encoder.block.#.layer.0.layer_norm."),
+    ("blocks.#.pos_embedding.embedding.", "encoder.block.#.layer.0.SelfAttention.relative_attention_bias."),
+    ("blocks.#.attn.", "encoder.block.#.layer.0.SelfAttention."),
+    ("blocks.#.norm2.", "encoder.block.#.layer.1.layer_norm."),
+    ("blocks.#.ffn.gate.0.", "encoder.block.#.layer.1.DenseReluDense.wi_0."),
+    ("blocks.#.ffn.fc1.", "encoder.block.#.layer.1.DenseReluDense.wi_1."),
+    ("blocks.#.ffn.fc2.", "encoder.block.#.layer.1.DenseReluDense.wo."),
 ]
 
-_VAE_RESIDUAL = [
-    (r"\.residual\.0\.gamma$", ".norm1.gamma"),
-    (r"\.residual\.2\.", ".conv1."),
-    (r"\.residual\.3\.gamma$", ".norm2.gamma"),
-    (r"\.residual\.6\.", ".conv2."),
-    (r"\.shortcut\.", ".conv_shortcut."),
-]
-
-_TEXT_LAYER = r"^blocks\.(\d+)\."
-_TEXT = [
-    (r"^token_embedding\.", "shared."),
-    (r"^norm\.", "encoder.final_layer_norm."),
-    (_TEXT_LAYER + r"norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
-    (_TEXT_LAYER + r"attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
-    (_TEXT_LAYER + r"pos_embedding\.embedding\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
-    (_TEXT_LAYER + r"norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
-    (_TEXT_LAYER + r"ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
-    (_TEXT_LAYER + r"ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
-    (_TEXT_LAYER + r"ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
-]
-
-_AUDIO = [
-    (r"^(encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
-    (r"^(encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
+_WEIGHT_NORM = "encoder.pos_conv_embed.conv."
+_AUDIO: Table = [
+    (f"{_WEIGHT_NORM}weight_g", f"{_WEIGHT_NORM}parametrizations.weight.original0"),
+    (f"{_WEIGHT_NORM}weight_v", f"{_WEIGHT_NORM}parametrizations.weight.original1"),
 ]
 
 
-def _rename(name: str, table: list[tuple[str, str]]) -> str:
-    for pattern, replacement in table:
-        renamed, count = re.subn(pattern, replacement, name, count=1)
-        if count:
-            return renamed
-    return name
+def _split(name: str, table: Table) -> tuple[str, str]:
+    """The new prefix of a name and the rest of it; ("", name) when no row applies."""
+    for old, new in table:
+        match = re.match(re.escape(old).replace(r"\#", r"(\d+)"), name)
+        if match:
+            return new.replace("#", match[1]) if "#" in old else new, name[match.end() :]
+    return "", name
+
+
+def _rename(name: str, table: Table) -> str:
+    return "".join(_split(name, table))
+
+
+def _back(table: Table) -> Table:
+    return [(new, old) for old, new in table]
+
+
+def _rename_vae(name: str, whole: Table, places: Table, parts: Table) -> str:
+    place, rest = _split(name, places)
+    return place + _rename(rest, parts) if place else _rename(name, whole)
 
 
 def dit_to_diffusers(name: str) -> str:
@@ -99,23 +103,27 @@ def dit_to_diffusers(name: str) -> str:
 
 def dit_to_original(name: str) -> str:
     """`blocks.0.attn1.to_q.weight` -> `blocks.0.self_attn.q.weight`; LoRA suffixes pass through."""
-    return _rename(name, _DIT_BACK)
+    return _rename(name, _back(_DIT))
 
 
 def vae_to_diffusers(name: str) -> str:
     """A tensor name of `Wan2.1_VAE.pth` -> its name in AutoencoderKLWan (two residual blocks per level)."""
-    name = _rename(name.removeprefix("model."), _VAE)
-    up = re.match(r"^decoder\.upsamples\.(\d+)\.", name)
-    if up:
-        level, position = divmod(int(up[1]), 4)
-        place = f"resnets.{position}" if position < 3 else "upsamplers.0"
-        name = f"decoder.up_blocks.{level}.{place}." + name[up.end() :]
-    return _rename(name, _VAE_RESIDUAL)
+    return _rename_vae(name.removeprefix("model."), _VAE, _VAE_PLACES, _VAE_PARTS)
+
+
+def vae_to_original(name: str) -> str:
+    """The inverse of `vae_to_diffusers`, for the Wan2.1 topology."""
+    return _rename_vae(name, _back(_VAE), _back(_VAE_PLACES), _back(_VAE_PARTS))
 
 
 def text_to_transformers(name: str) -> str:
     """A tensor name of the original umT5 encoder file -> its name in UMT5EncoderModel."""
     return _rename(name, _TEXT)
+
+
+def text_to_original(name: str) -> str:
+    """The inverse of `text_to_transformers`; `encoder.embed_tokens.weight` has no name there, it is `shared.weight`."""
+    return _rename(name, _back(_TEXT))
 
 
 def audio_to_transformers(name: str) -> str:

@@ -1,15 +1,24 @@
-"""Weight files: read them tensor by tensor, refuse whatever does not fit, never run pickled code."""
+"""Weight files: read and written tensor by tensor, whatever does not fit refused, pickled code never run.
+
+Files are mapped into memory, not copied there: a tensor nobody looks at costs nothing, and on device "meta", where
+names, shapes and types are all there is, a folder of any size is checked at once.
+"""
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from common.runs import atomic_write, plain, write_json
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 M = TypeVar("M", bound=nn.Module)
@@ -24,20 +33,28 @@ class CheckpointError(ValueError):
         super().__init__(f"{source} cannot be used, {len(problems)} problem(s):\n  {listed}")
 
 
-def read_tensors(path: Path | str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, CPU tensor) from a `.pt`/`.pth`/`.bin`/`.safetensors` file or a folder of safetensors shards.
+def read_tensors(path: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) from a `.pt`/`.pth`/`.bin`/`.safetensors` file or a folder of safetensors shards.
 
-    Shards are opened one after the other, so host memory holds what the caller keeps plus one tensor.
+    Shards are opened one after the other, so memory holds what the caller keeps plus one shard; on device "meta" only
+    headers are read. A tensor kept as it came stays a private map of its file: replace files, never write into them.
     Raises FileNotFoundError when there is nothing to read, CheckpointError when a file is broken or holds code.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a weight file or a folder of safetensors files.")
     for file in shard_files(path) if path.is_dir() else [path]:
-        if file.suffix == ".safetensors":
-            yield from _read_safetensors(file)
-        else:
-            yield from read_torch_file(file).items()
+        named = _read_safetensors(file) if file.suffix == ".safetensors" else iter(read_torch_file(file).items())
+        for name, tensor in named:
+            yield name, tensor.to(device)
+
+
+def weights_file(path: Path | str) -> Path:
+    """The one file that names every tensor of a weight file or folder: itself, its only shard, or its index."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    return next(iter(sorted(path.glob("*.safetensors.index.json"))), None) or shard_files(path)[0]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -49,7 +66,7 @@ def shard_files(folder: Path) -> list[Path]:
         if missing:
             raise FileNotFoundError(f"{folder} lacks the shards {', '.join(missing)} named in {indexes[0].name}.")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if len(files) != 1:
         found = f"{len(files)} of them and no index" if files else "none"
         raise FileNotFoundError(f"{folder} must hold one .safetensors file or shards with their index; found {found}.")
@@ -67,9 +84,13 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def read_torch_file(file: Path) -> dict[str, Tensor]:
     """The flat name -> tensor dict of a torch file, read without running code from it. Raises CheckpointError."""
+    whole = zipfile.is_zipfile(file)
+    if not whole and _begins_as_zip(file):
+        raise CheckpointError(file, ["is cut short: the directory at its end is not there; fetch it again"])
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError) as error:
         reason = str(error).splitlines()[0][:200]
         raise CheckpointError(file, [f"not a plain tensor file ({reason}); code in weight files is refused"]) from error
     if isinstance(content, dict) and isinstance(content.get("model_state"), dict):
@@ -84,8 +105,89 @@ def read_torch_file(file: Path) -> dict[str, Tensor]:
     return content
 
 
+def _begins_as_zip(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(2) == b"PK"
+
+
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
+
+
+def write_torch_file(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a flat name -> tensor dict with sorted names, whole or not at all; `dtype` converts, None does not.
+
+    Raises CheckpointError for tensors that are empty (device meta) or not finite, DiskFullError.
+    """
+    _refuse_broken(path, tensors)
+    stored = {name: _own_storage(_on_cpu(tensors[name], dtype)) for name in sorted(tensors)}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        torch.save(stored, file)
+
+
+def write_shards(
+    folder: Path | str,
+    tensors: Mapping[str, Tensor],
+    stem: str,
+    dtype: torch.dtype | None = None,
+    shard_size: int | str = "10GB",
+) -> None:
+    """Write `<stem>.safetensors`, or its shards and then their index; one shard at a time is converted to `dtype`.
+
+    Files left from another split under this stem are removed. Raises as `write_torch_file` does.
+    """
+    folder = Path(folder)
+    _refuse_broken(folder, tensors)
+    sizes = {name: tensor.to("meta", dtype) for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(
+        sizes, filename_pattern=stem + "{suffix}.safetensors", max_shard_size=shard_size
+    )
+    for file, names in split.filename_to_tensors.items():
+        with atomic_write(folder / file) as temporary:
+            save_file({name: _on_cpu(tensors[name], dtype) for name in names}, temporary, metadata={"format": "pt"})
+    index = folder / f"{stem}.safetensors.index.json"
+    if split.is_sharded:
+        write_json(index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    else:
+        index.unlink(missing_ok=True)
+    for old in folder.glob(f"{stem}*.safetensors"):
+        if old.name not in split.filename_to_tensors:
+            old.unlink()
+
+
+def _refuse_broken(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
+    problems = [f"empty: {name} has no data (device meta)" for name, tensor in tensors.items() if tensor.is_meta]
+    problems += [f"broken: {name} holds NaN or infinity" for name, tensor in tensors.items() if not is_finite(tensor)]
+    if problems:
+        raise CheckpointError(path, problems)
+
+
+def _on_cpu(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """torch.save writes whole storages: a tensor that is a part of one, as of a mapped shard, is copied out of it."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def refuse_unsaid(config: Mapping[str, Any], read_back: Mapping[str, Any], but: Set[str] = frozenset()) -> None:
+    """Raise ValueError when a model's config differs from what a reader of its original file would take it for.
+
+    The original files of Wan say little about themselves; keys in `but` and those with a leading _ may differ.
+    """
+    meant, understood = plain(dict(config)), plain(dict(read_back))
+    differing = {key: meant[key] for key in meant if key[0] != "_" and meant[key] != understood.get(key)}
+    unsaid = {key: value for key, value in differing.items() if key not in but}
+    if unsaid:
+        raise ValueError(f"The original layout has no word for {unsaid}; save this model in the other layout.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Neither NaN nor infinity in it, found without a temporary of its size; a tensor without data (meta) passes."""
+    if tensor.is_meta or not tensor.numel():
+        return True
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor.detach()))
 
 
 def build_empty(build: Callable[[], M]) -> M:
@@ -94,8 +196,11 @@ def build_empty(build: Callable[[], M]) -> M:
         return build()
 
 
-def check_tensors(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -> list[str]:
-    """Every difference between wanted names and shapes and given tensors: missing, unexpected, shape, NaN."""
+def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Every difference between wanted names and shapes and given tensors: missing, unexpected, shape, type, NaN.
+
+    Tensors on device "meta" have no values to look at; all else is checked.
+    """
     problems = [f"missing: {name} {tuple(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
@@ -104,9 +209,19 @@ def check_tensors(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -
             problems.append(f"shape: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name])}")
         elif not tensor.is_floating_point():
             problems.append(f"type: {name} is {tensor.dtype}, expected floating point")
-        elif not torch.isfinite(tensor).all():
+        elif not is_finite(tensor):
             problems.append(f"broken: {name} holds NaN or infinity")
     return problems
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor
+
+
+def rename_problems(problems: Iterable[str], name_in_file: Callable[[str], str]) -> list[str]:
+    """Problems as `check_tensors` words them, the tensor called as its file does."""
+    words = (problem.split(" ", 2) for problem in problems)
+    return [f"{kind} {name_in_file(name)} {rest}" for kind, name, rest in words]
 
 
 def fill_module(
@@ -115,16 +230,20 @@ def fill_module(
     source: Path | str,
     dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
     tied: frozenset[str] = frozenset(),
+    name_in_file: Callable[[str], str] = str,
 ) -> None:
     """Put tensors into a module built empty, strictly: all of them or a CheckpointError that lists every problem.
 
     `dtype_of` gives the storage type by parameter name; names in `tied` may be absent (they share another tensor).
+    `source` is the file or folder they come from, `name_in_file` what a parameter is called there; errors name both.
+    Tensors on device "meta" leave the module empty.
     """
-    # Converted as they are read, so the file's copy of a tensor can go before the next one is opened.
-    given = {name: tensor.to(dtype_of(name)) if tensor.is_floating_point() else tensor for name, tensor in tensors}
-    expected = {name: value.shape for name, value in module.state_dict().items() if name not in tied}
-    problems = check_tensors(expected, {name: tensor for name, tensor in given.items() if name not in tied})
+    # Copied as they are read: one tensor left as a map of its file would keep all of the file's pages in memory.
+    given = {name: _converted(tensor, dtype_of(name)) for name, tensor in tensors}
+    state = module.state_dict()
+    expected = {name: value.shape for name, value in state.items() if name in given or name not in tied}
+    problems = check_tensors(expected, given)
     if problems:
-        raise CheckpointError(source, problems)
+        raise CheckpointError(weights_file(source), rename_problems(problems, name_in_file))
     module.load_state_dict(given, strict=not tied, assign=True)
     module.requires_grad_(True)

@@ -1,20 +1,33 @@
 """The frozen umT5 encoder: captions -> one vector per token, trimmed to the caption's own length."""
 
+import copy
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import ftfy
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from omniavatar.key_names import text_to_transformers
-from omniavatar.tensor_files import NamedTensors, build_empty, fill_module, read_tensors
+from omniavatar.key_names import text_to_original, text_to_transformers
+from omniavatar.tensor_files import (
+    NamedTensors,
+    build_empty,
+    fill_module,
+    read_tensors,
+    refuse_unsaid,
+    write_shards,
+    write_torch_file,
+)
 
 LONGEST_TEXT = 512
 _TIED = frozenset({"encoder.embed_tokens.weight"})
+# What a umT5 encoder computes depends on these alone.
+_SIZES = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj", "layer_norm_epsilon"]
+_SIZES += ["relative_attention_num_buckets", "relative_attention_max_distance"]
 
 
 def clean_text(text: str) -> str:
@@ -69,11 +82,14 @@ def pad_text(texts: Sequence[Tensor], length: int) -> Tensor:
 
 
 def load_text_encoder(
-    text_encoder: Path | str, tokenizer: Path | str, dtype: torch.dtype = torch.float32
+    text_encoder: Path | str,
+    tokenizer: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> TextEncoder:
     """Load from a transformers folder or an original `models_t5_umt5-xxl-enc-bf16.pth`, and a tokenizer folder.
 
-    Raises FileNotFoundError, CheckpointError.
+    On device "meta" only headers are read and checked. Raises FileNotFoundError, CheckpointError.
     """
     text_encoder, tokenizer = Path(text_encoder), Path(tokenizer)
     if not tokenizer.is_dir():
@@ -82,18 +98,43 @@ def load_text_encoder(
         if not (text_encoder / "config.json").exists():
             raise FileNotFoundError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
         config = UMT5Config.from_pretrained(text_encoder, local_files_only=True)
-        tensors: NamedTensors = read_tensors(text_encoder)
+        tensors: NamedTensors = read_tensors(text_encoder, device)
     else:
-        renamed = {text_to_transformers(name): tensor for name, tensor in read_tensors(text_encoder)}
+        renamed = {text_to_transformers(name): tensor for name, tensor in read_tensors(text_encoder, device)}
         config, tensors = _config_from_original(renamed), renamed.items()
     model = build_empty(lambda: UMT5EncoderModel(config))
-    fill_module(model, tensors, text_encoder, lambda name: dtype, tied=_TIED)
+    name_in_file = str if text_encoder.is_dir() else text_to_original
+    fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file)
     model.set_input_embeddings(model.shared)
-    model.eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     return TextEncoder(model, AutoTokenizer.from_pretrained(tokenizer, local_files_only=True))
 
 
-def _config_from_original(tensors: dict[str, Tensor]) -> UMT5Config:
+def save_text_encoder(
+    encoder: TextEncoder,
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    layout: Literal["transformers", "original"] = "transformers",
+) -> None:
+    """Write umT5 as a transformers folder, or as the one `.pth` file of the original layout; the tokenizer stays out.
+
+    Raises ValueError when the original layout, which holds no config, cannot say what this model is; CheckpointError
+    for NaN, DiskFullError.
+    """
+    path, config = Path(path), encoder.model.config
+    state = {name: tensor for name, tensor in encoder.model.state_dict().items() if name not in _TIED}
+    if layout == "original":
+        told = _config_from_original(state)
+        refuse_unsaid({key: getattr(config, key) for key in _SIZES}, {key: getattr(told, key) for key in _SIZES})
+        write_torch_file(path, {text_to_original(name): tensor for name, tensor in state.items()}, dtype)
+    else:
+        write_shards(path, state, "model", dtype)
+        config = copy.deepcopy(config)
+        config.dtype = dtype or encoder.model.dtype
+        config.save_pretrained(path)
+
+
+def _config_from_original(tensors: Mapping[str, Tensor]) -> UMT5Config:
     """umT5's shape read from tensors; those of umT5-XXL stand in where one is absent, and the strict load says so."""
 
     def size(name: str, axis: int, default: int) -> int:

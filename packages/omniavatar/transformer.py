@@ -5,8 +5,8 @@ F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N bl
 Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask (0 = given, 1 = to generate).
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,30 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from omniavatar.audio_pack import AudioPack
-from omniavatar.key_names import dit_to_diffusers
-from omniavatar.tensor_files import build_empty, fill_module, read_tensors
-
-FIRST_AUDIO_BLOCK = 2
-
-
-def audio_blocks(num_layers: int) -> range:
-    """The 0-based blocks that hear: "from the second to the middle layer" (paper 3.2) is 2 .. N/2 inclusive."""
-    return range(FIRST_AUDIO_BLOCK, num_layers // 2 + 1)
+from common.runs import read_json
+from omniavatar.audio_entry import AudioEntry, audio_blocks, audio_modules
+from omniavatar.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.key_names import dit_to_diffusers, dit_to_original
+from omniavatar.recompute import Recompute, recomputing
+from omniavatar.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
 
 
 class AudibleWanTransformer(WanTransformer3DModel):
-    """diffusers' Wan transformer whose block loop takes a vector per latent frame for some blocks.
+    """diffusers' Wan transformer, some of whose blocks are preceded by an audio layer.
 
-    The loop is explicit, not made of hooks: what a block hears is an argument, so recomputation under gradient
-    checkpointing and parameter gathering under ZeRO-3 see the same data flow as the forward pass.
+    The loop is explicit, not made of hooks: the sound and the layer that hears it are arguments, so recomputation
+    under gradient checkpointing and parameter gathering under ZeRO-3 see the same data flow as the forward pass.
     """
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, heard: dict[int, Tensor] | None = None
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        sound: Tensor | None = None,
+        layers: Mapping[int, nn.Module] | None = None,
     ) -> Tensor:
-        """(B, in, T, h, w), (B,), (B, n, D), {block: (B, T, dim)} -> (B, out, T, h, w)."""
+        """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w)."""
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         rotary = self.rope(latents)
         tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
@@ -44,14 +45,9 @@ class AudibleWanTransformer(WanTransformer3DModel):
         modulation = time_projection.unflatten(1, (6, -1))
         recompute = torch.is_grad_enabled() and self.gradient_checkpointing
         for index, block in enumerate(self.blocks):
-            if heard and index in heard:
-                # Every token of a latent frame hears the same vector.
-                vectors = heard[index].to(tokens.dtype)[:, :, None]
-                tokens = (tokens.unflatten(1, (grid[0], -1)) + vectors).flatten(1, 2)
-            if recompute:
-                tokens = self._gradient_checkpointing_func(block, tokens, text, modulation, rotary)
-            else:
-                tokens = block(tokens, text, modulation, rotary)
+            layer = layers.get(index) if layers else None
+            step = (block, tokens, text, modulation, rotary, layer, sound, grid[0])
+            tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         return self._unpatchify(self.proj_out(tokens), grid)
@@ -59,6 +55,23 @@ class AudibleWanTransformer(WanTransformer3DModel):
     def _unpatchify(self, tokens: Tensor, grid: list[int]) -> Tensor:
         cells = tokens.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # (B, t, h, w, pt, ph, pw, c)
         return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _hear_and_run(
+    block: nn.Module,
+    tokens: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    layer: nn.Module | None,
+    sound: Tensor | None,
+    frames: int,
+) -> Tensor:
+    """One block on tokens (B, S, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
+    if layer is not None:
+        by_frame = tokens.unflatten(1, (frames, -1))
+        tokens = (by_frame + layer(by_frame, sound).to(tokens.dtype)).flatten(1, 2)
+    return block(tokens, text, modulation, rotary)
 
 
 class AvatarTransformer(nn.Module):
@@ -71,7 +84,8 @@ class AvatarTransformer(nn.Module):
     def __init__(self, dit: AudibleWanTransformer):
         super().__init__()
         self.dit = dit
-        self.audio_proj: AudioPack | None = None
+        self.audio_entry: AudioEntry = "multi"
+        self.audio_proj: AudioPack | AudioTokens | None = None
         self.audio_cond_projs: nn.ModuleList | None = None
         self.round_timestep = False
 
@@ -85,12 +99,12 @@ class AvatarTransformer(nn.Module):
         """Width C of the audio states this model was made for, 0 for the plain base."""
         return self.audio_proj.in_dim if self.audio_proj is not None else 0
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute each block in the backward pass (use_reentrant=False) instead of keeping its activations."""
-        if enabled:
-            self.dit.enable_gradient_checkpointing()
-        else:
+    def set_gradient_checkpointing(self, mode: Recompute) -> None:
+        """Keep every activation of a block ("none"), its input alone ("full"), or also what attention gave."""
+        if mode == "none":
             self.dit.disable_gradient_checkpointing()
+        else:
+            self.dit.enable_gradient_checkpointing(recomputing(mode))
 
     def forward(
         self,
@@ -103,30 +117,33 @@ class AvatarTransformer(nn.Module):
         """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
 
         text (B, n, D) zero-padded; condition (B, 17, T, h, w) from `build_condition`, required by the avatar model and
-        refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: they have a bias).
+        refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: the sound has a bias).
         Source: paper section 3.2 and 3.3. Raises ValueError when inputs do not belong to this kind of model.
         """
         if self.hears != (condition is not None) or (audio is not None and not self.hears):
             kind = "the avatar model needs a condition" if self.hears else "the plain base takes no condition or audio"
             raise ValueError(f"condition={_shape(condition)}, audio={_shape(audio)}, but {kind}.")
+        pixel_frames = FRAMES_PER_LATENT * (latents.shape[2] - 1) + 1
+        if audio is not None and audio.shape[1] != pixel_frames:
+            raise ValueError(f"{audio.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
         if condition is not None:
             latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
         if self.round_timestep:
             timestep = timestep.to(torch.bfloat16)
-        heard = self._listen(audio) if audio is not None else None
+        sound, layers = self._listen(audio) if audio is not None else (None, None)
         embedder = self.dit.condition_embedder.text_embedder.linear_1
         return self.dit(
             latents.to(self.dit.patch_embedding.weight.dtype),
             timestep.float().expand(latents.shape[0]),
             text.to(embedder.weight.dtype),
-            heard,
+            sound,
+            layers,
         )
 
-    def _listen(self, audio: Tensor) -> dict[int, Tensor]:
+    def _listen(self, audio: Tensor) -> tuple[Tensor, dict[int, nn.Module]]:
         assert self.audio_proj is not None and self.audio_cond_projs is not None
-        packed = self.audio_proj(audio)
-        blocks = audio_blocks(self.dit.config.num_layers)
-        return {block: project(packed) for block, project in zip(blocks, self.audio_cond_projs, strict=True)}
+        blocks = audio_blocks(self.dit.config.num_layers, self.audio_entry)
+        return self.audio_proj(audio), dict(zip(blocks, self.audio_cond_projs, strict=True))
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
@@ -152,26 +169,40 @@ def new_base(config: dict[str, Any]) -> AvatarTransformer:
     return AvatarTransformer(AudibleWanTransformer.from_config(config))
 
 
-def load_base(folder: Path | str, dtype: torch.dtype = torch.float32) -> AvatarTransformer:
+def load_base(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> AvatarTransformer:
     """Load a plain Wan text-to-video transformer from a folder in diffusers or in original Wan layout.
 
-    Shards are streamed: peak memory is the model and one tensor. Parameters that diffusers keeps in float32 (norms,
-    modulation tables, time embedding) stay so for every `dtype`. Raises FileNotFoundError, CheckpointError.
+    Shards are streamed: peak memory is the model and one shard; on device "meta" only headers are read and checked, and
+    the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
+    so for every `dtype`. Raises FileNotFoundError, CheckpointError.
     """
     folder = Path(folder)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise FileNotFoundError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
-    config = json.loads(config_file.read_text())
+    config = read_json(config_file)
     original = "dim" in config
-    dit = build_empty(lambda: AudibleWanTransformer.from_config(_config_from_original(config) if original else config))
-    keep = set(dit._keep_in_fp32_modules or ())
-    tensors = ((dit_to_diffusers(name) if original else name, tensor) for name, tensor in read_tensors(folder))
-    fill_module(dit, tensors, folder, lambda name: torch.float32 if keep & set(name.split(".")) else dtype)
-    return AvatarTransformer(dit)
+    if original:
+        config = _config_from_original(config, config_file)
+    dit = build_empty(lambda: AudibleWanTransformer.from_config(config))
+    read = read_tensors(folder, device)
+    tensors = ((dit_to_diffusers(name) if original else name, tensor) for name, tensor in read)
+    kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
+    fill_module(dit, tensors, folder, kind, name_in_file=dit_to_original if original else str)
+    return AvatarTransformer(dit).to(device)
 
 
-def _config_from_original(config: dict[str, Any]) -> dict[str, Any]:
+def _stored_type(dtype: torch.dtype, kept: set[str], name: str) -> torch.dtype:
+    return torch.float32 if kept & set(name.split(".")) else dtype
+
+
+def _config_from_original(config: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The `config.json` beside an original Wan file -> the arguments of diffusers' class. Raises CheckpointError."""
+    missing = [key for key in ("dim", "num_heads", "ffn_dim", "num_layers") if key not in config]
+    if missing:
+        raise CheckpointError(source, [f"missing: {key}, a size of the model" for key in missing])
     return {
         "num_attention_heads": config["num_heads"],
         "attention_head_dim": config["dim"] // config["num_heads"],
@@ -185,32 +216,55 @@ def _config_from_original(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_avatar(base: AvatarTransformer, audio_dim: int, hidden: int = 32) -> AvatarTransformer:
-    """Turn a plain model, in place, into the avatar model: 33 input channels, AudioPack, projections for the blocks.
+def config_to_original(dit: AudibleWanTransformer) -> dict[str, Any]:
+    """The `config.json` that goes beside an original Wan file. Raises ValueError for what that format cannot say."""
+    config = dit.config
+    original = {
+        "_class_name": "WanModel",
+        "model_type": "t2v",
+        "dim": config.num_attention_heads * config.attention_head_dim,
+        "num_heads": config.num_attention_heads,
+        "in_dim": config.in_channels,
+        "out_dim": config.out_channels,
+        "text_dim": config.text_dim,
+        "text_len": 512,
+        "freq_dim": config.freq_dim,
+        "ffn_dim": config.ffn_dim,
+        "num_layers": config.num_layers,
+        "eps": config.eps,
+    }
+    again = build_empty(lambda: AudibleWanTransformer.from_config(_config_from_original(original, Path())))
+    # The length of the rotary table is how far positions may go, not what they mean.
+    refuse_unsaid(config, again.config, but={"rope_max_seq_len"})
+    return original
 
-    The new patch channels and the projections are zero, so the first output equals the base's exactly; gradients
-    reach both at once. (Upstream zeroes the LayerNorm of the pack instead and draws the new channels at random.)
+
+def to_avatar(
+    base: AvatarTransformer, audio_dim: int, hidden: int | None = None, entry: AudioEntry = "multi"
+) -> AvatarTransformer:
+    """Turn a plain model, in place, into the avatar model: 33 input channels, and the modules by which sound enters.
+
+    `hidden`: width of the packed sound, None for the entry's own (32 where it is packed, as published). The new patch
+    channels and what the audio layers give are zero, so the first output equals the base's exactly; gradients reach
+    both at once. (Upstream zeroes the LayerNorm of the pack instead and draws the new channels at random.)
+    Raises ValueError for an unknown entry.
     """
     dit, patch = base.dit, base.dit.patch_embedding
-    channels = 2 * dit.config.in_channels + 1
-    wider = nn.Conv3d(
-        channels,
-        patch.out_channels,
-        patch.kernel_size,
-        patch.stride,
-        device=patch.weight.device,
-        dtype=patch.weight.dtype,
-    )
+    width = dit.config.num_attention_heads * dit.config.attention_head_dim
+    with torch.device(patch.weight.device):
+        pack, layers = audio_modules(entry, dit.config.num_layers, width, audio_dim, hidden)
+    base.audio_entry = entry
+    base.audio_proj, base.audio_cond_projs = pack.to(patch.weight.dtype), layers.to(patch.weight.dtype)
+    _widen_input(dit, 2 * dit.config.in_channels + 1)
+    return base
+
+
+def _widen_input(dit: AudibleWanTransformer, channels: int) -> None:
+    patch = dit.patch_embedding
+    like: dict[str, Any] = {"device": patch.weight.device, "dtype": patch.weight.dtype}
+    wider = nn.Conv3d(channels, patch.out_channels, patch.kernel_size, patch.stride, **like)
     with torch.no_grad():
         wider.weight.zero_()[:, : dit.config.in_channels] = patch.weight
     wider.bias = patch.bias
     dit.patch_embedding = wider
     dit.register_to_config(in_channels=channels)
-    width = dit.config.num_attention_heads * dit.config.attention_head_dim
-    with torch.device(patch.weight.device):
-        base.audio_proj = AudioPack(audio_dim, hidden).to(patch.weight.dtype)
-        projections: Sequence[nn.Linear] = [nn.Linear(hidden, width) for _ in audio_blocks(dit.config.num_layers)]
-        base.audio_cond_projs = nn.ModuleList(projections).to(patch.weight.dtype)
-    for parameter in base.audio_cond_projs.parameters():
-        nn.init.zeros_(parameter)
-    return base

@@ -1,6 +1,7 @@
 """Tiny random models in the formats of the real ones, shared by the tests of this folder."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 from omniavatar.audio_encoder import AudioEncoder
+from omniavatar.audio_entry import AudioEntry
 from omniavatar.generate import AvatarModels
 from omniavatar.text_encoder import TextEncoder
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
@@ -47,9 +49,9 @@ def make_base(seed: int = 0, **changes: int) -> AvatarTransformer:
     return model.eval()
 
 
-def make_avatar(seed: int = 0) -> AvatarTransformer:
+def make_avatar(seed: int = 0, entry: AudioEntry = "multi") -> AvatarTransformer:
     """The same with audio, all of its new weights random and not zero."""
-    model = to_avatar(make_base(seed), AUDIO_DIM)
+    model = to_avatar(make_base(seed), AUDIO_DIM, entry=entry)
     randomise(model, seed + 1)
     return model.eval()
 
@@ -68,6 +70,12 @@ def other_base() -> AvatarTransformer:
 @pytest.fixture
 def avatar() -> AvatarTransformer:
     return make_avatar()
+
+
+@pytest.fixture(params=get_args(AudioEntry))
+def any_avatar(request: pytest.FixtureRequest) -> AvatarTransformer:
+    """`avatar`, once for each way the sound can enter."""
+    return make_avatar(entry=request.param)
 
 
 def make_vae(**changes: object) -> AutoencoderKLWan:

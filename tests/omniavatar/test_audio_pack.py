@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from omniavatar.audio_pack import AudioPack
+from omniavatar.audio_pack import AudioPack, AudioTokens
 
 
 def test_four_frames_meet_in_one_latent_and_the_first_is_repeated() -> None:
@@ -16,3 +17,20 @@ def test_published_sizes() -> None:
     shapes = {name: tuple(value.shape) for name, value in AudioPack(10752).state_dict().items()}
     norm = {"norm_out.weight": (32,), "norm_out.bias": (32,)}
     assert shapes == {"proj.weight": (32, 43008), "proj.bias": (32,)} | norm
+
+
+def test_audio_tokens_keep_the_four_frames_apart() -> None:
+    tokens = AudioTokens(in_dim=2, hidden=8)
+    audio = torch.arange(10, dtype=torch.float32).reshape(1, 5, 2)
+    heard = tokens(audio)
+    assert heard.shape == (1, 2, 4, 8)
+    single = tokens.norm_out(tokens.proj(audio))
+    assert torch.allclose(heard[:, 0], single[:, :1] + tokens.place)  # four times the first frame, each in its place
+    assert torch.allclose(heard[:, 1], single[:, 1:] + tokens.place)
+
+
+@pytest.mark.parametrize("pack", [AudioPack(2, 4), AudioTokens(2, 4)])
+@pytest.mark.parametrize("shape", [(1, 4, 2), (1, 5, 3)])
+def test_other_shapes_are_refused(pack: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(batch, 4n \+ 1 frames, 2\)"):
+        pack(torch.zeros(shape))

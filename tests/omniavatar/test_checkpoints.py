@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniavatar.adapter import inject_lora
+from omniavatar.adapter import inject_lora, merge_lora
 from omniavatar.checkpoints import (
     AdapterConfig,
     CheckpointError,
@@ -16,8 +16,9 @@ from omniavatar.checkpoints import (
     save_base,
     to_official_name,
 )
-from omniavatar.tensor_files import build_empty
-from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar
+from omniavatar.tensor_files import build_empty, read_tensors
+from omniavatar.transformer import AvatarTransformer, build_condition, load_base, new_base, to_avatar
+from tests.omniavatar.conftest import make_avatar, make_base
 
 LORA = AdapterConfig(rank=4, alpha=2.0)
 
@@ -137,6 +138,39 @@ def test_other_architectures_come_back(
     loaded = load_adapter(other_base, tmp_path)
     assert torch.equal(output(loaded), output(avatar)) == (architecture == "full")
     assert torch.equal(loaded.audio_proj.proj.weight, avatar.audio_proj.proj.weight)
+
+
+def test_a_merged_model_is_a_full_official_file(
+    trained: AvatarTransformer, other_base: AvatarTransformer, tmp_path: Path
+) -> None:
+    expected = output(trained)
+    full = AdapterConfig("full")
+    with pytest.raises(ValueError, match="call merge_lora first"):
+        save_adapter(trained, tmp_path, full)
+    merge_lora(trained)
+    save_adapter(trained, tmp_path, full)
+    assert set(stored(tmp_path)) == {to_official_name(name) for name in make_avatar().state_dict()}
+    assert (output(load_adapter(other_base, tmp_path)) - expected).abs().max() < 2e-5
+
+
+def test_bases_come_back_from_both_layouts_as_they_were(base: AvatarTransformer, tmp_path: Path) -> None:
+    save_base(base, tmp_path / "a", layout="original", shard_size=100_000)
+    assert (tmp_path / "a" / "diffusion_pytorch_model-00001-of-00004.safetensors").exists()
+    assert json.loads((tmp_path / "a" / "config.json").read_text()) == {
+        "_class_name": "WanModel", "model_type": "t2v", "dim": 32, "num_heads": 2, "in_dim": 16, "out_dim": 16,
+        "text_dim": 24, "text_len": 512, "freq_dim": 32, "ffn_dim": 48, "num_layers": 6, "eps": 1e-6,
+    }  # fmt: skip
+    save_base(load_base(tmp_path / "a"), tmp_path / "b", shard_size=100_000)
+    save_base(load_base(tmp_path / "b"), tmp_path / "c", layout="original")
+    first, last = dict(read_tensors(tmp_path / "a")), dict(read_tensors(tmp_path / "c"))
+    assert first.keys() == last.keys() == {to_official_name(name) for name in base.state_dict()}
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_a_base_the_original_layout_cannot_describe_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no word for .*'cross_attn_norm': False"):
+        save_base(make_base(cross_attn_norm=False), tmp_path, layout="original")
+    assert not list(tmp_path.iterdir())
 
 
 DAMAGE = {

@@ -12,6 +12,7 @@ from omniavatar.generate import (
     AvatarModels,
     ClipRequest,
     GenerateConfig,
+    LoadConfig,
     ModelPaths,
     chunk_noise,
     generate_clips,
@@ -182,5 +183,16 @@ def test_models_load_from_their_folders(
     folders = [tmp_path / name for name in ("transformer", "vae", "text")]
     paths = ModelPaths(*folders, tokenizer_folder, tmp_path / "audio", tmp_path / "adapter")
     loaded = load_models(paths)
-    assert np.array_equal(make(loaded, 8), make(tiny_models, 8))
-    assert loaded.identity != load_models(replace(paths, adapter=None)).identity
+    exact = make(loaded, 8)
+    assert np.array_equal(exact, make(tiny_models, 8))
+    half = load_models(paths, LoadConfig(dtype="bf16"))
+    assert np.abs(make(half, 8).astype(int) - exact).mean() < 5
+    assert len({loaded.identity, half.identity, load_models(replace(paths, adapter=None)).identity}) == 3
+
+
+def test_where_the_networks_run() -> None:
+    device, dtype = LoadConfig().resolved()
+    assert (device.type, dtype) == (("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32))
+    assert LoadConfig("cpu", "bf16").resolved() == (torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(ValueError, match="cuda:99"):
+        LoadConfig("cuda:99").resolved()

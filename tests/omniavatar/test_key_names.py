@@ -4,10 +4,14 @@ from omniavatar.key_names import (
     audio_to_transformers,
     dit_to_diffusers,
     dit_to_original,
+    text_to_original,
     text_to_transformers,
     vae_to_diffusers,
+    vae_to_original,
 )
 from omniavatar.transformer import AvatarTransformer
+from tests.omniavatar import original_umt5, original_vae
+from tests.omniavatar.conftest import make_umt5, make_vae
 
 DIT = {
     "patch_embedding.weight": "patch_embedding.weight",
@@ -36,6 +40,16 @@ def test_every_transformer_name_survives_the_round_trip(base: AvatarTransformer)
     originals = [dit_to_original(name) for name in names]
     assert [dit_to_diffusers(name) for name in originals] == names
     assert len(set(originals)) == len(names) == 177
+
+
+def test_every_vae_and_text_name_survives_both_round_trips() -> None:
+    for ours, theirs, there, back in (
+        (make_vae(), original_vae.random_weights(4), vae_to_diffusers, vae_to_original),
+        (make_umt5(), original_umt5.random_weights(16, 24, 3, 8, 40, 2), text_to_transformers, text_to_original),
+    ):
+        names = {name for name in ours.state_dict() if name != "encoder.embed_tokens.weight"}
+        assert {there(name) for name in theirs} == names and {back(name) for name in names} == set(theirs)
+        assert all(back(there(name)) == name for name in theirs)
 
 
 def test_other_names() -> None:

@@ -1,6 +1,8 @@
-"""Ours against a second writing of the published forward pass, from its description alone and with its tensor names."""
+"""Ours against diffusers' own model, and against a second writing of the published forward pass, from its description
+alone and with its tensor names."""
 
 import torch
+from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
@@ -111,6 +113,31 @@ def test_plain_base_equals_the_published_order(base: AvatarTransformer) -> None:
     expected = official(weights_of(base), latents, timestep, text, None)
     assert expected.std() > 0.1
     assert (base(latents, timestep, text) - expected).abs().max() < 2e-5
+
+
+def stock(model: AvatarTransformer) -> WanTransformer3DModel:
+    """diffusers' unchanged class with the same weights."""
+    theirs = WanTransformer3DModel.from_config(model.dit.config)
+    theirs.load_state_dict(model.dit.state_dict())
+    return theirs.eval()
+
+
+@torch.no_grad()
+def test_plain_base_equals_diffusers(base: AvatarTransformer) -> None:
+    latents, timestep, text, _, _ = inputs(3)
+    assert torch.equal(base(latents, timestep, text), stock(base)(latents, timestep, text, return_dict=False)[0])
+
+
+@torch.no_grad()
+def test_audio_equals_diffusers_with_vectors_added_before_blocks(avatar: AvatarTransformer) -> None:
+    latents, timestep, text, condition, audio = inputs(3)
+    theirs, weights = stock(avatar), weights_of(avatar)
+    packed, tokens_of_frame = pack(weights, audio), 2 * 3
+    for block in (2, 3):  # of six
+        vectors = linear(weights, f"audio_cond_projs.{block - 2}", packed).repeat_interleave(tokens_of_frame, dim=1)
+        theirs.blocks[block].register_forward_pre_hook(lambda _, given, added=vectors: (given[0] + added, *given[1:]))
+    expected = theirs(torch.cat([latents, condition], dim=1), timestep, text, return_dict=False)[0]
+    assert (avatar(latents, timestep, text, condition, audio) - expected).abs().max() < 2e-5
 
 
 @torch.no_grad()

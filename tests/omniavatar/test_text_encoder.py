@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import UMT5Config, UMT5EncoderModel
 
-from omniavatar.tensor_files import CheckpointError
-from omniavatar.text_encoder import TextEncoder, clean_text, load_text_encoder, pad_text
+from omniavatar.text_encoder import TextEncoder, clean_text, load_text_encoder, pad_text, save_text_encoder
+from tests.omniavatar import original_umt5
 
 PROMPTS = ["a man with red hair speaks and smiles", "a woman", "", "a man " * 20]
 
@@ -49,47 +50,44 @@ def test_a_text_that_does_not_fit_is_refused() -> None:
         pad_text([torch.zeros(5, 2)], 4)
 
 
-def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers -> the names of models_t5_umt5-xxl-enc-bf16.pth, written apart from the loader."""
-    table = {
-        "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",
-        "layer.0.SelfAttention": "attn",
-        "layer.0.layer_norm": "norm1",
-        "layer.1.layer_norm": "norm2",
-        "layer.1.DenseReluDense.wi_0": "ffn.gate.0",
-        "layer.1.DenseReluDense.wi_1": "ffn.fc1",
-        "layer.1.DenseReluDense.wo": "ffn.fc2",
-        "encoder.block": "blocks",
-        "encoder.final_layer_norm": "norm",
-        "shared": "token_embedding",
-    }
-    renamed = {}
-    for name, value in state.items():
-        if "embed_tokens" in name:
-            continue
-        for ours, theirs in table.items():
-            name = name.replace(ours, theirs)
-        renamed[name] = value.clone()
-    return renamed
+@torch.no_grad()
+def test_it_computes_what_the_original_file_was_made_for(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Against a second writing of the network, on texts longer than the table of distances is exact, and padded."""
+    weights = original_umt5.random_weights(vocabulary=50, dim=24, heads=3, head_dim=8, inner=40, layers=3)
+    torch.save(weights, tmp_path / "umt5.pth")
+    encoder = load_text_encoder(tmp_path / "umt5.pth", tokenizer_folder)
+    ids = torch.randint(0, 50, (2, 160), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(160)[None] < torch.tensor([[160], [9]])
+    expected = original_umt5.encode(weights, ids, mask)
+    assert expected.std() > 0.3
+    states = encoder.model(input_ids=ids, attention_mask=mask)[0]
+    assert (states - expected)[mask].abs().max() < 1e-5
 
 
-def test_both_layouts_load(text_encoder: TextEncoder, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_both_layouts_come_back_as_they_were(text_encoder: TextEncoder, tokenizer_folder: Path, tmp_path: Path) -> None:
     expected = text_encoder.encode(PROMPTS)
-    text_encoder.model.save_pretrained(tmp_path / "folder")
-    state = original_names(text_encoder.model.state_dict())
-    assert {"blocks.1.pos_embedding.embedding.weight", "blocks.0.ffn.gate.0.weight", "norm.weight"} <= state.keys()
-    torch.save(state, tmp_path / "original.pth")
-    for source in ("folder", "original.pth"):
-        loaded = load_text_encoder(tmp_path / source, tokenizer_folder)
-        assert all(torch.equal(a, b) for a, b in zip(loaded.encode(PROMPTS), expected, strict=True))
+    save_text_encoder(text_encoder, tmp_path / "a.pth", layout="original")
+    loaded = load_text_encoder(tmp_path / "a.pth", tokenizer_folder)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encode(PROMPTS), expected, strict=True))
+    save_text_encoder(loaded, tmp_path / "folder")
+    loaded = load_text_encoder(tmp_path / "folder", tokenizer_folder)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encode(PROMPTS), expected, strict=True))
+    save_text_encoder(loaded, tmp_path / "b.pth", layout="original")
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pth", "b.pth"))
+    assert list(first) == list(second) == sorted(first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    ids = torch.tensor([[3, 4, 1]])
+    theirs = UMT5EncoderModel.from_pretrained(tmp_path / "folder")
+    assert torch.equal(theirs(ids)[0], text_encoder.model(ids)[0])
 
 
-def test_wrong_files_are_refused(text_encoder: TextEncoder, tokenizer_folder: Path, tmp_path: Path) -> None:
-    state = original_names(text_encoder.model.state_dict())
-    state["blocks.1.norm3.weight"] = state.pop("blocks.1.norm2.weight")
-    torch.save(state, tmp_path / "original.pth")
-    with pytest.raises(CheckpointError) as caught:
-        load_text_encoder(tmp_path / "original.pth", tokenizer_folder)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["missing", "unexpected"]
+def test_what_the_original_layout_cannot_say_is_not_written(text_encoder: TextEncoder, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 16, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    plain = UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-silu"))
+    with pytest.raises(ValueError, match="no word for .*gated-silu"):
+        save_text_encoder(TextEncoder(plain, text_encoder.tokenizer), tmp_path / "a.pth", layout="original")
+
+
+def test_an_absent_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not a folder"):
         load_text_encoder(tmp_path / "original.pth", tmp_path / "no_tokenizer")

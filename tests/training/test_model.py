@@ -1,12 +1,15 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from omniavatar.adapter import lora_layers
+from omniavatar.audio_entry import AudioEntry, audio_tensor_names
 from omniavatar.checkpoints import AdapterConfig, save_adapter
 from omniavatar.transformer import load_base
+from training.checkpoint import adapter_config
 from training.model import ModelConfig, build_model
 
 AUDIO_DIM = 24
@@ -26,6 +29,28 @@ def test_before_the_first_step_every_variant_answers_as_its_base(lora: ModelConf
     for variant in ("lora", "full", "frozen_dit"):
         model = build_model(replace(lora, variant=variant), AUDIO_DIM, "fp32", seed=0)
         assert torch.equal(model(latents, time, text, condition, audio), expected)
+
+
+@pytest.mark.parametrize("entry", get_args(AudioEntry))
+def test_every_way_the_sound_can_enter_is_trained_saved_and_continued(
+    lora: ModelConfig, tmp_path: Path, entry: AudioEntry
+) -> None:
+    config = replace(lora, audio_entry=entry)
+    model = build_model(config, AUDIO_DIM, "fp32", seed=0)
+    assert {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("dit.")} == set(
+        audio_tensor_names(entry, num_layers=4)
+    )
+    save_adapter(model, tmp_path, adapter_config(config))
+    again = build_model(replace(lora, adapter=tmp_path), AUDIO_DIM, "fp32", seed=1)
+    assert again.audio_entry == entry
+
+
+def test_gradient_checkpointing_is_what_the_recipe_says(lora: ModelConfig) -> None:
+    running = {}
+    for mode in ("none", "full", "selective"):
+        model = build_model(replace(lora, gradient_checkpointing=mode), AUDIO_DIM, "fp32", seed=0)
+        running[mode] = model.dit.gradient_checkpointing
+    assert running == {"none": False, "full": True, "selective": True}
 
 
 def test_variants_train_what_they_say(lora: ModelConfig) -> None:
