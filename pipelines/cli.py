@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -84,11 +84,13 @@ def generate(
             raise ValueError("A video needs both --image and --audio; only one was given.")
         return _run(recipe, run, settings, "generate", "generate", force)
     from pipelines.recipe import read_recipe
+    from pipelines.steps import GENERATION_ROLES, require
     from pipelines.videos import LongVideo, animate
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
-    animate(LongVideo(image, audio, prompt), chosen.generate, chosen.model_paths(), out, cache)
+    weights = require(chosen.model_paths(GENERATION_ROLES), GENERATION_ROLES)
+    animate(LongVideo(image, audio, prompt), chosen.generate, weights, out, cache)
     print(out)
 
 
@@ -103,14 +105,83 @@ def query(
     print(run_query(run, sql).to_pandas().to_string(index=False))
 
 
-@app.command()
-def models(recipe: RecipeOption = "demo", settings: SetOption = None) -> None:
-    """Which model each role uses: its path and content hash."""
-    from common.runs import hash_path
+models_app = typer.Typer(no_args_is_help=True, help="Published weights: list, fetch, check and convert them.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models(
+    recipe: Annotated[str, typer.Option("--recipe", help="also say what this recipe has for each role")] = "",
+    settings: SetOption = None,
+) -> None:
+    """Every role: what is published for it, by whom, how large, under which licence, and what that forbids."""
+    from pipelines.models.published import read_published
+    from pipelines.models.words import entry_lines, role_lines
+
+    named = None
+    if recipe:
+        from pipelines.recipe import read_recipe
+
+        named = read_recipe(recipe, tuple(settings or ())).named_models()
+    published = read_published()
+    print("\n".join([*role_lines(published, named), "", *entry_lines(published)]))
+
+
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[list[str], typer.Argument(help="entries of `models list`, or roles that only one entry serves")],
+    to: Annotated[Path, typer.Option("--to", help="folder of weights; each entry gets its own in it")],
+    accept: Annotated[bool, typer.Option("--accept", help="your use is allowed by what the licences say")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fetch published weights, licence first; killed and run again it goes on where it was."""
+    setup_logging(verbose)
+    from pipelines.models.fetch import fetch
+    from pipelines.models.published import choose, read_published
+    from pipelines.models.words import licence_lines, recipe_lines
+
+    published = read_published()
+    entries = {name: published[name] for name in choose(names, published)}
+    print("\n".join(licence_lines(entries)), flush=True)
+    print("\n".join(recipe_lines(fetch(entries, to, accept))))
+
+
+@models_app.command("check")
+def check_models(
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+    content: Annotated[bool, typer.Option("--hash", help="also compare SHA-256 with what was fetched")] = False,
+) -> None:
+    """Every tensor of every role of a recipe, by name, shape and type, and whether the roles fit together."""
+    from pipelines.models.check import check
     from pipelines.recipe import read_recipe
 
-    for role, path in read_recipe(recipe, tuple(settings or ())).model_paths().items():
-        print(f"{role:16} {hash_path(path)[:12] if path else 'no weights':12}  {path or ''}")
+    findings = check(read_recipe(recipe, tuple(settings or ())).named_models(), content)
+    print("\n".join(line for finding in findings for line in finding.lines()))
+    if any(finding.problems for finding in findings):
+        raise typer.Exit(1)
+
+
+@models_app.command("export")
+def export_model(
+    role: Annotated[str, typer.Option("--role", help="transformer, vae, text_encoder or adapter")],
+    layout: Annotated[str, typer.Option("--layout", help="diffusers, transformers, original, official or merged")],
+    to: Annotated[Path, typer.Option("--to", help="folder or file to write; must not exist")],
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; default: as stored")] = "",
+) -> None:
+    """Write a model of a recipe in another published layout; `merged` joins the adapter and its transformer."""
+    import torch
+
+    from pipelines.models.export import export
+    from pipelines.recipe import read_recipe
+
+    types = {"": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in types:
+        raise ValueError(f"--dtype is {dtype!r}; expected float32 or bfloat16.")
+    paths = read_recipe(recipe, tuple(settings or ())).named_models()
+    print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
 
 
 @app.command()
@@ -148,13 +219,12 @@ def _run(
     print("\n".join([*closing_words(folder), str(page)]))
 
 
-def main() -> Any:
+def main() -> None:
     """Entry point: bad input is one sentence and exit code 1, never a traceback (unless --verbose)."""
     warnings.filterwarnings("ignore")
     try:
-        return app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Outside of its standalone mode typer returns the code of a typer.Exit.
+        sys.exit(app(standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):
         sys.exit("stopped; run the same command again to go on")
     except (ValueError, OSError, RuntimeError, typer.BadParameter) as error:

@@ -1,17 +1,20 @@
 """A whole run in one typed object: what the YAML files beside this one are read into."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from common.executors import ExecutorConfig
 from common.recipe import load_recipe
+from common.roles import MODEL_ROLES
 from curation.job import CurationConfig
+from curation.preset import PRESETS
 from curation.sources import SourcesConfig
 from eval.job import EvalConfig
 from latents.job import LatentsConfig
 from miniature.faults import SmallWorldConfig
-from miniature.weights import MODEL_ROLES, model_paths
+from miniature.weights import model_paths
 from omniavatar.generate import GenerateConfig
 from pipelines.videos import VideosConfig
 from training.train import TrainConfig
@@ -42,14 +45,18 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
-    def model_paths(self) -> dict[str, Path | None]:
-        """Role -> path, None where there are no weights. Raises ValueError for an unknown role, FileNotFoundError."""
+    def named_models(self) -> dict[str, Path | None]:
+        """Role -> path, whether it exists or not; None where there are no weights. Raises ValueError for no role."""
         unknown = sorted(set(self.models) - set(MODEL_ROLES))
         if unknown:
             raise ValueError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
         shipped = model_paths() if self.weights == "miniature" else {}
         named = {role: Path(path) if path else None for role, path in self.models.items()}
-        paths = dict.fromkeys(MODEL_ROLES) | shipped | named
+        return dict.fromkeys(MODEL_ROLES) | shipped | named
+
+    def model_paths(self, roles: Collection[str] = MODEL_ROLES) -> dict[str, Path | None]:
+        """`named_models` of these roles, which exist. Raises ValueError for an unknown role, FileNotFoundError."""
+        paths = {role: path for role, path in self.named_models().items() if role in roles}
         for role, path in paths.items():
             if path is not None and not path.exists():
                 raise FileNotFoundError(
@@ -61,4 +68,4 @@ class Recipe:
 
 def read_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe by name (of this package) or path; `overrides` are "section.key=value". Raises RecipeError."""
-    return load_recipe(name, Recipe, overrides, search=(RECIPES,))
+    return load_recipe(name, Recipe, overrides, search=(RECIPES, PRESETS))

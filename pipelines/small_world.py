@@ -22,7 +22,7 @@ from common.runs import RunFolder
 from latents.job import LatentsConfig, encode_clips
 from miniature.figure import Framing
 from miniature.train_text_encoder import TEXT_DIM
-from miniature.weights import MODEL_ROLES
+from miniature.weights import WEIGHT_PATHS
 from miniature.world import HELD_OUT_SEED, draw_clip
 from training.checkpoint import CheckpointConfig
 from training.data import DataConfig
@@ -80,15 +80,15 @@ def train_base(out: Path, minutes: float, ranks: int = 2) -> None:
     run = RunFolder(out / "work" / "base")
     model = ModelConfig(base=start, variant="base", init="random")
     launch(run, _config(out, model, lr=2e-3, minutes=minutes, ranks=ranks), ranks)
-    shutil.copytree(run.checkpoints / "base", out / MODEL_ROLES["transformer"], dirs_exist_ok=True)
+    shutil.copytree(run.checkpoints / "base", out / WEIGHT_PATHS["transformer"], dirs_exist_ok=True)
 
 
 def train_adapter(out: Path, minutes: float, ranks: int = 2) -> None:
     """The audio adapter on that base: LoRA of rank 32 and alpha 16 (the paper's 2:1), into `out/omniavatar`."""
     run = RunFolder(out / "work" / "adapter")
-    model = ModelConfig(base=out / MODEL_ROLES["transformer"], variant="lora", lora_rank=32, lora_alpha=16)
+    model = ModelConfig(base=out / WEIGHT_PATHS["transformer"], variant="lora", lora_rank=32, lora_alpha=16)
     launch(run, _config(out, model, lr=3e-3, minutes=minutes, ranks=ranks), ranks)
-    shutil.copytree(run.checkpoints / "adapter", out / MODEL_ROLES["adapter"], dirs_exist_ok=True)
+    shutil.copytree(run.checkpoints / "adapter", out / WEIGHT_PATHS["adapter"], dirs_exist_ok=True)
 
 
 def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int) -> TrainConfig:
@@ -109,7 +109,7 @@ def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int
 
 def encode_drawn(run: RunFolder, weights: Path, train: int, val: int) -> None:
     """Shards of `train` + `val` drawn clips in `run.shards`, on all cores."""
-    models = {role: weights / path for role, path in MODEL_ROLES.items()}
+    models = {role: weights / path for role, path in WEIGHT_PATHS.items()}
     rows = drawn_rows(train, "train") + drawn_rows(val, "val")
     config = LatentsConfig(buckets=BUCKETS, samples_per_shard=512)
     encode_clips(config, rows, models, run, ExecutorConfig(), read=read_drawn)

@@ -48,7 +48,7 @@ def curate(context: Context) -> Mapping[str, Any]:
 def latents(context: Context) -> Mapping[str, Any]:
     """Kept clips -> shards."""
     recipe, run = context.recipe, context.run
-    models = _require(context, GENERATION_ROLES[1:5])
+    models = require(context.models, GENERATION_ROLES[1:5])
     kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
     outcomes = encode_clips(recipe.latents, kept, models, run, recipe.executor)
     return {"clips": len(kept), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
@@ -57,7 +57,7 @@ def latents(context: Context) -> Mapping[str, Any]:
 def train(context: Context) -> Mapping[str, Any]:
     """Shards -> adapter, going on from the recipe's adapter when it names one."""
     recipe, run = context.recipe, context.run
-    base = _require(context, ("transformer",))["transformer"]
+    base = require(context.models, ("transformer",))["transformer"]
     model = replace(recipe.train.model, base=base, adapter=context.models["adapter"])
     launch(run, replace(recipe.train, model=model), recipe.ranks)
     return {"ranks": recipe.ranks}
@@ -66,7 +66,7 @@ def train(context: Context) -> Mapping[str, Any]:
 def generate(context: Context) -> Mapping[str, Any]:
     """Videos of held-out clips by the trained adapter, its control and the base; and one long video."""
     recipe, run = context.recipe, context.run
-    models = _require(context, GENERATION_ROLES[:5]) | {"adapter": run.checkpoints / "adapter"}
+    models = require(context.models, GENERATION_ROLES[:5]) | {"adapter": run.checkpoints / "adapter"}
     videos = recipe.videos
     if videos.long is None and recipe.small_world is not None:
         videos = replace(videos, long=draw_long_input(run.cache / "demo"))
@@ -98,8 +98,9 @@ def draw_long_input(folder: Path) -> LongVideo:
     return LongVideo(folder / "portrait.png", folder / "voice.wav", person.caption)
 
 
-def _require(context: Context, roles: tuple[str, ...]) -> dict[str, Path]:
-    present = {role: path for role in roles if (path := context.models.get(role)) is not None}
+def require(models: Mapping[str, Path | None], roles: tuple[str, ...]) -> dict[str, Path]:
+    """These roles of `models`, each with its path. Raises MissingWeightsError for those that have none."""
+    present = {role: path for role in roles if (path := models.get(role)) is not None}
     missing = [role for role in roles if role not in present]
     if missing:
         raise MissingWeightsError(

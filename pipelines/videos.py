@@ -112,9 +112,8 @@ def animate(request: LongVideo, sampling: GenerateConfig, models: Mapping[str, A
     if not sampling.height and max(image.shape[:2]) < SMALLEST_REAL_SIDE:
         # The small world's pictures are their own size; real ones go to the buckets of the paper's system.
         sampling = replace(sampling, height=image.shape[0], width=image.shape[1])
-    frames = generate_video(
-        load_models(model_paths(models, models["adapter"])), image, wave, request.prompt, sampling, cache
-    )
+    loaded = load_models(model_paths(models, models["adapter"]), sampling.load)
+    frames = generate_video(loaded, image, wave, request.prompt, sampling, cache)
     write_avatar_video(out, frames, wave)
     length = sampling.chunk_frames or frames_for_tokens(sampling.max_tokens, *frames.shape[1:3])
     chunks = plan_chunks(len(frames), length, sampling.overlap)
@@ -162,7 +161,7 @@ def make_worker(
     @cache
     def loaded(method: str) -> AvatarModels:
         adapter = None if method == "base" else Path(paths["adapter"])
-        return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter))
+        return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter), sampling.load)
 
     return partial(
         _make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames

@@ -1,8 +1,9 @@
-"""Where the shipped tiny weights lie: one entry per model role, in the format its authors publish the real one in."""
+"""Where the shipped tiny weights lie: a path for each role that has some, in the format of the real ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-MODEL_ROLES = {
+WEIGHT_PATHS: Mapping[str, str] = {
     "transformer": "wan/transformer",
     "vae": "wan/vae",
     "text_encoder": "wan/text_encoder",
@@ -25,4 +26,4 @@ def weights_dir() -> Path:
 
 def model_paths() -> dict[str, Path]:
     """Role -> path of every shipped model."""
-    return {role: weights_dir() / relative for role, relative in MODEL_ROLES.items()}
+    return {role: weights_dir() / relative for role, relative in WEIGHT_PATHS.items()}

@@ -38,3 +38,27 @@ def test_a_step_without_its_inputs_says_what_to_run(tmp_path):
 def test_help_names_the_verbs():
     text = _omniavatar("--help").stdout
     assert all(verb in text for verb in ("demo", "run", "curate", "latents", "train", "generate", "eval", "query"))
+
+
+def test_models_are_listed_without_loading_any():
+    done = _omniavatar("models", "list")
+    assert done.returncode == 0 and "wan2.1-t2v-1.3b" in done.stdout and "forbids commercial use" in done.stdout
+
+
+def test_wrong_weights_are_a_failure_and_a_line():
+    done = _omniavatar("models", "check", "--recipe", "folder", "--set", "models.vae=nowhere")
+    assert done.returncode == 1 and "vae              WRONG  nowhere" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fetch", "transformer"), ("wan2.1-t2v-14b", "name one")),
+        (("fetch", "one-align"), ("one-align", "--accept")),
+        (("fetch", "lips"), ("lips", "wav2vec2-base-960h")),
+    ],
+)
+def test_weights_are_not_fetched_on_a_wrong_word(arguments, words, tmp_path):
+    done = _omniavatar("models", *arguments, "--to", str(tmp_path / "weights"))
+    assert done.returncode == 1 and all(word in done.stderr for word in words)
+    assert not (tmp_path / "weights").exists()

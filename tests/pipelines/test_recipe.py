@@ -1,7 +1,8 @@
 import pytest
 
 from common.recipe import RecipeError, dump_recipe, load_recipe
-from miniature.weights import MODEL_ROLES
+from common.roles import MODEL_ROLES
+from miniature.weights import WEIGHT_PATHS
 from pipelines.recipe import RECIPES, Recipe, read_recipe
 
 
@@ -13,9 +14,10 @@ def test_every_shipped_recipe_is_read_and_written_back_the_same(name, tmp_path):
     assert load_recipe(tmp_path / "again.yaml", Recipe) == recipe
 
 
-def test_the_demo_finds_a_shipped_model_for_every_role():
+def test_the_demo_finds_every_shipped_model_and_knows_every_role():
     paths = read_recipe("demo").model_paths()
-    assert set(paths) == set(MODEL_ROLES) and all(path and path.exists() for path in paths.values())
+    assert list(paths) == list(MODEL_ROLES) and set(WEIGHT_PATHS) <= set(MODEL_ROLES)
+    assert {role for role, path in paths.items() if path and path.exists()} == set(WEIGHT_PATHS)
 
 
 def test_the_folder_recipe_needs_no_weights():
@@ -33,3 +35,4 @@ def test_wrong_roles_and_paths_are_named():
         read_recipe("folder", ("models.syncnet=x",)).model_paths()
     with pytest.raises(FileNotFoundError, match="models.vae is nowhere"):
         read_recipe("folder", ("models.vae=nowhere",)).model_paths()
+    assert str(read_recipe("folder", ("models.vae=nowhere",)).named_models()["vae"]) == "nowhere"

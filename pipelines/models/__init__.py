@@ -1,0 +1,1 @@
+"""Published weights: where they are, under which licence, fetching, checking and converting them."""

@@ -1,0 +1,94 @@
+"""Are these the weights that each role needs? Names, shapes and types of every tensor, and whether the roles fit.
+
+Values (NaN) are not looked at here but when weights are loaded for work.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from common.roles import MODEL_ROLES
+from pipelines.models.loaders import LOADERS, Loaded
+from pipelines.models.lock import compare_with_lock, locked_files
+from pipelines.models.published import gigabytes, read_published
+
+# A file of another model differs in every tensor: the first few say so.
+SHOWN, LONGEST = 8, 400
+# What loaders raise for files they cannot use; the last three come from a config.json of another model.
+UNUSABLE = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of one role: `facts` of good weights, or what becomes of a run without any; `problems`."""
+
+    role: str
+    path: Path | None
+    facts: str = ""
+    problems: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """One line and, for bad weights, what is wrong with them."""
+        if self.path is None:
+            yield f"{self.role:16} no weights: {self.facts}"
+            return
+        yield f"{self.role:16} {'WRONG' if self.problems else 'ok'}  {self.facts or self.path}"
+        for problem in self.problems:
+            first, *rest = problem.splitlines()
+            yield f"  {first[:LONGEST]}{'...' if len(first) > LONGEST else ''}"
+            yield from (f"  {line}" for line in rest[:SHOWN])
+            if len(rest) > SHOWN:
+                yield f"    and {len(rest) - SHOWN} more"
+
+
+def check(paths: Mapping[str, Path | None], content: bool = False) -> list[Finding]:
+    """One finding for each role of `paths`, in the order of the roles; bad weights are found, not raised.
+
+    Sizes of fetched files are compared with the lock file beside them, with `content` their SHA-256 too.
+    """
+    findings, loaded = [], dict[str, Loaded]()
+    for role in MODEL_ROLES:
+        path = paths.get(role)
+        if path is None:
+            findings.append(Finding(role, None, _without(role)))
+            continue
+        problems, facts = _load(role, path, loaded)
+        locked = locked_files(path)
+        problems += compare_with_lock(locked, content)
+        if content:
+            facts += f", {len(locked)} file(s) as fetched" if locked else ", no lock file to compare with"
+        findings.append(Finding(role, path, "" if problems else facts, tuple(problems)))
+    return findings
+
+
+def _without(role: str) -> str:
+    entries = [name for name, what in read_published().items() if role in what.roles]
+    fetch = f"; `omniavatar models fetch {' or '.join(entries)}`" if entries else ""
+    return MODEL_ROLES[role] + fetch
+
+
+def _load(role: str, path: Path, loaded: dict[str, Loaded]) -> tuple[list[str], str]:
+    """Load one role into `loaded`; problems, or facts in words."""
+    if not path.exists():
+        return [f"{path} does not exist; correct models.{role} in the recipe, or leave it out."], ""
+    try:
+        done = LOADERS[role](path, loaded)
+        facts = ", ".join(filter(None, (describe(done.tensors), done.note)))
+    except UNUSABLE as error:
+        known = isinstance(error, (ValueError, OSError, RuntimeError))
+        return [str(error) if known else f"{path} is of another kind of model ({type(error).__name__}: {error})."], ""
+    loaded[role] = done
+    return [], facts
+
+
+def describe(tensors: Iterable[Tensor]) -> str:
+    """`825 tensors, 1,418,996,800 parameters, float32, 5.7 GB`; "" for none."""
+    tensors = list(tensors)
+    if not tensors:
+        return ""
+    parameters = sum(tensor.numel() for tensor in tensors)
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()})
+    size = gigabytes(sum(tensor.nbytes for tensor in tensors))
+    return f"{len(tensors)} tensors, {parameters:,} parameters, {' and '.join(types)}, {size}"

@@ -1,0 +1,201 @@
+"""One loader for each role: what must load, and fit the roles loaded before it, for the weights to be right.
+
+Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from common.runs import read_json
+from miniature.weights import model_paths
+from omniavatar.audio_encoder import load_audio_encoder
+from omniavatar.checkpoints import WEIGHTS_FILE, load_adapter
+from omniavatar.tensor_files import read_tensors
+from omniavatar.text_encoder import load_text_encoder
+from omniavatar.transformer import load_base
+from omniavatar.vae import load_vae
+from perception.active_speaker import load_active_speaker
+from perception.faces import load_face_detector
+from perception.features import load_feature_net
+from perception.identity import load_face_identity
+from perception.pose import DETECTOR_FILE, POSE_FILE, load_pose_estimator
+from perception.qalign import load_qalign
+from perception.syncnet import load_syncnet
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a loader made of a path, for the roles that must fit it, the tensors there, and what is to be said of it."""
+
+    path: Path
+    model: Any = None
+    tensors: Iterable[Tensor] = ()
+    note: str = ""
+
+
+Earlier = Mapping[str, Loaded]
+
+
+def _headers(path: Path) -> list[Tensor]:
+    return [tensor for _, tensor in read_tensors(path, device="meta")]
+
+
+def _transformer(path: Path, earlier: Earlier) -> Loaded:
+    return Loaded(path, load_base(path, device="meta"), _headers(path))
+
+
+def _vae(path: Path, earlier: Earlier) -> Loaded:
+    vae = load_vae(path, device="meta")
+    if "transformer" in earlier:
+        takes = earlier["transformer"].model.dit.config.in_channels
+        _expect("latent channels", vae.model.config.z_dim, "the transformer takes", takes)
+    return Loaded(path, vae, _headers(path))
+
+
+def _text_encoder(path: Path, earlier: Earlier) -> Loaded:
+    # Any tokenizer does to load it: a bad one of the recipe's has a line of its own.
+    encoder = load_text_encoder(path, model_paths()["tokenizer"], device="meta")
+    if "transformer" in earlier:
+        _expect("width", encoder.dim, "the transformer takes text of", earlier["transformer"].model.dit.config.text_dim)
+    return Loaded(path, encoder.model, _headers(path))
+
+
+def _tokenizer(path: Path, earlier: Earlier) -> Loaded:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no tokenizer of transformers ({reason}); expected its folder.") from error
+    if "text_encoder" in earlier:
+        knows = earlier["text_encoder"].model.config.vocab_size
+        if len(tokenizer) > knows:
+            raise ValueError(
+                f"{path} has {len(tokenizer)} tokens, the text encoder knows {knows}; use its own tokenizer."
+            )
+    return Loaded(path, tokenizer, note=f"{len(tokenizer)} tokens")
+
+
+def _scheduler(path: Path, earlier: Earlier) -> Loaded:
+    file = path / "scheduler_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; expected the scheduler folder of a diffusers pipeline.")
+    name = read_json(file).get("_class_name")
+    if "Scheduler" not in str(name):
+        raise ValueError(f"{file} is of {name}; expected the scheduler folder of a diffusers pipeline.")
+    return Loaded(path, note=str(name))
+
+
+def _adapter(path: Path, earlier: Earlier) -> Loaded:
+    tensors = _headers(path / WEIGHTS_FILE)
+    if "transformer" not in earlier:
+        return Loaded(path, None, tensors, "not compared with the transformer, which is absent or wrong")
+    # A base of its own: the adapter widens its input.
+    return Loaded(path, load_adapter(load_base(earlier["transformer"].path, device="meta"), path), tensors)
+
+
+def _audio_encoder(path: Path, earlier: Earlier) -> Loaded:
+    encoder = load_audio_encoder(path, device="meta")
+    if "adapter" in earlier and earlier["adapter"].model is not None:
+        _expect("width", encoder.feature_dim, "the adapter hears", earlier["adapter"].model.audio_dim)
+    return Loaded(path, encoder, _headers(path))
+
+
+def _expect(what: str, found: int, who: str, wanted: int) -> None:
+    if found != wanted:
+        raise ValueError(f"Its {what} is {found}, {who} {wanted}: they are of different models, name a pair that fits.")
+
+
+def _sync_scorer(path: Path, earlier: Earlier) -> Loaded:
+    net = load_syncnet(path)
+    return Loaded(path, net, net.state_dict().values())
+
+
+def _active_speaker(path: Path, earlier: Earlier) -> Loaded:
+    net = load_active_speaker(path)
+    return Loaded(path, net, net.state_dict().values())
+
+
+def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
+    return Loaded(path, load_qalign(path, device="meta"), _headers(path))
+
+
+def _captioner(path: Path, earlier: Earlier) -> Loaded:
+    """Any family of transformers: it names its tensors itself when it loads them, so only their headers are read."""
+    try:
+        AutoProcessor.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+    except ImportError as error:
+        raise ValueError(f"{path} needs a library that is not installed: {error}") from error
+    return Loaded(path, None, _headers(path), "names not compared")
+
+
+def _face_detector(path: Path, earlier: Earlier) -> Loaded:
+    return Loaded(path, load_face_detector(path), _onnx_tensors(sorted(path.glob("*.onnx"))))
+
+
+def _face_identity(path: Path, earlier: Earlier) -> Loaded:
+    return Loaded(path, load_face_identity(path), _onnx_tensors([path]))
+
+
+def _pose(path: Path, earlier: Earlier) -> Loaded:
+    return Loaded(path, load_pose_estimator(path), _onnx_tensors([path / DETECTOR_FILE, path / POSE_FILE]))
+
+
+def _onnx_tensors(files: Iterable[Path]) -> list[Tensor]:
+    stored = [stored for file in files for stored in onnx.load(file, load_external_data=False).graph.initializer]
+    types = [
+        torch.from_numpy(np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(each.data_type))).dtype for each in stored
+    ]
+    return [torch.empty(tuple(each.dims), dtype=kind, device="meta") for each, kind in zip(stored, types, strict=True)]
+
+
+def _fid_features(path: Path, earlier: Earlier) -> Loaded:
+    net = load_feature_net(path)
+    if _takes_video(net):
+        raise ValueError(f"{path} is a net for video; FID needs Inception, this one belongs to models.fvd_features.")
+    return Loaded(path, net, net.state_dict().values())
+
+
+def _fvd_features(path: Path, earlier: Earlier) -> Loaded:
+    net = load_feature_net(path)
+    if not _takes_video(net):
+        raise ValueError(f"{path} is a net for pictures; FVD needs I3D, this one belongs to models.fid_features.")
+    return Loaded(path, net, net.state_dict().values())
+
+
+def _takes_video(net: nn.Module) -> bool:
+    """Published I3D files are called with `rescale` and `resize`, Inception is not."""
+    if isinstance(net, torch.jit.ScriptModule):
+        schema = net.forward.schema  # type: ignore[attr-defined]
+        return "rescale" in {argument.name for argument in schema.arguments}
+    return "rescale" in inspect.signature(net.forward).parameters
+
+
+LOADERS: Mapping[str, Callable[[Path, Earlier], Loaded]] = {
+    "transformer": _transformer,
+    "vae": _vae,
+    "text_encoder": _text_encoder,
+    "tokenizer": _tokenizer,
+    "scheduler": _scheduler,
+    "adapter": _adapter,
+    "audio_encoder": _audio_encoder,
+    "captioner": _captioner,
+    "face_detector": _face_detector,
+    "active_speaker": _active_speaker,
+    "face_identity": _face_identity,
+    "pose": _pose,
+    "sync_scorer": _sync_scorer,
+    "quality_scorer": _quality_scorer,
+    "fid_features": _fid_features,
+    "fvd_features": _fvd_features,
+}

@@ -1,0 +1,83 @@
+"""`weights.lock.json`: what was fetched into a folder, from where, at which revision, with which content."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.progress import ProgressBar, progress
+from common.runs import read_json, sha256_file, write_json
+
+LOCK_FILE = "weights.lock.json"
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A file as it was when it was fetched."""
+
+    bytes: int
+    sha256: str
+    source: str
+
+
+@dataclass
+class LockedEntry:
+    """Files of one entry, by path inside the entry's folder; `revision` is a commit of the hub, "" for plain URLs."""
+
+    licence: str
+    revision: str = ""
+    files: dict[str, LockedFile] = field(default_factory=dict)
+
+
+def read_lock(folder: Path) -> dict[str, LockedEntry]:
+    """Entry name -> what is locked, {} without a lock file. Raises ValueError for one that is damaged."""
+    path = folder / LOCK_FILE
+    return {name: _entry(path, content) for name, content in read_json(path).items()} if path.exists() else {}
+
+
+def _entry(path: Path, content: Mapping[str, Any]) -> LockedEntry:
+    try:
+        files = {name: LockedFile(**locked) for name, locked in content["files"].items()}
+        return LockedEntry(content["licence"], content["revision"], files)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no lock file of fetched weights ({error}); delete it and fetch again.") from error
+
+
+def write_lock(folder: Path, entries: Mapping[str, LockedEntry]) -> None:
+    """Write the lock file whole."""
+    write_json(folder / LOCK_FILE, {name: asdict(entry) for name, entry in entries.items()})
+
+
+def locked_files(path: Path) -> dict[Path, LockedFile]:
+    """What the nearest lock file above `path` says of the files at or below it; {} where nothing was fetched."""
+    path = path.resolve()
+    for folder in path.parents:
+        if (folder / LOCK_FILE).exists():
+            files = {
+                folder / name / relative: locked
+                for name, entry in read_lock(folder).items()
+                for relative, locked in entry.files.items()
+            }
+            return {file: locked for file, locked in files.items() if file == path or path in file.parents}
+    return {}
+
+
+def compare_with_lock(files: Mapping[Path, LockedFile], content: bool) -> list[str]:
+    """What differs from the lock file: absent files and sizes, with `content` also SHA-256 (reads every byte)."""
+    problems, same_size = [], {}
+    for file, locked in files.items():
+        found = file.stat().st_size if file.is_file() else None
+        if found == locked.bytes:
+            same_size[file] = locked
+        else:
+            state = "is absent" if found is None else f"has {found} bytes"
+            problems.append(f"{file.name} {state}, fetched were {locked.bytes}; fetch it again")
+    if content and same_size:
+        bar: ProgressBar[int] = progress(sum(locked.bytes for locked in same_size.values()) // MEGABYTE, "hash, MB")
+        with bar:
+            for file, locked in same_size.items():
+                if sha256_file(file) != locked.sha256:
+                    problems.append(f"{file.name} is not what was fetched (its SHA-256 differs); fetch it again")
+                bar.update(locked.bytes // MEGABYTE)
+    return problems

@@ -1,0 +1,144 @@
+"""A video leaves clips, latents, a frozen list and a report; killed at any step, the same call completes it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.clips import read_clips
+from common.executors import ExecutorConfig
+from common.runs import RunFolder, read_json
+from common.shards import ShardReader
+from curation.select import SelectConfig
+from curation.takedown import tombstone
+from curation.versions import freeze, read_version
+from latents.job import LatentsConfig, encode_clips
+from pipelines.takedown import take_down
+from tests.curation.frozen import RULES, make_run, write_videos
+from tests.latents.conftest import encoder_folders
+
+__all__ = ["encoder_folders"]
+
+HERE = ExecutorConfig(workers=1)
+LATENTS = LatentsConfig(buckets=((32, 32),), references=1, samples_per_shard=2)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(encoder_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("finished")
+    run = make_run(folder / "run", write_videos(folder / "videos"))
+    freeze(run, RULES, run.root / "versions", HERE)
+    encode(run, encoder_folders)
+    (run.report / "index.html").write_text("".join(f"<img src='{file.name}'>" for file in run.clips.iterdir()))
+    return run
+
+
+def encode(run: RunFolder, folders: dict[str, Path]) -> None:
+    kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
+    encode_clips(LATENTS, kept, folders, run, HERE)
+
+
+def copy_of(run: RunFolder, folder: Path) -> RunFolder:
+    shutil.copytree(run.root, folder)
+    return RunFolder(folder)
+
+
+def contents(run: RunFolder) -> dict[str, Any]:
+    """What the run holds: bytes of files, rows of tables that carry times; not when it was withdrawn."""
+    files = sorted(file for file in run.root.rglob("*") if file.is_file() and file.parent.name != "ledger")
+    held: dict[str, Any] = {file.relative_to(run.root).as_posix(): file.read_bytes() for file in files}
+    for name in [name for name in held if name.startswith("takedowns/")]:
+        held[name] = {key for key in read_json(run.root / name)}
+    for file in sorted(run.ledger.iterdir()):
+        if file.suffix == ".parquet":
+            held[f"ledger/{file.name}"] = pq.read_table(file, columns=["unit", "state", "outputs"]).to_pylist()
+    return held
+
+
+def test_nothing_of_it_is_left_and_all_is_counted(
+    finished: RunFolder,
+    encoder_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    ids = [row["clip_id"] for row in read_clips(run.clips_parquet) if row["video_id"] == "one"]
+    report = take_down(run, "one", SelectConfig())
+    (listed,) = (run.root / "versions").glob("*.json")
+    # Two clips kept and one refused, which has no file; each clip file and each file of the cache.
+    counts = {"lists": {listed.stem: 2}, "clip_rows": 3, "table_rows": 1, "files": 4, "samples": 2}
+    assert report.removed.pop("ledger_rows") >= 4 and report.removed == counts
+    assert (report.shards_version, report.named, report.trained) == (2, [], False)
+    assert report.lines()[0].startswith("removed: 3 clip rows, 1 table rows, 4 files")
+    assert f"list {listed.stem}: 2 clips became tombstones; publish it again" in report.lines()
+    reader = ShardReader(run.shards)
+    assert [reader.sample(n)[1]["video_id"] for n in range(len(reader))] == ["two"]
+    header, _ = read_version(listed)
+    assert (header["clips"], header["taken_down"]) == (1, 2)
+    names = " ".join(file.name for file in run.root.rglob("*"))
+    assert not [name for name in ids if name in names] and not (run.report / "index.html").exists()
+    before = contents(run)
+    encode(run, encoder_folders)
+    assert contents(run) == before
+
+
+def test_a_second_one_of_the_same_video_changes_nothing(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    take_down(run, "one", SelectConfig())
+    before = contents(run)
+    again = take_down(run, "one", SelectConfig())
+    assert contents(run) == before and again.removed["clip_rows"] == 0
+    with pytest.raises(ValueError, match="knows no video 'three'"):
+        take_down(run, "three", SelectConfig())
+
+
+class Stopped(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", (0, 4, 8, 12, 16, 20, 22))
+def test_stopped_at_any_change_of_a_file_it_is_completed(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole, run = copy_of(finished, tmp_path / "whole"), copy_of(finished, tmp_path / "run")
+    take_down(whole, "one", SelectConfig())
+    changes = [0]
+
+    def counted(change: Any) -> Any:
+        def until_stopped(*arguments: Any, **options: Any) -> Any:
+            changes[0] += 1
+            if changes[0] > step:
+                raise Stopped
+            return change(*arguments, **options)
+
+        return until_stopped
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "rename", "unlink"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        with pytest.raises(Stopped):
+            take_down(run, "one", SelectConfig())
+    take_down(run, "one", SelectConfig())
+    assert contents(run) == contents(whole)
+
+
+def test_killed_it_is_completed(finished: RunFolder, tmp_path: Path) -> None:
+    whole, run = copy_of(finished, tmp_path / "whole"), copy_of(finished, tmp_path / "run")
+    take_down(whole, "one", SelectConfig())
+    code = (
+        "import os, pathlib, curation.takedown\n"
+        "curation.takedown.forget_units = lambda *_: os.kill(os.getpid(), 9)\n"
+        "from pipelines.takedown import RunFolder, SelectConfig, take_down\n"
+        f"take_down(RunFolder(pathlib.Path({str(run.root)!r})), 'one', SelectConfig())\n"
+    )
+    path = os.pathsep.join((str(ROOT), str(ROOT / "packages")))
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
+    assert killed.returncode == -9 and contents(run) != contents(whole)
+    assert "one" in (run.root / "takedowns" / f"{tombstone('one')}.json").read_text()
+    take_down(run, "one", SelectConfig())
+    assert contents(run) == contents(whole)
