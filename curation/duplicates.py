@@ -1,9 +1,9 @@
-"""Which clips show the same thing? Exact by the bytes of the cut, near by hashes of the picture and of the sound.
+"""Which clips show the same thing? Found by hashes of the picture and of the sound.
 
 Clips are cut by one deterministic encoder, so equal pictures and sound give equal files from whatever container.
 """
 
-from collections import defaultdict
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,34 @@ import cv2
 import numpy as np
 
 from common.media import probe, read_audio, read_frames
+from common.runs import atomic_write
+
+Row = dict[str, Any]
 
 FRAMES = 3
-BAND_DIGITS = 4  # hex digits of a picture hash that must agree before two clips are compared at all
-BAND_STEPS = 16  # or so many rises and falls of the loudness
+# Bits of a picture hash, or rises and falls of the loudness, that must agree before two clips are compared at all.
+BAND_BITS = 16
+MOST_COMPARED = 500  # clips that come next under a key: what more of them share (a black picture) says nothing
+SOUND_KEYS = 1 << 16  # keys of the sound begin here, beyond those of the picture
 LOUDNESS_STEP = 0.1  # seconds
 QUIET_DB = -60.0
+FINGERPRINT = ("unit", "cut_sha256", "duration", "hashes", "loudness")
 
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
     """Two clips are one when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192
     picture bits differ and their loudness curves correlate by `min_sound_correlation`: people look alike, and sentences
-    sound alike, but not both at once."""
+    sound alike, but not both at once. Two clips cut differently share something when two of their pictures differ in
+    at most `max_overlap_bits` of 64 and `min_overlap` seconds of sound correlate by `min_overlap_correlation` (less, as
+    a shift by part of 0.1 s blurs the curve)."""
 
     max_different_bits: int = 32
     min_sound_correlation: float = 0.97
     max_seconds_apart: float = 0.2
+    max_overlap_bits: int = 12
+    min_overlap: float = 3.0
+    min_overlap_correlation: float = 0.8
 
 
 def fingerprint_clip(file: Path) -> dict[str, Any]:
@@ -57,14 +68,24 @@ def loudness_curve(wave: np.ndarray, rate: int = 16_000) -> list[int]:
     )
 
 
-def group_duplicates(config: DuplicatesConfig, rows: Sequence[dict[str, Any]]) -> list[str | None]:
+def group_duplicates(config: DuplicatesConfig, rows: Sequence[Row]) -> list[str | None]:
     """For each row the clip_id of the first row that shows the same thing; null for a row that stands alone.
 
-    Rows need unit, cut_sha256, duration, hashes and loudness, and are taken in the order given.
+    Rows need unit, duration, hashes and loudness, and are taken in the order given. Files with the same bytes have the
+    same fingerprint and so are one.
     """
+    durations = np.array([row["duration"] for row in rows], float)
+    hashes = _hash_table(rows)
+    keys, owners = _keys(rows, hashes)
+    # A pair as one number, so that sorting brings them in order of the later row.
+    codes = [
+        np.unique((late * len(rows) + early)[_near(config, hashes, early, late)])
+        for early, late in _sharing(keys, owners, durations, config.max_seconds_apart)
+    ]
     first_of: dict[int, int] = {}
-    for early, late in _candidates(rows):
-        if late not in first_of and _same(config, rows[early], rows[late]):
+    for code in np.unique(np.concatenate([np.zeros(0, int), *codes])).tolist():
+        late, early = divmod(code, len(rows))
+        if late not in first_of and _same_sound(config, rows[early], rows[late]):
             first_of[late] = first_of.get(early, early)
     members = set(first_of.values())
     return [
@@ -73,39 +94,120 @@ def group_duplicates(config: DuplicatesConfig, rows: Sequence[dict[str, Any]]) -
     ]
 
 
-def _candidates(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) of row numbers that share the file's bytes or one band of a hash."""
-    seen: defaultdict[tuple, list[int]] = defaultdict(list)
+def _hash_table(rows: Sequence[Row]) -> np.ndarray:
+    """Picture hashes (rows, 3) uint64."""
+    return np.array([[int(digits, 16) for digits in row["hashes"]] for row in rows], np.uint64).reshape(-1, FRAMES)
+
+
+def _keys(rows: Sequence[Row], hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (k,) uint64 under which a clip is found again, and the row (k,) behind each: locality-sensitive hashing of
+    picture and sound."""
+    bands = hashes.view(np.uint16).astype(np.uint64)
+    keys = [(np.arange(bands.shape[1], dtype=np.uint64) << np.uint64(BAND_BITS)) + bands]
+    owners = [np.repeat(np.arange(len(rows)), bands.shape[1])]
     for number, row in enumerate(rows):
-        keys = list(_bands(row))
-        yield from ((early, number) for early in sorted({early for key in keys for early in seen[key]}))
-        for key in keys:
-            seen[key].append(number)
+        rises = np.diff(row["loudness"]) > 0
+        whole = rises[: len(rises) // BAND_BITS * BAND_BITS].reshape(-1, BAND_BITS)
+        sound = np.flatnonzero(whole.any(axis=1)).astype(np.uint64)  # silence is like any other silence
+        bits = np.packbits(whole, axis=1).view(np.uint16).ravel()[sound.astype(int)].astype(np.uint64)
+        keys.append((sound + np.uint64(SOUND_KEYS) << np.uint64(BAND_BITS)) + bits)
+        owners.append(np.full(len(sound), number))
+    return np.concatenate([key.ravel() for key in keys]), np.concatenate(owners)
 
 
-def _bands(row: dict[str, Any]) -> Iterator[tuple]:
-    """Keys under which a clip is found again: locality-sensitive hashing of picture and sound."""
-    yield "file", row["cut_sha256"]
-    digits = "".join(row["hashes"])
-    for start in range(0, len(digits), BAND_DIGITS):
-        yield "picture", start, digits[start : start + BAND_DIGITS]
-    rises = np.diff(row["loudness"]) > 0
-    for start in range(0, len(rises) - BAND_STEPS + 1, BAND_STEPS):
-        band = rises[start : start + BAND_STEPS]
-        if band.any():  # silence is like any other silence
-            yield "sound", start, band.tobytes()
+def _sharing(
+    keys: np.ndarray, owners: np.ndarray, durations: np.ndarray, apart: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of pairs of rows (earlier, later) that share a key and whose lengths are at most `apart` s apart.
+
+    Work grows with the number of such pairs and is bounded, memory grows with the number of keys.
+    """
+    order = np.lexsort((durations[owners], keys))
+    keys, owners = keys[order], owners[order]
+    lengths = durations[owners]
+    alive = np.arange(len(keys))
+    for step in range(1, min(len(keys), MOST_COMPARED)):
+        alive = alive[alive + step < len(keys)]
+        other = alive + step
+        # Sorted by length within a key: who is too far from this one is too far from all that follow.
+        alive = alive[(keys[alive] == keys[other]) & (lengths[other] - lengths[alive] <= apart + 1e-9)]
+        if not len(alive):
+            return
+        pair = np.sort(np.stack([owners[alive], owners[alive + step]]), axis=0)
+        pair = pair[:, pair[0] != pair[1]]
+        yield pair[0], pair[1]
 
 
-def _same(config: DuplicatesConfig, first: dict[str, Any], second: dict[str, Any]) -> bool:
-    if first["cut_sha256"] == second["cut_sha256"]:
-        return True
-    if abs(first["duration"] - second["duration"]) > config.max_seconds_apart:
-        return False
-    pairs = zip(first["hashes"], second["hashes"], strict=True)
-    if sum((int(a, 16) ^ int(b, 16)).bit_count() for a, b in pairs) > config.max_different_bits:
-        return False
+def _near(config: DuplicatesConfig, hashes: np.ndarray, early: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """Which pairs differ in few enough picture bits."""
+    return np.bitwise_count(hashes[early] ^ hashes[late]).sum(axis=1) <= config.max_different_bits
+
+
+def _same_sound(config: DuplicatesConfig, first: Row, second: Row) -> bool:
     length = min(len(first["loudness"]), len(second["loudness"]))
     curves = np.array([first["loudness"][:length], second["loudness"][:length]], float)
-    if np.ptp(curves, axis=1).min() == 0:  # silence or a steady tone has no shape to correlate
-        return bool(np.abs(curves[0] - curves[1]).max() <= 1)
+    if not length or np.ptp(curves, axis=1).min() == 0:  # silence or a steady tone has no shape to correlate
+        return bool(np.abs(curves[0] - curves[1]).max(initial=0) <= 1)
     return bool(np.corrcoef(curves)[0, 1] >= config.min_sound_correlation)
+
+
+def find_overlaps(config: DuplicatesConfig, rows: Sequence[Row], references: Sequence[Row]) -> list[str | None]:
+    """For each row the `unit` of a reference clip (a test set's) that shows some of the same, however both were cut.
+
+    Rows and references need unit, cut_sha256, hashes and loudness. A row overlaps when the bytes are equal, or one of
+    its pictures looks like one of the reference's and their loudness curves agree over `min_overlap` s at some shift.
+    Every picture is compared with every reference: 3 ms for a reference and 100,000 rows.
+    """
+    copies = {row["cut_sha256"]: row["unit"] for row in reversed(references)}
+    found = [copies.get(row["cut_sha256"]) for row in rows]
+    hashes = _hash_table(rows)
+    for reference, own in zip(references, _hash_table(references), strict=True):
+        different = np.min([np.bitwise_count(hashes ^ one).min(axis=1, initial=64) for one in own], axis=0)
+        for number in np.flatnonzero(different <= config.max_overlap_bits).tolist():
+            if found[number] is None:
+                agreement = best_overlap(reference["loudness"], rows[number]["loudness"], config.min_overlap)
+                if agreement >= config.min_overlap_correlation:
+                    found[number] = reference["unit"]
+    return found
+
+
+def best_overlap(first: Sequence[int], second: Sequence[int], seconds: float) -> float:
+    """Highest correlation of two loudness curves over all shifts at which at least `seconds` of both coincide; -1 where
+    there is none."""
+    least = max(2, round(seconds / LOUDNESS_STEP))
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    if min(len(a), len(b)) < least:
+        return -1.0
+
+    def over_shifts(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.rint(np.correlate(left, right, "full"))  # sums of products of whole numbers
+
+    ones_a, ones_b = np.ones_like(a), np.ones_like(b)
+    count = over_shifts(ones_a, ones_b)
+    sum_a, sum_b = over_shifts(a, ones_b), over_shifts(ones_a, b)
+    spread_a = count * over_shifts(a * a, ones_b) - sum_a**2
+    spread_b = count * over_shifts(ones_a, b * b) - sum_b**2
+    valid = (count >= least) & (spread_a > 0) & (spread_b > 0)
+    together = count * over_shifts(a, b) - sum_a * sum_b
+    return float((together[valid] / np.sqrt(spread_a[valid] * spread_b[valid])).max(initial=-1.0))
+
+
+def write_fingerprints(path: Path, rows: Sequence[Row]) -> None:
+    """Write the fingerprints of clips as JSON lines, one clip a line, to be kept out of other sets."""
+    with atomic_write(path) as temporary:
+        lines = (json.dumps({name: row[name] for name in FINGERPRINT}) for row in rows)
+        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def read_fingerprints(path: Path) -> list[Row]:
+    """What `write_fingerprints` wrote. Raises FileNotFoundError, and ValueError for a line that is no fingerprint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no fingerprints at {path}; give the file that write_fingerprints made.")
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append({name: row[name] for name in FINGERPRINT})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}.") from error
+    return rows

@@ -1,6 +1,6 @@
 """START HERE: the curation job, sources -> clips.parquet and clip files. Stages add fields, `select` alone decides.
 
-sources -> probe -> scan -> [clips] -> cut -> speech -> sync -> quality -> captions, duplicates -> select
+sources -> download -> probe -> scan -> [clips] -> cut -> judging -> duplicates -> select
 """
 
 import logging
@@ -10,42 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from common.clips import CLIP_SCHEMA, read_clips, write_clips
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executors import ExecutorConfig, Stage, kept_workers, run_stage
 from common.ledger import Ledger
 from common.progress import progress
+from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from curation.captions import CaptionConfig, caption_fields
-from curation.cut import CutConfig, clip_rows, cut_row, cut_stage
-from curation.duplicates import DuplicatesConfig, group_duplicates
-from curation.people import PeopleConfig, find_tracks, people_fields
+from curation.captions import caption_fields
+from curation.config import CurationConfig
+from curation.cut import clip_rows, cut_row, cut_stage
+from curation.download import fetch_sources
+from curation.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
+from curation.judging import judge_clips
+from curation.people import find_tracks, people_fields
 from curation.probe import probe_stage
-from curation.quality import QualityConfig, quality_stage
-from curation.scan import ScanConfig, scan_stage
+from curation.scan import scan_stage
 from curation.select import SelectConfig, select
 from curation.sources import SourcesConfig, list_sources
-from curation.speech import speech_stage
+from curation.split import assign_split, read_split
 from curation.summary import CurationSummary, summarise, write_sources
-from curation.sync import SyncConfig, sync_stage
+from curation.takedown import part_taken_down
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
 
-ROLES = ("face_detector", "sync_scorer", "quality_scorer")
-
-
-@dataclass(frozen=True)
-class CurationConfig:
-    """The recipe's `curation:` section: one object per stage, each beside the code that reads it."""
-
-    scan: ScanConfig = ScanConfig()
-    cut: CutConfig = CutConfig()
-    people: PeopleConfig = PeopleConfig()
-    sync: SyncConfig = SyncConfig()
-    quality: QualityConfig = QualityConfig()
-    captions: CaptionConfig = CaptionConfig()
-    duplicates: DuplicatesConfig = DuplicatesConfig()
-    select: SelectConfig = SelectConfig()
+ROLES = ("face_detector", "active_speaker", "sync_scorer", "pose", "quality_scorer", "captioner")
+TEST_FINGERPRINTS = "test_fingerprints.jsonl"
+LARGE = 100_000  # clips from which on questions are worth a copy of the table made for them
 
 
 def curate(
@@ -53,34 +44,40 @@ def curate(
 ) -> CurationSummary:
     """Bring every source through every stage and write clips.parquet, sources.parquet and the clip files.
 
-    Model roles: face_detector (else OpenCV's cascade), sync_scorer, quality_scorer; a scorer that is absent leaves its
-    clips pending. Killed and run again it goes on, and ends in the same bytes. Raises FileNotFoundError or SourcesError
-    for the sources, StageError for weights that do not load, DiskFullError.
+    Model roles: face_detector (else OpenCV's cascade), active_speaker, sync_scorer, pose, quality_scorer, captioner; a
+    scorer that is absent leaves its clips pending. Killed and run again it goes on, and ends in the same bytes. Raises
+    FileNotFoundError or SourcesError for the sources, StageError for weights that do not load, DiskFullError.
     """
-    work = _Work(Ledger(run.ledger), executor)
-    listed = list_sources(sources)
-    probed = work.do(probe_stage(), listed)
-    pack = models.get("face_detector")
-    scanned = work.do(scan_stage(config.scan, pack, _hash(pack)), probed)
-    clips = [clip | caption_fields(config.captions, row) for row in scanned for clip in clip_rows(config.cut, row)]
-    long_enough = [clip for clip in clips if clip["duration"] >= config.cut.min_seconds]
-    _score(config, models, work, run.clips, long_enough)
+    references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
+    listed, gone = part_taken_down(run, list_sources(sources))
+    with kept_workers():
+        work = _Work(Ledger(run.ledger), executor)
+        clips = _make_clips(config, models, work, run, listed)
+        cut = _cut(config, work, run.clips, [clip for clip in clips if clip["duration"] >= config.cut.min_seconds])
+        alive = judge_clips(config, models, work.do, run.clips, cut)
+    _compare(config, alive, references)
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
     for clip in clips:
         clip |= {"run_id": run_id, "stage_versions": work.versions} | select(config.select, clip)
+    _apply_split(config.test_list, clips)
     _restore_files(run, clips)
-    write_sources(run, listed, clips)
+    write_sources(run, [*listed, *gone], clips)
     write_clips(run.clips_parquet, [{name: clip.get(name) for name in CLIP_SCHEMA.names} for clip in clips])
+    tests = [clip for clip in clips if clip["split"] == "test" and clip["decision"] == "kept"]
+    write_fingerprints(run.report / TEST_FINGERPRINTS, sorted(tests, key=lambda clip: clip["unit"]))
+    if len(clips) >= LARGE:
+        materialise(run.root)
     return summarise(run)
 
 
-def reselect(config: SelectConfig, run: RunFolder) -> CurationSummary:
+def reselect(config: SelectConfig, run: RunFolder, test_list: str = "") -> CurationSummary:
     """Decide again over the stored scores of a finished run, with other thresholds and nothing computed anew.
 
     Raises FileNotFoundError before the first `curate`.
     """
-    rows = read_clips(run.clips_parquet)
-    write_clips(run.clips_parquet, [row | select(config, row) for row in rows])
+    rows = [row | select(config, row) for row in read_clips(run.clips_parquet)]
+    _apply_split(test_list, rows)
+    write_clips(run.clips_parquet, rows)
     return summarise(run)
 
 
@@ -104,21 +101,43 @@ class _Work:
         return [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.state == "kept"]
 
 
-def _score(config: CurationConfig, models: Models, work: _Work, folder: Path, clips: Sequence[Row]) -> None:
-    """Cut the clips and fill in their fields; a stage whose weights are absent is left out."""
+def _make_clips(config: CurationConfig, models: Models, work: _Work, run: RunFolder, listed: list[Row]) -> list[Row]:
+    """Fetch, probe and scan the sources; returns a row per clip they will be cut into."""
+    folder = Path(config.download.folder).expanduser() if config.download.folder else run.cache / "videos"
+    probed = work.do(probe_stage(), fetch_sources(config.download, listed, folder, work.do))
+    pack = models.get("face_detector")
+    scanned = work.do(scan_stage(config.scan, pack, _hash(pack)), probed)
+    captioner = bool(models.get("captioner"))
+    return [
+        clip | caption_fields(config.captions, row, captioner) for row in scanned for clip in clip_rows(config.cut, row)
+    ]
+
+
+def _cut(config: CurationConfig, work: _Work, folder: Path, clips: Sequence[Row]) -> list[Row]:
+    """Write the clip files; returns the rows of those that could be cut, with the fields about faces."""
     cut = work.do(cut_stage(folder), clips)
     for clip in cut:
         clip |= {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder.name}/{clip['unit']}.mp4"}
         if not (folder / f"{clip['unit']}.mp4").exists():  # lost since it was recorded
             cut_row(folder, clip)
         clip |= people_fields(find_tracks(config.people, clip), clip)
-    alive = work.do(speech_stage(), cut)
-    if model := models.get("sync_scorer"):
-        alive = work.do(sync_stage(config.sync, config.people, folder, model, _hash(model)), alive)
-    if model := models.get("quality_scorer"):
-        alive = work.do(quality_stage(config.quality, folder, model, _hash(model)), alive)
-    for clip, group in zip(alive, group_duplicates(config.duplicates, alive), strict=True):
+    return cut
+
+
+def _compare(config: CurationConfig, clips: Sequence[Row], references: Sequence[Row]) -> None:
+    """Fill in which clips show the same as another one, or as a clip that must be kept out."""
+    for clip, group in zip(clips, group_duplicates(config.duplicates, clips), strict=True):
         clip["dup_group"] = group
+    if references:
+        for clip, reference in zip(clips, find_overlaps(config.duplicates, clips, references), strict=True):
+            clip["test_overlap"] = reference
+
+
+def _apply_split(test_list: str, clips: Sequence[Row]) -> None:
+    if test_list:
+        splits = assign_split(read_split(Path(test_list)), clips)
+        for clip in clips:
+            clip["split"] = splits[clip["clip_id"]]
 
 
 def _hash(path: Path | None) -> str:

@@ -51,17 +51,35 @@ def _to_ends(track: Track, frames: int, gap: int) -> Track:
 
 
 def people_fields(tracks: list[Track], row: Mapping[str, Any], speaker: int = 0) -> dict[str, Any]:
-    """Clip fields about faces: how many at a time, and number, size and share of the picture of track `speaker`."""
+    """Clip fields about faces: how many at a time; number, size, share of the picture and distance from the annotated
+    point of track `speaker`."""
     frames = round(row["duration"] * FPS)
     count = np.zeros(frames, int)
     for track in tracks:
         count[track.start_frame : track.stop_frame] += 1
     fields: dict[str, Any] = {"n_faces_median": float(np.median(count)) if frames else 0.0}
     if not tracks:
-        return fields | {"face_track_id": None, "face_px": None, "face_area_pct": None}
+        return fields | {"face_track_id": None, "face_px": None, "face_area_pct": None, "xy_agreement": None}
     width, height = (tracks[speaker].boxes[:, 2:] - tracks[speaker].boxes[:, :2]).T
     return fields | {
         "face_track_id": speaker,
         "face_px": round(float(np.median(np.maximum(width, height))), 1),
         "face_area_pct": round(100 * float(np.median(width * height)) / (row["width"] * row["height"]), 2),
+        "xy_agreement": distances[speaker] if (distances := annotated_distances(tracks, row)) else None,
     }
+
+
+def annotated_distances(tracks: list[Track], row: Mapping[str, Any]) -> list[float] | None:
+    """Distance of each face from the row's annotated point `x`, `y` (fractions of the frame), as a fraction of the
+    frame, at `point_at` seconds of the clip or the nearest moment in which the face is seen; None without a point."""
+    if row.get("x") is None or row.get("y") is None:
+        return None
+    asked = round((row.get("point_at") or 0.0) * FPS)
+    boxes = np.stack(
+        [
+            track.boxes[int(np.clip(asked, track.start_frame, track.stop_frame - 1)) - track.start_frame]
+            for track in tracks
+        ]
+    )
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / (row["width"], row["height"])
+    return [round(float(distance), 4) for distance in np.hypot(*(centres - (row["x"], row["y"])).T)]

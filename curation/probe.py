@@ -15,7 +15,7 @@ REASONS = {"no_video": "not_a_video"}
 
 def probe_stage() -> Stage:
     """The stage over source rows; its outputs are the fields of common.media.Probe and the file's sha256."""
-    return Stage("probe", "1", {}, {}, partial(_make), reads=("unit", "bytes", "mtime_ns"))
+    return Stage("probe", "2", {}, {}, partial(_make), reads=("unit", "bytes", "mtime_ns"))
 
 
 def _make():

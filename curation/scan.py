@@ -1,6 +1,6 @@
 """What happens in the picture? One decode pass per source: shot cuts, faces, frames that repeat the one before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -8,27 +8,38 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scenedetect.common import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
+from numpy.lib.stride_tricks import sliding_window_view
 
 from common.executors import Stage
 from common.ledger import Outcome
-from common.media import MediaError, decode_video, index_video
+from common.media import MediaError, Reader, decode_stored, index_video, planes, to_rgb
 from perception.faces import FaceDetector, load_face_detector
 
 SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
+SHOT_WINDOW = 2  # frames before and after that a change is compared with
+MOST_RATIO = 255.0
 MOTION_GRID = 32
+# Video stores luma as 16..235 and colour differences as 16..240 (BT.601 and BT.709 alike).
+LEVELS = np.arange(256.0)
+FULL_RANGE = np.stack(
+    [np.clip(np.rint(level), 0, 255) for level in ((LEVELS - 16) * 255 / 219, *[(LEVELS - 128) * 255 / 224 + 128] * 2)],
+    axis=-1,
+)[None].astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """`shot_threshold`, `shot_min_content`: PySceneDetect's adaptive detector (ratio to the neighbours; least change);
-    `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces are looked for in."""
+    """`shot_threshold`, `shot_min_content`: as PySceneDetect's adaptive detector has them (ratio of a change to those
+    around it; least change); `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces
+    are looked for in; `reader` decodes."""
 
     shot_threshold: float = 3.0
     shot_min_content: float = 15.0
     min_shot: int = 15
     face_interval: float = 0.2
+    reader: Reader = "pyav"
 
 
 def scan_stage(config: ScanConfig, face_pack: Path | None, face_hash: str) -> Stage:
@@ -38,7 +49,7 @@ def scan_stage(config: ScanConfig, face_pack: Path | None, face_hash: str) -> St
     frame looked at; `motion` per frame, the largest change of a cell of a 32x32 grid of luma (0..255) since the last.
     """
     make = partial(_make, config, face_pack)
-    return Stage("scan", "1", asdict(config), {"face_detector": face_hash}, make, reads=("unit", "sha256"))
+    return Stage("scan", "2", asdict(config), {"face_detector": face_hash}, make, reads=("unit", "sha256"))
 
 
 def _make(config: ScanConfig, face_pack: Path | None) -> Callable[[dict[str, Any]], Outcome]:
@@ -47,51 +58,78 @@ def _make(config: ScanConfig, face_pack: Path | None) -> Callable[[dict[str, Any
 
 
 def scan_source(config: ScanConfig, detector: FaceDetector, row: dict[str, Any]) -> Outcome:
-    """Decode every stored frame once; rejected as truncated or unreadable when that fails on the way."""
+    """Decode every stored frame once; rejected as truncated, unreadable or unsupported when that fails on the way."""
     try:
         times = index_video(row["path"]).times
         scan = _Scan(config, detector)
-        for number, frame in enumerate(decode_video(row["path"], fps=None)):
-            scan.look(number, float(times[number]), frame)
+        for number, frame in enumerate(decode_stored(row["path"], config.reader)):
+            scan.look(float(times[number]), frame)
     except MediaError as error:
         return Outcome(row["unit"], "rejected", error.kind, str(error))
-    cuts = [round(float(times[number]), 4) for number in scan.cuts]
+    cuts = [round(float(times[number]), 4) for number in find_cuts(config, scan.changes)]
     return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "faces": scan.faces, "motion": scan.motion})
 
 
 @dataclass
 class _Scan:
-    """What has been seen so far of one video."""
+    """What has been seen so far of one video: of each frame a picture of 128 px, of a few the whole."""
 
     config: ScanConfig
     detector: FaceDetector
-    cuts: list[int] = field(default_factory=list)
+    changes: list[float] = field(default_factory=lambda: [0.0])
     faces: list[tuple[float, list[list[float]]]] = field(default_factory=list)
     motion: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._shots = AdaptiveDetector(
-            adaptive_threshold=self.config.shot_threshold,
-            min_content_val=self.config.shot_min_content,
-            min_scene_len=self.config.min_shot,
-        )
-        self._before: np.ndarray | None = None
+        self._before: tuple[np.ndarray, np.ndarray] | None = None
         self._next_face = 0.0
 
-    def look(self, number: int, time: float, frame: np.ndarray) -> None:
-        """Take in frame `number` (H, W, 3) RGB, shown at `time` seconds."""
-        scale = min(1.0, SHOT_SIDE / max(frame.shape[:2]))
-        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        # The rate only turns lengths in seconds into frames, and ours are in frames.
-        found = self._shots.process_frame(FrameTimecode(number, fps=25.0), cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        self.cuts.extend(cut.frame_num for cut in found)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        grid = cv2.resize(grey, (MOTION_GRID, MOTION_GRID), interpolation=cv2.INTER_AREA).astype(np.int16)
+    def look(self, time: float, frame: VideoFrame) -> None:
+        """Take in the next frame, shown at `time` seconds."""
+        small = small_picture(frame)
+        colours = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2HSV)
+        grid = cv2.resize(small[..., 0], (MOTION_GRID, MOTION_GRID), interpolation=cv2.INTER_AREA)
         if self._before is not None:
-            self.motion.append(int(np.abs(grid - self._before).max()))
-        self._before = grid
+            self.changes.append(cv2.norm(colours, self._before[0], cv2.NORM_L1) / colours.size)
+            self.motion.append(int(cv2.absdiff(grid, self._before[1]).max()))
+        self._before = colours, grid
         # Half a millisecond of grace: sums of frame times are not exact.
         if time >= self._next_face - 5e-4:
-            boxes = [[round(float(side), 1) for side in face.box] for face in self.detector.detect(frame)]
+            boxes = [[round(float(side), 1) for side in face.box] for face in self.detector.detect(to_rgb(frame))]
             self.faces.append((round(time, 4), boxes))
             self._next_face = max(self._next_face + self.config.face_interval, time)
+
+
+def small_picture(frame: VideoFrame) -> np.ndarray:
+    """Luma, red and blue difference (h, w, 3) uint8 0..255, not upright, the longer side at most 128 px.
+
+    Made from the decoder's planes: bringing every picture to full RGB first would cost half as much as decoding it.
+    """
+    luma, blue, red = planes(frame)
+    scale = min(1.0, SHOT_SIDE / max(luma.shape))
+    size = max(1, round(luma.shape[1] * scale)), max(1, round(luma.shape[0] * scale))
+    small = cv2.merge([cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR) for plane in (luma, red, blue)])
+    full_range = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
+    return small if full_range else cv2.LUT(small, FULL_RANGE)
+
+
+def find_cuts(config: ScanConfig, changes: Sequence[float]) -> list[int]:
+    """Numbers of the frames at which a shot begins, from each frame's change since the one before (the first has 0).
+
+    The rule of PySceneDetect's AdaptiveDetector: a change, the mean absolute difference in hue, saturation and value,
+    is a cut when it is `shot_threshold` times the mean of the two before and the two after, and `shot_min_content`.
+    """
+    width = 2 * SHOT_WINDOW + 1
+    if len(changes) < width:
+        return []
+    windows = sliding_window_view(np.asarray(changes, float), width)
+    change = windows[:, SHOT_WINDOW]
+    around = np.delete(windows, SHOT_WINDOW, axis=1).mean(axis=1)
+    # Over nothing any change is a cut, if it is large enough.
+    ratio = np.where(around < 1e-5, MOST_RATIO, np.minimum(change / np.maximum(around, 1e-5), MOST_RATIO))
+    found, last = [], 0
+    for number in np.flatnonzero((ratio >= config.shot_threshold) & (change >= config.shot_min_content)) + SHOT_WINDOW:
+        if number - last >= config.min_shot:
+            found.append(int(number))
+            last = int(number)
+    return found

@@ -10,8 +10,12 @@ Row = Mapping[str, Any]
 # Clip field -> model role that fills it; a clip that lacks one is neither kept nor refused yet.
 NEEDED_ROLES = {"sync_c": "sync_scorer", "iqa_1to5": "quality_scorer", "caption": "captioner"}
 
+NOBODY_SPEAKS = {"no_face", "no_speech", "music"}
+# In such a picture lips cannot be read well enough to say why they and the sound disagree.
+UNFIT = {"still_picture", "low_frame_rate", "low_quality"}
+
 # Refusals of the file itself, which no threshold can undo.
-FILE_REASONS = frozenset({"unreadable", "truncated", "not_a_video", "no_audio"})
+FILE_REASONS = frozenset({"unreadable", "truncated", "not_a_video", "unsupported", "no_audio", "bad_crop"})
 
 
 @dataclass(frozen=True)
@@ -19,21 +23,31 @@ class SelectConfig:
     """Thresholds; a clip is refused when it is below a `min_` or above a `max_`.
 
     `min_sync_c`, `min_iqa` (on 1 to 5; the paper's "40" of 0..100 is 2.6) and 3 to 20 s are OmniAvatar's; `max_offset`
-    is what the sound may still be off, in frames; `min_side` and `min_face_px` in pixels of the source. Above
-    `max_static_pct` a picture counts as still; frames that do change must come at `min_fps`. `test_share` of the
-    videos, drawn by a hash of their id and `split_seed`, become the test split with all their clips.
+    is what the sound may still be off, `max_drift` what its offset may change from the first third to the last, in
+    frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less than
+    `min_lip_motion` are still (`perception.lips`); `min_speaking_pct` of its frames the face must speak by the
+    active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data set's
+    point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
+    frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
+    `split_seed`, become the test split with all their clips.
     """
 
     min_seconds: float = 3.0
     max_seconds: float = 20.0
     min_sync_c: float = 4.0
+    chance_sync_c: float = 2.0
     max_offset: int = 1
+    max_drift: int = 1
+    min_lip_motion: float = 0.4
+    min_speaking_pct: float = 25.0
+    max_xy_distance: float = 0.15
     min_iqa: float = 2.6
     max_faces: int = 1
     min_face_px: float = 32.0
     min_side: int = 256
     min_speech_pct: float = 30.0
     max_music_ratio: float = 0.36
+    max_text_area_pct: float = 0.7
     max_static_pct: float = 80.0
     min_fps: float = 20.0
     test_share: float = 0.1
@@ -62,14 +76,15 @@ def refusals(config: SelectConfig, row: Row) -> list[str]:
     if row["duration"] < config.min_seconds:
         return ["too_short"]  # nothing else measured on so little is reliable
     reasons = [*_picture(config, row), *_sound(config, row)]
+    poor = ["low_quality"] if _below(row, "iqa_1to5", config.min_iqa) else []
     # Where nobody is seen or heard speaking, lips and sound cannot agree: that is no finding about sync.
-    if not {"no_face", "no_speech", "music"} & set(reasons):
-        reasons += _sync(config, row)
-    if _below(row, "iqa_1to5", config.min_iqa):
-        reasons.append("low_quality")
+    if not NOBODY_SPEAKS & set(reasons):
+        reasons += _sync(config, row, fit=not UNFIT & {*reasons, *poor})
     if row.get("dup_group") not in (None, row["clip_id"]):
-        reasons.append("duplicate")
-    return reasons
+        poor.append("duplicate")
+    if row.get("test_overlap") is not None:
+        poor.append("in_test_set")
+    return reasons + poor
 
 
 def _picture(config: SelectConfig, row: Row) -> Iterator[str]:
@@ -88,6 +103,8 @@ def _picture(config: SelectConfig, row: Row) -> Iterator[str]:
         yield "no_face"
     if _above(row, "n_faces_median", config.max_faces):
         yield "several_faces"
+    if _above(row, "text_area_pct", config.max_text_area_pct):
+        yield "burned_in_text"
 
 
 def _sound(config: SelectConfig, row: Row) -> Iterator[str]:
@@ -97,10 +114,32 @@ def _sound(config: SelectConfig, row: Row) -> Iterator[str]:
         yield "music"
 
 
-def _sync(config: SelectConfig, row: Row) -> Iterator[str]:
+def _sync(config: SelectConfig, row: Row, fit: bool) -> Iterator[str]:
+    """What is wrong with who speaks when; `fit`: the picture allows to say more than that lips and sound disagree."""
     off = abs((row.get("sync_offset") or 0) - (row.get("sync_offset_applied") or 0))
-    if _below(row, "sync_c", config.min_sync_c) or off > config.max_offset:
+    apart = _below(row, "sync_c", config.min_sync_c)
+    if fit and (_below(row, "asd_speaking_pct", config.min_speaking_pct) or (apart and _lips_still(config, row))):
+        yield "off_screen_speaker"
+    elif fit and _drifts(config, row):
+        yield "drift"
+    elif fit and apart and row["sync_c"] <= config.chance_sync_c:
+        yield "dubbed"
+    elif apart or off > config.max_offset:
         yield "low_sync"
+    if _above(row, "xy_agreement", config.max_xy_distance):
+        yield "wrong_person"
+
+
+def _lips_still(config: SelectConfig, row: Row) -> bool:
+    return _below(row, "lip_motion", config.min_lip_motion)
+
+
+def _drifts(config: SelectConfig, row: Row) -> bool:
+    """Whether the thirds are apart and the whole clip is synchronous along one slope: thirds alone differ by chance."""
+    first, last, slope = (row.get(field) for field in ("sync_offset_first", "sync_offset_last", "sync_drift"))
+    if first is None or last is None or slope is None or _below(row, "sync_drift_c", config.min_sync_c):
+        return False
+    return bool(min(abs(last - first), abs(slope)) > config.max_drift)
 
 
 def _below(row: Row, field: str, least: float) -> bool:

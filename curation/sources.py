@@ -1,10 +1,17 @@
 """Which videos go in? One row per source video, in an order that does not depend on the file system."""
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from common.storage import is_url
+from curation.avspeech import list_avspeech
+from curation.hdtf import list_hdtf
+from curation.hdtf_sets import list_hdtf_set
+from curation.remote import SAFE_ID, WATCH, SourcesError, read_lines, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)
 
@@ -13,32 +20,44 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-class SourcesError(ValueError):
-    """The recipe names sources that cannot be listed."""
-
-
 @dataclass(frozen=True)
 class SourcesConfig:
     """Where the videos are.
 
-    `kind` "folder": every video file below `path`. "list": `path` is a text file with one video per line, relative to
-    the list; empty lines and lines that begin with # are passed over. `name` goes into the `source` field of the clips.
+    Here already: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
+    line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
+    gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
+    "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (`curation.hdtf_sets`;
+    cut them with cut.use_segments: exact), the first drawn with `seed`. In text files empty lines and lines that begin
+    with # are passed over. `name` goes into the `source` field of the clips; empty means folder, urls, avspeech_train,
+    avspeech_test or hdtf.
     """
 
     path: str = ""
-    kind: Literal["folder", "list"] = "folder"
-    name: str = "folder"
+    kind: Literal["folder", "list", "urls", "avspeech", "hdtf", "hdtf100", "hdtf400_15s"] = "folder"
+    name: str = ""
+    seed: int = 0
 
 
 def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
-    """Rows with `unit` (the video id: path relative to the folder), path, bytes, mtime_ns, source, row_index, caption.
+    """Rows with `unit` (the video id), path, bytes, mtime_ns, source, row_index, caption.
 
-    The caption comes from a `<video>.json` beside the video, null without one. Raises FileNotFoundError for an absent
-    folder, list or listed video, and SourcesError when there is nothing to do.
+    For videos that are here the unit is the path relative to the folder, and caption (null without one) and segments
+    come from a `<video>.json` beside the video. A video to be fetched has `url` and `segments` instead of a path
+    (`curation.remote.remote_row`). Raises FileNotFoundError for an absent folder, list or listed video, and
+    SourcesError when there is nothing to do.
     """
     root = Path(config.path).expanduser()
     if not config.path:
         raise SourcesError("sources.path is empty; set it to a folder of videos: --set sources.path=DIR")
+    if config.kind == "avspeech":
+        return list_avspeech(root, config.name)
+    if config.kind == "hdtf":
+        return list_hdtf(root, config.name)
+    if config.kind == "hdtf100" or config.kind == "hdtf400_15s":
+        return list_hdtf_set(config.kind, root, config.seed)
+    if config.kind == "urls":
+        return _urls(root, config.name or "urls")
     paths = _in_folder(root) if config.kind == "folder" else _in_list(root)
     base = root if config.kind == "folder" else root.parent
     return [_row(config, base, path, number) for number, path in enumerate(paths)]
@@ -59,8 +78,7 @@ def _in_list(file: Path) -> list[Path]:
         raise FileNotFoundError(
             f"The source list {file} does not exist; set sources.path to a text file of video paths."
         )
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    paths = [file.parent / line for line in dict.fromkeys(lines) if line and not line.startswith("#")]
+    paths = [file.parent / line for line in _entries(file)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -68,6 +86,31 @@ def _in_list(file: Path) -> list[Path]:
     if not paths:
         raise SourcesError(f"The source list {file} is empty; write one video path per line.")
     return paths
+
+
+def _entries(file: Path) -> list[str]:
+    """What a text list names, each once, in its order."""
+    return [line for line in dict.fromkeys(read_lines(file)) if line and not line.startswith("#")]
+
+
+def _urls(file: Path, source: str) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise FileNotFoundError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in _entries(file):
+        url, _, given = entry.partition(" ")
+        if not is_url(url):
+            raise SourcesError(f"{file} names {url!r}; expected an address such as https://host/video.mp4, then an id.")
+        video = youtube_id(url)
+        url = WATCH + video if video else url
+        unit = given.strip() or video or hashlib.sha256(url.encode()).hexdigest()[:16]
+        if not SAFE_ID.fullmatch(unit):
+            raise SourcesError(f"{file} gives the id {unit!r}; expected letters, digits, '-', '_' and '.' only.")
+        if rows.setdefault(unit, remote_row(unit, url, source, []))["url"] != url:
+            raise SourcesError(f"{file} gives the id {unit!r} to {url} and to another address; ids must differ.")
+    if not rows:
+        raise SourcesError(f"The list {file} is empty; write one address per line.")
+    return list(rows.values())
 
 
 def _row(config: SourcesConfig, base: Path, path: Path, number: int) -> dict[str, Any]:
@@ -78,18 +121,21 @@ def _row(config: SourcesConfig, base: Path, path: Path, number: int) -> dict[str
         "path": str(path),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "source": config.name,
+        "source": config.name or "folder",
         "row_index": number if config.kind == "list" else None,
-        "caption": _caption(path.with_suffix(".json")),
+        **_told(path.with_suffix(".json")),
     }
 
 
-def _caption(sidecar: Path) -> str | None:
-    if not sidecar.is_file():
-        return None
-    try:
-        caption = json.loads(sidecar.read_text(encoding="utf-8")).get("caption")
-    except (ValueError, AttributeError):
+def _told(sidecar: Path) -> dict[str, Any]:
+    """What the file beside a video says of it: its caption and, as `curation.remote` has them, its segments."""
+    told: Any = {}
+    if sidecar.is_file():
+        try:
+            told = json.loads(sidecar.read_text(encoding="utf-8"))
+        except ValueError:
+            told = None
+    if not isinstance(told, dict):
         logger.warning('%s is not a JSON object and was ignored; expected {"caption": "..."}', sidecar)
-        return None
-    return str(caption) if caption else None
+        told = {}
+    return {"caption": str(told["caption"]) if told.get("caption") else None, "segments": told.get("segments", [])}

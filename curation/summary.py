@@ -18,6 +18,7 @@ SOURCES_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
         ("path", pa.string()),
+        ("url", pa.string()),
         ("source", pa.string()),
         ("row_index", pa.int64()),
         ("state", pa.string()),  # kept, rejected or failed

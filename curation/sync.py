@@ -6,7 +6,6 @@ Sign (measured by planted shifts in the tests): offset > 0 = the sound leads the
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 
 from common.executors import Stage
 from common.ledger import Outcome
-from common.media import AUDIO_RATE, decode_video, read_audio
+from common.media import AUDIO_RATE, read_audio
 from curation.cut import FRAME, cut_row
-from curation.people import PeopleConfig, find_tracks, people_fields
-from perception.syncnet import SyncNet, SyncResult, crop_track, load_syncnet, sync_scores
+from curation.drift import measure_drift
+from curation.people import PeopleConfig, find_tracks
+from curation.speaker import DEFAULT_SPEAKER, READS, SpeakerConfig, face_crops, speaker_fields, track_sound
+from perception.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
 from perception.tracks import Track
-
-SAMPLES_PER_FRAME = round(FRAME * AUDIO_RATE)
 
 
 @dataclass(frozen=True)
@@ -34,49 +33,71 @@ class SyncConfig:
     min_correction_c: float = 3.0
 
 
-def sync_stage(config: SyncConfig, people: PeopleConfig, folder: Path, model: Path, model_hash: str) -> Stage:
+def sync_stage(
+    config: SyncConfig,
+    people: PeopleConfig,
+    folder: Path,
+    model: Path,
+    model_hash: str,
+    speaker: SpeakerConfig = DEFAULT_SPEAKER,
+) -> Stage:
     """The stage over cut clip rows; it may rewrite `<folder>/<clip_id>.mp4`.
 
     Outputs: clip fields sync_*, those of the speaking face, and sha256 of the file. A clip without a face has none.
     """
-    params = {"sync": asdict(config), "people": asdict(people)}
-    reads = ("unit", "source_sha256", "sha256", "t_start", "t_end", "faces")
-    make = partial(_make, config, people, folder, model)
-    return Stage("sync", "1", params, {"sync_scorer": model_hash}, make, reads=reads)
+    params = {"sync": asdict(config), "speaker": asdict(speaker), "people": asdict(people)}
+    make = partial(_make, config, people, speaker, folder, model)
+    reads = (*READS, "sha256", "lips", "speaking_pct")
+    return Stage("sync", "2", params, {"sync_scorer": model_hash}, make, reads=reads)
 
 
-def _make(config: SyncConfig, people: PeopleConfig, folder: Path, model: Path) -> Callable[[dict], Outcome]:
+def _make(
+    config: SyncConfig, people: PeopleConfig, speaker: SpeakerConfig, folder: Path, model: Path
+) -> Callable[[dict], Outcome]:
     torch.set_num_threads(1)  # the executor's processes are the parallelism
-    return partial(score_sync, config, people, folder, load_syncnet(model))
+    return partial(score_sync, config, people, speaker, folder, load_syncnet(model))
 
 
-def score_sync(config: SyncConfig, people: PeopleConfig, folder: Path, net: SyncNet, row: dict[str, Any]) -> Outcome:
-    """Score each face against the source's sound, keep the best, correct its offset and score again.
+def score_sync(
+    config: SyncConfig, people: PeopleConfig, speaker: SpeakerConfig, folder: Path, net: SyncNet, row: dict[str, Any]
+) -> Outcome:
+    """Score each face against the source's sound, correct the offset of the one that speaks and score it again.
 
     Picture from the clip file, sound from the source: a run killed between rewriting and recording does the same again.
     """
     tracks = find_tracks(people, row)
     if not tracks:
         return Outcome(row["unit"], "kept", "no_face")
-    crops = [_crop(folder / f"{row['unit']}.mp4", track, net.crop_size) for track in tracks]
+    crops = [face_crops(folder / f"{row['unit']}.mp4", track, net.crop_size) for track in tracks]
     scored = [_score(config, net, *pair, _sound(row, 0)) for pair in zip(tracks, crops, strict=True)]
-    speaker = int(np.argmax([result.sync_c for result in scored]))
-    result = scored[speaker]
-    fields: dict[str, Any] = {"sync_offset": result.offset, "sync_offset_applied": 0}
+    chosen = speaker_fields(speaker, tracks, row, [result.sync_c for result in scored])
+    speaking = chosen["face_track_id"]
+    result, shift = scored[speaking], 0
+    file: dict[str, Any] = {}
     if 1 <= abs(result.offset) <= config.max_correction and result.sync_c >= config.min_correction_c:
-        shift = result.offset
-        moved = _score(config, net, tracks[speaker], crops[speaker], _sound(row, shift))
+        moved = _score(config, net, tracks[speaking], crops[speaking], _sound(row, result.offset))
         # A true offset all but vanishes when the sound is moved; a chance one does not.
-        if abs(moved.offset) < abs(shift):
-            fields = {"sync_offset": shift + moved.offset, "sync_offset_applied": shift}
-            fields |= cut_row(folder, row, shift).outputs
-            result = moved
-    fields |= {
+        if abs(moved.offset) < abs(result.offset):
+            shift, result = result.offset, moved
+            file = cut_row(folder, row, shift).outputs
+    return Outcome(row["unit"], "kept", outputs=chosen | file | _fields(result, shift))
+
+
+def _fields(result: SyncResult, shift: int) -> dict[str, Any]:
+    """Clip fields sync_* of a score taken after the sound was moved by `shift` frames; offsets are the source's."""
+    fields: dict[str, Any] = {
         "sync_c": round(result.sync_c, 4),
+        "sync_c_valid": round(result.sync_c_valid, 4),
         "sync_d": round(result.sync_d, 4),
+        "sync_offset": result.offset + shift,
+        "sync_offset_applied": shift,
         "sync_windows": result.windows,
     }
-    return Outcome(row["unit"], "kept", outputs=fields | people_fields(tracks, row, speaker))
+    if drift := measure_drift(result.by_window):
+        names = ("sync_offset_first", "sync_offset_middle", "sync_offset_last")
+        fields |= {name: offset + shift for name, offset in zip(names, drift.thirds, strict=True)}
+        fields |= {"sync_drift": drift.frames, "sync_drift_c": drift.confidence}
+    return fields
 
 
 def _sound(row: dict[str, Any], shift: int) -> np.ndarray:
@@ -84,13 +105,6 @@ def _sound(row: dict[str, Any], shift: int) -> np.ndarray:
     return read_audio(row["path"], AUDIO_RATE, row["t_start"] - shift * FRAME, row["t_end"] - shift * FRAME)
 
 
-def _crop(file: Path, track: Track, side: int) -> np.ndarray:
-    """The face of one track (n, side, side, 3), taken frame by frame: a clip of large pictures fills the memory."""
-    frames = islice(decode_video(file), track.start_frame, track.stop_frame)
-    return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
-
-
 def _score(config: SyncConfig, net: SyncNet, track: Track, crops: np.ndarray, wave: np.ndarray) -> SyncResult:
     """Scores of one face over the frames it is seen in."""
-    sound = wave[track.start_frame * SAMPLES_PER_FRAME : track.stop_frame * SAMPLES_PER_FRAME]
-    return sync_scores(net, crops, sound, config.max_shift)
+    return sync_scores(net, crops, track_sound(track, wave), config.max_shift)

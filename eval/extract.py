@@ -16,8 +16,9 @@ from common.runs import atomic_write, fingerprint
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
 from eval.records import Arrays
+from perception.extractors import clip_extractor, frame_extractor
 from perception.faces import load_face_detector
-from perception.features import FeatureError, frame_features, load_feature_net, video_features
+from perception.features import FeatureError
 from perception.qalign import load_qalign
 from perception.syncnet import SyncNetError, load_syncnet
 
@@ -87,18 +88,13 @@ def frame_choice(count: int, config: FeatureConfig) -> np.ndarray:
 
 
 def _load_fid(config: FeatureConfig, models: Models) -> Extract:
-    net = load_feature_net(models["fid_features"])
-
-    def extract(sight: Sight) -> Arrays:
-        frames = sight.frames[frame_choice(len(sight.frames), config)]
-        return {"features": frame_features(net, frames, config.protocol)}
-
-    return extract
+    features = frame_extractor(models["fid_features"], config.protocol)
+    return lambda sight: {"features": features(sight.frames[frame_choice(len(sight.frames), config)])}
 
 
 def _load_fvd(config: FeatureConfig, models: Models) -> Extract:
-    net = load_feature_net(models["fvd_features"])
-    return lambda sight: {"features": video_features(net, sight.frames, config.protocol, config.fvd_stride)}
+    features = clip_extractor(models["fvd_features"], config.protocol, config.fvd_stride)
+    return lambda sight: {"features": features(sight.frames)}
 
 
 def _load_sync(config: FeatureConfig, models: Models) -> Extract:

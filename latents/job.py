@@ -119,7 +119,7 @@ def cached(cache: Path, clip_id: str) -> Path:
 def forget_lost(stage: Stage, units: list[dict[str, Any]], ledger: Ledger, cache: Path) -> None:
     """Mark, in place, clips the ledger knows as done but whose file is gone from the cache, to be encoded again."""
     with ledger.open(stage.name, stage.fingerprint) as log:
-        known = log.done()
+        known = dict(log.done())
     for unit in units:
         done = known.get((unit["unit"], stage.input_hash(unit)))
         if done and done.state == "kept" and not cached(cache, unit["unit"]).exists():
@@ -142,9 +142,18 @@ def pack_shards(
 
 def contents(stage: Stage, units: Sequence[Clip]) -> dict[str, Any]:
     """What a shard folder holds and what made it, to recognise a finished one."""
+    return {
+        "stage": stage.fingerprint,
+        "models": stage.models,
+        "clips": len(units),
+        "digest": clips_digest(units),
+    }
+
+
+def clips_digest(clips: Sequence[Clip]) -> str:
+    """16 hex digits that stand for clips, sorted by clip_id, and all that their samples depend on."""
     fields = ("clip_id", "video_id", "split", "caption", "sha256")
-    clips = [[str(unit.get(name)).partition(" lost ")[0] for name in fields] for unit in units]
-    return {"stage": stage.fingerprint, "models": stage.models, "clips": len(clips), "digest": fingerprint(clips)}
+    return fingerprint([[str(clip.get(name)).partition(" lost ")[0] for name in fields] for clip in clips])
 
 
 def is_packed(shards: Path, stage: Stage, units: Sequence[Clip]) -> bool:

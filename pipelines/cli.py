@@ -9,14 +9,18 @@ from typing import Annotated
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli_data import app as data_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(data_commands)
 log = logging.getLogger(__name__)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
 ForceOption = Annotated[bool, typer.Option("--force", help="run finished steps again")]
+RayOption = Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="try units again that failed for good")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
 
 
@@ -35,12 +39,20 @@ def run_recipe(
     first: Annotated[str, typer.Option("--from", help="first step")] = "",
     last: Annotated[str, typer.Option("--to", help="last step")] = "",
     settings: SetOption = None,
+    ray: RayOption = "",
+    retry: RetryOption = False,
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run a recipe, or a part of it; what is done already is not done again."""
     setup_logging(verbose)
-    _run(recipe, run, settings, first, last, force)
+    _run(recipe, run, [*(settings or ()), *_executor(ray, retry)], first, last, force)
+
+
+def _executor(ray: str, retry: bool) -> list[str]:
+    """The two options as settings of the recipe."""
+    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
+    return where + (["executor.retry=true"] if retry else [])
 
 
 def _step_command(name: str, text: str) -> None:
@@ -48,11 +60,13 @@ def _step_command(name: str, text: str) -> None:
         recipe: RecipeOption = "demo",
         run: RunOption = None,
         settings: SetOption = None,
+        ray: RayOption = "",
+        retry: RetryOption = False,
         force: ForceOption = False,
         verbose: VerboseOption = False,
     ) -> None:
         setup_logging(verbose)
-        _run(recipe, run, settings, name, name, force)
+        _run(recipe, run, [*(settings or ()), *_executor(ray, retry)], name, name, force or retry)
 
     app.command(name, help=text)(command)
 

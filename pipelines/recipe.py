@@ -8,7 +8,7 @@ from typing import Literal
 from common.executors import ExecutorConfig
 from common.recipe import load_recipe
 from common.roles import MODEL_ROLES
-from curation.job import CurationConfig
+from curation.config import CurationConfig
 from curation.preset import PRESETS
 from curation.sources import SourcesConfig
 from eval.job import EvalConfig

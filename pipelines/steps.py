@@ -11,6 +11,7 @@ import scipy.io.wavfile
 
 from common.clips import read_clips
 from common.runs import read_json, write_json
+from curation.job import ROLES as JUDGE_ROLES
 from curation.job import curate as run_curation
 from eval.job import evaluate
 from eval.report import write_report
@@ -24,7 +25,6 @@ from training.launch import launch
 
 LONG_SEED, _LONG_SECONDS = HELD_OUT_SEED + 7_008, 6.0
 GENERATION_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
-JUDGE_ROLES = ("face_detector", "sync_scorer", "quality_scorer")
 
 
 class MissingWeightsError(ValueError):

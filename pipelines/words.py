@@ -16,11 +16,15 @@ def closing_words(run: RunFolder) -> list[str]:
 
 def fault_table(found: Mapping[str, Any]) -> list[str]:
     """Planted faults, found for the right reason, and what was refused without one."""
-    lines = [f"{'planted fault':16}{'cases':>6}{'found':>7}{'wrong reason':>14}"]
-    lines += [f"{row['kind']:16}{row['cases']:>6}{row['found']:>7}{row['wrong_reason']:>14}" for row in found["faults"]]
+    lines = [f"{'planted fault':20}{'cases':>6}{'found':>7}{'wrong reason':>14}{'recall':>8}{'precision':>11}"]
+    lines += [
+        f"{row['kind']:20}{row['cases']:>6}{row['found']:>7}{row['wrong_reason']:>14}"
+        f"{row['recall']:>8.2f}{'-' if row['precision'] is None else format(row['precision'], '.2f'):>11}"
+        for row in found["faults"]
+    ]
     offsets = found["offsets"]
     return [
         *lines,
-        f"offsets recovered exactly: {offsets['exact']} of {offsets['cases']}",
+        f"offsets recovered exactly: {offsets['exact']} of {offsets['cases']}, at 0 afterwards: {offsets['zero']}",
         f"unfaulted clips refused: {found['false_refusals']} of {found['unfaulted']}",
     ]

@@ -20,12 +20,12 @@ FLOORS = {
 FOLDERS = {name: ROOT / name if (ROOT / name).is_dir() else ROOT / "packages" / name for name in FLOORS}
 # Engine -> the folders in which it is confined, and the files there that may import it.
 ENGINES = {
-    "ray": (tuple(FLOORS), ("common/executors.py",)),
+    "ray": (tuple(FLOORS), ("common/ray_cluster.py",)),
     "deepspeed": (tuple(FLOORS), ("training/engine.py",)),
-    "typer": (tuple(FLOORS), ("pipelines/cli.py",)),
+    "typer": (tuple(FLOORS), ("pipelines/cli*.py",)),
     "torch": (("common",), ()),
 }
-BROAD_EXCEPT = ("common/executors.py",)
+BROAD_EXCEPT = ("common/runner.py",)
 
 
 def sources() -> dict[str, Path]:

@@ -15,14 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, hash_path
-from training.checkpoint import CheckpointConfig, Checkpoints, TrainState, adopt_origin
+from training.checkpoint import CheckpointConfig, Checkpoints, TrainState, adapter_config, adopt_origin
 from training.data import ClipWindows, DataConfig, MicroBatch, index_digest, stream
+from training.devices import peak_memory, peak_of
 from training.engine import Engine, EngineConfig, StepResult, join_group, leave_group
+from training.flops import PATCH, Work, network_of, work
 from training.model import ModelConfig, build_model
 from training.objective import ObjectiveConfig, draw, make_batch, sample_losses
 from training.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -73,6 +76,8 @@ class Trainer:
         self.config = config
         self.windows = ClipWindows(shards, config.data, config.seed, shortest=1 if plain else 2)
         model = build_model(config.model, self.windows.audio_dim, config.engine.frozen_dtype, config.seed)
+        rank = config.model.lora_rank if plain else adapter_config(config.model).rank
+        self.network = network_of(model.dit.config, config.model.variant, rank, model.audio_entry, model.audio_dim)
         self.engine = Engine(model, build_optimizer(model, config.optimizer), config.data.micro_batches, config.engine)
         if self.engine.rank == 0:
             adopt_origin(run, origin(config, shards))
@@ -81,6 +86,8 @@ class Trainer:
         if config.validation.every:
             windows = ClipWindows(shards, replace(config.data, split=config.validation.split), config.seed, 2)
             self.held_out = HeldOut(windows, config.validation, config.objective, plain)
+        half = config.engine.autocast == "bf16"
+        self.peak = peak_of(self.engine.device, torch.bfloat16 if half else torch.float32)
         self.checkpoints = Checkpoints(run.checkpoints, self.engine, config.checkpoint)
         self.state = self.saved = self.checkpoints.load()
         self.started = time.monotonic() - self.state.elapsed
@@ -107,7 +114,7 @@ class Trainer:
         micro_batches = next(steps)
         waited = time.monotonic() - began
         lr = learning_rate(self.config.optimizer, self.state.step, self.progress())
-        loss = samples = tokens = 0.0
+        loss = samples = tokens = asked = executed = 0.0
         for micro in micro_batches:
             losses = self.losses(micro)
             # Divided by the nominal size: every sample weighs the same, also those of a short micro-batch.
@@ -115,10 +122,13 @@ class Trainer:
             result = self.engine.step(lr)
             loss += losses.sum().item()
             samples += len(losses)
-            tokens += sum(sample.latents[0].numel() // 4 for sample in micro.samples)
-        loss, samples, tokens = self.engine.total(loss, samples, tokens)
+            tokens += sum(sample.latents[0].numel() // PATCH for sample in micro.samples)
+            cost = self.work(micro)
+            asked, executed = asked + cost.step * len(losses), executed + cost.executed * len(losses)
+        loss, samples, tokens, asked, executed = self.engine.total(loss, samples, tokens, asked, executed)
         self._advance(result)
         seconds = time.monotonic() - began
+        possible = seconds * self.engine.world * self.peak.flops
         return {
             "step": self.state.step,
             "loss": loss / samples,
@@ -127,6 +137,12 @@ class Trainer:
             "tokens_per_s": tokens / seconds,
             "seconds": seconds,
             "data_wait": waited,
+            "data_wait_share": waited / seconds,
+            "mfu": asked / possible,
+            "hfu": executed / possible,
+            "peak_tflops": self.peak.flops / 1e12,
+            "peak_source": self.peak.source,
+            "peak_memory": peak_memory(self.engine.device),
             "skipped": self.state.skipped,
         }
 
@@ -137,6 +153,12 @@ class Trainer:
         draws = [draw(objective, self.config.seed, position, sample) for sample, position in pairs]
         batch = make_batch(micro, draws, constants.empty_text, constants.text_length, self.config.model.plain)
         return sample_losses(self.engine, batch.to(self.engine.device), objective)
+
+    def work(self, micro: MicroBatch) -> Work:
+        """The work of each sample of a micro-batch; all have one shape."""
+        latents = micro.samples[0].latents
+        text, recompute = self.windows.constants.text_length, self.config.model.gradient_checkpointing
+        return work(self.network, latents[0].numel() // PATCH, latents.shape[1], text, recompute)
 
     def progress(self) -> float:
         """How much of the run lies behind, 0 to 1, by the limit that is nearer."""
@@ -153,6 +175,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment, and the export."""
         self.checkpoints.save(self.state, self.config.model)
+        self.report.flush()
         self.saved = self.state
 
     def _advance(self, result: StepResult) -> None:

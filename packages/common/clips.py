@@ -2,15 +2,19 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.runs import atomic_write
+from common.runs import atomic_write, disk_guard
+from common.tables import BATCH_ROWS, batches, connection_beside, quoted
 
+GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
 
 # What each field means, with its unit; a field without a value is null. A new measurement is one line here.
@@ -25,6 +29,7 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("fps_src", REAL, "average frame rate of the source"),
     ("width", INT, "of the source, pixels"),
     ("height", INT, "of the source, pixels"),
+    ("crop", pa.list_(INT), "what the clip shows of the source: x, y, width, height in its pixels; null = all"),
     ("codec", TEXT, "video codec of the source"),
     ("audio_rate", INT, "sample rate of the source's sound, Hz"),
     ("video_start_pts", REAL, "start time of the video stream, seconds"),
@@ -47,24 +52,40 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("framing", TEXT, "head, semi or full"),
     ("wrist_visible_pct", REAL, "percent of frames with a wrist in view"),
     ("sync_c", REAL, "SyncNet confidence"),
+    ("sync_c_valid", REAL, "sync_c without the windows shifted past the ends"),
     ("sync_d", REAL, "SyncNet distance"),
     ("sync_offset", INT, "frames by which the sound of the source is off"),
     ("sync_offset_applied", INT, "frames by which the clip file's sound was moved"),
     ("sync_windows", INT, "windows behind sync_c"),
+    ("sync_offset_first", INT, "offset of the source's sound in the first third, frames"),
+    ("sync_offset_middle", INT, "in the middle third"),
+    ("sync_offset_last", INT, "in the last third"),
+    ("sync_drift", INT, "frames by which the offset grows along the best line; null: the thirds are not on it"),
+    ("sync_drift_c", REAL, "SyncNet confidence along that line"),
+    ("speaker_evidence", TEXT, "what says which face speaks: active_speaker, sync, lips, annotation or none"),
+    ("lip_motion", REAL, "how much the lips move of the face whose lips move most; see perception.lips"),
+    ("lip_agreement", REAL, "correlation of the speaking face's lips with the loudness"),
     ("asd_speaking_pct", REAL, "percent of frames in which the face is the one that speaks"),
     ("iqa_1to5", REAL, "image quality, 1 (bad) to 5 (excellent)"),
     ("ase_1to5", REAL, "aesthetics, 1 to 5"),
     ("iqa_variant", TEXT, "model behind the two"),
     ("text_area_pct", REAL, "percent of the frame covered by burned-in text"),
+    ("text_near_face_pct", REAL, "the same weighted by nearness to the face, percent of the face's box"),
     ("sharpness", REAL, "variance of the Laplacian in the face box"),
     ("static_pct", REAL, "percent of frames that repeat the one before"),
     ("speech_pct", REAL, "percent of time with speech"),
     ("snr_db", REAL, "speech over background, dB"),
     ("music_ratio", REAL, "share of the sound's energy that is not the voice"),
     ("clipping_pct", REAL, "percent of samples at full scale"),
+    ("loudness_lufs", REAL, "programme loudness, ITU-R BS.1770-4"),
+    ("silence_start", REAL, "seconds without sound at the start"),
+    ("silence_end", REAL, "seconds without sound at the end"),
     ("dup_group", TEXT, "clips of one group show the same thing"),
+    ("test_overlap", TEXT, "clip of a test set that shows some of the same"),
     ("caption", TEXT, "what is seen: first frame, behaviour, background"),
-    ("caption_model", TEXT, "who wrote it"),
+    ("caption_model", TEXT, "who wrote it: sidecar, recipe, or the captioner's folder and hash"),
+    ("caption_prompt", TEXT, "what the captioner was asked"),
+    ("caption_decoding", TEXT, "how its answer was drawn"),
     ("split", TEXT, "train or test"),
     ("decision", TEXT, "kept, rejected, failed or pending"),
     ("reasons", pa.list_(TEXT), "why it is not kept, every reason"),
@@ -74,6 +95,7 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("run_id", TEXT, "fingerprint of the resolved recipe"),
 )
 CLIP_SCHEMA = pa.schema(pa.field(name, kind, metadata={"meaning": text}) for name, kind, text in CLIP_FIELDS)
+CLIP_NAMES = frozenset(name for name, _, _ in CLIP_FIELDS)  # the schema makes its list anew whenever it is asked
 
 
 class ClipError(ValueError):
@@ -88,31 +110,73 @@ def clip_id(video_id: str, start_ms: int, end_ms: int, rule_version: str) -> str
 def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the clip table, sorted by clip_id; equal rows give equal bytes. Fields left out of a row are null.
 
-    Errors: ClipError for an unknown field, a value of another type, a missing or doubled clip_id; DiskFullError.
+    The rows are taken one by one and never all held in memory. Errors: ClipError for an unknown field, a value of
+    another type, a missing or doubled clip_id; DiskFullError.
     """
-    ordered = sorted((_checked(row) for row in rows), key=lambda row: row["clip_id"])
-    for before, after in zip(ordered, ordered[1:], strict=False):
-        if before["clip_id"] == after["clip_id"]:
-            raise ClipError(f"clip_id '{after['clip_id']}' is there twice; one row per clip.")
+    path = Path(path)
+    unsorted = path.with_name(f".{path.stem}.unsorted{path.suffix}")
     try:
-        table = pa.Table.from_pylist(ordered, CLIP_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ClipError(_misfit(ordered, str(error))) from error
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        with disk_guard(unsorted):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(unsorted, CLIP_SCHEMA, compression="zstd") as writer:
+                for piece in _pieces(rows):
+                    writer.write_batch(piece)
+        with atomic_write(path) as temporary, pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer:
+            for group in _sorted_groups(unsorted):
+                writer.write_table(group)
+    finally:
+        unsorted.unlink(missing_ok=True)
+
+
+def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a clip table as dicts, maps as dicts, read piece by piece; all columns or those named.
+
+    Errors: FileNotFoundError.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist; run the curation job, which writes it.")
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            yield from batch.to_pylist(maps_as_pydicts="strict")
 
 
 def read_clips(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a clip table as dicts, maps as dicts. Errors: FileNotFoundError."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; run the curation job, which writes it.")
-    return pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+    """All rows of a clip table, as `stream_clips` gives them. Errors: FileNotFoundError."""
+    return list(stream_clips(path))
+
+
+def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
+    left = iter(rows)
+    while piece := [_checked(row) for row in islice(left, BATCH_ROWS)]:
+        try:
+            yield pa.RecordBatch.from_pylist(piece, CLIP_SCHEMA)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ClipError(_misfit(piece, str(error))) from error
+
+
+def _sorted_groups(unsorted: Path) -> Iterator[pa.Table]:
+    """The rows by clip_id, in groups whose size depends on nothing but their number. Errors: ClipError."""
+    waiting: list[pa.RecordBatch] = []
+    last = None
+    with connection_beside(unsorted.parent) as connection:
+        for batch in batches(connection.sql(f"FROM read_parquet({quoted(unsorted)}) ORDER BY clip_id"), CLIP_SCHEMA):
+            ids = pa.chunked_array([pa.array([last], pa.string()), batch["clip_id"]]).combine_chunks()
+            doubled = ids.filter(pc.equal(ids, pa.concat_arrays([ids[1:], pa.nulls(1, pa.string())])))
+            if len(doubled):
+                raise ClipError(f"clip_id '{doubled[0]}' is there twice; one row per clip.")
+            last = ids[-1].as_py()
+            waiting.append(batch)
+            while sum(len(each) for each in waiting) >= GROUP_ROWS:
+                table = pa.Table.from_batches(waiting)
+                yield table[:GROUP_ROWS].combine_chunks()
+                waiting = table[GROUP_ROWS:].to_batches()
+    yield pa.Table.from_batches(waiting, CLIP_SCHEMA).combine_chunks()
 
 
 def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in row:
-        if name not in CLIP_SCHEMA.names:
-            near = difflib.get_close_matches(name, CLIP_SCHEMA.names, 1)
+        if name not in CLIP_NAMES:
+            near = difflib.get_close_matches(name, CLIP_NAMES, 1)
             advice = f"did you mean '{near[0]}'?" if near else "declare it in common/clips.py."
             raise ClipError(f"Field '{name}' is not in the clip table; {advice}")
     if not row.get("clip_id"):

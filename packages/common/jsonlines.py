@@ -22,8 +22,11 @@ class JsonLines:
         self.path = Path(path)
         self._file: FileIO | None = None
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one object as one line, in one write. Errors: DiskFullError; RuntimeError when another run writes."""
+    def append(self, row: dict[str, Any]) -> int:
+        """Add one object as one line, in one write; returns the size of the file in bytes.
+
+        Errors: DiskFullError; RuntimeError when another run writes.
+        """
         line = json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
         with disk_guard(self.path):
             file = self.open()
@@ -32,6 +35,7 @@ class JsonLines:
                 # A short write means a full disk: take the torn line back before saying so.
                 file.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return before + len(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The whole objects of the file in order; torn lines are passed over. No file, no rows."""
@@ -50,19 +54,40 @@ class JsonLines:
             self._file.close()
             self._file = None
 
+    def clear(self) -> None:
+        """Forget all rows and stay the one writer. Errors: RuntimeError when another run writes."""
+        self.open().truncate(0)
+
+    def remove(self) -> None:
+        """Forget all rows and the file with them. Errors: RuntimeError when another run writes."""
+        self.open()
+        self.path.unlink()
+        self.close()
+
     def open(self) -> FileIO:
         """Open for appending, alone. Errors: RuntimeError when another process or object has it open."""
         if self._file is not None:
             return self._file
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(self.path, "a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise RuntimeError(f"{self.path} is being written by another run; wait for it or stop it.") from error
+        while True:
+            file = FileIO(self.path, "a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.close()
+                raise RuntimeError(f"{self.path} is being written by another run; wait for it or stop it.") from error
+            if _is_file(file, self.path):
+                break
+            file.close()  # its last writer removed it between our opening and locking it
         size = os.fstat(file.fileno()).st_size
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             file.write(b"\n")  # a torn last line must not swallow the next one
         self._file = file
         return file
+
+
+def _is_file(file: FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio"]
+from common.media_open import MediaError, audio_stream, check_bytes, open_decoder, open_media, video_stream
 
-# ffmpeg opens pictures and even plain text as one-frame "videos" through these demuxers.
-PICTURE_DEMUXERS = ("image2", "_pipe", "tty")
 # A frame distance this far from the median makes the frame rate variable; Matroska's rounding to 1 ms stays below it.
 UNEVEN_GAP = 0.2
 # Outside MP4 the announced duration is the only sign of a missing end; headers are rounded and streams end unevenly.
 MISSING_SECONDS = 1.0
-
-
-class MediaError(ValueError):
-    """A file that cannot be used as asked; `kind` says why in one word."""
-
-    def __init__(self, kind: MediaFault, message: str) -> None:
-        super().__init__(message)
-        self.kind: MediaFault = kind
+# What no recording of a person goes beyond; a damaged header may claim anything.
+MAX_SECONDS = 24 * 3600.0
+MAX_FRAMES = 10_000_000
+FRAME_RATES = (0.5, 1000.0)  # average frames per second
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,7 @@ class Probe:
 
     `duration` runs from the first frame to the end of the last one, `fps` is the average over it, `max_frame_gap` the
     longest distance between two frames. Width and height are those of the upright picture (rotation applied).
+    `interlaced` says that the first picture was stored as two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
     """
 
     duration: float
@@ -57,6 +48,7 @@ class Probe:
     audio_start: float
     variable_frame_rate: bool
     max_frame_gap: float
+    interlaced: bool
 
 
 @dataclass(frozen=True)
@@ -93,51 +85,6 @@ class VideoIndex:
         return np.where(closer_before, before, after)
 
 
-@contextmanager
-def open_media(path: str | Path) -> Iterator[InputContainer]:
-    """Open a file for reading; ffmpeg's errors, on opening and while reading, become MediaError.
-
-    Raises FileNotFoundError when the path is absent and MediaError when ffmpeg can make nothing of it.
-    """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no media file at {path}; give the path of an existing video or sound file.")
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise _opening_error(Path(path), error) from error
-    try:
-        yield container
-    except av.FFmpegError as error:
-        raise MediaError("unreadable", f"{path} cannot be decoded ({error.strerror}); fetch the file again.") from error
-    finally:
-        container.close()
-
-
-def _opening_error(path: Path, error: Exception) -> MediaError:
-    if not path.is_file():
-        return MediaError("not_a_video", f"{path} is not a file; expected a video or sound file.")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(12)
-    except OSError as denied:
-        return MediaError("unreadable", f"{path} cannot be read ({denied.strerror}); check its permissions.")
-    if not head:
-        return MediaError("truncated", f"{path} is empty (0 bytes); fetch the file again.")
-    if head[4:8] == b"ftyp":
-        return MediaError("truncated", f"{path} ends before its index (no moov box found); fetch the file again.")
-    if head[:4] == b"\x1a\x45\xdf\xa3" or head[:4] == b"RIFF":
-        return MediaError("unreadable", f"{path} has a damaged header ({error}); fetch the file again.")
-    return MediaError("not_a_video", f"{path} is in no media format known to ffmpeg; expected a video file.")
-
-
-def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first real video stream: cover pictures of sound files do not count."""
-    if any(name in container.format.name for name in PICTURE_DEMUXERS):
-        raise MediaError("not_a_video", f"{container.name} is a picture or a text, not a video.")
-    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
-    return next(streams, None)
-
-
 def probe(path: str | Path) -> Probe:
     """Describe a video from its packets, without decoding a frame.
 
@@ -159,17 +106,19 @@ def index_video(path: str | Path) -> VideoIndex:
 @lru_cache(maxsize=16)
 def _index(path: str, size: int, _mtime: int) -> VideoIndex:
     with open_media(path) as container:
-        _check_bytes(path, size, container)
+        check_bytes(path, size, container)
         stream = video_stream(container)
         if stream is None:
             raise MediaError("no_video", f"{path} has no video stream; expected a video file.")
         packets = _read_packets(container, stream)
         _check_times(path, container, packets)
-        order = np.argsort(packets.pts, kind="stable")
-        pts = np.asarray(packets.pts, dtype=np.int64)[order]
+        # Two packets with one stamp are the two fields of one picture, or damage.
+        pts, first = np.unique(np.asarray(packets.pts, dtype=np.int64), return_index=True)
         base = float(stream.time_base or 0)
         start, times = float(pts[0] * base), (pts - pts[0]) * base
-        keys = np.flatnonzero(np.asarray(packets.keys)[order])
+        keys = np.flatnonzero(np.asarray(packets.keys)[first])
+        if not len(keys):
+            raise MediaError("unreadable", f"{path} has no key frame to start from; fetch the file again.")
         stamped = container.format.name != "avi"
         return VideoIndex(
             pts, times, keys if stamped else keys[:1], start, stamped, _describe(container, stream, times, start)
@@ -197,16 +146,9 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
         if packet.stream_index == stream.index and not packet.is_discard:
             packets.pts.append(stamp)
             packets.keys.append(packet.is_keyframe)
+            if len(packets.pts) > MAX_FRAMES:
+                raise MediaError("unreadable", f"{container.name} has over {MAX_FRAMES} frames; split the file.")
     return packets
-
-
-def _check_bytes(path: str, size: int, container: InputContainer) -> None:
-    """Raise MediaError("truncated") when an MP4 file ends inside one of its boxes."""
-    missing = _missing_bytes(path, size) if "mp4" in container.format.name else 0
-    if missing > 0:
-        raise MediaError(
-            "truncated", f"{path} lacks its last {missing} bytes ({size} are there); fetch the file again."
-        )
 
 
 def _check_times(path: str, container: InputContainer, packets: _Packets) -> None:
@@ -219,53 +161,52 @@ def _check_times(path: str, container: InputContainer, packets: _Packets) -> Non
         )
 
 
-def _missing_bytes(path: str, size: int) -> int:
-    """How far the last top-level box of an MP4 file reaches beyond the end of the file (ISO/IEC 14496-12, 4.2)."""
-    position = 0
-    with open(path, "rb") as file:
-        while position < size:
-            file.seek(position)
-            header = file.read(16).ljust(16, b"\0")
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:  # a 64-bit length follows the box type
-                length = int.from_bytes(header[8:16], "big")
-            if length == 0:  # the box runs to the end of the file
-                return 0
-            position += max(length, 8)
-    return position - size
-
-
 def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray, start: float) -> Probe:
     gaps = np.diff(times)
     usual = float(np.median(gaps)) if len(gaps) else 1 / float(stream.average_rate or 25)
     duration = float(times[-1]) + usual
-    sound = container.streams.audio[0] if container.streams.audio else None
-    height, width = _first_picture_size(container, stream)
+    _check_rates(container, len(times), duration)
+    sound = audio_stream(container)
+    picture = _first_picture(container, stream)
+    turned = quarter_turns(picture) % 2 == 1
     return Probe(
         duration=duration,
         fps=len(times) / duration,
         frames=len(times),
-        width=width,
-        height=height,
-        codec=stream.codec_context.name,
+        width=picture.height if turned else picture.width,
+        height=picture.width if turned else picture.height,
+        codec=stream.codec_context.codec.canonical_name,
         has_audio=sound is not None,
-        audio_rate=sound.rate or 0 if sound else 0,
+        audio_rate=sound.rate if sound else 0,
         audio_channels=sound.channels or 0 if sound else 0,
-        audio_codec=sound.codec_context.name if sound else "",
+        audio_codec=sound.codec_context.codec.canonical_name if sound else "",
         video_start=start,
         audio_start=float((sound.start_time or 0) * (sound.time_base or 0)) if sound else 0.0,
         variable_frame_rate=bool(len(gaps) and np.abs(gaps - usual).max() > UNEVEN_GAP * usual),
         max_frame_gap=float(gaps.max()) if len(gaps) else usual,
+        interlaced=bool(picture.interlaced_frame),
     )
 
 
-def _first_picture_size(container: InputContainer, stream: VideoStream) -> tuple[int, int]:
-    """Height and width of the first frame, upright; raises MediaError when it cannot be decoded."""
+def _check_rates(container: InputContainer, frames: int, duration: float) -> None:
+    """Raise MediaError for frame times that no camera makes."""
+    least, most = FRAME_RATES
+    if not 0 < duration <= MAX_SECONDS or not least <= frames / duration <= most:
+        raise MediaError(
+            "unreadable",
+            f"{container.name} claims {frames} frames in {duration:.3f} s; expected {least:g} to {most:g} per second "
+            f"and at most {MAX_SECONDS / 3600:g} h: fetch the file again.",
+        )
+
+
+def _first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame:
+    """The first picture; raises MediaError when it cannot be decoded."""
+    open_decoder(stream)
     container.seek(stream.start_time or 0, stream=stream)
     frame = next(container.decode(stream), None)
     if frame is None:
         raise MediaError("unreadable", f"{container.name} yields no picture; fetch the file again.")
-    return (frame.width, frame.height) if quarter_turns(frame) % 2 else (frame.height, frame.width)
+    return frame
 
 
 def quarter_turns(frame: VideoFrame) -> int:

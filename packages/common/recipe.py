@@ -23,9 +23,9 @@ class RecipeError(ValueError):
 def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), search: Sequence[Path] = ()) -> T:
     """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
 
-    `extends: <name or path relative to this file>` is read first and merged deeply; `overrides` ("train.lr=1e-5",
-    values are YAML) come last. Errors: FileNotFoundError for an absent recipe, RecipeError for anything in it that
-    `cls` does not declare.
+    `extends: <name or path relative to this file>`, or a list of them, is read first and merged deeply, in that order;
+    `overrides` ("train.lr=1e-5", values are YAML) come last. Errors: FileNotFoundError for an absent recipe,
+    RecipeError for anything in it that `cls` does not declare.
     """
     tree = _read_tree(_find(str(path), Path(), search), search, ())
     for override in overrides:
@@ -69,10 +69,11 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds {tree!r}; expected a mapping of keys to values at the top.")
-    base = tree.pop("extends", None)
-    if base is None:
-        return tree
-    return _merge(_read_tree(_find(str(base), path.parent, search), search, (*seen, path.resolve())), tree)
+    bases = tree.pop("extends", None) or []
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        merged = _merge(merged, _read_tree(_find(str(base), path.parent, search), search, (*seen, path.resolve())))
+    return _merge(merged, tree)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

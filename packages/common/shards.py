@@ -8,8 +8,9 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from common.runs import atomic_write, disk_guard, plain, sync
+from common.runs import atomic_write, disk_guard, plain, sync, write_json
 
 FPS = 25
 TENSORS, META = ".tensors.safetensors", ".meta.json"
+TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+NEXT = ".next"  # folder of files that are about to replace those of the same name, all of them
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -61,6 +64,7 @@ class ShardWriter:
             raise ShardError(f"samples_per_shard is {samples_per_shard}: expected at least 1.")
         self.folder, self.samples_per_shard, self.fingerprint = Path(folder), samples_per_shard, fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
+        finish_removal(self.folder)
         self._file: BinaryIO | None = None
         self._rows: list[dict[str, Any]] = []
         self._parts = self._keep_finished()
@@ -105,10 +109,8 @@ class ShardWriter:
         """Finish the last shard and write the merged `index.parquet`. Errors: DiskFullError."""
         if self._rows:
             self._finish_shard()
-        index = self.folder / "index.parquet"
-        with atomic_write(index) as temporary, pq.ParquetWriter(temporary, INDEX_SCHEMA, compression="zstd") as writer:
-            for part in self._parts:
-                writer.write_table(pq.read_table(part, schema=INDEX_SCHEMA))
+        with atomic_write(self.folder / "index.parquet") as temporary:
+            _merge_parts(temporary, self._parts)
 
     @property
     def _tar(self) -> Path:
@@ -121,14 +123,13 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         assert self._file is not None
         with disk_guard(self._tar):
-            self._file.write(b"\0" * (2 * tarfile.BLOCKSIZE))  # the end mark of a tar
+            self._file.write(TAR_END)
             self._file.close()
             sync(self._partial)
             os.replace(self._partial, self._tar)
         part = self._tar.with_suffix(".parquet")
-        schema = INDEX_SCHEMA.with_metadata({"fingerprint": self.fingerprint})
         with atomic_write(part) as temporary:
-            pq.write_table(pa.Table.from_pylist(self._rows, schema), temporary, compression="zstd")
+            _write_part(temporary, pa.Table.from_pylist(self._rows, INDEX_SCHEMA), self.fingerprint)
         self._parts.append(part)
         self._file, self._rows = None, []
 
@@ -177,11 +178,87 @@ class ShardReader:
 
 
 def read_index(folder: Path | str) -> pa.Table:
-    """The index of a shard folder, rows in the order they were written. Errors: FileNotFoundError."""
+    """The index of a shard folder, rows in the order they were written. Errors: FileNotFoundError; ShardError when the
+    removal of samples was interrupted."""
     path = Path(folder) / "index.parquet"
+    if (path.parent / NEXT).exists():
+        raise ShardError(f"The removal of samples from {folder} was interrupted; run the same takedown again.")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: the shards are absent or unfinished; run the latents job.")
     return pq.read_table(path, schema=INDEX_SCHEMA)
+
+
+def remove_samples(
+    folder: Path | str, clip_ids: Collection[str], fingerprint: str = "", files: Mapping[str, Any] | None = None
+) -> int:
+    """Rewrite the shards that hold one of these clips without it, and the index; returns how many samples went.
+
+    The other samples keep their bytes, order and shard; a shard may be left empty. All parts of the index get
+    `fingerprint`, for the writer that goes on here, and `files` (name -> JSON value) are written beside, in the same
+    step: killed at any moment, all files are the old ones or, after the next call, the new ones. Errors: DiskFullError;
+    ShardError for a shard that is missing.
+    """
+    folder, doomed = Path(folder), set(clip_ids)
+    finish_removal(folder)
+    for torn in folder.glob("shard-*.tar.partial"):  # it may hold one of them, and is thrown away by any writer
+        torn.unlink()
+    tables = {part: pq.read_table(part, schema=INDEX_SCHEMA) for part in sorted(folder.glob("shard-*.parquet"))}
+    ids = [clip for table in tables.values() for clip in table["clip_id"].to_pylist()]
+    if doomed.isdisjoint(ids):
+        return 0
+    staged = folder / f"{NEXT}.partial"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    with disk_guard(staged):
+        for part, table in tables.items():
+            if not doomed.isdisjoint(table["clip_id"].to_pylist()):
+                table = _copy_shard(part.with_suffix(".tar"), staged, table, doomed)
+            _write_part(staged / part.name, table, fingerprint)
+        if (folder / "index.parquet").exists():
+            _merge_parts(staged / "index.parquet", [staged / part.name for part in tables])
+        for name, value in (files or {}).items():
+            write_json(staged / name, value)
+        for file in (*staged.iterdir(), staged):
+            sync(file)
+    os.rename(staged, folder / NEXT)
+    finish_removal(folder)
+    return len(doomed.intersection(ids))
+
+
+def finish_removal(folder: Path) -> None:
+    """Bring a removal that was killed after its decision to its end; without one there is nothing to do."""
+    waiting = folder / NEXT
+    if not waiting.exists():
+        return
+    for file in sorted(waiting.iterdir()):
+        os.replace(file, folder / file.name)
+    sync(folder)
+    waiting.rmdir()
+
+
+def _copy_shard(tar: Path, target: Path, table: pa.Table, doomed: set[str]) -> pa.Table:
+    """Write a shard of the same name into the folder `target` without the doomed samples; returns its part of the
+    index."""
+    if not tar.exists():
+        raise ShardError(f"{tar} is missing but its index is there; write the shards again.")
+    rows = [row for row in table.to_pylist() if row["clip_id"] not in doomed]
+    with open(tar, "rb") as old, open(target / tar.name, "wb") as new:
+        for row in rows:
+            old.seek(row["offset"])
+            row["offset"] = new.tell()
+            new.write(old.read(row["size"]))
+        new.write(TAR_END)
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
+
+
+def _write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
+    pq.write_table(table.replace_schema_metadata({"fingerprint": fingerprint}), path, compression="zstd")
+
+
+def _merge_parts(path: Path, parts: list[Path]) -> None:
+    with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=INDEX_SCHEMA))
 
 
 def _describe(clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,24 @@
-"""Places where units are done: the calling process, or one spawned process each, and the crew they form.
+"""Places where units are done: the calling process, or one spawned process each.
 
-Each worker holds one unit at a time, so the death of a worker is always the death of a known unit.
+Each worker holds one unit at a time, so the death of a worker is always the death of a known unit. A worker outlives
+the stage it was hired for when it is told to load the next one.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from common.ledger import Outcome
 
 Unit = dict[str, Any]
+WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane
 
 
 class Job(Protocol):
@@ -34,11 +36,10 @@ class Worker(Protocol):
 
     @property
     def death(self) -> tuple[type[BaseException], ...]:
-        """What a future raises when the worker is gone."""
+        """What `load`, `submit` or their futures raise when the worker is gone."""
 
-    @property
-    def loading(self) -> "Future[None]":
-        """Ends when the models are loaded or the worker died trying."""
+    def load(self, job: Job | None) -> "Future[None]":
+        """Let go of the job held so far, then load this one; ends when that is done or the worker died trying."""
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Begin one unit."""
@@ -52,20 +53,28 @@ class InProcessWorker:
 
     death: tuple[type[BaseException], ...] = ()
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self) -> None:
+        self._job: Job | None = None
+
+    def load(self, job: Job | None) -> "Future[None]":
+        """Load the job now; the future is done."""
         self._job = job
-        self.loading: Future[None] = Future()
-        job.load()
-        self.loading.set_result(None)
+        if job is not None:
+            job.load()
+        loaded: Future[None] = Future()
+        loaded.set_result(None)
+        return loaded
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Do the unit now; the future is done."""
+        assert self._job is not None
         future: Future[Outcome] = Future()
         future.set_result(self._job.attempt(unit, attempt))
         return future
 
     def stop(self, now: bool) -> None:
-        """Nothing to end."""
+        """Let go of the job."""
+        self._job = None
 
 
 class ProcessWorker:
@@ -73,12 +82,18 @@ class ProcessWorker:
 
     death: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
-    def __init__(self, job: Job) -> None:
-        others = set(multiprocessing.active_children())
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process, initargs=(job,))
-        self.loading = self._pool.submit(_load)
-        self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
+        self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process)
+        self._processes: set[BaseProcess] = set()
+
+    def load(self, job: Job | None) -> "Future[None]":
+        """Begin loading in the process."""
+        others = set(multiprocessing.active_children())
+        loading = self._pool.submit(_load, job)
+        if not self._processes:  # the pool starts its process with the first task
+            self._processes = set(multiprocessing.active_children()) - others
+        return loading
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Begin one unit in the process."""
@@ -92,12 +107,41 @@ class ProcessWorker:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_job: Job  # of this spawned process
+class Shelf:
+    """Idle workers between two stages, by kind; they hold no models."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Hashable, list[Worker]] = {}
+
+    def put(self, kind: Hashable, worker: Worker) -> None:
+        """Keep a worker; it lets go of its job. One that is dead already is passed over."""
+        try:
+            worker.load(None)
+        except worker.death:
+            worker.stop(now=True)
+        else:
+            self._idle.setdefault(kind, []).append(worker)
+
+    def take(self, kind: Hashable) -> Worker | None:
+        """A worker of a kind, or None when none is kept."""
+        idle = self._idle.get(kind)
+        return idle.pop() if idle else None
+
+    def count(self, kind: Hashable) -> int:
+        """How many of a kind are kept."""
+        return len(self._idle.get(kind, ()))
+
+    def clear(self, besides: Hashable = None) -> None:
+        """End the kept workers, those of one kind excepted."""
+        for kind in [kind for kind in self._idle if kind != besides]:
+            for worker in self._idle.pop(kind):
+                worker.stop(now=True)
 
 
-def _enter_process(job: Job) -> None:
-    global _job
-    _job = job
+_job: Job | None = None  # of this spawned process
+
+
+def _enter_process() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C reaches the whole group: leave without a traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -111,47 +155,15 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _load() -> None:
-    _job.load()
+def _load(job: Job | None) -> None:
+    global _job
+    _job = None
+    gc.collect()  # the former models make room before the next ones are read
+    if job is not None:
+        job.load()
+        _job = job
 
 
 def _attempt(unit: Unit, attempt: int) -> Outcome:
+    assert _job is not None
     return _job.attempt(unit, attempt)
-
-
-@dataclass
-class Crew:
-    """Workers of one kind; the idle ones wait here."""
-
-    hire: Callable[[], Worker]
-    workers: list[Worker] = field(default_factory=list)
-    idle: list[Worker] = field(default_factory=list)
-    proven: bool = False  # some worker has done some unit
-
-    def grow(self) -> None:
-        """Take one more worker on."""
-        worker = self.hire()
-        self.workers.append(worker)
-        self.idle.append(worker)
-
-    def take_idle(self, wanted: int) -> list[Worker]:
-        """Up to `wanted` idle workers, now busy."""
-        taken, self.idle = self.idle[:wanted], self.idle[wanted:]
-        return taken
-
-    def give_back(self, worker: Worker) -> None:
-        """The worker has done its unit."""
-        self.proven = True
-        self.idle.append(worker)
-
-    def replace(self, worker: Worker) -> None:
-        """A dead worker makes room for a fresh one."""
-        self.workers.remove(worker)
-        worker.stop(now=True)
-        self.grow()
-
-    def disband(self, now: bool) -> None:
-        """End all workers, in the middle of their units if `now`."""
-        for worker in self.workers:
-            worker.stop(now)
-        self.workers, self.idle = [], []

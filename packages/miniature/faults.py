@@ -1,26 +1,21 @@
 """Draws source videos of the small world into a folder, some with a planted fault, each with its truth in a sidecar.
 
-`<name>.mp4` has `<name>.json` beside it: the caption (which any captioned source may bring) and under `truth` what was
-planted, which curation never reads.
+`<name>.mp4` has `<name>.json` beside it: the caption (which any captioned source may bring), where two people are seen
+the annotated row of a data set that names the speaker (`segments`), and under `truth` what was planted, which curation
+never reads.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import cv2
-import numpy as np
+from typing import Any
 
 from common.media import write_video
 from common.progress import progress
 from common.runs import read_json, write_json
 from miniature.figure import Framing
-from miniature.voice import music
-from miniature.world import DrawnClip, draw_clip
+from miniature.planted import FAULTS, Source, Truth
 
-SAMPLES_PER_FRAME = 640
-_SPARE_FRAMES = 12  # drawn on either side of an offset clip, so that shifted sound is real sound
+DRIFTS = (6, -6, 8, -8, 7, -7)  # frames from the first frame to the last
 
 
 @dataclass(frozen=True)
@@ -34,34 +29,6 @@ class SmallWorldConfig:
     seed: int = 500_000
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What was planted. `shift` in frames (positive = sound comes late); `original` of a duplicate.
-
-    `seconds` is the length of an ordinary source; where one shot is cut to the next, of the first.
-    """
-
-    kind: str
-    seed: int
-    framing: Framing = "face"
-    seconds: float = 0.0
-    shift: int = 0
-    original: str = ""
-
-
-@dataclass
-class Source:
-    """A source about to be written: pictures and sound may be replaced by a fault; `finish` damages the file."""
-
-    frames: np.ndarray
-    audio: np.ndarray | None
-    caption: str
-    fps: float = 25.0
-    timestamps: list[float] | None = None
-    crf: int = 18
-    finish: Callable[[Path], None] = field(default=lambda path: None)
-
-
 def plan(config: SmallWorldConfig) -> list[Truth]:
     """The truth of every source, in the order of their numbers; framings alternate, offsets run through -10..10."""
     kinds = ["clean"] * config.clean + ["offset"] * config.offset
@@ -72,6 +39,8 @@ def plan(config: SmallWorldConfig) -> list[Truth]:
         truth = Truth(kind, config.seed + number, framing, config.seconds)
         if kind == "offset":
             truth = replace(truth, shift=(number - config.clean) % 21 - 10)
+        if kind == "drift":
+            truth = replace(truth, shift=DRIFTS[kinds[:number].count("drift") % len(DRIFTS)])
         if kind == "duplicate":
             # Sources are judged in the order of their names, so the original always comes first.
             index = kinds[:number].count("duplicate") % max(1, config.clean)
@@ -96,139 +65,13 @@ def draw_sources(folder: Path, config: SmallWorldConfig) -> list[Path]:
             source = FAULTS[truth.kind](truth)
             write_video(path, source.frames, source.audio, source.fps, crf=source.crf, timestamps=source.timestamps)
             source.finish(path)
-            write_json(sidecar, {"caption": source.caption, "truth": asdict(truth)})
+            write_json(sidecar, {"caption": source.caption} | _segments(source) | {"truth": asdict(truth)})
         paths.append(path)
     return paths
 
 
-def _clean(truth: Truth) -> Source:
-    clip = draw_clip(truth.seed, truth.seconds, truth.framing)
-    return Source(clip.frames, clip.audio, clip.caption)
-
-
-def _offset(truth: Truth) -> Source:
-    clip = draw_clip(truth.seed, truth.seconds + 2 * _SPARE_FRAMES / 25, truth.framing)
-    frames = clip.frames[_SPARE_FRAMES:-_SPARE_FRAMES]
-    start = (_SPARE_FRAMES - truth.shift) * SAMPLES_PER_FRAME
-    return Source(frames, clip.audio[start : start + len(frames) * SAMPLES_PER_FRAME], clip.caption)
-
-
-def _shot_cut(truth: Truth) -> Source:
-    first = draw_clip(truth.seed, truth.seconds, truth.framing)
-    second = draw_clip(truth.seed + 50_000, truth.seconds, truth.framing)
-    frames, audio = (np.concatenate(pair) for pair in ((first.frames, second.frames), (first.audio, second.audio)))
-    return Source(frames, audio, first.caption)
-
-
-def _blur(truth: Truth) -> Source:
-    source = _clean(truth)
-    sigma = 2.4 + 0.2 * (truth.seed % 5)
-    return _with_frames(source, np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in source.frames]))
-
-
-def _noise(truth: Truth) -> Source:
-    source = _clean(truth)
-    grain = np.random.default_rng(truth.seed).normal(0, 35 + 5 * (truth.seed % 4), source.frames.shape)
-    return _with_frames(source, np.clip(source.frames + grain, 0, 255).astype(np.uint8))
-
-
-def _frozen(truth: Truth) -> Source:
-    source = _clean(truth)
-    return _with_frames(source, np.repeat(source.frames[:1], len(source.frames), axis=0))
-
-
-def _second_face(truth: Truth) -> Source:
-    """A second person beside the speaker who moves as people do but says nothing."""
-    source = _clean(replace(truth, framing="face"))
-    other = _listener(draw_clip(truth.seed + 50_000, truth.seconds))
-    pair = (source.frames, other) if truth.seed % 2 else (other, source.frames)
-    return _with_frames(source, np.concatenate(pair, axis=2))
-
-
-def _listener(clip: DrawnClip) -> np.ndarray:
-    """The frames of `clip` with lips closed: the frame of least opening nearest in time stands in for each."""
-    closed = np.flatnonzero(clip.mouth[:, 0] < 0.12)
-    if len(closed) == 0:
-        closed = np.array([int(clip.mouth[:, 0].argmin())])
-    return clip.frames[[int(closed[np.abs(closed - t).argmin()]) for t in range(len(clip.frames))]]
-
-
-def _music(truth: Truth) -> Source:
-    source = _clean(truth)
-    return replace(source, audio=music(len(source.frames), np.random.default_rng(truth.seed)))
-
-
-def _silence(truth: Truth) -> Source:
-    source = _clean(truth)
-    return replace(source, audio=np.zeros(len(source.frames) * SAMPLES_PER_FRAME, np.float32))
-
-
-def _too_short(truth: Truth) -> Source:
-    return _clean(replace(truth, seconds=1.4 + 0.2 * (truth.seed % 5)))
-
-
-def _too_long(truth: Truth) -> Source:
-    return _clean(replace(truth, seconds=22.0 + truth.seed % 5))
-
-
-def _fps15(truth: Truth) -> Source:
-    source = _clean(truth)
-    kept = (np.arange(math.floor(truth.seconds * 15)) * 25 / 15).astype(int)
-    return replace(source, frames=source.frames[kept], fps=15.0)
-
-
-def _variable_rate(truth: Truth) -> Source:
-    """Frames are missing here and there, the others keep their time: what a phone under load records."""
-    source = _clean(truth)
-    rng = np.random.default_rng(truth.seed)
-    kept = np.flatnonzero(rng.random(len(source.frames)) > 0.12)
-    kept = np.union1d(kept, [0, len(source.frames) - 1])
-    return replace(source, frames=source.frames[kept], timestamps=[float(t) / 25 for t in kept])
-
-
-def _duplicate(truth: Truth) -> Source:
-    return replace(_clean(truth), crf=23)
-
-
-def _truncated(truth: Truth) -> Source:
-    def cut_off(path: Path) -> None:
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * (0.45 + 0.1 * (truth.seed % 4)))])
-
-    return replace(_clean(truth), finish=cut_off)
-
-
-def _no_audio(truth: Truth) -> Source:
-    return replace(_clean(truth), audio=None)
-
-
-def _not_a_video(truth: Truth) -> Source:
-    def replace_by_page(path: Path) -> None:
-        path.write_text("<!DOCTYPE html><html><body>This video is no longer available.</body></html>\n" * 40)
-
-    return replace(_clean(truth), finish=replace_by_page)
-
-
-def _with_frames(source: Source, frames: np.ndarray) -> Source:
-    return replace(source, frames=frames)
-
-
-FAULTS: dict[str, Callable[[Truth], Source]] = {
-    "clean": _clean,
-    "offset": _offset,
-    "shot_cut": _shot_cut,
-    "blur": _blur,
-    "noise": _noise,
-    "frozen": _frozen,
-    "second_face": _second_face,
-    "music": _music,
-    "silence": _silence,
-    "too_short": _too_short,
-    "too_long": _too_long,
-    "fps15": _fps15,
-    "variable_rate": _variable_rate,
-    "duplicate": _duplicate,
-    "truncated": _truncated,
-    "no_audio": _no_audio,
-    "not_a_video": _not_a_video,
-}
+def _segments(source: Source) -> dict[str, Any]:
+    if source.annotated is None:
+        return {}
+    x, y = (round(value, 4) for value in source.annotated)
+    return {"segments": [{"row_index": 0, "start": 0.0, "end": len(source.frames) / source.fps, "x": x, "y": y}]}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from common.clips import read_clips
 from common.runs import RunFolder, read_json
-from miniature.faults import Truth
+from miniature.planted import Truth
 
 Row = dict[str, Any]
 
@@ -28,7 +28,14 @@ REFUSED_FOR = {
     "truncated": {"truncated", "unreadable"},
     "no_audio": {"no_audio"},
     "not_a_video": {"not_a_video"},
+    "drift": {"drift"},
+    "dubbed": {"dubbed"},
+    "off_screen": {"off_screen_speaker"},
+    "burned_text": {"burned_in_text"},
+    "wrong_person": {"wrong_person"},
 }
+# What else is true of such a source, beside the fault that was planted.
+ALSO_TRUE = {"wrong_person": {"several_faces"}, "too_long": {"too_short"}, "shot_cut": {"too_short"}}
 _FRAME = 1 / 25
 _SHORTEST_CLIP = 3.0
 
@@ -40,6 +47,7 @@ class Judged:
     truth: Truth
     source_reason: str
     clips: Sequence[Row]
+    variable_frame_rate: bool = False
 
     @property
     def reasons(self) -> set[str]:
@@ -55,7 +63,9 @@ class Judged:
 def score_truth(run: RunFolder, folder: Path) -> Row:
     """Table of found faults, false refusals and recovered offsets of a run over the drawn sources of `folder`.
 
-    Keys: `faults` [{kind, cases, found, wrong_reason}]; `unfaulted`, `false_refusals` clips; `offsets` {cases, exact}.
+    Keys: `faults` [{kind, cases, found, wrong_reason, recall, precision}], precision against the sources of other kinds
+    that were taken for this one; `unfaulted`, `false_refusals` clips, `false_reasons`; `offsets` {cases, exact, zero}:
+    moved by just as much as planted, and at 0 when scored again; `framing` {cases, right} of the unfaulted clips.
     """
     judged = _judge(run, folder)
     offsets = [item for item in judged if item.truth.kind == "offset"]
@@ -63,11 +73,16 @@ def score_truth(run: RunFolder, folder: Path) -> Row:
         clip for item in judged if item.truth.kind not in REFUSED_FOR for clip in item.clips if _should_be_kept(clip)
     ]
     return {
-        "faults": [_row(kind, [j for j in judged if j.truth.kind == kind]) for kind in _kinds(judged)],
+        "faults": [_row(kind, judged) for kind in _kinds(judged)],
         "unfaulted": len(sound),
         "false_refusals": sum(clip["decision"] != "kept" for clip in sound),
         "false_reasons": dict(Counter(reason for clip in sound for reason in clip["reasons"])),
-        "offsets": {"cases": len(offsets), "exact": sum(_offset_found(item) for item in offsets)},
+        "offsets": {
+            "cases": len(offsets),
+            "exact": sum(_offset_found(item) for item in offsets),
+            "zero": sum(_left_at_zero(item) for item in offsets),
+        },
+        "framing": _framing([item for item in judged if item.truth.kind == "clean"]),
     }
 
 
@@ -80,7 +95,8 @@ def _judge(run: RunFolder, folder: Path) -> list[Judged]:
     for row in sorted(sources, key=lambda row: row["video_id"]):
         truth = Truth(**read_json((folder / row["video_id"]).with_suffix(".json"))["truth"])
         own = sorted(clips.get(row["video_id"], []), key=lambda clip: clip["t_start"])
-        judged.append(Judged(truth, row["reason"] if row["state"] != "kept" else "", own))
+        reason = row["reason"] if row["state"] != "kept" else ""
+        judged.append(Judged(truth, reason, own, bool(row.get("variable_frame_rate"))))
     return judged
 
 
@@ -88,14 +104,45 @@ def _kinds(judged: Sequence[Judged]) -> list[str]:
     return [kind for kind in dict.fromkeys(item.truth.kind for item in judged) if kind != "clean"]
 
 
-def _row(kind: str, cases: Sequence[Judged]) -> Row:
+def _row(kind: str, judged: Sequence[Judged]) -> Row:
+    cases = [case for case in judged if case.truth.kind == kind]
+    others = [case for case in judged if case.truth.kind != kind]
     if kind in REFUSED_FOR:
         refused = [case for case in cases if not case.kept]
         found = sum(bool(case.reasons & REFUSED_FOR[kind]) for case in refused)
-        return {"kind": kind, "cases": len(cases), "found": found, "wrong_reason": len(refused) - found}
-    found = sum(_CORRECTED[kind](case) for case in cases)
-    wrong = sum(not case.kept and not _CORRECTED[kind](case) for case in cases)
-    return {"kind": kind, "cases": len(cases), "found": found, "wrong_reason": wrong}
+        wrong, claimed = len(refused) - found, sum(_taken_for(kind, case) for case in others)
+    else:
+        found = sum(_CORRECTED[kind](case) for case in cases)
+        wrong = sum(not case.kept and not _CORRECTED[kind](case) for case in cases)
+        claimed = sum(_TAKEN_FOR_CORRECTED[kind](case) for case in others)
+    return {
+        "kind": kind,
+        "cases": len(cases),
+        "found": found,
+        "wrong_reason": wrong,
+        "recall": round(found / len(cases), 4),
+        "precision": round(found / (found + claimed), 4) if found + claimed else None,
+    }
+
+
+def _taken_for(kind: str, case: Judged) -> bool:
+    """Whether a source of another kind was refused for this one's reasons, which are not true of it."""
+    true = REFUSED_FOR.get(case.truth.kind, set()) | ALSO_TRUE.get(case.truth.kind, set())
+    return bool((case.reasons & REFUSED_FOR[kind]) - true)
+
+
+def _moved_for_nothing(case: Judged) -> bool:
+    return any(clip["sync_offset_applied"] for clip in case.kept)
+
+
+def _in_pieces(case: Judged) -> bool:
+    return len(case.clips) > 1 and case.truth.kind not in ("shot_cut", "too_long")
+
+
+def _framing(cases: Sequence[Judged]) -> Row:
+    drawn = {"face": "head", "half": "semi"}
+    clips = [(case, clip) for case in cases for clip in case.clips if clip.get("framing")]
+    return {"cases": len(clips), "right": sum(clip["framing"] == drawn[case.truth.framing] for case, clip in clips)}
 
 
 def _should_be_kept(clip: Row) -> bool:
@@ -106,6 +153,11 @@ def _should_be_kept(clip: Row) -> bool:
 def _offset_found(case: Judged) -> bool:
     """Sound that comes k frames late has offset -k, and is moved by as much."""
     return len(case.clips) == 1 and case.clips[0]["sync_offset_applied"] == -case.truth.shift
+
+
+def _left_at_zero(case: Judged) -> bool:
+    """Whether the score taken after moving the sound finds it in its place."""
+    return len(case.clips) == 1 and case.clips[0]["sync_offset"] == case.clips[0]["sync_offset_applied"]
 
 
 def _cut_found(case: Judged) -> bool:
@@ -133,4 +185,10 @@ _CORRECTED: dict[str, Callable[[Judged], bool]] = {
     "shot_cut": _cut_found,
     "too_long": _pieces_fit,
     "variable_rate": _rate_put_right,
+}
+_TAKEN_FOR_CORRECTED: dict[str, Callable[[Judged], bool]] = {
+    "offset": _moved_for_nothing,
+    "shot_cut": _in_pieces,
+    "too_long": _in_pieces,
+    "variable_rate": lambda case: case.variable_frame_rate,
 }

@@ -1,17 +1,20 @@
 """Where are the faces in a picture? InsightFace packs, or OpenCV's own cascade when there are no weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+
+from perception.onnx_nets import one_thread, unreadable
 
 NESTED = 0.6  # share of a box inside another above which both are one face
 MIN_SCORE = 0.5
 # Longest side of the picture the detectors look at: small pictures are enlarged, large ones reduced to it.
 LARGEST_INPUT = 640
 ENLARGEMENT = 2.0
+_LANDMARKS = "landmark_3d_68"  # the task of 1k3d68.onnx
 CASCADE_FILE = "haarcascade_frontalface_alt2.xml"
 CASCADE_SIDES = (128, 320)
 CASCADE_STEP = 1.1
@@ -26,11 +29,14 @@ class FaceDetectorError(ValueError):
 class Face:
     """One face: `box` (4,) float32 x0, y0, x1, y1 in pixels; `keypoints` (5, 2) float32 pixels (left eye, right eye,
     nose, left and right mouth corner as seen) or None. `score` is 0..1 from a network; a cascade's is on its own scale.
+    `angles`, where they were asked for: yaw, pitch and roll in degrees, 0 for a face that looks at the camera; the nose
+    towards the right of the picture, upwards, and a head turned clockwise as seen are positive.
     """
 
     box: np.ndarray
     score: float
     keypoints: np.ndarray | None
+    angles: tuple[float, float, float] | None = None
 
 
 class FaceDetector(Protocol):
@@ -41,18 +47,19 @@ class FaceDetector(Protocol):
         ...
 
 
-def load_face_detector(pack_dir: Path | str | None) -> FaceDetector:
+def load_face_detector(pack_dir: Path | str | None, angles: bool = False) -> FaceDetector:
     """InsightFace's detector from a folder of ONNX files; OpenCV's frontal-face cascade for None.
 
-    Raises FaceDetectorError when the folder holds no face detector; nothing is ever fetched.
+    `angles` also loads the pack's `1k3d68.onnx` and gives every face its head angles; the cascade has none to give.
+    Raises FaceDetectorError when the folder holds no face detector (or no landmarks); nothing is ever fetched.
     """
-    return CascadeDetector() if pack_dir is None else PackDetector(Path(pack_dir))
+    return CascadeDetector() if pack_dir is None else PackDetector(Path(pack_dir), angles)
 
 
 class PackDetector:
-    """The detection part of an InsightFace pack (SCRFD); recognition and attributes are never loaded."""
+    """Detection (SCRFD) and, if asked, head angles by an InsightFace pack; it never recognises or describes anybody."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, angles: bool = False) -> None:
         files = sorted(folder.glob("*.onnx"))
         if not files:
             # FaceAnalysis would try to download a pack of this name.
@@ -60,17 +67,33 @@ class PackDetector:
                 f"The face detector folder {folder} holds no .onnx file; expected an unpacked InsightFace pack such as "
                 "buffalo_l (det_10g.onnx directly in the folder)."
             )
-        self._detector = _load_detection(folder)
+        models = _load_pack(folder, ["detection", _LANDMARKS] if angles else ["detection"])
+        self._detector: Any = models["detection"]
+        self._landmarks: Any = models.get(_LANDMARKS)
+        if angles and self._landmarks is None:
+            raise FaceDetectorError(
+                f"The face detector folder {folder} holds no 3D landmarks; head angles need 1k3d68.onnx of the pack."
+            )
 
     def detect(self, frame: np.ndarray) -> list[Face]:
         """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
         height, width = frame.shape[:2]
         scale = min(ENLARGEMENT, LARGEST_INPUT / max(height, width))
         size = tuple(32 * max(1, int(np.ceil(side * scale / 32))) for side in (width, height))
-        rows, keypoints = self._detector.detect(np.ascontiguousarray(frame[..., ::-1]), input_size=size)
+        picture = np.ascontiguousarray(frame[..., ::-1])
+        rows, keypoints = self._detector.detect(picture, input_size=size)
         points = [None] * len(rows) if keypoints is None else [five.astype(np.float32) for five in keypoints]
         faces = [Face(row[:4].astype(np.float32), float(row[4]), five) for row, five in zip(rows, points, strict=True)]
-        return without_nested(faces)
+        kept = without_nested(faces)
+        return kept if self._landmarks is None else [replace(face, angles=self._angles(picture, face)) for face in kept]
+
+    def _angles(self, picture: np.ndarray, face: Face) -> tuple[float, float, float]:
+        from insightface.app.common import Face as PackFace
+
+        seen = PackFace(bbox=face.box)
+        self._landmarks.get(picture, seen)
+        pitch, yaw, roll = (float(angle) for angle in seen["pose"])
+        return yaw, pitch, roll
 
 
 def without_nested(faces: list[Face]) -> list[Face]:
@@ -92,25 +115,21 @@ def _share_inside(box: np.ndarray, other: np.ndarray) -> float:
     return float(np.prod(np.clip(high - low, 0, None))) / max(min(areas), 1e-6)
 
 
-def _load_detection(folder: Path):
-    """The detector object of a pack, on one CPU thread or whatever accelerator onnxruntime was built for."""
-    import onnxruntime
+def _load_pack(folder: Path, modules: list[str]) -> dict[str, Any]:
+    """Models of a pack by task, on one CPU thread or whatever accelerator onnxruntime was built for."""
     from insightface.app import FaceAnalysis
-    from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
-    unreadable = (faults.Fail, faults.InvalidArgument, faults.InvalidGraph, faults.InvalidProtobuf, faults.NoModel)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    unusable: tuple[type[Exception], ...] = (AssertionError, ValueError, *unreadable())
     try:
-        analysis = FaceAnalysis(name=str(folder), allowed_modules=["detection"], sess_options=options)
-    except (AssertionError, ValueError, *unreadable) as error:
+        analysis = FaceAnalysis(name=str(folder), allowed_modules=modules, sess_options=one_thread())
+    except unusable as error:
         found = ", ".join(file.name for file in sorted(folder.glob("*.onnx")))
         raise FaceDetectorError(
             f"The face detector folder {folder} ({found}) holds no readable SCRFD detector; expected an InsightFace "
             "pack whose detector has 6, 9, 10 or 15 outputs."
         ) from error
     analysis.prepare(ctx_id=0, det_thresh=MIN_SCORE, det_size=(LARGEST_INPUT, LARGEST_INPUT))
-    return analysis.det_model
+    return analysis.models
 
 
 class CascadeDetector:

@@ -2,32 +2,31 @@
 
 - FID: NVIDIA's TorchScript `inception-2015-12-05.pt`, called `net(pixels, return_features=True)` on 0..255; or
   pytorch-fid's state dict `pt_inception-2015-12-05-6726825d.pth`.
-- FVD: TorchScript `i3d_torchscript.pt`, called `net(video, rescale=..., resize=..., return_features=True)`.
+- FVD: TorchScript `i3d_torchscript.pt`, called `net(video, rescale=..., resize=..., return_features=True)`; or the
+  state dict `i3d_pretrained_400.pt`.
 
-TorchScript files contain code: name only files you trust; their SHA-256 is logged. A net may carry its own `input_size`
+TorchScript files contain code: name only files you trust. A net may carry its own `input_size`
 (px); without it the published ones are meant: 299 and 224.
 
 Two protocols. `paper` resizes as pytorch-fid and the usual FVD scripts do: squashed to the net's square, bilinear
 without anti-aliasing. `strict` is clean-fid's bicubic with anti-aliasing, and for video a centre crop.
 """
 
-import logging
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.runs import sha256_file
+from perception.i3d import I3D
 from perception.inception import FIDInception
-
-log = logging.getLogger(__name__)
 
 Protocol = Literal["paper", "strict"]
 
@@ -41,16 +40,29 @@ class FeatureError(ValueError):
 
 
 def load_feature_net(path: Path | str, device: str = "cpu") -> nn.Module:
-    """A feature net from a TorchScript file or from pytorch-fid's Inception state dict; logs the file's SHA-256.
+    """A feature net from a TorchScript file or from the state dict of pytorch-fid's Inception or of I3D.
 
-    FeatureError when the file is absent or neither of the two.
+    FeatureError when the file is absent or none of these.
     """
     path = Path(path)
     if not path.is_file():
-        raise FeatureError(f"{path} does not exist; name a TorchScript file or pt_inception-2015-12-05-6726825d.pth")
-    log.info("feature net %s sha256 %s", path.name, sha256_file(path))
-    net = _load_torchscript(path) if _is_torchscript(path) else _load_inception(path)
+        raise FeatureError(
+            f"{path} does not exist; name a TorchScript file, pt_inception-2015-12-05-6726825d.pth or "
+            "i3d_pretrained_400.pt"
+        )
+    net = _load_torchscript(path) if _is_torchscript(path) else _load_state(path)
     return net.to(device).eval()
+
+
+def check_feature_net(path: Path | str, sees: Literal["frames", "videos"]) -> None:
+    """FeatureError unless `path` is a feature net for FID (`frames`) or FVD (`videos`); computes nothing."""
+    net = load_feature_net(path)
+    forward: Any = net.forward
+    scripted = isinstance(net, torch.jit.ScriptModule)
+    names = [given.name for given in forward.schema.arguments] if scripted else list(signature(forward).parameters)
+    if ("rescale" in names) != (sees == "videos"):
+        other = "videos" if sees == "frames" else "frames"
+        raise FeatureError(f"{path} is a net for {other}, this role needs one for {sees}; exchange the two paths")
 
 
 @torch.inference_mode()
@@ -147,24 +159,28 @@ def _load_torchscript(path: Path) -> nn.Module:
         return torch.jit.load(str(path), map_location="cpu")
 
 
-def _load_inception(path: Path) -> nn.Module:
+def _load_state(path: Path) -> nn.Module:
     foreign = f"{path} is neither TorchScript nor a plain state dict; copy the published file again"
     with path.open("rb") as file:
         if file.read(1) not in (b"P", b"\x80"):  # zip, or the pickle of the file of 2018
             raise FeatureError(foreign)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError) as error:
         raise FeatureError(foreign) from error
-    net = FIDInception()
+    if not isinstance(state, Mapping):
+        raise FeatureError(foreign)
+    name, net = (
+        ("I3D", I3D()) if "Conv3d_1a_7x7.conv3d.weight" in state else ("pytorch-fid's Inception", FIDInception())
+    )
     problems = list(_differences(net.state_dict(), state))
     if problems:
-        raise FeatureError(f"{path} is not pytorch-fid's Inception: " + "; ".join(problems))
+        raise FeatureError(f"{path} is not {name}: " + "; ".join(problems))
     net.load_state_dict(state)
     return net
 
 
-def _differences(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+def _differences(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given:
             yield f"missing {name}"

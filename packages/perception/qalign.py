@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perception.qalign_bits import Bits
 from perception.qalign_model import Owl, OwlConfig, QAlignError
-from perception.qalign_weights import load_weights
+from perception.qalign_weights import check_weights, load_weights
 
 Task = Literal["quality", "aesthetics"]
 Variant = Literal["scorer", "automodel", "pyiqa"]
@@ -135,9 +135,9 @@ class QAlign:
 
     @torch.inference_mode()
     def _level_logits(self, image_tokens: Tensor, prompt: str) -> np.ndarray:
-        before, after = (torch.tensor(ids, device=image_tokens.device) for ids in self.prompt_ids(prompt))
-        logits = self.model.next_word_logits(before, image_tokens, after)
-        return logits[:, self.level_ids].double().cpu().numpy()
+        asked = (*self.prompt_ids(prompt), self.level_ids)
+        before, after, levels = (torch.tensor(ids, device=image_tokens.device) for ids in asked)
+        return self.model.next_word_logits(before, image_tokens, after, levels).double().cpu().numpy()
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before (with the start token) and after the picture; the two texts are tokenised apart."""
@@ -155,14 +155,25 @@ def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | No
     the linear layers of the language model to a half or a third of the memory, at a small loss.
     QAlignError (a ValueError) when a file is absent or unreadable, or tensors are missing, unexpected or mis-shaped.
     """
-    folder = Path(folder)
+    model, tokenizer, preprocessor = _empty(Path(folder))
+    load_weights(model, Path(folder), device, dtype or (torch.float32 if device == "cpu" else torch.float16), bits)
+    return QAlign(model, tokenizer, preprocessor)
+
+
+def check_qalign(folder: Path | str) -> None:
+    """QAlignError, as `load_qalign`, unless `folder` is whole; reads the small files and the headers of the weights."""
+    model, tokenizer, preprocessor = _empty(Path(folder))
+    check_weights(model, Path(folder))
+    QAlign(model, tokenizer, preprocessor)
+
+
+def _empty(folder: Path) -> tuple[Owl, SentencePieceProcessor, Preprocessor]:
+    """What the small files say: a model without memory, the tokenizer and the preprocessing."""
     config = OwlConfig.from_json(_read_json(folder / "config.json"))
     tokenizer = _load_tokenizer(folder / "tokenizer.model", config.vocab_size)
     preprocessor = _load_preprocessor(folder / "preprocessor_config.json", config.vision.image_size)
     with torch.device("meta"):
-        model = Owl(config)
-    load_weights(model, folder, device, dtype or (torch.float32 if device == "cpu" else torch.float16), bits)
-    return QAlign(model, tokenizer, preprocessor)
+        return Owl(config), tokenizer, preprocessor
 
 
 def _read_json(path: Path) -> dict[str, Any]:

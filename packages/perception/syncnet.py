@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from scipy.ndimage import median_filter
 from torch import Tensor, nn
-from torch.nn.functional import pad, pairwise_distance
+from torch.nn import functional as F
 
 from perception.mfcc import COEFFICIENTS, mfcc
 
@@ -24,7 +25,8 @@ WINDOW_CEPSTRA, CEPSTRA_PER_FRAME = 20, 4
 MIN_FRAMES = WINDOW_FRAMES + 1
 CROP_MARGIN, CROP_PADDING = 0.4, 110
 _TRACK_FILTER, _CURVE_FILTER = 13, 9
-_PIECE_FRAMES = 64  # lip frames convolved at once: bounds memory, changes no number
+# Lip frames held as floats, and windows convolved at once: both bound memory, neither changes a number.
+_PIECE_FRAMES, _PIECE_WINDOWS = 64, 4
 
 
 class SyncNetError(ValueError):
@@ -47,7 +49,8 @@ class SyncResult:
 
     `sync_c` = median - min and `sync_d` = min of the mean distance over shifts; `offset` in frames, positive = the
     sound leads the picture; `sync_c_valid` = Sync-C without the windows shifted past the ends; `curve` (L,) per-window
-    confidence at the best shift; `distances` (2V+1,) mean distance at each shift, from -V to V frames of sound.
+    confidence at the best shift; `distances` (2V+1,) mean distance at each shift, from -V to V frames of sound, and
+    `by_window` (L, 2V+1) the distances behind it, those to sound beyond the ends included.
     """
 
     sync_c: float
@@ -56,6 +59,7 @@ class SyncResult:
     sync_c_valid: float
     curve: np.ndarray
     distances: np.ndarray
+    by_window: np.ndarray
     windows: int
 
 
@@ -102,12 +106,42 @@ class SyncNet(nn.Module):
     def embed_lips(self, volume: Tensor) -> Tensor:
         """Crops (B, 3, T, S, S), BGR 0..255 -> (B, T-4, E), one per window of five frames.
 
-        Only the first convolution spans time, so the whole track goes through once, as one long volume.
+        Only the first convolution spans time, so a whole track goes through once, in training as one long volume.
         """
-        features = self.netcnnlip(volume).flatten(2)  # (B, C, T-4)
+        if self.training:  # batch statistics: nothing can be folded
+            features = self.netcnnlip(volume).flatten(2)  # (B, C, T-4)
+        else:
+            features = torch.stack([self._lip_features(track.transpose(0, 1)) for track in volume])
         batch, channels, windows = features.shape
         rows = features.transpose(1, 2).reshape(batch * windows, channels)
         return self.netfclip(rows).view(batch, windows, -1)
+
+    def _lip_features(self, frames: Tensor) -> Tensor:
+        """`netcnnlip` in evaluation: frames (T, 3, S, S) -> (C, T-4), at about half the cost and equal within rounding.
+
+        Convolutions of one moment are two-dimensional, five frames are fifteen channels, channels come last in memory
+        (pooling is then five times as fast), batch norms are folded and the first ReLU follows the pooling.
+        """
+        folded = [_fold(self.netcnnlip[i], self.netcnnlip[i + 1]) for i in (0, 4, 8, 11, 14)]
+        windows, maps = len(frames) - WINDOW_FRAMES + 1, []
+        for start in range(0, windows, _PIECE_WINDOWS):
+            stop = min(start + _PIECE_WINDOWS, windows)
+            channels = torch.cat([frames[start + i : stop + i] for i in range(WINDOW_FRAMES)], dim=1)
+            x = channels.contiguous(memory_format=torch.channels_last)
+            x = F.relu(F.max_pool2d(F.conv2d(x, *folded[0], stride=2), 3, stride=2))
+            x = F.max_pool2d(F.relu(F.conv2d(x, *folded[1], stride=2, padding=1)), 3, stride=2, padding=1)
+            for weight, bias in folded[2:]:
+                x = F.relu(F.conv2d(x, weight, bias, padding=1))
+            maps.append(F.max_pool2d(x, 3, stride=2))
+        return self.netcnnlip[18:](torch.cat(maps)[:, :, None]).flatten(1).T
+
+
+def _fold(convolution: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """One filter (O, t * I, k, k) over t frames side by side, and one bias (O,), for a Conv3d and its batch norm."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = (convolution.weight * scale.view(-1, 1, 1, 1, 1)).transpose(1, 2).flatten(1, 2)
+    bias = (convolution.bias - norm.running_mean) * scale + norm.bias
+    return weight.contiguous(memory_format=torch.channels_last), bias
 
 
 def _block(convolution: nn.Conv2d | nn.Conv3d) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -240,8 +274,8 @@ def search_offset(lips: Tensor, audio: Tensor, max_shift: int = 15) -> SyncResul
     Source: joonson/syncnet_python, SyncNetInstance.py `calc_pdist` and `evaluate`.
     """
     windows, shifts = len(lips), 2 * max_shift + 1
-    padded = pad(audio, (0, 0, max_shift, max_shift))
-    per_shift = [pairwise_distance(lips, padded[j : j + windows]) for j in range(shifts)]
+    padded = F.pad(audio, (0, 0, max_shift, max_shift))
+    per_shift = [F.pairwise_distance(lips, padded[j : j + windows]) for j in range(shifts)]
     distances = torch.stack(per_shift, dim=1).numpy()  # (L, 2V+1)
     mean = distances.mean(axis=0)
     best = int(mean.argmin())
@@ -256,5 +290,6 @@ def search_offset(lips: Tensor, audio: Tensor, max_shift: int = 15) -> SyncResul
         sync_c_valid=float(np.median(valid) - valid.min()),
         curve=median_filter(np.median(mean) - distances[:, best], _CURVE_FILTER, mode="constant"),
         distances=mean,
+        by_window=distances,
         windows=windows,
     )

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miniature.train_qalign import write_tokenizer
 from omniavatar.text_encoder import TextEncoder
-from perception.qalign import Preprocessor, QAlign, Task
-from perception.qalign_model import AbstractorConfig, Owl, OwlConfig, VisionConfig
+from perception.qalign import Preprocessor, QAlign, Task, prompt_for
+from perception.qalign_model import Owl, OwlConfig
+from perception.qalign_vision import AbstractorConfig, VisionConfig
 from perception.syncnet import SyncNet
 from tests.benchmarks.measure import Row, compare
 
@@ -33,11 +34,12 @@ def test_syncnet_whole_track(report: Callable[[Row], None]) -> None:
 
     def peer() -> Tensor:
         windows = torch.cat([volume[:, :, start : start + 5] for start in range(25)])
-        return torch.cat([net.embed_lips(batch)[:, 0] for batch in windows.split(20)])
+        return torch.cat([net.netfclip(net.netcnnlip(batch).flatten(1)) for batch in windows.split(20)])
 
     torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=1e-4)
-    # Only the first convolution of this network spans time, so both do the same sums: parity is all there is to win.
-    report(compare("SyncNet lips, 29 frames of 224 px", "sliding windows", ours, peer, aim=1.0))
+    # Only the first convolution spans time, so both multiply as much; what is won is pooling, norms and copies. With
+    # them gone the convolutions are left, and they alone take half of the peer.
+    report(compare("SyncNet lips, 29 frames of 224 px", "sliding windows", ours, peer, aim=0.3))
 
 
 def test_umt5_by_length(report: Callable[[Row], None]) -> None:
@@ -74,7 +76,7 @@ def _text_encoder() -> TextEncoder:
 
 
 def test_qalign_batched(report: Callable[[Row], None], tmp_path: Path) -> None:
-    """Eight pictures and both questions; the peer asks one question about one picture at a time."""
+    """Eight pictures and both questions; the peer asks one question about one picture at a time, of every word."""
     judge = _judge(tmp_path / "tokenizer.model")
     pictures = list(np.random.default_rng(0).integers(0, 256, (8, 180, 320, 3), np.uint8))
 
@@ -82,10 +84,14 @@ def test_qalign_batched(report: Callable[[Row], None], tmp_path: Path) -> None:
         rated = judge.rate(pictures, TASKS)
         return np.stack([rated[task].logits for task in TASKS])
 
+    @torch.inference_mode()
+    def ask(picture: np.ndarray, task: Task) -> np.ndarray:
+        before, after = (torch.tensor(ids) for ids in judge.prompt_ids(prompt_for(task)))
+        words = judge.model.next_word_logits(before, judge.model.encode_images(judge.preprocessor([picture])), after)
+        return words[0, judge.level_ids].numpy()
+
     def peer() -> np.ndarray:
-        return np.stack(
-            [np.concatenate([judge.rate([one], [task])[task].logits for one in pictures]) for task in TASKS]
-        )
+        return np.stack([[ask(picture, task) for picture in pictures] for task in TASKS])
 
     np.testing.assert_allclose(ours(), peer(), rtol=1e-3, atol=1e-4)
     report(compare("Q-Align, 8 pictures x 2 questions", "one by one", ours, peer, aim=0.65))

@@ -1,10 +1,14 @@
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from common.clips import CLIP_SCHEMA, ClipError, clip_id, read_clips, write_clips
+from common.clips import CLIP_SCHEMA, GROUP_ROWS, ClipError, clip_id, read_clips, stream_clips, write_clips
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -48,6 +52,28 @@ def test_equal_rows_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     turned = [dict(reversed(each.items())) | {"stage_versions": {"a": "2", "b": "1"}} for each in reversed(rows)]
     write_clips(tmp_path / "b.parquet", iter(turned))
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_more_rows_than_are_held_at_once(tmp_path: Path) -> None:
+    """A generator of rows in falling order: sorted, in row groups of one size, with a doubled id found far apart."""
+    count, path, most = 2 * GROUP_ROWS + 10, tmp_path / "clips.parquet", 0
+
+    def rows(last: int) -> Iterator[dict[str, Any]]:
+        nonlocal most
+        for n in range(count - 1, last, -1):
+            most = max(most, pa.total_allocated_bytes())
+            yield {"clip_id": f"{n:016x}", "sync_c": n / 3, "stage_versions": {"cut": "a"}, "reasons": ["x"] * (n % 3)}
+
+    write_clips(path, rows(-1))
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert sizes == [GROUP_ROWS, GROUP_ROWS, 10] and most < 200e6  # as Arrow all rows take twice that
+    streamed = enumerate(stream_clips(path, ["clip_id", "sync_c", "reasons"]))
+    assert all(row == {"clip_id": f"{n:016x}", "sync_c": n / 3, "reasons": ["x"] * (n % 3)} for n, row in streamed)
+    whole = path.read_bytes()
+    with pytest.raises(ClipError, match=f"'{count - 5:016x}' is there twice"):
+        write_clips(path, chain(rows(count - 10), [{"clip_id": f"{count - 5:016x}"}]))
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
 
 
 def test_duckdb_asks_lists_and_maps(tmp_path: Path) -> None:

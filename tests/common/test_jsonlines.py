@@ -40,3 +40,14 @@ def test_full_disk(tmp_path: Path) -> None:
 
 def test_no_file_no_rows(tmp_path: Path) -> None:
     assert list(JsonLines(tmp_path / "absent.jsonl").rows()) == []
+
+
+def test_cleared_rows_leave_the_writer_and_removed_ones_the_file(tmp_path: Path) -> None:
+    lines, other = JsonLines(tmp_path / "x.jsonl"), JsonLines(tmp_path / "x.jsonl")
+    assert lines.append({"n": 1}) == 8 and lines.append({"n": 2}) == 16
+    lines.clear()
+    assert list(lines.rows()) == [] and lines.append({"n": 3}) == 8
+    with pytest.raises(RuntimeError, match="being written by another run"):
+        other.remove()
+    lines.remove()
+    assert not lines.path.exists() and other.append({"n": 4}) == 8

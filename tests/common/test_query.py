@@ -8,7 +8,8 @@ import pytest
 from common.clips import CLIP_SCHEMA, write_clips
 from common.ledger import Ledger, Outcome
 from common.progress import MetricLog
-from common.query import QueryError, connect, run_query
+from common.queries import QUERIES
+from common.query import QueryError, connect, materialise, run_query
 from common.shards import INDEX_SCHEMA, ShardWriter
 
 VIEWS = ["clips", "metrics", "outcomes", "shards", "sources", "steps"]
@@ -73,3 +74,69 @@ def test_bad_question_is_one_line(tmp_path: Path, sql: str) -> None:
 def test_absent_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run folder at .*nowhere"):
         connect(tmp_path / "nowhere")
+
+
+def scored(count: int) -> list[dict[str, object]]:
+    """Clips with scores on a grid, ten of a video, every third kept."""
+    return [
+        {
+            "clip_id": f"c{n:05}", "video_id": f"v{n // 10}", "sync_c": (n * 7 % 97) / 12,
+            "iqa_1to5": 1 + (n % 41) / 10, "ase_1to5": 3.0, "duration": 3.0 + n % 5, "source": "hdtf", "split": "train",
+            "decision": "rejected" if n % 3 else "kept", "reasons": [["low_sync", "static"][: n % 3], []][n % 3 == 0],
+        }
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def test_every_named_question_is_answered_on_an_empty_run_too(tmp_path: Path) -> None:
+    assert all(run_query(tmp_path, name).num_rows == 0 for name in QUERIES)
+    fill(tmp_path)
+    assert all(run_query(tmp_path, name).num_columns for name in QUERIES)
+
+
+def test_named_questions_equal_counting_by_hand(tmp_path: Path) -> None:
+    clips = scored(2000)
+    write_clips(tmp_path / "clips.parquet", clips)
+    for row in run_query(tmp_path, "yield").to_pylist():
+        left = [c for c in clips if c["sync_c"] >= row["sync_c"] and c["iqa_1to5"] >= row["iqa_1to5"] - 1e-9]
+        assert row["clips"] == len(left), row
+        assert row["hours"] == pytest.approx(sum(c["duration"] for c in left) / 3600, abs=0.006)
+    assert run_query(tmp_path, "reasons").to_pylist() == [
+        {"decision": "rejected", "reason": "low_sync", "clips": 1333},
+        {"decision": "rejected", "reason": "static", "clips": 666},
+    ]
+    assert run_query(tmp_path, "hours")["clips"].to_pylist() == [667]
+    best = run_query(tmp_path, "best").to_pylist()
+    kept = sorted((c for c in clips if c["decision"] == "kept"), key=lambda c: (-c["sync_c"], c["clip_id"]))
+    wanted = [c for c in kept if [k for k in kept if k["video_id"] == c["video_id"]].index(c) < 3][:100]
+    assert [row["clip_id"] for row in best] == [c["clip_id"] for c in wanted]
+    scores = run_query(tmp_path, "scores").to_pylist()
+    counted = {name: sum(row["clips"] for row in scores if row["score"] == name) for name in ("sync_c", "iqa_1to5")}
+    assert counted == {"sync_c": 2000, "iqa_1to5": 2000}
+    assert run_query(tmp_path, "clip", {"id": "c00007"})["video_id"].to_pylist() == ["v0"]
+    fill(tmp_path)
+    assert run_query(tmp_path, "unit", {"id": "v2"})["message"].to_pylist() == ["truncated"]
+    assert run_query(tmp_path, "states")["units"].to_pylist() == [1, 1]
+    assert run_query(tmp_path, "funnel").to_pylist() == [{"stage": "probe", "units": 2, "kept": 1, "kept_pct": 50.0}]
+    assert run_query(tmp_path, "failures")["class"].to_pylist() == ["MediaError"]
+
+
+def test_a_copy_answers_only_for_the_table_it_was_made_of(tmp_path: Path) -> None:
+    materialise(tmp_path)  # nothing to copy yet
+    write_clips(tmp_path / "clips.parquet", scored(50))
+    plain = {name: run_query(tmp_path, name) for name in QUERIES}
+    materialise(tmp_path)
+    (copy,) = (tmp_path / "cache").glob("*.duckdb")
+    with connect(tmp_path) as connection:
+        views = "SELECT sql FROM duckdb_views() WHERE view_name = 'clips'"
+        assert "copy" in connection.sql(views).fetchall()[0][0]
+    assert {name: run_query(tmp_path, name) for name in QUERIES} == plain
+    assert (
+        run_query(tmp_path, "FROM clips").to_pylist()
+        == run_query(tmp_path, f"FROM '{tmp_path}/clips.parquet'").to_pylist()
+    )
+    write_clips(tmp_path / "clips.parquet", scored(60))
+    assert run_query(tmp_path, "SELECT count(*) AS n FROM clips")["n"].to_pylist() == [60]
+    materialise(tmp_path)
+    assert not copy.exists() and len(list((tmp_path / "cache").glob("*.duckdb"))) == 1
+    assert run_query(tmp_path, "SELECT count(*) AS n FROM clips")["n"].to_pylist() == [60]

@@ -119,6 +119,13 @@ def test_absent_recipe_names_the_nearest(tmp_path: Path) -> None:
         load_recipe("qqq", Recipe, search=[tmp_path])
 
 
+def test_extends_takes_several_in_order(tmp_path: Path) -> None:
+    write(tmp_path, one="name: one\ntrain: {lr: 0.5, steps: 1}\n", two="train: {steps: 2}\n")
+    path = write(tmp_path, leaf="extends: [one, two]\nname: leaf\n")
+    recipe = load_recipe(path, Recipe)
+    assert (recipe.name, recipe.train.lr, recipe.train.steps) == ("leaf", 0.5, 2)
+
+
 def test_circle_of_extends(tmp_path: Path) -> None:
     path = write(tmp_path, a="extends: b", b="extends: a")
     with pytest.raises(RecipeError, match="break the circle"):

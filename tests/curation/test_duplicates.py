@@ -7,7 +7,17 @@ import pytest
 
 from common.media import write_video
 from curation.cut import cut_row
-from curation.duplicates import DuplicatesConfig, fingerprint_clip, group_duplicates, loudness_curve, picture_hash
+from curation.duplicates import (
+    DuplicatesConfig,
+    best_overlap,
+    find_overlaps,
+    fingerprint_clip,
+    group_duplicates,
+    loudness_curve,
+    picture_hash,
+    read_fingerprints,
+    write_fingerprints,
+)
 from miniature.world import draw_clip
 from tests.curation.conftest import Talk, clip_row
 
@@ -76,3 +86,73 @@ def test_a_picture_hash_survives_scale_and_brightness() -> None:
     changed = (frame[::2, ::2] * 0.8 + 10).astype(np.uint8)
     assert (picture_hash(frame) ^ picture_hash(changed)).bit_count() <= 4
     assert (picture_hash(frame) ^ picture_hash(other)).bit_count() > 16
+
+
+def fingerprint(name: str, hashes: list[int], loudness: list[int]) -> dict:
+    return {
+        "unit": name, "cut_sha256": name, "duration": len(loudness) / 10, "loudness": loudness,
+        "hashes": [f"{value:016x}" for value in hashes],
+    }  # fmt: skip
+
+
+def test_planted_copies_among_thousands_are_all_found_and_nothing_else() -> None:
+    """Of 3,000 clips every tenth comes again, a few bits of its pictures and a decibel here and there changed."""
+    rng = np.random.default_rng(0)
+    rows = [
+        fingerprint(f"{n:04d}", rng.integers(0, 2**63, 3).tolist(), rng.integers(-50, -5, 20 + n % 150).tolist())
+        for n in range(3000)
+    ]
+    for row in rows[::10]:
+        hashes = [
+            int(digits, 16) ^ sum(1 << int(bit) for bit in set(rng.integers(0, 64, 5))) for digits in row["hashes"]
+        ]
+        rows.append(
+            fingerprint(f"{row['unit']}x", hashes, [level + int(rng.integers(-1, 2)) for level in row["loudness"]])
+        )
+    groups = group_duplicates(DuplicatesConfig(), rows)
+    assert groups[3000:] == [row["unit"] for row in rows[:3000:10]]
+    assert [name for name in groups[:3000] if name] == [row["unit"] for row in rows[:3000:10]]
+
+
+def test_a_key_that_everybody_has_does_not_compare_everybody() -> None:
+    """Black pictures and silence, each clip a little longer: one group, found without half of the pairs."""
+    rows = [fingerprint(str(n), [0, 0, 0], [-60] * 20) | {"duration": 2 + n / 1e5} for n in range(1000)]
+    assert group_duplicates(DuplicatesConfig(), rows) == ["0"] * 1000
+
+
+def test_a_test_set_is_recognised_however_it_was_cut(row, tmp_path: Path) -> None:
+    """The reference holds seconds 0 to 6 of a person; others hold 2.45 to 8.45, or another person."""
+    one, two = draw_clip(11, 9.0), draw_clip(12, 9.0)
+    reference = row("held_out", one.frames[:150], one.audio[: 6 * 16_000])
+    write_fingerprints(tmp_path / "test_set.jsonl", [reference])
+    late = slice(round(2.45 * 16_000), round(8.45 * 16_000))
+    rows = [
+        row("same_talk_later", one.frames[61:211], 0.7 * one.audio[late], crf=26),
+        row("other_person", two.frames[:150], two.audio[: 6 * 16_000]),
+        row("same_face_other_words", one.frames[:150], two.audio[: 6 * 16_000]),
+        row("other_face_same_words", two.frames[:150], one.audio[: 6 * 16_000]),
+        reference | {"unit": "itself"},
+    ]
+    references = read_fingerprints(tmp_path / "test_set.jsonl")
+    assert find_overlaps(DuplicatesConfig(), rows, references) == ["held_out", None, None, None, "held_out"]
+    assert find_overlaps(DuplicatesConfig(), rows, []) == [None] * 5
+    assert find_overlaps(DuplicatesConfig(), [], references) == []
+
+
+def test_the_best_shift_in_closed_form() -> None:
+    curve = np.random.default_rng(0).integers(-60, 0, 90)
+    assert best_overlap(curve[:60], curve[25:], 3.0) == pytest.approx(1)
+    assert best_overlap(curve[:60], 0.5 * curve[25:] - 3, 3.5) == pytest.approx(1, abs=0.02)
+    assert best_overlap(curve[:60], curve[45:], 3.0) < 0.7  # only 1.5 s are shared
+    assert best_overlap(curve[:20], curve[:20], 3.0) == -1
+    assert best_overlap([-60] * 50, curve[:50], 3.0) == -1
+
+
+def test_fingerprints_are_read_strictly(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"unit": "a"}\n')
+    with pytest.raises(
+        ValueError, match="line 1: expected an object with unit, cut_sha256, duration, hashes, loudness"
+    ):
+        read_fingerprints(tmp_path / "bad.jsonl")
+    with pytest.raises(FileNotFoundError, match="There are no fingerprints at"):
+        read_fingerprints(tmp_path / "gone.jsonl")

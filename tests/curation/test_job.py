@@ -17,15 +17,17 @@ from common.executors import ExecutorConfig
 from common.ledger import ledger_rows
 from common.query import connect
 from common.runs import RunFolder
-from curation.job import CurationConfig, curate, reselect
+from curation.config import CurationConfig
+from curation.job import curate, reselect
 from curation.select import SelectConfig
 from curation.sources import SourcesConfig
+from curation.speaker import SpeakerConfig
 from curation.summary import CurationSummary, summarise
 from curation.sync import SyncConfig
 from tests.curation.conftest import Talk, draw_talk, write_talk
 
 SELECT = SelectConfig(min_sync_c=0.3, min_side=64, min_face_px=12)
-CONFIG = CurationConfig(sync=SyncConfig(min_correction_c=0.3), select=SELECT)
+CONFIG = CurationConfig(sync=SyncConfig(min_correction_c=0.3), speaker=SpeakerConfig(min_sync_c=0.3), select=SELECT)
 ONE = ExecutorConfig(workers=1)
 
 
@@ -106,7 +108,7 @@ def test_fields_of_a_clip_are_filled_in(finished: tuple[RunFolder, CurationSumma
     assert (clean["caption"], clean["caption_model"]) == ("A white square speaks.", "sidecar")
     assert clean["dup_group"] == clean["clip_id"] == rows["copy.mp4"]["dup_group"]
     assert (clean["fps_src"], clean["width"], clean["codec"], clean["face_px"]) == (25.0, 64, "h264", 16.0)
-    assert set(clean["stage_versions"]) == {"probe", "scan", "cut", "speech", "sync"}
+    assert set(clean["stage_versions"]) == {"probe", "scan", "cut", "speech", "lips", "sync", "text"}
     assert (finished[0].root / clean["bytes_uri"]).is_file()
     assert rows["short.mp4"]["bytes_uri"] is None
 

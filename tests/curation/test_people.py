@@ -2,7 +2,7 @@
 
 import pytest
 
-from curation.people import PeopleConfig, find_tracks, people_fields
+from curation.people import PeopleConfig, annotated_distances, find_tracks, people_fields
 
 LEFT, RIGHT = [10.0, 10.0, 30.0, 34.0], [60.0, 10.0, 76.0, 26.0]
 
@@ -18,6 +18,7 @@ def test_one_face_seen_all_the_time() -> None:
     assert (track.start_frame, track.stop_frame) == (0, 75)  # held to the end, four frames after the last look
     assert people_fields([track], clip) == {
         "n_faces_median": 1.0, "face_track_id": 0, "face_px": 24.0, "face_area_pct": pytest.approx(9.6),
+        "xy_agreement": None,
     }  # fmt: skip
 
 
@@ -49,4 +50,22 @@ def test_nobody() -> None:
     clip = row(lambda look: [])
     assert people_fields(find_tracks(PeopleConfig(), clip), clip) == {
         "n_faces_median": 0.0, "face_track_id": None, "face_px": None, "face_area_pct": None,
+        "xy_agreement": None,
     }  # fmt: skip
+
+
+def test_distance_from_the_annotated_point_in_closed_form() -> None:
+    clip = row(lambda look: [LEFT, RIGHT]) | {"x": 0.2, "y": 0.74}
+    tracks = find_tracks(PeopleConfig(), clip)
+    near = next(number for number, track in enumerate(tracks) if track.boxes[0, 0] == 10)
+    distances = annotated_distances(tracks, clip)  # LEFT is centred at (0.2, 0.44), RIGHT at (0.68, 0.36)
+    assert distances is not None
+    assert distances[near] == pytest.approx(0.3) and distances[1 - near] == pytest.approx(0.6122, abs=1e-3)
+    assert people_fields(tracks, clip, near)["xy_agreement"] == distances[near]
+
+
+def test_the_point_holds_at_its_own_moment() -> None:
+    clip = row(lambda look: [[side + 2.0 * look for side in LEFT]]) | {"x": 0.4, "y": 0.84}
+    (track,) = find_tracks(PeopleConfig(min_overlap=0.3), clip)
+    assert annotated_distances([track], clip | {"point_at": 2.0}) == [pytest.approx(0.0)]
+    assert annotated_distances([track], clip)[0] > 0.4 and annotated_distances([track], clip | {"x": None}) is None

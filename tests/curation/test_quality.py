@@ -8,7 +8,7 @@ import torch
 
 from common.executors import ExecutorConfig, run_stage
 from common.ledger import Ledger
-from common.media import read_frames
+from common.media import index_video, read_frames
 from curation.cut import cut_row
 from curation.quality import QualityConfig, quality_stage, score_quality
 from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
@@ -51,5 +51,16 @@ def test_a_clip_below_a_second_still_has_a_score(judge: Path, row: dict, tmp_pat
 def test_the_stage_loads_its_own_model_and_names_it(judge: Path, row: dict, tmp_path: Path) -> None:
     stage = quality_stage(QualityConfig(), tmp_path / "clips", judge, "abc")
     (outcome,) = run_stage(stage, [row], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
-    assert outcome.state == "kept" and outcome.outputs["iqa_variant"] == "scorer, mean of frames"
+    assert outcome.state == "kept" and outcome.outputs["iqa_variant"] == "scorer, mean of frames at 1 per second"
     assert stage.fingerprint != quality_stage(QualityConfig(), tmp_path / "clips", judge, "def").fingerprint
+
+
+def test_key_frames_and_another_prompt_are_the_recipe_s_choice(judge: Path, row: dict, tmp_path: Path) -> None:
+    """A clip of 90 frames has its key frames at 0 and 50; three looks, at 0, 25 and 50, need no others."""
+    scorer, file = load_qalign(judge), tmp_path / "clips" / "clip.mp4"
+    config = QualityConfig(frames="key", variant="automodel")
+    outputs = score_quality(config, tmp_path / "clips", scorer, row).outputs
+    assert index_video(file).keys.tolist() == [0, 50]
+    expected = np.mean(scorer.score(list(read_frames(file, [0, 50])), "quality", "automodel"))
+    assert outputs["iqa_1to5"] == pytest.approx(expected, abs=1e-4)
+    assert outputs["iqa_variant"] == "automodel, mean of key frames at 1 per second"

@@ -48,3 +48,37 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("gone.mp4\nalso.mp4\n")
     with pytest.raises(FileNotFoundError, match="names .*gone.mp4 and 1 more"):
         list_sources(SourcesConfig(str(tmp_path / "list.txt"), kind="list"))
+
+
+def test_addresses_get_ids_that_are_safe_and_their_own(tmp_path: Path) -> None:
+    (tmp_path / "urls.txt").write_text(
+        "\ufeff# mine\nhttps://youtu.be/-bcdefghijk?t=9\nhttps://host.test/a.mp4 first\n"
+        "https://www.youtube.com/watch?v=-bcdefghijk\nhttps://host.test/b.mp4\n",
+        encoding="utf-8",
+    )
+    rows = list_sources(SourcesConfig(str(tmp_path / "urls.txt"), kind="urls"))
+    assert [row["unit"] for row in rows[:2]] == ["-bcdefghijk", "first"] and len(rows) == 3
+    assert rows[0]["url"] == "https://www.youtube.com/watch?v=-bcdefghijk" and len(rows[2]["unit"]) == 16
+    assert {(row["source"], row["path"], len(row["segments"])) for row in rows} == {("urls", None, 0)}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("movie.mp4\n", "names 'movie.mp4'; expected an address"),
+        ("https://host.test/a.mp4 ../a\n", "gives the id '../a'"),
+        ("https://host.test/a.mp4 same\nhttps://host.test/b.mp4 same\n", "gives the id 'same' to"),
+        ("# nothing\n", "is empty"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "urls.txt").write_text(text)
+    with pytest.raises(SourcesError, match=words):
+        list_sources(SourcesConfig(str(tmp_path / "urls.txt"), kind="urls"))
+
+
+def test_the_lists_of_data_sets_are_known_by_kind(tmp_path: Path) -> None:
+    (tmp_path / "avspeech_test.csv").write_text("abcdefghijk,1,5,0.5,0.5\n")
+    assert list_sources(SourcesConfig(str(tmp_path / "avspeech_test.csv"), "avspeech"))[0]["source"] == "avspeech_test"
+    with pytest.raises(FileNotFoundError, match="RD_video_url.txt does not exist"):
+        list_sources(SourcesConfig(str(tmp_path), "hdtf"))

@@ -11,11 +11,13 @@ from common.media import AUDIO_RATE, cut_clip, read_audio
 from common.runs import sha256_file
 from curation.cut import cut_row
 from curation.people import PeopleConfig
+from curation.speaker import SpeakerConfig
 from curation.sync import SyncConfig, score_sync
 from perception.syncnet import load_syncnet
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 CONFIG = SyncConfig(min_correction_c=0.3)
+SPEAKER = SpeakerConfig(min_sync_c=0.3)
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def score(tmp_path: Path, syncnet_file: Path) -> Callable[..., dict]:
     def run(row: dict, config: SyncConfig = CONFIG) -> dict:
         if "sha256" not in row:
             row |= cut_row(tmp_path / "clips", row).outputs
-        return score_sync(config, PeopleConfig(), tmp_path / "clips", net, row).outputs
+        return score_sync(config, PeopleConfig(), SPEAKER, tmp_path / "clips", net, row).outputs
 
     return run
 
@@ -51,6 +53,26 @@ def test_the_corrected_clip_scores_like_one_in_sync(score: Callable[..., dict], 
     assert late["sha256"] == sha256_file(tmp_path / "clips" / "late.mp4")
 
 
+def test_thirds_and_slope_are_the_source_s(score: Callable[..., dict], tmp_path: Path) -> None:
+    """Measured again after the correction, and told as they were before it."""
+    talk = draw_talk(5, 7.0, shift=6)
+    late = score(clip_row(write_talk(tmp_path / "late.mp4", talk), talk))
+    thirds = [late[f"sync_offset_{part}"] for part in ("first", "middle", "last")]
+    assert thirds == [-6, -6, -6] and late["sync_offset_applied"] == -6 and late["sync_drift"] == 0
+    assert late["sync_drift_c"] == pytest.approx(late["sync_c_valid"], rel=0.2)
+
+
+def test_sound_of_another_speed_is_seen_in_the_thirds(score: Callable[..., dict], tmp_path: Path) -> None:
+    talk, drawn = draw_talk(9, 6.0), draw_talk(9, 6.0)
+    samples = np.arange(len(talk.audio))
+    early = 8 * 640 * (samples / len(samples) - 0.5)  # 4 frames late at first, 4 early in the end
+    slow = np.interp(samples + early, samples, drawn.audio).astype(np.float32)
+    path = write_talk(tmp_path / "slow.mp4", type(talk)(talk.frames, slow, talk.loudness))
+    outputs = score(clip_row(path, talk), SyncConfig(max_correction=0))
+    assert outputs["sync_offset_first"] < 0 < outputs["sync_offset_last"] and abs(outputs["sync_offset_middle"]) <= 1
+    assert outputs["sync_drift"] == pytest.approx(8, abs=2) and outputs["sync_drift_c"] > 1.3 * outputs["sync_c"]
+
+
 def test_a_run_killed_after_the_rewrite_does_the_same_again(score: Callable[..., dict], tmp_path: Path) -> None:
     row = clip_row(write_talk(tmp_path / "late.mp4", draw_talk(5, shift=4)), draw_talk(5))
     first = score(row)
@@ -72,7 +94,7 @@ def test_the_face_that_speaks_is_chosen(score: Callable[..., dict], tmp_path: Pa
     row = clip_row(path, talk) | {"width": 128}
     row["faces"] = [(t, [[16, 32, 32, 48], [80, 32, 96, 48]]) for t, _ in row["faces"]]
     outputs = score(row)
-    assert outputs["n_faces_median"] == 2 and outputs["sync_offset"] == 0
+    assert outputs["n_faces_median"] == 2 and outputs["sync_offset"] == 0 and outputs["speaker_evidence"] == "sync"
     row["faces"] = [(t, [[80, 32, 96, 48]]) for t, _ in row["faces"]]
     alone = score(row)
     assert outputs["sync_c"] == alone["sync_c"] > 2 * _score_of(score, row, [16, 32, 32, 48])

@@ -5,9 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from insightface.data import get_object
+from scipy.spatial.transform import Rotation
 
 from perception.faces import FaceDetectorError, load_face_detector
 from tests.drawn_face_pack import write_face_pack
+from tests.perception.small_networks import write_constant
 
 
 def with_squares(height: int, width: int, *corners: tuple[int, int], side: int = 16) -> np.ndarray:
@@ -47,6 +50,42 @@ def test_nothing_in_an_empty_picture(pack: Path) -> None:
 def test_loading_is_quiet(pack: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_face_detector(pack).detect(with_squares(64, 64, (16, 32)))
     assert capfd.readouterr() == ("", "")
+
+
+def write_landmarks(pack: Path, yaw: float, pitch: float, roll: float) -> Path:
+    """1k3d68.onnx that always sees InsightFace's mean face, turned by these angles (degrees), as the last 68 points."""
+    turned = Rotation.from_euler("xyz", [pitch, yaw, roll], degrees=True).apply(get_object("meanshape_68.pkl"))
+    points = np.zeros((1103, 3))
+    points[-68:] = 0.4 * turned
+    write_constant(pack / "1k3d68.onnx", ["None", 3, 192, 192], {"fc1": points.reshape(1, -1)})
+    return pack
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (30, 0, 0), (0, 20, 0), (0, 0, 15), (-25, 10, -40)])
+def test_head_angles_are_yaw_pitch_and_roll(tmp_path: Path, angles: tuple[float, float, float]) -> None:
+    pack = write_landmarks(write_face_pack(tmp_path), *angles)
+    faces = load_face_detector(pack, angles=True).detect(with_squares(64, 128, (16, 16), (96, 32)))
+    assert len(faces) == 2
+    for face in faces:
+        assert face.angles == pytest.approx(angles, abs=1e-2)
+
+
+def test_signs_of_the_angles() -> None:
+    nose, right_temple = get_object("meanshape_68.pkl")[[30, 16]]
+    assert nose[2] > 0.5 and right_temple[0] > 0.5  # towards the camera; right in the picture, where y points down
+    assert Rotation.from_euler("y", 30, degrees=True).apply(nose)[0] > nose[0] + 0.2
+    assert Rotation.from_euler("x", 30, degrees=True).apply(nose)[1] < nose[1] - 0.2
+    assert Rotation.from_euler("z", 30, degrees=True).apply(right_temple)[1] > right_temple[1] + 0.2
+
+
+def test_angles_are_computed_only_when_asked_for(pack: Path, tmp_path: Path) -> None:
+    with_landmarks = write_landmarks(write_face_pack(tmp_path), 10, 0, 0)
+    (face,) = load_face_detector(with_landmarks).detect(with_squares(64, 64, (16, 32)))
+    assert face.angles is None
+    with pytest.raises(FaceDetectorError, match=r"no 3D landmarks; head angles need 1k3d68.onnx"):
+        load_face_detector(pack, angles=True)
+    found = load_face_detector(None, angles=True).detect(like_a_face(240, 60, 48, 96))
+    assert [face.angles for face in found] == [None]
 
 
 def test_an_empty_or_absent_folder_is_refused_without_a_download(tmp_path: Path) -> None:

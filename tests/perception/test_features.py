@@ -8,12 +8,14 @@ from PIL import Image
 from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
 from perception.features import (
     FeatureError,
+    check_feature_net,
     frame_features,
     load_feature_net,
     resize,
     video_features,
     window_starts,
 )
+from perception.i3d import I3D
 from perception.inception import FIDInception
 
 
@@ -130,6 +132,7 @@ def test_inception_state_dict_of_pytorch_fid_loads_strictly(tmp_path):
     state = net.state_dict()
     assert len(state) == 566 and sum(p.numel() for p in net.parameters()) == 23_850_960
     torch.save(state, tmp_path / "pt_inception.pth")
+    check_feature_net(tmp_path / "pt_inception.pth", "frames")
     loaded = load_feature_net(tmp_path / "pt_inception.pth")
     shown = frames(1, 64, 48)
     features = frame_features(loaded, shown)
@@ -143,12 +146,42 @@ def test_inception_state_dict_of_pytorch_fid_loads_strictly(tmp_path):
         load_feature_net(tmp_path / "wrong.pth")
 
 
+def test_i3d_state_dict_loads_strictly_and_is_called_like_the_torchscript(tmp_path):
+    torch.manual_seed(0)
+    net = I3D().eval()
+    state = net.state_dict()
+    torch.save(state, tmp_path / "i3d_pretrained_400.pt", _use_new_zipfile_serialization=False)
+    check_feature_net(tmp_path / "i3d_pretrained_400.pt", "videos")
+    loaded = load_feature_net(tmp_path / "i3d_pretrained_400.pt")
+    assert isinstance(loaded, I3D) and not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    loaded.forward = lambda video, **flags: torch.tensor([[*video.shape, *flags.values()]])
+    assert video_features(loaded, frames(16, 8, 8)).tolist() == [[1, 3, 16, 8, 8, True, True, True]]
+    del state["Mixed_4c.b2a.bn.bias"]
+    state["logits.conv3d.bias"] = torch.zeros(399)
+    torch.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(FeatureError, match=r"not I3D: missing Mixed_4c.b2a.bn.bias; logits.conv3d.bias is \(399,\)"):
+        load_feature_net(tmp_path / "wrong.pt")
+
+
+def test_a_net_in_the_wrong_role_is_noticed_without_computing(nets):
+    check_feature_net(nets / "inception.pt", "frames")
+    check_feature_net(nets / "i3d_torchscript.pt", "videos")
+    with pytest.raises(FeatureError, match="i3d_torchscript.pt is a net for videos, this role needs one for frames"):
+        check_feature_net(nets / "i3d_torchscript.pt", "frames")
+    with pytest.raises(FeatureError, match="inception.pt is a net for frames"):
+        check_feature_net(nets / "inception.pt", "videos")
+
+
 def test_absent_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FeatureError, match="does not exist"):
         load_feature_net(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(FeatureError, match="neither TorchScript"):
-        load_feature_net(tmp_path / "text.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("text.pt", "list.pt"):
+        with pytest.raises(FeatureError, match="neither TorchScript"):
+            load_feature_net(tmp_path / name)
 
 
 def test_frames_that_are_not_rgb_bytes_are_refused(nets):

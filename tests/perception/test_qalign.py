@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from miniature.train_qalign import new_model, write_folder, write_tokenizer
-from perception.qalign import LEVELS, Preprocessor, level_scores, load_qalign, prompt_for
+from perception.qalign import LEVELS, Preprocessor, check_qalign, level_scores, load_qalign, prompt_for
 from perception.qalign_model import QAlignError
 
 GOLDEN = [
@@ -100,10 +100,15 @@ def test_batch_equals_single_pictures_of_any_size(folder):
 
 
 def test_pictures_are_seen_once_whatever_is_asked(folder):
-    judge, seen = load_qalign(folder), []
+    judge, seen, rows = load_qalign(folder), [], []
     judge.model.model.vision_model.register_forward_hook(lambda *_: seen.append(1))
+    judge.model.model.layers[0].register_forward_hook(lambda _, __, out: rows.append(len(out)))
     both = judge.rate(pictures((64, 64), (64, 64)))
     assert len(seen) == 1
+    queries = judge.model.config.abstractor.num_learnable_queries + 1
+    for count, rating in zip(rows, both.values(), strict=True):
+        before, after = judge.prompt_ids(rating.prompt)
+        assert count == len(before) + 2 * (queries + len(after))  # the words before the picture once
     assert both["quality"].prompt != both["aesthetics"].prompt
     assert not np.allclose(both["quality"].logits, both["aesthetics"].logits)
 
@@ -144,26 +149,48 @@ def test_sharded_and_binary_files_and_old_rotary_tables_load_alike(folder, copie
     np.testing.assert_array_equal(load_qalign(copied).score(pictures((64, 64))), expected)
 
 
-def test_every_wrong_tensor_is_listed(copied):
+@pytest.mark.parametrize("read", [load_qalign, check_qalign])
+def test_every_wrong_tensor_is_listed(copied, read):
     tensors = load_file(copied / "model.safetensors")
     del tensors["lm_head.weight"]
     tensors["model.norm.weight"] = torch.zeros(3)
     tensors["model.extra"] = torch.zeros(1)
-    save_file(tensors, copied / "model.safetensors")
-    with pytest.raises(QAlignError) as error:
-        load_qalign(copied)
-    for part in ("missing lm_head.weight", "model.norm.weight is (3,), expected (64,)", "unexpected model.extra"):
-        assert part in str(error.value)
+    for write in (lambda: save_file(tensors, copied / "model.safetensors"), lambda: as_binary(copied, tensors)):
+        write()
+        with pytest.raises(QAlignError) as error:
+            read(copied)
+        for part in ("missing lm_head.weight", "model.norm.weight is (3,), expected (64,)", "unexpected model.extra"):
+            assert part in str(error.value)
 
 
+def as_binary(folder, tensors):
+    """Weights as one PyTorch file instead of safetensors."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("read", [load_qalign, check_qalign])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "preprocessor_config.json", "model.safetensors"])
-def test_absent_and_broken_files_are_named(copied, name):
-    (copied / name).write_bytes(b"broken")
+def test_absent_and_broken_files_are_named(copied, name, read):
+    (copied / name).write_bytes((copied / name).read_bytes()[:-10] if "safetensors" in name else b"broken")
     with pytest.raises(QAlignError, match=name):
-        load_qalign(copied)
+        read(copied)
     (copied / name).unlink()
     with pytest.raises(QAlignError, match=name.replace("model.safetensors", "no .*safetensors")):
-        load_qalign(copied)
+        read(copied)
+    (copied / "pytorch_model.bin").write_bytes(b"PK broken")
+    with pytest.raises(QAlignError, match=name.replace("model.safetensors", "pytorch_model.bin")):
+        read(copied)
+
+
+def test_checking_reads_headers_only(folder, copied):
+    check_qalign(folder)
+    path = copied / "model.safetensors"
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    with path.open("r+b") as file:  # the numbers themselves are gone, names and shapes are not
+        file.seek(header)
+        file.write(bytes(path.stat().st_size - header))
+    check_qalign(copied)
 
 
 def test_a_configuration_of_another_kind_is_refused(copied):

@@ -1,23 +1,11 @@
-"""mPLUG-Owl2: against transformers' CLIP and LLaMA where it is the same network, closed forms where it is its own."""
+"""mPLUG-Owl2: against transformers' LLaMA where it is the same network, closed forms where it is its own."""
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel
 
-from perception.qalign_model import (
-    AbstractorAttention,
-    AbstractorConfig,
-    LanguageLayer,
-    Multiway,
-    Owl,
-    OwlConfig,
-    VisionConfig,
-    VisionModel,
-    VisualAbstractor,
-    grid_positions,
-    rotary_tables,
-)
+from perception.qalign_model import LanguageLayer, Multiway, Owl, OwlConfig, Rows, rotary_tables
+from perception.qalign_vision import AbstractorConfig, VisionConfig
 
 VISION = VisionConfig(24, 40, 2, 4, image_size=28, patch_size=7)
 ABSTRACTOR = AbstractorConfig(24, 30, 2, 4, num_learnable_queries=5, grid_size=4)
@@ -54,41 +42,6 @@ def test_full_size_names_shapes_and_counts():
     assert {name: tuple(state[name].shape) for name in expected} == expected
 
 
-def test_vision_model_is_clip():
-    ours = randomised(VisionModel(VISION))
-    config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7,
-        layer_norm_eps=1e-6,
-    )  # fmt: skip
-    clip = CLIPVisionModel(config).eval()
-    clip.load_state_dict({name: _clip_tensor(name, ours.state_dict()) for name in clip.state_dict()})
-    pixels = torch.randn(3, 3, 28, 28)
-    with torch.no_grad():
-        theirs = ours.post_layernorm(clip(pixels).last_hidden_state)
-        torch.testing.assert_close(ours(pixels), theirs, atol=2e-6, rtol=0)
-
-
-def _clip_tensor(name, state):
-    """The tensor of ours that transformers calls `name`."""
-    name = name.removeprefix("vision_model.")
-    names = {
-        "embeddings.class_embedding": "embeddings.cls_token",
-        "embeddings.patch_embedding.weight": "embeddings.patch_embed.weight",
-        "embeddings.position_embedding.weight": "embeddings.position_embedding",
-        "pre_layrnorm.weight": "embeddings.pre_layernorm.weight",
-        "pre_layrnorm.bias": "embeddings.pre_layernorm.bias",
-    }
-    if name in names:
-        tensor = state[names[name]]
-        return tensor if "patch" in name else tensor.squeeze()
-    for row, part in enumerate(("q_proj", "k_proj", "v_proj")):
-        if part in name:
-            mixed = state[name.replace(part, "query_key_value")].unflatten(0, (4, 3, -1))
-            return mixed[:, row].flatten(0, 1)
-    renamed = name.replace("out_proj", "dense").replace("layer_norm1", "input_layernorm")
-    return state[renamed.replace("layer_norm2", "post_attention_layernorm")]
-
-
 def test_language_layers_with_equal_ways_are_llama():
     layers = [randomised(LanguageLayer(TINY)) for _ in range(2)]
     config = LlamaConfig(
@@ -103,61 +56,38 @@ def test_language_layers_with_equal_ways_are_llama():
                 state[name].copy_(state[name.replace(".multiway.1.", ".multiway.0.")])
         plain = {name.replace(".multiway.0", ""): t for name, t in state.items() if ".multiway.1." not in name}
         theirs.load_state_dict(plain)
+    rows = Rows(before=3, image=4, after=2, batch=2)
     x = torch.randn(2, 9, 32)
+    x[1, :3] = x[0, :3]  # both prompts begin alike, and what they share is computed once
+    packed = rows.join(x[:1, :3], x[:, 3:])
+    assert packed.shape == (3 + 2 * 6, 32)
     with torch.no_grad():
         expected = llama(inputs_embeds=x).last_hidden_state
-        rotary = rotary_tables(9, 8, 10000.0, like=x)
+        rotary = rotary_tables(rows.positions(x.device), 8, 10000.0, x.dtype)
         for layer in layers:
-            x = layer(x, (3, 6), rotary)
-        normalised = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
+            packed = layer(packed, rows, rotary)
+        beginning, rest = rows.split(packed)
+        y = torch.cat([beginning.expand(2, -1, -1), rest], dim=1)
+        normalised = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
     torch.testing.assert_close(normalised * llama.norm.weight, expected, atol=1e-5, rtol=0)
 
 
 def test_multiway_sends_image_positions_through_the_second_copy():
     ways = Multiway(lambda: nn.Linear(4, 4, bias=False))
-    x = torch.randn(2, 7, 4)
+    x = torch.randn(7, 4)
     mixed = ways(x, (2, 5))
     text, image = (way(x) for way in ways.multiway)
-    torch.testing.assert_close(mixed[:, [0, 1, 5, 6]], text[:, [0, 1, 5, 6]])
-    torch.testing.assert_close(mixed[:, 2:5], image[:, 2:5])
+    torch.testing.assert_close(mixed[[0, 1, 5, 6]], text[[0, 1, 5, 6]])
+    torch.testing.assert_close(mixed[2:5], image[2:5])
 
 
-def test_grid_positions_are_sines_of_columns_then_rows():
-    table = grid_positions(3, 8)
-    assert table.shape == (10, 8) and (table[0] == 0).all()
-    column, row = 2, 1
-    angles = np.array([column, column / 100, row, row / 100])
-    expected = np.concatenate([np.sin(angles[:2]), np.cos(angles[:2]), np.sin(angles[2:]), np.cos(angles[2:])])
-    np.testing.assert_allclose(table[1 + 3 * row + column].numpy(), expected, atol=1e-12)
-
-
-def test_abstractor_attention_is_the_sum_over_queries_and_image():
-    attention = randomised(AbstractorAttention(ABSTRACTOR))
-    queries, image = torch.randn(1, 5, 24), torch.randn(1, 17, 24)
-    keys = torch.cat([queries, image], 1)[0]
-    places = torch.cat([attention.q_pos_embed, attention.k_pos_embed])
-    with torch.no_grad():
-        q = attention.query(queries[0] + attention.q_pos_embed)
-        k, v = attention.key(keys + places), attention.value(keys)
-        heads = []
-        for head in range(4):
-            part = slice(6 * head, 6 * head + 6)
-            heads.append(((q[:, part] @ k[:, part].T) / 6**0.5).softmax(-1) @ v[:, part])
-        torch.testing.assert_close(attention(queries, image)[0], torch.cat(heads, 1), atol=1e-5, rtol=1e-5)
-
-
-def test_abstractor_residual_starts_from_normalised_queries():
-    abstractor = randomised(VisualAbstractor(ABSTRACTOR, 32))
-    layer = abstractor.encoder["layers"][0].crossattention
-    for linear in (layer.output.out_proj, layer.output.mlp.w2):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-    queries = 5 + 3 * torch.randn(1, 5, 24)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(queries, torch.randn(1, 17, 24)), layer.norm1(queries))
-        tokens = abstractor(torch.randn(2, 17, 24))
-    assert tokens.shape == (2, 6, 32)
-    torch.testing.assert_close(tokens[:, -1], abstractor.vit_eos[0].expand(2, -1))
+def test_rows_know_their_positions_and_come_apart_as_they_were_put_together():
+    rows = Rows(before=2, image=3, after=1, batch=2)
+    assert rows.span == (2, 8)
+    assert rows.positions(torch.device("cpu")).tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 5]
+    beginning, rest = torch.randn(1, 2, 4), torch.randn(2, 4, 4)
+    again = rows.split(rows.join(beginning, rest))
+    assert torch.equal(again[0], beginning) and torch.equal(again[1], rest)
 
 
 def test_text_after_the_picture_sees_it_and_text_before_does_not():
@@ -170,3 +100,8 @@ def test_text_after_the_picture_sees_it_and_text_before_does_not():
     assert logits.shape == (2, 50)
     torch.testing.assert_close(logits, again.flip(0))
     assert not torch.allclose(logits[0], logits[1])
+    with torch.no_grad():
+        some = owl.next_word_logits(before, image, after, torch.tensor([9, 2]))
+        alone = owl.next_word_logits(before, image[:1], after)
+    torch.testing.assert_close(some, logits[:, [9, 2]])
+    torch.testing.assert_close(alone, logits[:1])

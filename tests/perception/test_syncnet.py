@@ -88,6 +88,35 @@ def test_whole_track_equals_sliding_windows(tiny_net: SyncNet, talk: tuple[np.nd
     assert torch.allclose(tiny_net.embed_lips(volume)[0], sliding, atol=1e-5 * float(sliding.abs().max()))
 
 
+@torch.inference_mode()
+def test_the_quicker_lips_are_those_of_the_published_layers(tiny_net: SyncNet, talk: tuple) -> None:
+    volume = torch.cat([lip_volume(talk[0][:19]), lip_volume(talk[0][40:59])])
+    rows = tiny_net.netcnnlip(volume).flatten(2).transpose(1, 2)
+    expected = torch.stack([tiny_net.netfclip(track) for track in rows])
+    found = tiny_net.embed_lips(volume)
+    assert found.shape == (2, 15, 16)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    tiny_net.netcnnlip[5].running_mean += 1  # nothing folded is kept: a changed network answers differently
+    assert not torch.allclose(tiny_net.embed_lips(volume), expected, atol=1e-3)
+
+
+def test_lips_have_gradients_in_training_and_in_evaluation(tiny_net: SyncNet, talk: tuple) -> None:
+    volume = lip_volume(talk[0][:8])
+    tiny_net.requires_grad_(True)
+    tiny_net.embed_lips(volume).square().sum().backward()
+    given = tiny_net.netcnnlip[0].weight.grad.clone()
+    tiny_net.zero_grad()
+    plain = tiny_net.netfclip(tiny_net.netcnnlip(volume).flatten(2)[0].T)
+    plain.square().sum().backward()
+    torch.testing.assert_close(
+        given, tiny_net.netcnnlip[0].weight.grad, rtol=1e-3, atol=1e-4 * float(given.abs().max())
+    )
+    tiny_net.train()
+    counted = tiny_net.netcnnlip[1].num_batches_tracked.clone()
+    tiny_net.embed_lips(volume)
+    assert tiny_net.netcnnlip[1].num_batches_tracked == counted + 1
+
+
 def one_hot(windows: int = 60) -> torch.Tensor:
     return torch.eye(windows)
 

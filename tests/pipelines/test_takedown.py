@@ -1,9 +1,7 @@
-"""A video leaves clips, latents, a frozen list and a report; killed at any step, the same call completes it."""
+"""A video leaves clips, latents, a frozen list and a report; stopped at any step, the same call completes it."""
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from common.executors import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards import ShardReader
 from curation.select import SelectConfig
-from curation.takedown import tombstone
 from curation.versions import freeze, read_version
 from latents.job import LatentsConfig, encode_clips
 from pipelines.takedown import take_down
@@ -26,7 +23,6 @@ __all__ = ["encoder_folders"]
 
 HERE = ExecutorConfig(workers=1)
 LATENTS = LatentsConfig(buckets=((32, 32),), references=1, samples_per_shard=2)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +119,5 @@ def test_stopped_at_any_change_of_a_file_it_is_completed(
             patched.setattr(os, name, counted(getattr(os, name)))
         with pytest.raises(Stopped):
             take_down(run, "one", SelectConfig())
-    take_down(run, "one", SelectConfig())
-    assert contents(run) == contents(whole)
-
-
-def test_killed_it_is_completed(finished: RunFolder, tmp_path: Path) -> None:
-    whole, run = copy_of(finished, tmp_path / "whole"), copy_of(finished, tmp_path / "run")
-    take_down(whole, "one", SelectConfig())
-    code = (
-        "import os, pathlib, curation.takedown\n"
-        "curation.takedown.forget_units = lambda *_: os.kill(os.getpid(), 9)\n"
-        "from pipelines.takedown import RunFolder, SelectConfig, take_down\n"
-        f"take_down(RunFolder(pathlib.Path({str(run.root)!r})), 'one', SelectConfig())\n"
-    )
-    path = os.pathsep.join((str(ROOT), str(ROOT / "packages")))
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
-    assert killed.returncode == -9 and contents(run) != contents(whole)
-    assert "one" in (run.root / "takedowns" / f"{tombstone('one')}.json").read_text()
     take_down(run, "one", SelectConfig())
     assert contents(run) == contents(whole)

@@ -1,0 +1,155 @@
+"""One way out to the network and its manners: how often it asks, and how long it is silent after a site said no.
+
+The state is a small file, so that manners outlive the process: a run that is killed and started again neither asks
+faster nor cuts a rest short.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.runs import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+HOUR = 3600.0
+BURST_SECONDS = 60.0  # an exit that was idle may catch up on this much
+
+
+@dataclass(frozen=True)
+class ExitConfig:
+    """One exit = one worker.
+
+    `proxy` (URL), `source_address` (a local IP address) and `cookies` (a file in Netscape format, which the site's
+    answers update) say who it is; empty means this machine without an account. `per_hour` look-ups at most,
+    `pause_seconds` (least, most) between two videos, `request_pause_seconds` between the requests of one look-up.
+    Media come at `max_bytes_per_second` at most (0: no bound); a server slower than `min_bytes_per_second` is given up.
+    """
+
+    name: str = "here"
+    proxy: str = ""
+    cookies: str = ""
+    source_address: str = ""
+    per_hour: float = 300.0
+    pause_seconds: tuple[float, float] = (2.0, 8.0)
+    request_pause_seconds: float = 0.5
+    max_bytes_per_second: int = 3_000_000
+    min_bytes_per_second: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
+        if self.per_hour <= 0:
+            raise ValueError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
+        if not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
+            raise ValueError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
+
+
+@dataclass(frozen=True)
+class RestConfig:
+    """What an exit does after a bot check or a rate limit: it rests `cooldown_seconds`, twice as long after each
+    further one up to `max_cooldown_seconds`, and after `give_up_after` of them in a row it leaves the rest of the queue
+    to other exits or to the next run."""
+
+    cooldown_seconds: float = 1800.0
+    max_cooldown_seconds: float = 6 * HOUR
+    give_up_after: int = 6
+
+
+@dataclass
+class _State:
+    tokens: float
+    counted: float  # when the tokens were counted, seconds since the epoch
+    busy: float  # when it last asked for something or got it
+    resting_until: float = 0.0
+    strikes: int = 0  # rests since the last video that came
+
+
+class Exit:
+    """The manners of one exit. `clock` gives seconds since the epoch, `sleep` waits for some."""
+
+    def __init__(
+        self,
+        config: ExitConfig,
+        rest: RestConfig,
+        state_file: Path,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.config, self.rest = config, rest
+        self.sleep = sleep
+        self._file, self._clock = state_file, clock
+        self._state = self._load()
+
+    def wait_turn(self, per_hour: float = 0.0) -> None:
+        """Wait until another look-up is within the manners (`per_hour` replaces the exit's own rate), and count it."""
+        rate = per_hour or self.config.per_hour
+        state, now = self._state, self._clock()
+        # A clock set back must not keep the exit waiting.
+        elapsed = max(0.0, now - state.counted)
+        tokens = min(self._burst(rate), state.tokens + elapsed * rate / HOUR)
+        pause = random.uniform(*self.config.pause_seconds) - max(0.0, now - state.busy)
+        wait = max(0.0, pause, (1 - tokens) * HOUR / rate)
+        if wait > 0:
+            self.sleep(wait)
+        state.tokens = tokens + wait * rate / HOUR - 1
+        state.counted = state.busy = now + wait
+        self._save()
+
+    def resting(self) -> float:
+        """Seconds for which the exit still has to be silent."""
+        return max(0.0, self._state.resting_until - self._clock())
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether it has rested and nothing has come through it since."""
+        return self._state.strikes > 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was refused so often in a row that it is of no use in this run."""
+        return self._state.strikes >= self.rest.give_up_after
+
+    def stop(self, message: str) -> float:
+        """The site has had enough: rest. Returns for how many seconds."""
+        state = self._state
+        seconds = min(self.rest.max_cooldown_seconds, self.rest.cooldown_seconds * 2.0**state.strikes)
+        state.strikes += 1
+        state.resting_until = self._clock() + seconds
+        self._save()
+        name = self.config.name
+        logger.warning("exit %s is silent for %.0f s (time %d in a row): %s", name, seconds, state.strikes, message)
+        return seconds
+
+    def fine(self) -> None:
+        """A video, or word of one, has come through."""
+        if self._state.strikes:
+            logger.info("exit %s is through again", self.config.name)
+        self._state.strikes, self._state.resting_until, self._state.busy = 0, 0.0, self._clock()
+        self._save()
+
+    def pardon(self) -> None:
+        """A new run tries an exit that had been given up, once its rest is over."""
+        if self.given_up and not self.resting():
+            self._state.strikes = self.rest.give_up_after - 1
+            self._save()
+
+    def _burst(self, rate: float) -> float:
+        return max(1.0, rate * BURST_SECONDS / HOUR)
+
+    def _load(self) -> _State:
+        now = self._clock()
+        fresh = _State(self._burst(self.config.per_hour), now, 0.0)
+        if not self._file.exists():
+            return fresh
+        try:
+            return _State(**read_json(self._file))
+        except (ValueError, TypeError):
+            logger.warning("%s is not the state of an exit and is begun anew", self._file)
+            return fresh
+
+    def _save(self) -> None:
+        write_json(self._file, asdict(self._state))

@@ -1,0 +1,92 @@
+"""What is seen in a few frames, in words? Any vision-language folder of transformers: LLaVA, Idefics3, Qwen2.5-VL ...
+
+The folder is loaded with AutoProcessor and AutoModelForImageTextToText, from the disk only and without remote code.
+Families whose processor also takes videos (Qwen2.5-VL, SmolVLM, InternVL) need torchvision beside transformers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class CaptionerError(ValueError):
+    """A folder is not a vision-language model that transformers can load here."""
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A loaded model with its processor; make one with `load_captioner`."""
+
+    model: Any
+    processor: Any
+    name: str
+
+    @torch.inference_mode()
+    def describe(self, frames: Sequence[np.ndarray], prompt: str, max_tokens: int) -> str:
+        """The model's greedy answer to `prompt` about RGB uint8 frames (H, W, 3), at most `max_tokens` long.
+
+        Raises CaptionerError when the folder's processor cannot take a picture and a text together.
+        """
+        inputs = self._inputs([Image.fromarray(frame) for frame in frames], prompt).to(self.model.device)
+        inputs = {name: self._typed(value) for name, value in inputs.items()}
+        written = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_tokens)
+        if not self.model.config.is_encoder_decoder:  # the answer follows the question
+            written = written[:, inputs["input_ids"].shape[1] :]
+        text = self.processor.batch_decode(written, skip_special_tokens=True)[0]
+        return " ".join(text.split())
+
+    def _inputs(self, pictures: list[Image.Image], prompt: str) -> Any:
+        """The processor's tensors; its own chat template says where pictures stand and how it is asked."""
+        if getattr(self.processor, "chat_template", None):
+            content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": prompt}]
+            return self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        mark = getattr(self.processor, "image_token", "")
+        try:
+            return self.processor(images=pictures, text=f"{mark * len(pictures)}{prompt}", return_tensors="pt")
+        except (TypeError, ValueError) as error:
+            raise CaptionerError(
+                f"The processor of {self.name} takes no list of pictures with a text ({error}); choose a captioner "
+                "with a chat template, such as LLaVA or Qwen2.5-VL."
+            ) from error
+
+    def _typed(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.model.dtype) if value.is_floating_point() else value
+
+
+def load_captioner(folder: Path | str, device: str = "cpu") -> Captioner:
+    """Load a local transformers folder: half precision on an accelerator, float32 on a CPU.
+
+    Raises FileNotFoundError for an absent folder and CaptionerError for one that is no vision-language model, lacks a
+    file, or needs a library that is not installed; nothing is ever fetched and no code of the folder runs.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder}/config.json does not exist; a captioner is a folder as transformers saves it."
+        )
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoProcessor.from_pretrained(folder, **options)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise CaptionerError(
+            f"{folder} does not load as a vision-language model ({error}); expected a folder of a published "
+            "image-text-to-text model with its processor and safetensors."
+        ) from error
+    if not hasattr(processor, "image_processor"):
+        raise CaptionerError(f"{folder} has a tokenizer but no picture processor; fetch preprocessor_config.json too.")
+    return Captioner(model.eval().requires_grad_(False).to(device), processor, folder.name)

@@ -1,0 +1,59 @@
+"""Do a face's lips move, and with the sound? Differences of pictures and the loudness of a voice; needs no weights."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+SAMPLES_PER_FRAME = 640
+SIDE = 96  # px, of the crop (perception.syncnet.crop_track) that is looked at
+# The mouth in such a crop, whose upper 71 % are the face's box: rows, columns.
+MOUTH = (slice(42, 67), slice(29, 67))
+REACH = 5  # px that a head may move between the pictures compared
+STEP = 2  # frames between them
+SMOOTHING = 2.0  # frames; lips open before a vowel is loud and close after it
+LEAST_LEVEL = 1e-5  # mean square that counts as silence
+
+
+@dataclass(frozen=True)
+class LipMotion:
+    """`motion`: how much the mouth changes beyond moving along with the head, relative to its contrast. Drawn faces:
+    0.65 to 1.2 speaking, below 0.36 with closed lips; three real clips of speakers 0.45 to 0.65. `agreement` -1..1:
+    correlation of that change over time with the loudness, 0.3 to 0.4 on average when they belong together, 0.0 to 0.2
+    else, and often far from either: enough to prefer one of two faces, not to judge a clip."""
+
+    motion: float
+    agreement: float
+
+
+def lip_motion(crops: np.ndarray, wave: np.ndarray) -> LipMotion:
+    """Measure crops (T, S, S, 3) uint8 RGB at 25 fps (`crop_track`) and their sound (T*640,) at 16 kHz."""
+    greys = [cv2.resize(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), (SIDE, SIDE)).astype(np.float32) for crop in crops]
+    if len(greys) <= STEP:
+        return LipMotion(0.0, 0.0)
+    changes = np.array([_change(before, after) for before, after in zip(greys, greys[STEP:], strict=False)])
+    contrast = float(np.mean([grey[MOUTH].std() for grey in greys]))
+    # The upper quartile: speech has pauses, and blinks are no speech.
+    motion = float(np.percentile(changes, 75)) / max(contrast, 1.0)
+    return LipMotion(motion, _agreement(changes, wave))
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> float:
+    """Root mean square difference of the mouth to its best match nearby: what moving the head does not explain."""
+    rows, columns = MOUTH
+    around = after[rows.start - REACH : rows.stop + REACH, columns.start - REACH : columns.stop + REACH]
+    mouth = before[MOUTH]
+    return float(np.sqrt(max(0.0, float(cv2.matchTemplate(around, mouth, cv2.TM_SQDIFF).min())) / mouth.size))
+
+
+def _agreement(changes: np.ndarray, wave: np.ndarray) -> float:
+    frames = min(len(changes) + STEP, len(wave) // SAMPLES_PER_FRAME)
+    if frames <= STEP + 1:
+        return 0.0
+    power = np.square(wave[: frames * SAMPLES_PER_FRAME].astype(np.float64)).reshape(frames, -1).mean(axis=1)
+    level = np.convolve(10 * np.log10(np.maximum(power, LEAST_LEVEL)), np.full(STEP + 1, 1 / (STEP + 1)), "valid")
+    curves = gaussian_filter1d(np.stack([changes[: len(level)], level]), SMOOTHING, axis=1)
+    if np.ptp(curves, axis=1).min() <= 1e-9:
+        return 0.0
+    return float(np.corrcoef(curves)[0, 1])

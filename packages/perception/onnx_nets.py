@@ -1,0 +1,62 @@
+"""ONNX networks from local files: opened with a clear error, and checked to take and give what they should."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+Shape = tuple[int | None, ...]  # None stands for any number
+
+
+class OnnxError(ValueError):
+    """A file is not the ONNX network it should be; the message says what was expected."""
+
+
+def open_network(path: Path, expected: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> "InferenceSession":
+    """A session of the network in `path`, of the file `expected` names, with these shapes, in their order.
+
+    Sizes the file leaves open fit any. Raises OnnxError when it is absent, unreadable or of another kind.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise OnnxError(f"{path} does not exist; expected the file {expected}.")
+    providers = onnxruntime.get_available_providers()
+    try:
+        session = onnxruntime.InferenceSession(str(path), one_thread(), providers=providers)
+    except unreadable() as error:
+        raise OnnxError(f"{path} is not a readable ONNX network; copy {expected} again.") from error
+    for kind, found, wanted in (("takes", session.get_inputs(), inputs), ("gives", session.get_outputs(), outputs)):
+        shapes = [tuple(item.shape) for item in found]
+        if len(shapes) != len(wanted) or not all(map(_fits, shapes, wanted)):
+            raise OnnxError(f"{path} {kind} {_said(shapes)}; {expected} {kind} {_said(wanted)}.")
+    return session
+
+
+def one_thread() -> "SessionOptions":
+    """Options for one CPU thread: work is spread over processes, and results do not depend on a thread count."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return options
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a file that is no network it can run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as faults
+
+    kinds = (faults.Fail, faults.InvalidArgument, faults.InvalidGraph, faults.InvalidProtobuf, faults.NoModel)
+    return (*kinds, faults.NotImplemented)
+
+
+def _fits(found: tuple, wanted: Shape) -> bool:
+    pairs = zip(found, wanted, strict=False)
+    return len(found) == len(wanted) and all(a == b for a, b in pairs if isinstance(a, int) and b is not None)
+
+
+def _said(shapes: Sequence[tuple]) -> str:
+    rows = ["(" + ", ".join(str(side) if isinstance(side, int) else "any" for side in shape) + ")" for shape in shapes]
+    return " and ".join(rows)

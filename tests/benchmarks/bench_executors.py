@@ -1,0 +1,62 @@
+"""What carrying a stage costs: Ray and our own processes against `multiprocessing.Pool(2)` doing the same jobs.
+
+Wall seconds, because the work is done in other processes; the workers of both sides are warm.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from common.executors import ExecutorConfig, Stage, kept_workers, run_stage
+from common.ledger import Ledger, Outcome
+from tests.benchmarks.measure import Row
+
+JOBS, SECONDS, ROUNDS = 12, 1.0, 3
+Unit = dict[str, object]
+
+
+def work(unit: Unit) -> Outcome:
+    """A second of waiting: the cores are not what is measured."""
+    time.sleep(SECONDS)
+    return Outcome(str(unit["unit"]), "kept")
+
+
+def make() -> Callable[[Unit], Outcome]:
+    return work
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with get_context("spawn").Pool(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(("kind", "aim"), [("ray", 1.15), ("process", 1.15)])
+def test_two_workers(report: Callable[[Row], None], pool: Pool, kind: str, aim: float) -> None:
+    """Twelve jobs of a second on two workers, each with its durable ledger row, against a bare pool."""
+    units: list[Unit] = [{"unit": f"u{n}"} for n in range(JOBS)]
+    stage = Stage("wait", "1", {}, {}, make)
+
+    def ours() -> list[Outcome]:
+        with TemporaryDirectory() as folder:
+            return run_stage(stage, units, Ledger(Path(folder)), ExecutorConfig(kind, 2))  # type: ignore[arg-type]
+
+    def peer() -> list[Outcome]:
+        return pool.map(work, units, chunksize=1)
+
+    with kept_workers():
+        assert [outcome.unit for outcome in ours()] == [outcome.unit for outcome in peer()]
+        pairs = [(wall_seconds(ours), wall_seconds(peer)) for _ in range(ROUNDS)]
+    ours_seconds, peer_seconds = (tuple(side) for side in zip(*pairs, strict=True))
+    report(Row(f"{kind}, 12 jobs of 1 s on 2 workers (wall)", "multiprocessing.Pool", ours_seconds, peer_seconds, aim))
+
+
+def wall_seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -1,0 +1,72 @@
+"""The commands about curated data, as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.clips import write_clips
+from common.runs import RunFolder
+from curation.select import SelectConfig
+from curation.summary import SOURCES_SCHEMA
+from curation.yields import yield_table
+from tests.curation.frozen import make_run, write_videos
+from tests.curation.test_select_sql import draw_rows
+
+
+def omniavatar(*arguments: object) -> list[str]:
+    """The lines a command prints; it must succeed."""
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 300 clips of 60 videos that were scored."""
+    run = RunFolder(tmp_path_factory.mktemp("scored"))
+    rows = [row | {"video_id": f"v{number // 5}", "source": "folder"} for number, row in enumerate(draw_rows(300, 1))]
+    rows = [row | {"t_start": 0.0, "t_end": row["duration"], "dup_group": None} for row in rows]
+    write_clips(run.clips_parquet, rows)
+    videos = [{"video_id": f"v{number}", "state": "kept", "clips": 5} for number in range(60)]
+    pq.write_table(pa.Table.from_pylist(videos, SOURCES_SCHEMA), run.root / "sources.parquet")
+    return run.root
+
+
+def test_thresholds_are_a_question_and_then_a_decision(scored: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "yield.svg"
+    lines = omniavatar("yield", "--run", scored, "--preset", "strict", "--grid", "min_sync_c=3,6", "--picture", picture)
+    assert lines[-1] == str(picture) and picture.stat().st_size > 1000
+    assert any("low_sync" in line for line in lines)
+    lines = omniavatar("reselect", "--run", scored, "--preset", "omniavatar")
+    kept = yield_table(scored, SelectConfig(), {"min_sync_c": [4.0]}).to_pylist()[0]["clips"]
+    assert kept > 20 and any(f" {kept} kept" in line for line in lines)
+
+    omniavatar("split", "--run", scored, "--count", 20, "--out", tmp_path / "test.tsv")
+    omniavatar("reselect", "--run", scored, "--preset", "omniavatar", "--test-list", tmp_path / "test.tsv")
+    rows = pq.read_table(scored / "clips.parquet", columns=["video_id", "split"]).to_pylist()
+    tested = {row["video_id"] for row in rows if row["split"] == "test"}
+    assert sum(row["split"] == "test" for row in rows) == 20
+    assert not tested & {row["video_id"] for row in rows if row["split"] == "train"}
+
+
+def test_a_version_is_frozen_rebuilt_and_loses_a_video(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    videos = write_videos(tmp_path / "videos")
+    run = make_run(tmp_path / "run", videos)
+    frozen = Path(omniavatar("freeze", "--run", run.root)[-1])
+    assert frozen.exists()
+    lines = omniavatar("rebuild", frozen, "--run", tmp_path / "again", "--videos", videos)
+    assert any("3 clips of 2 videos: same bytes" in line for line in lines)
+
+    lines = omniavatar("takedown", "--run", run.root, "--", "one")
+    assert any("2 clips became tombstones" in line for line in lines)
+    assert not any("one" in str(file) for file in run.root.rglob("*"))
+    # The list keeps its name with tombstones in it; one frozen now has another, and the same clips.
+    again = Path(omniavatar("freeze", "--run", run.root)[-1])
+    assert again != frozen
+    assert [line.split()[1] for line in omniavatar("diff", frozen, again)[:3]] == ["0", "0", "0"]

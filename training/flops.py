@@ -1,0 +1,198 @@
+"""How much work a forward pass and a training step are, in floating-point operations; a multiply-add counts as two.
+
+Shapes: L video tokens of one sample, T its latent frames, n text tokens as the model sees them (padded), d width, f width
+of the feed-forward, N blocks, r LoRA rank, C audio width.
+
+    every linear       2 * rows * inputs * outputs
+    self-attention     4 N d L^2            to the text: 4 N d L n
+    backward           twice the forward of an attention; of a linear once for its input and once for its weight,
+                       each only where a gradient is asked for: a frozen base needs no weight gradients
+    recomputation      one more forward of the blocks; "selective" spares the attentions
+
+What a fused attention kernel computes again in its own backward pass (half an attention more), norms, rotations and
+other elementwise work are left out.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from omniavatar.adapter import Variant
+from omniavatar.audio_entry import AudioEntry, audio_blocks
+from omniavatar.audio_pack import FRAMES_PER_LATENT
+from omniavatar.recompute import Recompute
+
+PATCH = 4  # latent pixels of a token, 2 x 2
+PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed sound
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a transformer, what of it is trained, and the sound it hears. `channels` are those of a latent."""
+
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    text_width: int = 4096
+    time_width: int = 256
+    channels: int = 16
+    variant: Variant = "lora"
+    rank: int = 128
+    entry: AudioEntry = "multi"
+    audio_dim: int = 10_752
+
+    @property
+    def inputs(self) -> int:
+        """Input channels: the noisy latent and, for the avatar model, the reference and the mask."""
+        return self.channels if self.variant == "base" else 2 * self.channels + 1
+
+    @property
+    def whole(self) -> bool:
+        """True when every weight is trained."""
+        return self.variant in ("full", "base")
+
+
+class Linear(NamedTuple):
+    """`count` weight matrices (outputs, inputs) on `rows` rows; `in_block`: computed again when blocks are."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    count: int
+    trained: bool
+    input_learns: bool
+    in_block: bool
+    lora: bool = False
+
+    @property
+    def forward(self) -> int:
+        """Operations of the forward pass."""
+        return 2 * self.rows * self.inputs * self.outputs * self.count
+
+    @property
+    def backward(self) -> int:
+        """Operations of the backward pass."""
+        return self.forward * (self.trained + self.input_learns)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations on one sample. `step` is what the mathematics asks for (MFU), `executed` what is computed (HFU)."""
+
+    linear: int
+    self_attention: int
+    cross_attention: int
+    lora: int
+    backward: int
+    recomputed: int
+
+    @property
+    def forward(self) -> int:
+        """One forward pass."""
+        return self.linear + self.self_attention + self.cross_attention + self.lora
+
+    @property
+    def step(self) -> int:
+        """Forward and backward pass, nothing computed twice."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> int:
+        """The same with what gradient checkpointing computes again."""
+        return self.step + self.recomputed
+
+
+def network_of(
+    config: Mapping[str, Any], variant: Variant, rank: int, entry: AudioEntry, audio_dim: int = 10_752
+) -> Network:
+    """The network of a transformer's `config.json`, in diffusers' or in the original layout.
+
+    What diffusers' file leaves out has its default, which is the 14B model's.
+    """
+    original = "dim" in config
+    heads = config["num_heads"] if original else config.get("num_attention_heads", 40)
+    return Network(
+        width=config["dim"] if original else heads * config.get("attention_head_dim", 128),
+        ffn=config.get("ffn_dim", 13_824),
+        layers=config.get("num_layers", 40),
+        heads=heads,
+        text_width=config.get("text_dim", 4096),
+        time_width=config.get("freq_dim", 256),
+        channels=config.get("out_dim" if original else "out_channels", 16),
+        variant=variant,
+        rank=rank,
+        entry=entry,
+        audio_dim=audio_dim,
+    )
+
+
+def work(network: Network, tokens: int, frames: int, text: int = 512, recompute: Recompute = "none") -> Work:
+    """The work of one sample of `tokens` video tokens in `frames` latent frames, with `text` text tokens."""
+    weights = list(linears(network, tokens, frames, text))
+    per_pair = 4 * network.layers * network.width * tokens
+    self_attention, cross_attention = per_pair * tokens, per_pair * text + _heard(network, tokens)
+    attention = self_attention + cross_attention
+    again = {
+        "none": 0,
+        "selective": sum(weight.forward for weight in weights if weight.in_block),
+        "full": sum(weight.forward for weight in weights if weight.in_block) + attention,
+    }
+    return Work(
+        linear=sum(weight.forward for weight in weights if not weight.lora),
+        self_attention=self_attention,
+        cross_attention=cross_attention,
+        lora=sum(weight.forward for weight in weights if weight.lora),
+        backward=sum(weight.backward for weight in weights) + 2 * attention,
+        recomputed=again[recompute],
+    )
+
+
+def linears(network: Network, tokens: int, frames: int, text: int) -> Iterator[Linear]:
+    """Every linear of the model and how many rows it is given; a convolution over patches is one too."""
+    d, f, n, whole = network.width, network.ffn, network.layers, network.whole
+    yield Linear(tokens, d, d, 6 * n, whole, True, True)  # q k v o of self-attention, q o of the other
+    yield Linear(text, d, d, 2 * n, whole, whole, True)  # k v of the text
+    yield Linear(tokens, d, f, 2 * n, whole, True, True)  # up and down
+    if network.variant == "lora":
+        yield from _lora(network, tokens, text)
+    yield Linear(tokens, PATCH * network.inputs, d, 1, True, False, False)
+    yield Linear(tokens, d, PATCH * network.channels, 1, whole, True, False)
+    yield Linear(text, network.text_width, d, 1, whole, False, False)
+    yield Linear(text, d, d, 1, whole, whole, False)
+    yield Linear(1, network.time_width, d, 1, whole, False, False)
+    yield Linear(1, d, d, 7, whole, whole, False)  # the time's second layer, and its six modulations
+    if network.variant != "base":
+        yield from _audio(network, tokens, frames)
+
+
+def _lora(network: Network, tokens: int, text: int) -> Iterator[Linear]:
+    d, f, r, n = network.width, network.ffn, network.rank, network.layers
+    for inputs, down, outputs, up in ((d, 7, d, 7), (f, 1, f, 1)):
+        yield Linear(tokens, inputs, r, down * n, True, True, True, True)
+        yield Linear(tokens, r, outputs, up * n, True, True, True, True)
+    yield Linear(text, d, r, 2 * n, True, False, True, True)
+    yield Linear(text, r, d, 2 * n, True, True, True, True)
+
+
+def _audio(network: Network, tokens: int, frames: int) -> Iterator[Linear]:
+    d, hidden, layers = network.width, PACKED[network.entry], hearing_layers(network)
+    if network.entry == "cross_attention":
+        yield Linear(FRAMES_PER_LATENT * frames, network.audio_dim, hidden, 1, True, False, False)
+        yield Linear(tokens, d, hidden, 2 * layers, True, True, True)  # q, o
+        yield Linear(FRAMES_PER_LATENT * frames, hidden, hidden, 2 * layers, True, True, True)  # k, v
+    else:
+        yield Linear(frames, FRAMES_PER_LATENT * network.audio_dim, hidden, 1, True, False, False)
+        yield Linear(frames, hidden, d, layers, True, True, True)
+
+
+def _heard(network: Network, tokens: int) -> int:
+    """Attention of the tokens to the four audio states of their frame."""
+    if network.variant == "base" or network.entry != "cross_attention":
+        return 0
+    return 4 * hearing_layers(network) * PACKED[network.entry] * tokens * FRAMES_PER_LATENT
+
+
+def hearing_layers(network: Network) -> int:
+    """How many blocks have an audio layer; none in the plain base."""
+    return 0 if network.variant == "base" else len(audio_blocks(network.layers, network.entry))
