@@ -4,7 +4,7 @@ sources -> download -> probe -> scan -> [clips] -> cut -> judging -> duplicates 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,24 @@ LARGE = 100_000  # clips from which on questions are worth a copy of the table m
 
 
 def curate(
-    config: CurationConfig, sources: SourcesConfig, models: Models, run: RunFolder, executor: ExecutorConfig
+    config: CurationConfig,
+    sources: SourcesConfig,
+    models: Models,
+    run: RunFolder,
+    executor: ExecutorConfig,
+    after_stage: Callable[[], object] = lambda: None,
 ) -> CurationSummary:
     """Bring every source through every stage and write clips.parquet, sources.parquet and the clip files.
 
     Model roles: face_detector (else OpenCV's cascade), active_speaker, sync_scorer, pose, quality_scorer, captioner; a
-    scorer that is absent leaves its clips pending. Killed and run again it goes on, and ends in the same bytes. Raises
+    scorer that is absent leaves its clips pending. Killed and run again it goes on, and ends in the same bytes.
+    `after_stage` is called when a stage is done, at moments when nothing is being written. Raises
     FileNotFoundError or SourcesError for the sources, StageError for weights that do not load, DiskFullError.
     """
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
     listed, gone = part_taken_down(run, list_sources(sources))
     with kept_workers():
-        work = _Work(Ledger(run.ledger), executor)
+        work = _Work(Ledger(run.ledger), executor, after_stage)
         clips = _make_clips(config, models, work, run, listed)
         cut = _cut(config, work, run.clips, [clip for clip in clips if clip["duration"] >= config.cut.min_seconds])
         alive = judge_clips(config, models, work.do, run.clips, cut)
@@ -87,12 +93,14 @@ class _Work:
 
     ledger: Ledger
     executor: ExecutorConfig
+    after_stage: Callable[[], object]
     versions: dict[str, str] = field(default_factory=dict)
 
     def do(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
         """Bring rows through one stage; returns those that went well, in order."""
         self.versions[stage.name] = stage.fingerprint
         outcomes = run_stage(stage, rows, self.ledger, self.executor)
+        self.after_stage()
         for row, outcome in zip(rows, outcomes, strict=True):
             row |= outcome.outputs
             if outcome.state != "kept":

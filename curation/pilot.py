@@ -27,11 +27,12 @@ _CLIPS = f"""SELECT c.video_id, sum(c.duration) / {HOUR} AS clip_hours,
     coalesce(sum(c.duration) FILTER (decision = 'kept'), 0) / {HOUR} AS kept_hours,
     coalesce(sum(f.bytes), 0)::DOUBLE AS clip_bytes, coalesce(sum(s.size), 0)::DOUBLE AS shard_bytes
     FROM clips c LEFT JOIN files f USING (clip_id) LEFT JOIN shards s USING (clip_id) GROUP BY c.video_id"""
-# A unit that was tried again has cost about as much each time; only its last try is on record.
+# What comes after the latents is no part of the plan. A unit that was tried again has cost about as much each time; only
+# its last try is on record.
 _COSTS = f"""{_NEWEST}
     SELECT stage, coalesce(c.video_id, t.unit) AS video_id, sum(cpu_seconds * attempt) / {HOUR} AS cpu,
     sum(gpu_seconds * attempt) / {HOUR} AS gpu
-    FROM told t LEFT JOIN clips c ON c.clip_id = t.unit GROUP BY ALL"""
+    FROM told t LEFT JOIN clips c ON c.clip_id = t.unit WHERE stage NOT IN ('videos', 'eval') GROUP BY ALL"""
 BASES = ("hours", "alive", "wire_bytes", "clip_hours", "kept_hours", "clip_bytes", "shard_bytes")
 
 

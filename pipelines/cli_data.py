@@ -28,6 +28,40 @@ def _thresholds(recipe: str, preset: str, settings: list[str] | None) -> Any:
     return read_preset(preset, tuple(setting.removeprefix("curation.select.") for setting in settings or ()))
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Option("--recipe", help="whose sources, and the exits they come through")] = "folder",
+    pilot: Annotated[Path | None, typer.Option(help="run of a sample of these sources, to scale up from")] = None,
+    cpus: Annotated[int, typer.Option(help="cores the work is spread over")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs the work is spread over")] = 0,
+    run: Annotated[Path | None, typer.Option("--run", help="keep the forecast with this run, for its report")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Hours, cores, GPUs, bytes and days that curating these sources will take, and what to add. Fetches nothing."""
+    from common.runs import RunFolder
+    from curation.pilot import read_pilot
+    from curation.plan import Machines, listed, make_plan
+    from curation.report import save_plan
+    from curation.sources import list_sources
+    from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    what = listed(list_sources(chosen.sources))
+    known = read_pilot(pilot) if pilot else None
+    forecast = make_plan(what, chosen.curation.download, Machines(cpus, gpus), known)
+    if run:
+        save_plan(RunFolder(run), forecast)
+    print("\n".join(forecast.lines()))
+
+
+@app.command()
+def status(run: RunOption = Path("runs/demo")) -> None:
+    """How a run stands, stage by stage: while it works, from another terminal, or after a crash."""
+    from common.status_table import status_lines
+
+    print("\n".join(status_lines(run)))
+
+
 @app.command("yield")
 def show_yield(
     run: RunOption = Path("runs/demo"),
@@ -142,10 +176,17 @@ def takedown(
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Remove every trace of a video from a run, latents included; later runs refuse it."""
+    """Remove every trace of a video from a run, latents and mirror included; later runs refuse it."""
     setup_logging(verbose)
     from common.runs import RunFolder
+    from common.storage import Mirror
+    from pipelines.recipe import read_recipe
     from pipelines.takedown import take_down
 
+    chosen = read_recipe(recipe, tuple(settings or ()))
     # After `--` an id may begin with a dash.
-    print("\n".join(take_down(RunFolder(run), video_id, _thresholds(recipe, "", settings)).lines()))
+    print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
+    if chosen.mirror:
+        mirror = Mirror(run, chosen.mirror)
+        mirror.push()
+        mirror.sweep()

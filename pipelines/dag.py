@@ -23,11 +23,15 @@ class StepError(ValueError):
 
 @dataclass(frozen=True)
 class Context:
-    """What a step works on: the resolved recipe, the run folder and the model of each role (None = no weights)."""
+    """What a step works on: the resolved recipe, the run folder and the model of each role (None = no weights).
+
+    `keep` is called whenever a part of the work is whole on the disk, to copy it to where it is safe.
+    """
 
     recipe: Any
     run: RunFolder
     models: Mapping[str, Path | None]
+    keep: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def _run(context: Context, step: Step, key: str) -> None:
         write_json(tries, {"seconds": seconds})
     write_json(mark, {"key": key, "seconds": seconds, "figures": plain(dict(figures or {}))})
     tries.unlink()
+    context.keep()
     log.info("%s: done in %.0f s", step.name, seconds)
 
 

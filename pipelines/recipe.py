@@ -28,7 +28,8 @@ class Recipe:
 
     `weights` says where models come from that `models` (role -> path, "" = none) does not name: the shipped tiny ones,
     or nowhere.
-    `small_world` draws the sources instead of finding them.
+    `small_world` draws the sources instead of finding them. `mirror` is an address such as s3://bucket/run where a copy
+    of the run is kept, stage by stage, from which another machine goes on.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Recipe:
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     ranks: int = 1
+    mirror: str = ""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     videos: VideosConfig = field(default_factory=VideosConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -13,6 +13,7 @@ from common.clips import read_clips
 from common.runs import read_json, write_json
 from curation.job import ROLES as JUDGE_ROLES
 from curation.job import curate as run_curation
+from curation.report import write_curation_report
 from eval.job import evaluate
 from eval.report import write_report
 from latents.job import encode_clips
@@ -39,9 +40,10 @@ def curate(context: Context) -> Mapping[str, Any]:
         folder = Path(run.root) / "sources"
         draw_sources(folder, recipe.small_world)
         sources = replace(sources, path=str(folder))
-    summary = run_curation(recipe.curation, sources, context.models, run, recipe.executor)
+    summary = run_curation(recipe.curation, sources, context.models, run, recipe.executor, context.keep)
     if recipe.small_world is not None:
         write_json(run.report / "faults.json", score_truth(run, Path(sources.path)))
+    write_curation_report(run, recipe.curation.select)
     return asdict(summary)
 
 

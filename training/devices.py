@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Dense bfloat16 operations per second, bytes of memory, bytes per second from it and from a neighbour's.
+    """Dense bfloat16 operations per second, bytes of memory, bytes per second from another device of the machine.
 
     `words` are parts of the name by which the driver knows it.
     """
@@ -21,20 +21,19 @@ class Device:
     name: str
     flops: float
     memory: float
-    bandwidth: float
     link: float
     words: tuple[str, ...] = ()
 
 
 # Vendors' figures: bfloat16 without sparsity; the link is one direction of NVLink, or of PCIe 4 where there is none.
 DEVICES = (
-    Device("A100-40GB", 312e12, 40 * GIB, 1.56e12, 300e9, ("A100", "40GB")),
-    Device("A100-80GB", 312e12, 80 * GIB, 2.04e12, 300e9, ("A100", "80GB")),
-    Device("A800-80GB", 312e12, 80 * GIB, 2.04e12, 200e9, ("A800", "80GB")),
-    Device("H100", 989e12, 80 * GIB, 3.35e12, 450e9, ("H100", "HBM3")),
-    Device("H800", 989e12, 80 * GIB, 3.35e12, 200e9, ("H800",)),
-    Device("H200", 989e12, 141e9, 4.8e12, 450e9, ("H200",)),
-    Device("L40S", 362e12, 48e9, 0.864e12, 32e9, ("L40S",)),
+    Device("A100-40GB", 312e12, 40 * GIB, 300e9, ("A100", "40GB")),
+    Device("A100-80GB", 312e12, 80 * GIB, 300e9, ("A100", "80GB")),
+    Device("A800-80GB", 312e12, 80 * GIB, 200e9, ("A800", "80GB")),
+    Device("H100", 989e12, 80 * GIB, 450e9, ("H100", "HBM3")),
+    Device("H800", 989e12, 80 * GIB, 200e9, ("H800",)),
+    Device("H200", 989e12, 141e9, 450e9, ("H200",)),
+    Device("L40S", 362e12, 48e9, 32e9, ("L40S",)),
 )
 
 
@@ -49,16 +48,16 @@ class Peak:
 def named_device(name: str) -> Device:
     """The device called `name` here or by its driver. Raises ValueError naming those that are known."""
     for device in DEVICES:
-        if name.lower() == device.name.lower() or (device.words and all(word in name for word in device.words)):
+        if name.lower() == device.name.lower() or all(word in name for word in device.words):
             return device
     known = ", ".join(device.name for device in DEVICES)
     raise ValueError(f"There are no figures of the device {name!r}; expected one of {known}.")
 
 
-def this_device(memory: float | None = None) -> Device:
-    """The device of this process: from the table when its name is there, measured otherwise.
+def this_device() -> Device:
+    """The first device of this machine: its figures when its name is known, what it reaches here otherwise.
 
-    `memory`: bytes to assume instead of those found. Bandwidths that were not measured are 0: traffic has no time.
+    Its link is then 0: not known.
     """
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -67,10 +66,10 @@ def this_device(memory: float | None = None) -> Device:
         name, found = "CPU", float(_installed())
     try:
         known = named_device(name)
-        return Device(known.name, known.flops, memory or found, known.bandwidth, known.link)
+        return replace(known, memory=found)
     except ValueError:
         reached = measured_peak(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16)
-        return Device(name, reached.flops, memory or found, 0.0, 0.0)
+        return Device(name, reached.flops, found, link=0.0)
 
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:

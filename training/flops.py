@@ -1,7 +1,7 @@
 """How much work a forward pass and a training step are, in floating-point operations; a multiply-add counts as two.
 
-Shapes: L video tokens of one sample, T its latent frames, n text tokens as the model sees them (padded), d width, f width
-of the feed-forward, N blocks, r LoRA rank, C audio width.
+Letters: L video tokens of one sample, n text tokens as the model sees them (padded), d width, f width of the
+feed-forward, N blocks.
 
     every linear       2 * rows * inputs * outputs
     self-attention     4 N d L^2            to the text: 4 N d L n
@@ -54,12 +54,12 @@ class Network:
 
 
 class Linear(NamedTuple):
-    """`count` weight matrices (outputs, inputs) on `rows` rows; `in_block`: computed again when blocks are."""
+    """As many `matrices` (outputs, inputs), each on `rows` rows; `in_block`: computed again when blocks are."""
 
     rows: int
     inputs: int
     outputs: int
-    count: int
+    matrices: int
     trained: bool
     input_learns: bool
     in_block: bool
@@ -68,7 +68,7 @@ class Linear(NamedTuple):
     @property
     def forward(self) -> int:
         """Operations of the forward pass."""
-        return 2 * self.rows * self.inputs * self.outputs * self.count
+        return 2 * self.rows * self.inputs * self.outputs * self.matrices
 
     @property
     def backward(self) -> int:

@@ -1,11 +1,10 @@
-"""What a training step holds in the memory of one rank, in bytes, by ZeRO stage and by what is kept for the backward pass.
+"""What a training step holds in the memory of a rank, in bytes, by ZeRO stage and by what is kept for going backward.
 
 t trained parameters (float32), N ranks, L tokens of a micro-batch, d width, f width of the feed-forward.
 
     stage     trained weights   master copy   gradients   two moments   frozen weights
     0         4t                              4t          8t            whole
-    1         4t                4t/N          4t          8t/N          whole
-    2         4t                4t/N          4t/N        8t/N          whole
+    1, 2      4t                4t/N          4t/N        8t/N          whole
     3         4t/N              4t/N          4t/N        8t/N          1/N, and what is gathered at the time
 
 The master copy equals the weights and is DeepSpeed 0.19.8's own: its test for "already there" compares a device with a
@@ -127,7 +126,7 @@ def memory(network: Network, tokens: int, engine: EngineConfig, recompute: Recom
     return Memory(
         frozen=frozen // ranks if stage == 3 else frozen,
         trained=trained // ranks if stage == 3 else trained,
-        gradients=trained // ranks if stage >= 2 else trained,
+        gradients=trained // ranks if stage >= 1 else trained,
         optimizer=(2 * trained // ranks if stage >= 1 else 2 * trained) + master,
         buffers=_buffers(size, engine, frozen + trained, ranks),
         kept=kept,
@@ -137,7 +136,7 @@ def memory(network: Network, tokens: int, engine: EngineConfig, recompute: Recom
 
 def _buffers(size: Parameters, engine: EngineConfig, weights: int, ranks: int) -> int:
     if engine.stage == 0:
-        return FLOAT * min(size.trained, BUCKET) if ranks > 1 else 0
+        return 0  # it reduces after the backward pass, when the activations are gone
     if engine.stage < 3 or ranks == 1:
         return FLOAT * BUCKET
     # Frozen and trained weights are gathered alike: their mean size.

@@ -1,4 +1,4 @@
-"""What a training says: one JSON line per step, the same as TensorBoard events, and a progress bar; by the first rank."""
+"""What a training says, by its first rank: a JSON line per step, the same as TensorBoard events, and a progress bar."""
 
 import logging
 from pathlib import Path
@@ -17,8 +17,8 @@ STEPS, SKIPS, EVENTS = LOG_FILES = ("train.jsonl", "skipped.jsonl", "tensorboard
 class Report:
     """Silent on every rank but the first. `total`: what the bar counts to, steps, or seconds when only time limits.
 
-    The lines are the record, whole after any end. Events may lack the last seconds before a kill; `flush` them with a
-    checkpoint and none is lost, since those after it are taken back when the training goes on.
+    The lines are the record, whole after any end. A kill may lose the last few events; `flush` them with a
+    checkpoint and none is missing, since those after it are taken back when the training goes on.
     """
 
     def __init__(self, logs: Path, speaks: bool, step: int, total: int, done: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from common.ledger import Outcome
 from common.workers import Job, Unit, Worker
@@ -35,7 +36,7 @@ class Place:
     loading: "Future[None]"
     running: "Future[Outcome] | None" = None
     index: int = -1
-    begun: float = 0.0  # monotonic time at which the unit began, 0 while the job loads
+    begun: float = 0.0  # monotonic time at which the unit began
     wakes: float = 0.0  # monotonic time at which it takes units again
 
 
@@ -79,13 +80,15 @@ def attempts(
     `watch` is called when nothing ends for a while and when a worker has died. Errors: LoadError; what `watch` raises;
     whatever a worker raises that is not its death.
     """
-    ended: SimpleQueue[tuple[Place, Future[Outcome]]] = SimpleQueue()
+    ended: SimpleQueue[tuple[Place, Future[Any]]] = SimpleQueue()  # also jobs that have loaded
     proven = False  # some worker has done some unit
+    for place in places:
+        _watch_loading(place, ended)
     while todo or any(place.running for place in places):
-        _hand_out(rows, todo, next_attempt, places, ended)
+        _hand_out(rows, todo, next_attempt, places, ended, proven)
         for place in _overdue(places, timeout_seconds):
             index = place.index
-            fill(place)
+            _refill(place, ended)
             yield index, _lost(rows[index], next_attempt(index), TIMED_OUT, f"over {timeout_seconds:g} s; stopped.")
         try:
             place, future = ended.get(timeout=TICK_SECONDS if timeout_seconds else _quiet_seconds(places, todo))
@@ -93,17 +96,26 @@ def attempts(
             watch(_pause(places))
             continue
         if future is not place.running:
-            continue  # of a worker that was stopped meanwhile
+            continue  # a job has loaded, or it is of a worker that was stopped meanwhile
         if isinstance(future.exception(), place.worker.death):
             watch(_pause(places))  # who knows that more than a worker is gone says so, before the unit is blamed
-        outcome = _result(place, future, proven)
+        outcome = _result(place, future)
         index, place.running, proven = place.index, None, proven or outcome is not None
         if outcome is None:
-            fill(place)
+            _refill(place, ended)
             outcome = _lost(rows[index], next_attempt(index), DIED, "killed, out of memory, or a crash.")
         elif outcome.state == "pending":
             place.wakes = time.monotonic() + float(outcome.outputs.get(PAUSE, 0.0))
         yield index, outcome
+
+
+def _watch_loading(place: Place, ended: "SimpleQueue[tuple[Place, Future[Any]]]") -> None:
+    place.loading.add_done_callback(lambda future: ended.put((place, future)))
+
+
+def _refill(place: Place, ended: "SimpleQueue[tuple[Place, Future[Any]]]") -> None:
+    fill(place)
+    _watch_loading(place, ended)
 
 
 def _hand_out(
@@ -111,42 +123,37 @@ def _hand_out(
     todo: "deque[int]",
     next_attempt: Callable[[int], int],
     places: Sequence[Place],
-    ended: "SimpleQueue[tuple[Place, Future[Outcome]]]",
+    ended: "SimpleQueue[tuple[Place, Future[Any]]]",
+    proven: bool,
 ) -> None:
+    """Give units to places that have loaded and do nothing: a worker that dies later has died on its unit."""
     now = time.monotonic()
     for place in places:
-        if place.running is None and place.wakes <= now and todo:
-            place.index = todo.popleft()
-            place.running, place.begun = _submit(place, rows[place.index], next_attempt(place.index)), 0.0
-            place.running.add_done_callback(lambda future, place=place: ended.put((place, future)))  # type: ignore[misc]
-
-
-def _submit(place: Place, unit: Unit, attempt: int) -> "Future[Outcome]":
-    while True:
+        if place.running is not None or place.wakes > now or not todo or not place.loading.done():
+            continue
+        if place.loading.exception() is not None:
+            if not proven:
+                raise LoadError("its worker died loading its models; is memory enough?")
+            _refill(place, ended)
+            continue
+        place.index = todo.popleft()
         try:
-            return place.worker.submit(unit, attempt)
+            running = place.worker.submit(rows[place.index], next_attempt(place.index))
         except place.worker.death:  # it died idle: no unit's fault
-            error = place.loading.exception()
-            if error is not None:
-                return _failed(error)
-            fill(place)
+            todo.appendleft(place.index)
+            _refill(place, ended)
+            continue
+        place.running, place.begun = running, now
+        running.add_done_callback(lambda future, place=place: ended.put((place, future)))  # type: ignore[misc]
 
 
-def _failed(error: BaseException) -> "Future[Outcome]":
-    future: Future[Outcome] = Future()
-    future.set_exception(error)
-    return future
-
-
-def _result(place: Place, future: "Future[Outcome]", proven: bool) -> Outcome | None:
+def _result(place: Place, future: "Future[Outcome]") -> Outcome | None:
     """The outcome, or None when the unit took its worker along; raises what is wrong with more than the unit."""
     error = future.exception()
     if error is None:
         return future.result()
     if not isinstance(error, place.worker.death):
         raise getattr(error, "cause", error)  # Ray wraps what was raised
-    if not proven and place.loading.exception():
-        raise LoadError("its worker died loading its models; is memory enough?")
     return None
 
 
@@ -154,10 +161,7 @@ def _overdue(places: Sequence[Place], timeout_seconds: float) -> list[Place]:
     if not timeout_seconds:
         return []
     now = time.monotonic()
-    for place in places:
-        if place.running is not None and not place.begun and place.loading.done():
-            place.begun = now  # loading is not the unit's time
-    return [place for place in places if place.running and place.begun and now - place.begun > timeout_seconds]
+    return [place for place in places if place.running and now - place.begun > timeout_seconds]
 
 
 def _quiet_seconds(places: Sequence[Place], todo: "deque[int]") -> float:

@@ -77,6 +77,7 @@ class RayWorker:
 
 
 def connect_ray(config: ExecutorConfig) -> None:
+    """Join the cluster of `config`, or start a private one, unless that has happened. Errors: StageError."""
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
     import ray  # takes a second; only who asks for Ray pays

@@ -10,18 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
 from common.shards import ShardReader, ShardWriter
 from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import load_adapter
+from omniavatar.recompute import Recompute
 from omniavatar.transformer import load_base
 from training.checkpoint import CheckpointConfig
-from training.data import DataConfig
+from training.data import DataConfig, stream
+from training.engine import join_group
+from training.flops import Network, work
 from training.objective import ObjectiveConfig
 from training.optimizer import OptimizerConfig
-from training.train import TrainConfig, TrainingDivergedError, train
+from training.train import TrainConfig, Trainer, TrainingDivergedError, train
 from training.validate import ValidationConfig
 
 AtStage = Callable[[int], TrainConfig]
@@ -39,6 +43,10 @@ def log_of(run: RunFolder) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run.logs / "train.jsonl").read_text().splitlines()]
 
 
+def events_of(run: RunFolder) -> list[ScalarEvent]:
+    return EventAccumulator(str(run.logs / "tensorboard")).Reload().Scalars("train/loss")
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_stopped_training_goes_on_bit_for_bit(at_stage: AtStage, tmp_path: Path, stage: int) -> None:
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
@@ -49,6 +57,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(at_stage: AtStage, tmp_path: Pat
     train(parts, config)
     assert same(adapter_of(whole), adapter_of(parts))
     assert [(row["step"], row["loss"]) for row in log_of(whole)] == [(r["step"], r["loss"]) for r in log_of(parts)]
+    assert [event.step for event in events_of(parts)] == [1, 2, 3, 4]
 
 
 def test_a_checkpoint_sharded_over_other_ranks_is_refused(at_stage: AtStage, run: RunFolder) -> None:
@@ -113,6 +122,7 @@ def test_a_changed_training_starts_afresh_and_a_change_back_loses_nothing(
     assert not same(adapter_of(run), before)
     train(run, replace(config, steps=4))
     assert log_of(run) == log
+    assert [event.step for event in events_of(run)] == [1, 2, 3, 4]
     assert same(adapter_of(run), before)
 
 
@@ -148,8 +158,33 @@ def test_the_log_says_what_was_done(config: TrainConfig, run: RunFolder) -> None
     for row in rows:
         assert 0 <= row["data_wait"] <= row["seconds"]
         assert row["tokens_per_s"] * row["seconds"] == pytest.approx(4 * 5 * 4)  # 4 samples, 5 frames of 2 x 2 tokens
+        assert row["data_wait_share"] == pytest.approx(row["data_wait"] / row["seconds"])
+        assert row["peak_memory"] > 1e8 and row["peak_source"].startswith("measured, ")
     assert ["heldout_loss" in row for row in rows] == [False, True, False, True]
     assert rows[1]["heldout_loss"] == pytest.approx((rows[1]["heldout_30"] + rows[1]["heldout_85"]) / 2)
+
+
+def test_what_was_said_up_to_a_checkpoint_is_on_disk_with_it(config: TrainConfig, run: RunFolder) -> None:
+    join_group(1)
+    trainer = Trainer(run, config)
+    steps = stream(trainer.windows, 0, rank=0, world=1)
+    with trainer.report:
+        for step in (1, 2):
+            trainer.report.step(step, trainer.train_step(steps))
+        trainer.save()
+        assert [event.step for event in events_of(run)] == [1, 2]
+
+
+@pytest.mark.parametrize("mode", ["none", "selective"])
+def test_utilisation_is_work_by_time_and_peak(config: TrainConfig, run: RunFolder, mode: Recompute) -> None:
+    train(run, replace(config, steps=1, model=replace(config.model, gradient_checkpointing=mode)))
+    network = Network(24, 32, 4, 2, 12, 16, rank=4, audio_dim=24)
+    sample = work(network, tokens=20, frames=5, text=6, recompute=mode)
+    (row,) = log_of(run)
+    possible = row["seconds"] * row["peak_tflops"] * 1e12
+    assert row["mfu"] * possible == pytest.approx(4 * sample.step)
+    assert row["hfu"] * possible == pytest.approx(4 * sample.executed)
+    assert (row["hfu"] > row["mfu"]) == (mode == "selective")
 
 
 def test_minutes_end_a_training_and_drive_its_rate(config: TrainConfig, run: RunFolder) -> None:

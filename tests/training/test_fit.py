@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+from training.data import DataConfig
+from training.engine import EngineConfig
+from training.fit import Setting, faster_and_fits, smallest_change
+from training.flops import network_of
+
+BIG = network_of({}, "lora", 128, "multi")
+EASY = Setting(EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16"), "full", 1, 8, 19, 1560)
+DATA = DataConfig()
+
+
+def total(setting: Setting) -> int:
+    return setting.memory(BIG).total
+
+
+def test_the_change_leads_to_what_fits_and_costs_least() -> None:
+    first = replace(EASY, engine=replace(EASY.engine, stage=1))
+    assert smallest_change(BIG, EASY, total(first), DATA) == "engine.stage=1"
+    assert smallest_change(BIG, replace(EASY, mode="none"), total(EASY), DATA) == "model.gradient_checkpointing=full"
+    stage_3 = replace(EASY, engine=replace(EASY.engine, stage=3))
+    assert smallest_change(BIG, replace(stage_3, batch=3), total(stage_3), DATA) == "data.batch=1"
+    assert smallest_change(BIG, replace(stage_3, batch=3), total(replace(stage_3, batch=2)), DATA) == "data.batch=2"
+    more = replace(stage_3, ranks=16)
+    assert smallest_change(BIG, stage_3, total(more), DATA) == "16 ranks"
+
+
+def test_bfloat16_comes_before_more_ranks() -> None:
+    full = replace(EASY, engine=EngineConfig(stage=3))
+    half = replace(full, engine=replace(EASY.engine, stage=3))
+    assert smallest_change(BIG, full, total(half), DATA) == "engine.autocast=bf16, engine.frozen_dtype=bf16"
+
+
+def test_shorter_windows_come_last_and_then_nothing() -> None:
+    smallest = replace(EASY, engine=replace(EASY.engine, stage=3), ranks=1024)
+    shorter = replace(smallest, frames=10)
+    assert smallest_change(BIG, smallest, total(shorter), DATA) == f"data.max_tokens={10 * 1560}"
+    assert smallest_change(BIG, smallest, 1e6, DATA) == ""
+
+
+def test_faster_changes_fit_each_alone() -> None:
+    sharded = replace(EASY, engine=replace(EASY.engine, stage=3))
+    assert list(faster_and_fits(BIG, sharded, total(sharded), DATA)) == []
+    first = replace(EASY, engine=replace(EASY.engine, stage=1))
+    assert list(faster_and_fits(BIG, sharded, total(first), DATA))[-1] == "engine.stage=1"
+    assert list(faster_and_fits(BIG, replace(sharded, ranks=1), 1e15, DATA)) == ["model.gradient_checkpointing=none"]
