@@ -73,8 +73,40 @@ def _step_command(name: str, text: str) -> None:
 
 _step_command("curate", "Sources to kept clips: shots, faces, speech, sync, quality, and a reason for every refusal.")
 _step_command("latents", "Kept clips to shards: VAE latents, caption embeddings, audio features.")
-_step_command("train", "Shards to an adapter checkpoint, with DeepSpeed.")
 _step_command("eval", "Videos to metrics and the report.")
+
+
+@app.command()
+def train(
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="only say what it costs, and what would make it fit")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="plan for this device, such as A100-80GB or H200; default: this machine")
+    ] = "",
+    ranks: Annotated[int, typer.Option(help="plan for so many; default: the recipe's")] = 0,
+    force: ForceOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Shards to an adapter checkpoint, with DeepSpeed; with --plan its cost beforehand, no weights needed."""
+    setup_logging(verbose)
+    if not plan:
+        return _run(recipe, run, settings, "train", "train", force)
+    from dataclasses import replace
+
+    from pipelines.recipe import read_recipe
+    from training.devices import named_device, this_device
+    from training.plan import plan as make_plan
+    from training.plan_words import plan_lines
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    named = chosen.named_models()
+    model = replace(chosen.train.model, base=named["transformer"] or Path(), adapter=named["adapter"])
+    device = named_device(gpu) if gpu else this_device()
+    shards = (run or Path("runs") / chosen.name) / "shards"
+    told = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
+    print("\n".join(plan_lines(told)))
 
 
 @app.command()

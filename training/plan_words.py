@@ -16,7 +16,7 @@ def plan_lines(forecast: Plan) -> list[str]:
 
 def _head_lines(forecast: Plan) -> list[str]:
     size, config, device = forecast.parameters, forecast.config, forecast.device
-    weights = f"{(size.frozen + size.trained) / 1e9:.2f} billion weights, {size.trained / 1e6:.1f} million trained"
+    weights = f"{(size.frozen + size.trained) / 1e9:.4g} billion weights, {size.trained / 1e6:.1f} million trained"
     settings = (
         f"ZeRO stage {config.engine.stage}, gradient checkpointing {config.model.gradient_checkpointing}, autocast "
         f"{config.engine.autocast}, frozen weights {config.engine.frozen_dtype}"

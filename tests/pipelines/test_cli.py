@@ -62,3 +62,18 @@ def test_weights_are_not_fetched_on_a_wrong_word(arguments, words, tmp_path):
     done = _omniavatar("models", *arguments, "--to", str(tmp_path / "weights"))
     assert done.returncode == 1 and all(word in done.stderr for word in words)
     assert not (tmp_path / "weights").exists()
+
+
+def test_what_a_training_costs_is_said_without_weights():
+    done = _omniavatar("train", "--recipe", "omniavatar-14b", "--plan", "--gpu", "A100-80GB", "--ranks", "64")
+    assert done.returncode == 0 and "618.7 million trained" in done.stdout and "64 x A100-80GB" in done.stdout
+
+
+def test_what_curating_a_list_takes_is_said_without_a_download(tmp_path):
+    (tmp_path / "avspeech_train.csv").write_text("".join(f"{n:011d},1.0,6.0,0.5,0.5\n" for n in range(300)))
+    source = ("--set", "sources.kind=avspeech", "--set", f"sources.path={tmp_path}/avspeech_train.csv")
+    done = _omniavatar("plan", *source, "--cpus", "4", "--run", str(tmp_path / "run"))
+    assert done.returncode == 0 and "300 videos listed, 300 of them to be fetched" in done.stdout
+    assert (tmp_path / "run" / "report" / "plan.json").exists()
+    done = _omniavatar("status", "--run", str(tmp_path / "run"))
+    assert done.returncode == 0 and "no stage has begun yet" in done.stdout
