@@ -27,8 +27,8 @@ _CLIPS = f"""SELECT c.video_id, sum(c.duration) / {HOUR} AS clip_hours,
     coalesce(sum(c.duration) FILTER (decision = 'kept'), 0) / {HOUR} AS kept_hours,
     coalesce(sum(f.bytes), 0)::DOUBLE AS clip_bytes, coalesce(sum(s.size), 0)::DOUBLE AS shard_bytes
     FROM clips c LEFT JOIN files f USING (clip_id) LEFT JOIN shards s USING (clip_id) GROUP BY c.video_id"""
-# What comes after the latents is no part of the plan. A unit that was tried again has cost about as much each time; only
-# its last try is on record.
+# What comes after the latents is no part of the plan. A unit that was tried again has cost about as much each time;
+# only its last try is on record.
 _COSTS = f"""{_NEWEST}
     SELECT stage, coalesce(c.video_id, t.unit) AS video_id, sum(cpu_seconds * attempt) / {HOUR} AS cpu,
     sum(gpu_seconds * attempt) / {HOUR} AS gpu

@@ -14,7 +14,7 @@ from curation.plan import Plan
 from curation.select import SelectConfig
 from curation.select_sql import decided_sql
 from curation.thumbnails import thumbnail
-from curation.yields import hours_lines
+from curation.yields import hours_lines, in_hours
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLAN_FILE = "plan.json"
@@ -162,5 +162,6 @@ def _estimate(value: Mapping[str, float | None] | None) -> str:
 
 def _render(**context: Any) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "estimate": _estimate, "words": lambda name: name.replace("_", " ")}
+    environment.filters |= {"number": _number, "estimate": _estimate, "in_hours": in_hours}
+    environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment.get_template("curation.html.j2").render(width=WIDTH, height=HEIGHT, **context)

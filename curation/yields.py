@@ -21,6 +21,11 @@ MAX_CELLS = 2000
 GRID = {"min_sync_c": (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), "min_iqa": (2.0, 2.3, 2.6, 2.9, 3.2, 3.5, 4.0)}
 
 
+def in_hours(value: float) -> str:
+    """Hours as they are printed: the seconds of a small run are hours too."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.4f}"
+
+
 def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
     """A threshold and its values from "min_sync_c=2,3,4.5" or "min_sync_c=2:8:0.5" (first, last, step). Raises
     ValueError."""
@@ -90,18 +95,22 @@ def hours_lines(run_root: Path | str, config: SelectConfig) -> list[str]:
     usable = sum(row["hours"] for row in sources if not row["reason"])
     clips, hours = (sum(row[name] for row in states.values()) for name in ("clips", "hours"))
     total = sum(row["hours"] for row in sources)
-    lines = [f"{total:10.2f} h  in {sum(row['sources'] for row in sources)} sources"]
+    lines = [f"{in_hours(total):>10} h  in {sum(row['sources'] for row in sources)} sources"]
     for row in sources:
         if row["reason"]:
             unknown = f", {row['unknown']} of unknown length" if row["unknown"] else ""
-            lines.append(f"{-row['hours']:10.2f} h  {row['reason']}: {row['sources']} sources{unknown}")
-    lines.append(f"{hours - usable:10.2f} h  in no clip (outside the spans of the data set, or less than a frame)")
+            lines.append(f"{in_hours(-row['hours']):>10} h  {row['reason']}: {row['sources']} sources{unknown}")
+    lines.append(
+        f"{in_hours(hours - usable):>10} h  in no clip (outside the spans of the data set, or less than a frame)"
+    )
     for row in funnel:
         if row["first_clips"]:
-            back = f"; {row['last_hours']:.2f} h of {row['last_clips']} clips have no other fault"
-            lines.append(f"{-row['first_hours']:10.2f} h  {row['reason']}: {row['first_clips']} of {clips} clips{back}")
+            back = f"; {in_hours(row['last_hours'])} h of {row['last_clips']} clips have no other fault"
+            lines.append(
+                f"{in_hours(-row['first_hours']):>10} h  {row['reason']}: {row['first_clips']} of {clips} clips{back}"
+            )
     kept = states.get("kept", {"clips": 0, "hours": 0.0})
-    return [*lines, f"{kept['hours']:10.2f} h  kept: {kept['clips']} clips"]
+    return [*lines, f"{in_hours(kept['hours']):>10} h  kept: {kept['clips']} clips"]
 
 
 def yield_lines(table: pa.Table) -> list[str]:
@@ -114,11 +123,13 @@ def yield_lines(table: pa.Table) -> list[str]:
     down, across = (sorted(set(table[name].to_pylist())) for name in names)
     hours = {(row[names[0]], row[names[1]]): row["hours"] for row in rows}
     lines = [f"hours kept; down {names[0]}, across {names[1]}", " " * 8 + "".join(f"{value:>10g}" for value in across)]
-    return lines + [f"{value:>8g}" + "".join(f"{hours[value, each]:>10.2f}" for each in across) for value in down]
+    return lines + [
+        f"{value:>8g}" + "".join(f"{in_hours(hours[value, each]):>10}" for each in across) for value in down
+    ]
 
 
 def _line(values: Sequence[float], row: Mapping[str, float]) -> str:
-    return "  ".join(f"{value:>12g}" for value in (*values, row["clips"])) + f"  {row['hours']:>12.2f}"
+    return "  ".join(f"{value:>12g}" for value in (*values, row["clips"])) + f"  {in_hours(row['hours']):>12}"
 
 
 def draw_yield(table: pa.Table, path: Path) -> None:
