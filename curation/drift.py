@@ -13,8 +13,8 @@ OFF_LINE = 2.0  # frames by which the offset of a third may miss the line
 @dataclass(frozen=True)
 class Drift:
     """`thirds`: offset in frames of each third by itself (positive = the sound leads the picture). `frames`: growth of
-    the offset from the first window to the last along the straight line that fits best, None when the thirds do not
-    lie on it; `confidence` along that line, on the scale of Sync-C, which it equals where nothing drifts."""
+    the offset from the first window to the last along the straight line that fits best, None when the first or the
+    last third does not lie on it (the middle alone may be chance); `confidence` along that line, on the scale of Sync-C, which it equals where nothing drifts."""
 
     thirds: tuple[int, int, int]
     frames: int | None
@@ -40,8 +40,8 @@ def measure_drift(by_window: np.ndarray) -> Drift | None:
         for distance, column in [_best_line(distances, growth)]
     )
     confidence = float(np.nanmedian(_mean(distances))) - least
-    line = [centre - growth * place for place in (-1 / 3, 0, 1 / 3)]
-    on_it = max(abs(third - offset) for third, offset in zip((first, middle, last), line, strict=True)) <= OFF_LINE
+    ends = ((first, centre + growth / 3), (last, centre - growth / 3))
+    on_it = all(abs(third - offset) <= OFF_LINE for third, offset in ends)
     return Drift((first, middle, last), -growth if on_it else None, round(confidence, 4))
 
 

@@ -48,7 +48,7 @@ def sync_stage(
     params = {"sync": asdict(config), "speaker": asdict(speaker), "people": asdict(people)}
     make = partial(_make, config, people, speaker, folder, model)
     reads = (*READS, "sha256", "lips", "speaking_pct")
-    return Stage("sync", "2", params, {"sync_scorer": model_hash}, make, reads=reads)
+    return Stage("sync", "3", params, {"sync_scorer": model_hash}, make, reads=reads)
 
 
 def _make(

@@ -60,7 +60,7 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("sync_offset_first", INT, "offset of the source's sound in the first third, frames"),
     ("sync_offset_middle", INT, "in the middle third"),
     ("sync_offset_last", INT, "in the last third"),
-    ("sync_drift", INT, "frames by which the offset grows along the best line; null: the thirds are not on it"),
+    ("sync_drift", INT, "frames by which the offset grows along the best line; null: first or last third is not on it"),
     ("sync_drift_c", REAL, "SyncNet confidence along that line"),
     ("speaker_evidence", TEXT, "what says which face speaks: active_speaker, sync, lips, annotation or none"),
     ("lip_motion", REAL, "how much the lips move of the face whose lips move most; see perception.lips"),
