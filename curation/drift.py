@@ -14,7 +14,8 @@ OFF_LINE = 2.0  # frames by which the offset of a third may miss the line
 class Drift:
     """`thirds`: offset in frames of each third by itself (positive = the sound leads the picture). `frames`: growth of
     the offset from the first window to the last along the straight line that fits best, None when the first or the
-    last third does not lie on it (the middle alone may be chance); `confidence` along that line, on the scale of Sync-C, which it equals where nothing drifts."""
+    last third does not lie on it (the middle alone may be chance); `confidence` along that line, on the scale of
+    Sync-C, which it equals where nothing drifts."""
 
     thirds: tuple[int, int, int]
     frames: int | None

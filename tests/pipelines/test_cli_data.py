@@ -70,3 +70,18 @@ def test_a_version_is_frozen_rebuilt_and_loses_a_video(tmp_path: Path) -> None:
     again = Path(omniavatar("freeze", "--run", run.root)[-1])
     assert again != frozen
     assert [line.split()[1] for line in omniavatar("diff", frozen, again)[:3]] == ["0", "0", "0"]
+
+
+def test_another_machine_goes_on_from_the_mirror(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    source = f"sources.path={write_videos(tmp_path / 'videos')}"
+    common = ("curate", "--recipe", "folder", "--set", source, "--set", f"mirror={(tmp_path / 'mirror').as_uri()}")
+    omniavatar(*common, "--run", tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "lost")
+    omniavatar(*common, "--run", tmp_path / "there")
+    for name in ("clips.parquet", "sources.parquet"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "lost" / name).read_bytes()
+    ledgers = [sorted((tmp_path / run / "ledger").glob("*.parquet")) for run in ("lost", "there")]
+    assert [file.read_bytes() for file in ledgers[0]] == [
+        file.read_bytes() for file in ledgers[1]
+    ]  # nothing done twice
