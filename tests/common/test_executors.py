@@ -362,7 +362,9 @@ def start_long_run(folder: Path, begun: int = 10) -> "subprocess.Popen[bytes]":
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "script.py").write_text(SCRIPT)
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, str(folder / "script.py"), str(folder)], env=PATHS, stderr=pipe)
+    command = [sys.executable, str(folder / "script.py"), str(folder)]
+    # A shell that starts the tests in the background would hand down that Ctrl-C is to be ignored.
+    process = subprocess.Popen(command, env=PATHS, stderr=pipe, preexec_fn=partial(signal.signal, 2, signal.SIG_DFL))
     while not (folder / "calls").exists() or len(calls(folder)) < begun:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.02)
