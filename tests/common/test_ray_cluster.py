@@ -157,15 +157,13 @@ def test_a_cluster_that_is_there_already_is_joined(tmp_path: Path) -> None:
         own = PATHS | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
         ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "2"]
         options = ["--port", port, "--include-dashboard=false", "--disable-usage-stats", "--temp-dir", folder]
-        head = subprocess.Popen([*ray, *options], env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        head = subprocess.Popen([*ray, *options], env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
+            assert head.stdout is not None
+            assert any("Ray runtime started" in line for line in head.stdout)  # reads until it says so
             (tmp_path / "script.py").write_text(JOIN)
             command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")]
-            for _ in range(30):  # until the head answers
-                joined = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
-                if "cannot be joined" not in joined.stderr:
-                    break
-                time.sleep(0.5)
+            joined = subprocess.run(command, env=own, capture_output=True, text=True, timeout=240)
             assert joined.returncode == 0, joined.stderr
             assert joined.stdout.strip() == "['kept', 'kept', 'kept', 'kept']"
         finally:
