@@ -1,9 +1,7 @@
 """The Ray executor against the calling process, on a real local Ray."""
 
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -134,40 +132,3 @@ def test_one_core_is_room_enough_and_a_killed_ray_is_an_error_to_go_on_from(tmp_
     outcomes = run(tmp_path, [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], HERE)
     assert {outcome.state for outcome in outcomes} == {"kept"} and 4 <= done < 40
     assert len(calls(tmp_path)) - before == 40 - done
-
-
-JOIN = """
-import sys
-from pathlib import Path
-from common.executors import ExecutorConfig
-from tests.common.test_executors import run
-if __name__ == "__main__":
-    units = [{"unit": f"u{n}", "n": n} for n in range(4)]
-    outcomes = run(Path(sys.argv[1]), units, ExecutorConfig("ray", ray_address="auto"))
-    print(sorted(outcome.state for outcome in outcomes))
-"""
-
-
-def test_a_cluster_that_is_there_already_is_joined(tmp_path: Path) -> None:
-    # Short, because Ray puts sockets below it; a cluster of its own, so without the token that others ask for.
-    with tempfile.TemporaryDirectory(prefix="ray") as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-        free.close()
-        own = PATHS | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
-        ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "2"]
-        options = ["--port", port, "--include-dashboard=false", "--disable-usage-stats", "--temp-dir", folder]
-        head = subprocess.Popen([*ray, *options], env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            assert head.stdout is not None
-            assert any("Ray runtime started" in line for line in head.stdout)  # reads until it says so
-            (tmp_path / "script.py").write_text(JOIN)
-            command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")]
-            joined = subprocess.run(command, env=own, capture_output=True, text=True, timeout=240)
-            assert joined.returncode == 0, joined.stderr
-            assert joined.stdout.strip() == "['kept', 'kept', 'kept', 'kept']"
-        finally:
-            children = psutil.Process(head.pid).children(recursive=True)
-            for process in [psutil.Process(head.pid), *children]:
-                process.kill()
-            head.wait()
