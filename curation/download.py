@@ -43,7 +43,7 @@ class DownloadConfig:
     Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; what lies there already is taken. The best
     picture up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up before
     the first is fetched; look-ups count against the limits of the exits (`sweep_per_hour` replaces their rate for it,
-    0 keeps it), so for a forecast a sample is enough (`curation.forecast`). `canary`, the address of a video that is
+    0 keeps it), so for a forecast a sample is enough (`curation.plan`). `canary`, the address of a video that is
     known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble of
     the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
     """

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.runs import RunFolder, read_json
+from curation.download_summary import recorded_downloads, summarise_downloads
 from curation.job import summarise
 
 
 def closing_words(run: RunFolder) -> list[str]:
     """Lines for a person about what the run folder holds now; empty before anything was curated."""
     lines = summarise(run).lines() if run.clips_parquet.exists() else []
+    if downloads := recorded_downloads(run.ledger):
+        lines = [*summarise_downloads(downloads).lines(), *lines]
     planted = run.report / "faults.json"
     return lines + (fault_table(read_json(planted)) if planted.exists() else [])
 

@@ -52,16 +52,6 @@ QUERIES = {
         """SELECT source, split, count(*) AS clips, round(sum(duration) / 3600, 2) AS hours FROM clips
            WHERE decision = 'kept' GROUP BY ALL ORDER BY ALL""",
     ),
-    "yield": Query(
-        "clips and hours that a pair of thresholds would leave, were sync and quality all that counts",
-        """WITH cells AS (
-             SELECT floor(sync_c * 2)::INT AS sync, floor(iqa_1to5 * 5)::INT AS iqa, count(*) AS clips,
-             sum(duration) AS seconds FROM clips WHERE sync_c IS NOT NULL AND iqa_1to5 IS NOT NULL GROUP BY ALL)
-           SELECT s / 2 AS sync_c, q / 5 AS iqa_1to5, sum(clips)::BIGINT AS clips,
-           round(sum(seconds) / 3600, 2) AS hours
-           FROM cells, range(4, 15) AS syncs(s), range(8, 21) AS iqas(q) WHERE sync >= s AND iqa >= q
-           GROUP BY ALL ORDER BY ALL""",
-    ),
     "scores": Query(
         "histograms of the scores: clips from `at_least` up to the next line",
         """SELECT 'sync_c' AS score, floor(sync_c * 4) / 4 AS at_least, count(*) AS clips FROM clips GROUP BY ALL

@@ -3,7 +3,6 @@
 Liao et al., "A Light Weight Model for Active Speaker Detection". Legend: T frames at 25 fps, 4T cepstra at 100 Hz.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,6 +13,7 @@ from scipy.ndimage import uniform_filter1d
 from torch import Tensor, nn
 
 from perception.mfcc import mfcc
+from perception.state_dicts import differences
 
 CROP_SIDE, FACE_SIDE = 224, 112  # px: the crop of `crop_track`, and the middle of it that the network sees
 FPS, CEPSTRA_PER_FRAME = 25, 4
@@ -137,26 +137,12 @@ def load_active_speaker(path: Path | str, device: str = "cpu") -> ActiveSpeaker:
             f"{path} is not a state dict ({type(error).__name__}); expected Light-ASD's finetuning_TalkSet.model."
         ) from error
     net = ActiveSpeaker()
-    if problems := _problems(state, net.state_dict()):
+    if problems := differences(state, net.state_dict()):
         raise ActiveSpeakerError(
             f"{path} does not fit Light-ASD: {'; '.join(problems)}. Fetch the published file again."
         )
     net.load_state_dict(state)
     return net.eval().requires_grad_(False).to(device)
-
-
-def _problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    both = [name for name in expected if name in found]
-    return [
-        *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} is unexpected" for name in found if name not in expected),
-        *(
-            f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in both
-            if found[name].shape != expected[name].shape
-        ),
-        *(f"{name} has values that are not finite" for name in both if not bool(found[name].isfinite().all())),
-    ]
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ without anti-aliasing. `strict` is clean-fid's bicubic with anti-aliasing, and f
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from perception.i3d import I3D
 from perception.inception import FIDInception
+from perception.state_dicts import differences
 
 Protocol = Literal["paper", "strict"]
 
@@ -54,8 +55,8 @@ def load_feature_net(path: Path | str, device: str = "cpu") -> nn.Module:
     return net.to(device).eval()
 
 
-def check_feature_net(path: Path | str, sees: Literal["frames", "videos"]) -> None:
-    """FeatureError unless `path` is a feature net for FID (`frames`) or FVD (`videos`); computes nothing."""
+def check_feature_net(path: Path | str, sees: Literal["frames", "videos"]) -> nn.Module:
+    """The feature net at `path`, nothing computed. FeatureError unless it is for FID (`frames`) or FVD (`videos`)."""
     net = load_feature_net(path)
     forward: Any = net.forward
     scripted = isinstance(net, torch.jit.ScriptModule)
@@ -63,6 +64,7 @@ def check_feature_net(path: Path | str, sees: Literal["frames", "videos"]) -> No
     if ("rescale" in names) != (sees == "videos"):
         other = "videos" if sees == "frames" else "frames"
         raise FeatureError(f"{path} is a net for {other}, this role needs one for {sees}; exchange the two paths")
+    return net
 
 
 @torch.inference_mode()
@@ -173,18 +175,7 @@ def _load_state(path: Path) -> nn.Module:
     name, net = (
         ("I3D", I3D()) if "Conv3d_1a_7x7.conv3d.weight" in state else ("pytorch-fid's Inception", FIDInception())
     )
-    problems = list(_differences(net.state_dict(), state))
-    if problems:
+    if problems := differences(state, net.state_dict()):
         raise FeatureError(f"{path} is not {name}: " + "; ".join(problems))
     net.load_state_dict(state)
     return net
-
-
-def _differences(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    for name in sorted(wanted.keys() | given.keys()):
-        if name not in given:
-            yield f"missing {name}"
-        elif name not in wanted:
-            yield f"unexpected {name}"
-        elif given[name].shape != wanted[name].shape:
-            yield f"{name} is {tuple(given[name].shape)}, expected {tuple(wanted[name].shape)}"

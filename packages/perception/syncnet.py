@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.mfcc import COEFFICIENTS, mfcc
+from perception.state_dicts import differences
 
 SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 5
@@ -171,7 +172,7 @@ def load_syncnet(path: Path | str) -> SyncNet:
             "syncnet_v2.model (netcnnaud, netfcaud, netfclip, netcnnlip)."
         ) from error
     net = SyncNet(widths)
-    if problems := _problems(state, net.state_dict()):
+    if problems := differences(state, net.state_dict()):
         raise SyncNetError(f"{path} does not fit SyncNet: {'; '.join(problems)}. Fetch syncnet_v2.model again.")
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)
@@ -185,20 +186,6 @@ def _widths(state: Mapping[str, Tensor]) -> SyncNetWidths:
         embedding=state["netfclip.3.weight"].shape[0],
         crop_size=32 * (state["netcnnlip.18.weight"].shape[-1] + 1),
     )
-
-
-def _problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    both = [name for name in expected if name in found]
-    return [
-        *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} is unexpected" for name in found if name not in expected),
-        *(
-            f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in both
-            if found[name].shape != expected[name].shape
-        ),
-        *(f"{name} has values that are not finite" for name in both if not bool(found[name].isfinite().all())),
-    ]
 
 
 def crop_track(frames: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from common.runs import read_json
@@ -25,10 +24,10 @@ from omniavatar.transformer import load_base
 from omniavatar.vae import load_vae
 from perception.active_speaker import load_active_speaker
 from perception.faces import load_face_detector
-from perception.features import load_feature_net
+from perception.features import check_feature_net
 from perception.identity import load_face_identity
 from perception.pose import DETECTOR_FILE, POSE_FILE, load_pose_estimator
-from perception.qalign import load_qalign
+from perception.qalign import check_qalign
 from perception.syncnet import load_syncnet
 
 
@@ -125,7 +124,8 @@ def _active_speaker(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
-    return Loaded(path, load_qalign(path, device="meta"), _headers(path))
+    check_qalign(path)
+    return Loaded(path, tensors=_headers(path))
 
 
 def _captioner(path: Path, earlier: Earlier) -> Loaded:
@@ -160,25 +160,13 @@ def _onnx_tensors(files: Iterable[Path]) -> list[Tensor]:
 
 
 def _fid_features(path: Path, earlier: Earlier) -> Loaded:
-    net = load_feature_net(path)
-    if _takes_video(net):
-        raise ValueError(f"{path} is a net for video; FID needs Inception, this one belongs to models.fvd_features.")
+    net = check_feature_net(path, "frames")
     return Loaded(path, net, net.state_dict().values())
 
 
 def _fvd_features(path: Path, earlier: Earlier) -> Loaded:
-    net = load_feature_net(path)
-    if not _takes_video(net):
-        raise ValueError(f"{path} is a net for pictures; FVD needs I3D, this one belongs to models.fid_features.")
+    net = check_feature_net(path, "videos")
     return Loaded(path, net, net.state_dict().values())
-
-
-def _takes_video(net: nn.Module) -> bool:
-    """Published I3D files are called with `rescale` and `resize`, Inception is not."""
-    if isinstance(net, torch.jit.ScriptModule):
-        schema = net.forward.schema  # type: ignore[attr-defined]
-        return "rescale" in {argument.name for argument in schema.arguments}
-    return "rescale" in inspect.signature(net.forward).parameters
 
 
 LOADERS: Mapping[str, Callable[[Path, Earlier], Loaded]] = {
