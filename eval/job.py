@@ -16,16 +16,25 @@ from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from eval.extract import EXTRACTORS, JUDGE_ROLES, ExtractJob, FeatureConfig, load_arrays
-from eval.records import NO_WEIGHTS, Seen, clip_records
+from eval.clip_metrics import clip_records
+from eval.extract import ExtractJob, is_lost, load_arrays
+from eval.extractors import EXTRACTORS, JUDGE_ROLES, FeatureConfig
+from eval.records import NO_WEIGHTS, Look, Record, Seen
 from eval.scores import score_methods
 from eval.study import FLOOR, ScoreConfig, Study
 
 logger = logging.getLogger(__name__)
 
 MANIFEST_COLUMNS = ("method", "clip_id", "video", "reference", "audio", "seed")
+# `image`: the input picture of a video; `group`: clips of one video or speaker, which are not independent.
+OPTIONAL_COLUMNS = ("image", "group")
 DEMO = "demo"
 REFERENCE = "reference"
+# What is looked at in a real video that others are compared with, in an input picture, and in the demo.
+OF_REFERENCE = ("fid", "fvd", "fvd_slow", "identity", "pose")
+OF_PICTURE = ("identity",)
+OF_DEMO = ("sync",)
+DEMO_LEAVES_OUT = ("by_window", "window_start")
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,9 @@ def evaluate(
 ) -> pa.Table:
     """Score every video of `videos/manifest.parquet` and return the long table of METRICS_SCHEMA.
 
-    `models` maps `fid_features fvd_features sync_scorer face_detector quality_scorer` to files or folders; other roles
-    are left alone. A role without weights makes its metrics "skipped: no weights" (faces then come from OpenCV's
-    cascade), a video that cannot be read is a row with its error. Raises ManifestError, and FileNotFoundError for a
-    model path that does not exist.
+    `models` maps the roles of JUDGE_ROLES to files or folders; other roles are left alone. A role without weights makes
+    its metrics "skipped: no weights" (faces then come from OpenCV's cascade), a video that cannot be read is a row with
+    its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
     """
     rows = read_manifest(run)
     judges = {role: Path(path) for role in JUDGE_ROLES if (path := models.get(role))}
@@ -56,17 +64,10 @@ def evaluate(
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
     seen = _look_at_all(job, _units(run, rows), run, executor)
 
-    ready = {extractor.name for extractor in EXTRACTORS if not extractor.missing(hashes)}
-    protocol = config.features.protocol
-    records = [record for row in rows for record in clip_records(row, seen[_name(row)], ready, protocol)]
-    study = Study(
-        records=records,
-        seen={_name(row): seen[_name(row)].arrays for row in rows},
-        real={row["clip_id"]: seen[_reference_name(row)].arrays for row in rows if row["method"] != FLOOR},
-        protocol=protocol,
-    )
+    ready = {extractor.name for extractor in job.extractors}
+    study = _study(run, rows, seen, ready, config.features.protocol)
     scores, set_records = score_methods(study, config.scores)
-    table = pa.Table.from_pylist([asdict(r) for r in sorted(records + set_records)], METRICS_SCHEMA)
+    table = pa.Table.from_pylist([asdict(r) for r in sorted([*study.records, *set_records])], METRICS_SCHEMA)
     with atomic_write(run.report / "metrics.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     provenance = {"config": asdict(config), "models": hashes, "manifest": fingerprint(rows)}
@@ -76,8 +77,26 @@ def evaluate(
     return table
 
 
+def _study(run: RunFolder, rows: list[dict], seen: Mapping[str, Seen], ready: set[str], protocol: str) -> Study:
+    """The records of every clip; sets of features are those of the first seed."""
+    records: list[Record] = []
+    for row in rows:
+        real, picture = seen.get(_reference_name(row), Seen()), seen.get(_picture_name(row), Seen())
+        look = Look(seen[_name(row)], real, picture, _seams(Path(run.root) / row["video"]))
+        records += clip_records(row, look, ready, protocol)
+    first = {(row["method"], row["clip_id"]): row for row in reversed(rows)}
+    return Study(
+        records=records,
+        seen={f"{method}/{clip}": seen[_name(row)].arrays for (method, clip), row in first.items()},
+        real={r["clip_id"]: seen[_reference_name(r)].arrays for r in rows if r["reference"] and r["method"] != FLOOR},
+        protocol=protocol,
+        groups={row["clip_id"]: row["group"] for row in rows if row["group"]},
+    )
+
+
 def read_manifest(run: RunFolder) -> list[dict]:
-    """Rows of the manifest, sorted. Raises ManifestError naming what is missing."""
+    """Rows of the manifest, sorted, with "" for an optional column that it lacks. Raises ManifestError naming what is
+    missing."""
     path = run.videos / "manifest.parquet"
     if not path.exists():
         raise ManifestError(f"{path} does not exist; generate the videos to judge first (pipeline step 'generate').")
@@ -85,17 +104,26 @@ def read_manifest(run: RunFolder) -> list[dict]:
     missing = [name for name in MANIFEST_COLUMNS if name not in table.column_names]
     if missing:
         raise ManifestError(f"{path} lacks the columns {missing}; it must have {list(MANIFEST_COLUMNS)}.")
-    rows = sorted(table.select(list(MANIFEST_COLUMNS)).to_pylist(), key=_name)
-    twice = [a for a, b in zip(rows, rows[1:], strict=False) if _name(a) == _name(b)]
+    present = [name for name in OPTIONAL_COLUMNS if name in table.column_names]
+    without = dict.fromkeys(OPTIONAL_COLUMNS, "")
+    listed = table.select([*MANIFEST_COLUMNS, *present]).to_pylist()
+    rows = [
+        without | {name: value for name, value in row.items() if value is not None or name == "seed"} for row in listed
+    ]
+    # The methods of one clip follow each other: they are held against the same real video.
+    rows.sort(key=lambda row: (row["clip_id"], row["method"], row["seed"] or 0))
+    names = [_name(row) for row in rows]
+    twice = [a for a, b in zip(names, names[1:], strict=False) if a == b]
     if twice:
-        raise ManifestError(f"{path} lists {_name(twice[0])} twice; give one row per method and clip.")
+        raise ManifestError(f"{path} lists {twice[0]} twice; give one row per method, clip and seed.")
     return rows
 
 
 def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Seen]:
     """Unit name -> what came of it, from the cache that the stage has filled."""
     params = {"config": asdict(job.config), "extractors": {e.name: e.version for e in EXTRACTORS}}
-    stage = Stage("eval", "1", params, job.hashes, job.make, ("video_sha256", "audio_sha256"))
+    reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
+    stage = Stage("eval", "2", params, job.hashes, job.make, reads)
     seen = {}
     for unit, outcome in zip(units, run_stage(stage, units, Ledger(run.ledger), executor), strict=True):
         files = _restore(job, unit, outcome).outputs.get("files", {})
@@ -106,30 +134,45 @@ def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: E
 
 def _restore(job: ExtractJob, unit: dict, outcome: Outcome) -> Outcome:
     """The ledger outlives the cache: what was deleted there is computed again."""
-    lost = [file for file in outcome.outputs.get("files", {}).values() if not (job.cache / file).exists()]
+    lost = [file for file in outcome.outputs.get("files", {}).values() if is_lost(job.cache / file)]
     return job.make()(unit) if lost else outcome
 
 
 def _name(row: dict) -> str:
-    return f"{row['method']}/{row['clip_id']}"
-
-
-def _units(run: RunFolder, rows: list[dict]) -> list[dict]:
-    """The videos to look at: those of the manifest, the real ones they are compared with, and the demo."""
-    units = [_unit(run, _name(row), row["video"], row["audio"]) for row in rows] + _demo_unit(run)
-    references = {_reference_name(row): row["reference"] for row in rows}
-    return units + [_unit(run, name, video, "") for name, video in sorted(references.items())]
+    return f"{row['method']}/{row['clip_id']}/{row['seed'] or 0}"
 
 
 def _reference_name(row: dict) -> str:
     return f"{REFERENCE}/{row['reference']}"
 
 
-def _unit(run: RunFolder, name: str, video: str, audio: str) -> dict:
+def _picture_name(row: dict) -> str:
+    return f"picture/{row['image']}"
+
+
+def _units(run: RunFolder, rows: list[dict]) -> list[dict]:
+    """The videos to look at: those of the manifest, the real ones and pictures they are compared with, and the demo."""
+    everything = tuple(extractor.name for extractor in EXTRACTORS)
+    units = [_unit(run, _name(row), row["video"], everything, row["audio"], row["reference"]) for row in rows]
+    others: dict[str, tuple[str, tuple[str, ...]]] = {
+        _reference_name(row): (row["reference"], OF_REFERENCE) for row in rows if row["reference"]
+    }
+    others |= {_picture_name(row): (row["image"], OF_PICTURE) for row in rows if row["image"]}
+    return units + _demo_unit(run) + [_unit(run, name, *what) for name, what in sorted(others.items())]
+
+
+def _unit(run: RunFolder, name: str, video: str, extractors: tuple[str, ...], audio: str = "", real: str = "") -> dict:
     """One row for the executor; an absent file gets an empty hash and fails there, as a row."""
-    unit = {"unit": name, "video": video, "audio": audio}
-    paths = {kind: Path(run.root) / unit[kind] for kind in ("video", "audio")}
+    unit = {"unit": name, "video": video, "audio": audio, "real": real, "extractors": list(extractors)}
+    paths = {kind: Path(run.root) / path for kind, path in (("video", video), ("audio", audio), ("real", real))}
     return unit | {f"{kind}_sha256": sha256_file(path) if path.is_file() else "" for kind, path in paths.items()}
+
+
+def _seams(video: Path) -> tuple[int, ...]:
+    """First new frame of every chunk but the first, as the generator wrote it beside the video; none if it did not."""
+    beside = video.with_suffix(".json")
+    starts = read_json(beside).get("chunk_starts", []) if beside.exists() else []
+    return tuple(int(start) for start in starts if start > 0)
 
 
 def _demo_unit(run: RunFolder) -> list[dict]:
@@ -140,7 +183,7 @@ def _demo_unit(run: RunFolder) -> list[dict]:
     relative = str(video.relative_to(run.root))
     about = read_json(run.videos / "demo.json") if (run.videos / "demo.json").exists() else {}
     audio = about.get("audio") or relative
-    return [_unit(run, DEMO, relative, audio if (Path(run.root) / audio).exists() else relative)]
+    return [_unit(run, DEMO, relative, OF_DEMO, audio if (Path(run.root) / audio).exists() else relative)]
 
 
 def _demo_sync(seen: Seen, ready: set[str]) -> dict:
@@ -149,4 +192,4 @@ def _demo_sync(seen: Seen, ready: set[str]) -> dict:
         return {"status": NO_WEIGHTS}
     if "sync" not in seen.arrays:
         return {"status": f"failed: {seen.failure}"}
-    return {name: value.tolist() for name, value in seen.arrays["sync"].items()}
+    return {name: value.tolist() for name, value in seen.arrays["sync"].items() if name not in DEMO_LEAVES_OUT}

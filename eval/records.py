@@ -1,14 +1,18 @@
 """The long table of metrics: one row per method, clip and metric, with its status; a failure is a row too."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
 WHOLE_SET = ""
 NO_WEIGHTS = "skipped: no weights"
+NOT_NAMED = "skipped: the manifest names no sound or no real video"
+
+
+class UnscorableError(ValueError):
+    """A clip that a metric has no value for: it counts against coverage and is never a zero."""
 
 
 @dataclass(frozen=True, order=True)
@@ -26,10 +30,42 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What came of looking at one video: the arrays of each extractor, or the error that stopped it."""
+
+    arrays: Mapping[str, Arrays] = field(default_factory=dict)
+    failure: str = ""
+
+    def status(self, extractor: str) -> str:
+        """ "ok", or why this extractor has nothing to say of the video."""
+        if extractor in self.arrays:
+            return str(self.arrays[extractor]["status"])
+        return f"failed: {self.failure}" if self.failure else NOT_NAMED
+
+    def of(self, extractor: str) -> Arrays:
+        """The extractor's arrays. UnscorableError with the status where it has none."""
+        if (status := self.status(extractor)) != "ok":
+            raise UnscorableError(status)
+        return self.arrays[extractor]
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that a metric of one clip may read: what was seen of the video, of its real one and of the input picture, and
+    the frames at which chunks were joined."""
+
+    own: Seen
+    real: Seen = Seen()
+    picture: Seen = Seen()
+    seams: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Metric:
     """How a metric is shown: label, which way is better (+1 up, -1 down, 0 neither) and the extractor it reads.
 
-    Metrics that are not `shown` are in the files only and are not tested.
+    `of` gives a clip's value and what it rests on, or raises UnscorableError. Metrics that are not `shown` are in the
+    files only and are not tested. `only` names the protocol it belongs to.
     """
 
     label: str
@@ -37,56 +73,15 @@ class Metric:
     extractor: str
     digits: int = 2
     shown: bool = True
+    of: Callable[[Look], tuple[float, int]] | None = None
+    only: str = ""
 
 
-CLIP_METRICS = {
-    "sync_c": Metric("Sync-C", +1, "sync"),
-    "sync_d": Metric("Sync-D", -1, "sync"),
-    "offset_zero": Metric("Offset 0", +1, "sync"),
-    "iqa": Metric("IQA", +1, "quality"),
-    "ase": Metric("ASE", +1, "quality"),
-    "sync_c_valid": Metric("Sync-C, valid windows only", +1, "sync", shown=False),
-    "sync_offset": Metric("Offset, frames", 0, "sync", shown=False),
-}
 SET_METRICS = {
     "fid": Metric("FID", -1, "fid"),
     "kid": Metric("KID", -1, "fid", 3),
     "fvd": Metric("FVD", -1, "fvd"),
     "kvd": Metric("KVD", -1, "fvd", 3),
+    "fvd_slow": Metric("FVD, stride 4", -1, "fvd_slow", only="strict"),
+    "kvd_slow": Metric("KVD, stride 4", -1, "fvd_slow", 3, only="strict"),
 }
-METRICS = SET_METRICS | CLIP_METRICS
-COUNTS = {"sync": "windows", "quality": "frames"}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What came of looking at one video: the arrays of each extractor, or the error that stopped it."""
-
-    arrays: Mapping[str, Arrays]
-    failure: str = ""
-
-
-def clip_records(row: Mapping[str, Any], seen: Seen, ready: Collection[str], protocol: str) -> list[Record]:
-    """The per-clip metrics of one manifest row; `ready` names the extractors that have weights.
-
-    A metric without a value says why in its status.
-    """
-    records = []
-    for name, metric in CLIP_METRICS.items():
-        status = _status(seen, metric.extractor, ready)
-        value, n = None, 0
-        if status == "ok":
-            found = seen.arrays[metric.extractor]
-            value, n = float(found[name]), int(found[COUNTS[metric.extractor]])
-        records.append(
-            Record(row["method"], row["clip_id"], name, value, status, n, protocol, int(row["seed"] or 0)),
-        )
-    return records
-
-
-def _status(seen: Seen, extractor: str, ready: Collection[str]) -> str:
-    if extractor not in ready:
-        return NO_WEIGHTS
-    if extractor not in seen.arrays:
-        return f"failed: {seen.failure}"
-    return str(seen.arrays[extractor]["status"])

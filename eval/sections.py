@@ -13,8 +13,8 @@ from common.media import AUDIO_RATE, MediaError, probe, read_audio
 from common.progress import MetricLog
 from common.runs import RunFolder
 from eval import plots
+from eval.clip_metrics import METRICS
 from eval.pictures import data_uri, file_picture, frame_strip
-from eval.records import METRICS
 from eval.study import FLOOR, TRUTH
 from eval.summary import read_optional, read_rows
 

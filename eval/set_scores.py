@@ -1,12 +1,13 @@
 """FID, KID, FVD and KVD of whole sets: the distance of each method to the real clips, its error, floor and tests."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
-from eval.records import NO_WEIGHTS, SET_METRICS, WHOLE_SET, Record
+from eval.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
 from eval.statistics import Triple, half_split_distances, jackknife_se, swap_label_p
 from eval.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, ScoreConfig, Study
 
@@ -15,6 +16,8 @@ DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
     "kid": kernel_between,
     "fvd": frechet_between,
     "kvd": kernel_between,
+    "fvd_slow": frechet_between,
+    "kvd_slow": kernel_between,
 }
 
 
@@ -23,11 +26,13 @@ class FeatureSets:
     """One extractor's clips of all methods and of the real videos in one list, and where in it each set lies.
 
     Only clips that every method has are taken, so that all distances rest on the same clips and equal n; the clips of
-    FLOOR are others and are taken whole.
+    FLOOR are others and are taken whole. Clips of one group (video or speaker) are joined into one, so that whatever is
+    drawn, left out or swapped later goes by group. `clips_behind` counts the clips of each set.
     """
 
     clips: FeatureSet
     where: dict[str, np.ndarray]
+    clips_behind: dict[str, int]
 
     @classmethod
     def of(cls, study: Study, extractor: str) -> "FeatureSets":
@@ -36,12 +41,16 @@ class FeatureSets:
         features = {name: study.features(name, extractor) for name in names}
         common = set.intersection(*(set(found) for name, found in features.items() if name != FLOOR))
         clips: list[np.ndarray] = []
-        where = {}
+        where, behind = {}, {}
         for name, found in features.items():
-            chosen = [found[clip] for clip in sorted(found) if name == FLOOR or clip in common]
+            chosen: dict[str, list[np.ndarray]] = {}
+            for clip in sorted(found):
+                if name == FLOOR or clip in common:
+                    chosen.setdefault(study.group(clip), []).append(found[clip])
             where[name] = np.arange(len(clips), len(clips) + len(chosen))
-            clips += chosen
-        return cls(clips, where)
+            behind[name] = sum(len(rows) for rows in chosen.values())
+            clips += [np.concatenate(rows) for rows in chosen.values()]
+        return cls(clips, where, behind)
 
     @property
     def judged(self) -> list[str]:
@@ -51,7 +60,7 @@ class FeatureSets:
     @property
     def n(self) -> int:
         """Clips behind every distance."""
-        return len(self.where[REAL])
+        return self.clips_behind[REAL]
 
 
 def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
@@ -59,10 +68,11 @@ def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, S
     scores: dict[str, dict[str, Score]] = {}
     tests: list[Score] = []
     for name, metric in SET_METRICS.items():
+        if metric.only not in ("", study.protocol):
+            continue
         sets = FeatureSets.of(study, metric.extractor)
-        if sets.n < FEWEST_CLIPS:
-            ran = any(metric.extractor in arrays for arrays in study.seen.values())
-            why = "too few clips that every method has" if ran else NO_WEIGHTS
+        if len(sets.where[REAL]) < FEWEST_CLIPS:
+            why = _why_none(study, metric.extractor)
             scores[name] = {method: {"value": None, "n": 0, "status": why} for method in sets.judged}
             continue
         distance = DISTANCES[name](sets.clips)
@@ -70,6 +80,18 @@ def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, S
         scores[name][FLOOR] = _floor(distance, sets.where, config)
         tests += [{"metric": name} | test for test in _tests(distance, sets, config)]
     return scores, tests
+
+
+def _why_none(study: Study, extractor: str) -> str:
+    """What keeps sets from being compared: no weights, no real videos, or too few clips, and the commonest reason."""
+    found = [arrays[extractor] for arrays in study.seen.values() if extractor in arrays]
+    if not found:
+        return NO_WEIGHTS
+    if not any(extractor in arrays for arrays in study.real.values()):
+        return NOT_NAMED
+    reasons = Counter(str(arrays.get("status", "ok")) for arrays in found if "features" not in arrays)
+    few = "too few clips that every method has"
+    return f"{few}: {reasons.most_common(1)[0][0]}" if reasons else few
 
 
 def set_records(scores: Mapping[str, Mapping[str, Score]], protocol: str) -> list[Record]:

@@ -26,10 +26,12 @@ class PairedTest:
     """Method a against method b on the clips both have a value for.
 
     `difference` is mean(a - b) with its interval; `p_wilcoxon`, `p_t` and `p_permutation` are two-sided,
-    `p_greater` is the one-sided Wilcoxon p of a > b; `win_rate` counts ties as half.
+    `p_greater` is the one-sided Wilcoxon p of a > b; `win_rate` counts ties as half. The tests see one mean difference
+    for each of the `groups` (videos or speakers) that the `n` clips are of.
     """
 
     n: int
+    groups: int
     difference: float
     low: float
     high: float
@@ -40,34 +42,77 @@ class PairedTest:
     p_greater: float
 
 
-def mean_interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean over clips with a 95 % BCa bootstrap interval (Efron 1987); the same seed gives the same interval."""
+def mean_interval(
+    values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0, groups: Sequence[str] | None = None
+) -> Interval:
+    """Mean over clips with a 95 % BCa bootstrap interval (Efron 1987); the same seed gives the same interval.
+
+    Clips of one of `groups` (one name per clip) are drawn together; a single group says nothing of the spread, so the
+    interval is then without end.
+    """
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:
         raise ValueError("An interval needs at least one value and got none.")
     mean, sd = float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else 0.0
     low = high = mean
+    sums, counts = _grouped(data, groups)
     # BCa divides by the spread; a constant sample has a known, empty interval.
     if np.ptp(data) > 0:
-        rng = np.random.default_rng(seed)
-        low, high = stats.bootstrap((data,), np.mean, n_resamples=resamples, rng=rng).confidence_interval
+        low, high = _bootstrap(sums, counts, resamples, seed) if len(sums) > 1 else (-np.inf, np.inf)
     return Interval(mean, float(low), float(high), sd, float(np.median(data)), len(data))
 
 
-def paired_test(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> PairedTest:
-    """Compare two methods on the same clips, `a[i]` and `b[i]` from one clip. Raises ValueError below 3 clips."""
+def _grouped(data: np.ndarray, groups: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number (g,) of the values in each group, every value being its own without `groups`."""
+    if groups is None:
+        return data, np.ones(len(data))
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    return np.bincount(member, data), np.bincount(member).astype(float)
+
+
+def _bootstrap(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """BCa interval of the mean over all values of whole groups drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    if (counts == 1).all():
+        return tuple(stats.bootstrap((sums,), np.mean, n_resamples=resamples, rng=rng).confidence_interval)
+    if np.ptp(sums / counts) == 0:  # the groups agree to the last digit, whatever is within
+        return float(sums[0] / counts[0]), float(sums[0] / counts[0])
+
+    def mean(drawn_sums: np.ndarray, drawn_counts: np.ndarray, axis: int) -> np.ndarray:
+        return drawn_sums.sum(axis=axis) / drawn_counts.sum(axis=axis)
+
+    drawn = stats.bootstrap((sums, counts), mean, n_resamples=resamples, paired=True, rng=rng)
+    return tuple(drawn.confidence_interval)
+
+
+def paired_test(
+    a: Sequence[float],
+    b: Sequence[float],
+    resamples: int = 10_000,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> PairedTest:
+    """Compare two methods on the same clips, `a[i]` and `b[i]` from one clip, which is of `groups[i]`.
+
+    Raises ValueError below 3 clips or groups.
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or len(first) < 3:
         raise ValueError(f"A paired test got {len(first)} and {len(second)} values; give the same clips, at least 3.")
-    difference = first - second
-    interval = mean_interval(difference, resamples, seed)
-    wins = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    clips = first - second
+    sums, counts = _grouped(clips, groups)
+    if len(sums) < 3:
+        raise ValueError(f"A paired test got {len(sums)} videos or speakers; clips of at least 3 are needed.")
+    difference = sums / counts
+    interval = mean_interval(clips, resamples, seed, groups)
+    wins = float(np.mean((clips > 0) + 0.5 * (clips == 0)))
     if not difference.any():
-        return PairedTest(len(first), 0.0, 0.0, 0.0, wins, 1.0, 1.0, 1.0, 1.0)
+        return PairedTest(len(first), len(sums), interval.mean, interval.low, interval.high, wins, 1.0, 1.0, 1.0, 1.0)
     # The t statistic of a constant, non-zero difference is infinite.
-    p_t = float(stats.ttest_rel(first, second).pvalue) if np.ptp(difference) > 0 else 0.0
+    p_t = float(stats.ttest_1samp(difference, 0.0).pvalue) if np.ptp(difference) > 0 else 0.0
     return PairedTest(
         n=len(first),
+        groups=len(sums),
         difference=interval.mean,
         low=interval.low,
         high=interval.high,

@@ -2,37 +2,80 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from common.runs import atomic_write
-from omniavatar.audio_encoder import restore_duplicate
+from common.runs import atomic_write, hash_path
+from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder, restore_duplicate
 
 FILE_NAME = "constants.safetensors"
+AudioKind = Literal["features", "waveform"]
+FULL_SCALE = 32768  # of a stored waveform: int16
 
 
 @dataclass(frozen=True)
 class Constants:
-    """Embedding (n, D) of the empty caption, the length captions are padded to, width C of the model's audio input."""
+    """Embedding (n, D) of the empty caption, the length captions are padded to, width C of the model's audio input;
+    what "audio" is in the samples, and the content hash of the audio encoder that belongs to it."""
 
     empty_text: Tensor
     text_length: int
     audio_dim: int
+    audio: AudioKind = "features"
+    audio_encoder: str = ""
 
-    def model_audio(self, stored: Tensor) -> Tensor:
-        """Stored audio features (F, C - D) as the model takes them (F, C): the duplicated layer put back."""
-        return restore_duplicate(stored, self.audio_dim)
+    def load_encoder(self, path: Path | None, device: torch.device | str = "cpu") -> AudioEncoder | None:
+        """The audio encoder `model_audio` needs; None when features are stored. Raises ValueError when there is no
+        path, or the encoder there is another than these shards were made for; what `load_audio_encoder` raises."""
+        if self.audio == "features":
+            return None
+        if path is None:
+            raise ValueError("These shards hold waveforms; name the audio encoder they are to be heard through.")
+        if (found := hash_path(path)) != self.audio_encoder:
+            raise ValueError(
+                f"{path} has the content hash {found[:12]}, the audio encoder of these shards {self.audio_encoder[:12]}"
+                "; give that one, or run the latents job with this one (which encodes no picture again)"
+            )
+        return load_audio_encoder(path, device)
+
+    def model_audio(self, stored: Tensor, encoder: AudioEncoder | None = None, frames: int | None = None) -> Tensor:
+        """Stored audio as the model takes it: (F, C) float32, of the first `frames` frames of the clip or all.
+
+        Of features (F, C - D) the duplicated layer is put back. A waveform (samples,) is encoded whole and then cut, so
+        that both give the same. Raises ValueError for a waveform without an encoder.
+        """
+        if self.audio == "features":
+            return restore_duplicate(stored[:frames].float(), self.audio_dim)
+        if encoder is None:
+            raise ValueError(
+                "These shards hold waveforms, which need the audio encoder; pass Constants.load_encoder's."
+            )
+        return encoder.encode(to_wave(stored))[:frames].cpu()
+
+
+def to_samples(wave: np.ndarray, count: int) -> np.ndarray:
+    """Sound (n,) float32 in [-1, 1] -> `count` int16 samples, cut or filled with silence."""
+    exact = np.pad(wave[:count], (0, max(0, count - len(wave))))
+    return np.clip(np.rint(exact * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def to_wave(samples: Tensor) -> Tensor:
+    """What `to_samples` made, as float32 in [-1, 1]."""
+    return samples.float() / FULL_SCALE
 
 
 def write_constants(folder: Path, constants: Constants) -> None:
     """Write the file into a shard folder."""
     tensors = {
-        "empty_text": constants.empty_text.numpy().astype(np.float16),
+        "empty_text": constants.empty_text.cpu().numpy().astype(np.float16),
         "text_length": np.array(constants.text_length),
         "audio_dim": np.array(constants.audio_dim),
+        "waveform": np.array(constants.audio == "waveform"),
+        "audio_encoder": np.frombuffer(bytes.fromhex(constants.audio_encoder), np.uint8),
     }
     with atomic_write(folder / FILE_NAME) as path:
         save_file(tensors, path)
@@ -44,5 +87,10 @@ def read_constants(folder: Path) -> Constants:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
     tensors = load_file(path)
-    text = torch.from_numpy(tensors["empty_text"].astype(np.float32))
-    return Constants(text, int(tensors["text_length"]), int(tensors["audio_dim"]))
+    return Constants(
+        empty_text=torch.from_numpy(tensors["empty_text"].astype(np.float32)),
+        text_length=int(tensors["text_length"]),
+        audio_dim=int(tensors["audio_dim"]),
+        audio="waveform" if tensors["waveform"] else "features",
+        audio_encoder=tensors["audio_encoder"].tobytes().hex(),
+    )

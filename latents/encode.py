@@ -1,7 +1,8 @@
 """One clip through the frozen encoders: a pure function from picture, sound and caption to the tensors of a sample.
 
 Shapes: N video frames, F = 4 (T - 1) + 1 of them kept, T latent frames, h w latent height and width, K references,
-n caption tokens, D text width, C - D stored audio width.
+n caption tokens, D text width, C - D stored audio width. Clips are encoded one by one: batched, the last bits of a clip
+would depend on its neighbours, and the bytes of a shard on which clips were left when a job was killed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from common.runs import hash_path
-from latents.constants import Constants
+from latents.constants import AudioKind, Constants, to_samples, to_wave
 from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, drop_duplicate, load_audio_encoder
 from omniavatar.text_encoder import TextEncoder, load_text_encoder
 from omniavatar.vae import WanVAE, load_vae
@@ -26,26 +27,39 @@ ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 
 @dataclass(frozen=True)
 class Encoders:
-    """The frozen models, and how many reference frames of a clip are kept."""
+    """The frozen models, how many reference frames of a clip are kept, and as what its sound is."""
 
     vae: WanVAE
     text: TextEncoder
     audio: AudioEncoder
     references: int = 4
-
-    def constants(self) -> Constants:
-        """What training must know about these encoders."""
-        return Constants(self.text.encode([""])[0], self.text.text_length, self.audio.feature_dim)
+    stored_audio: AudioKind = "features"
 
 
-def load_encoders(models: Mapping[str, Path], references: int = 4) -> Encoders:
-    """Load the encoders of a recipe's `models` section. Raises FileNotFoundError, CheckpointError of the loaders."""
+def load_encoders(
+    models: Mapping[str, Path],
+    references: int = 4,
+    stored_audio: AudioKind = "features",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Encoders:
+    """Load the encoders of a recipe's `models` section; wav2vec2 is always float32. Raises FileNotFoundError,
+    CheckpointError of the loaders."""
     return Encoders(
-        vae=load_vae(models["vae"]).eval(),
-        text=load_text_encoder(models["text_encoder"], models["tokenizer"]),
-        audio=load_audio_encoder(models["audio_encoder"]),
+        vae=load_vae(models["vae"], dtype, device).eval(),
+        text=load_text_encoder(models["text_encoder"], models["tokenizer"], dtype, device),
+        audio=load_audio_encoder(models["audio_encoder"], device),
         references=references,
+        stored_audio=stored_audio,
     )
+
+
+def make_constants(models: Mapping[str, Path], stored_audio: AudioKind, audio_encoder: str) -> Constants:
+    """What training must know about these encoders; `audio_encoder` is the content hash. Always the same bytes: on the
+    CPU in float32. Raises what `load_encoders` raises."""
+    text = load_text_encoder(models["text_encoder"], models["tokenizer"])
+    width = load_audio_encoder(models["audio_encoder"], "meta").feature_dim
+    return Constants(text.encode([""])[0], text.text_length, width, stored_audio, audio_encoder)
 
 
 def encoder_hashes(models: Mapping[str, Path]) -> dict[str, str]:
@@ -66,24 +80,29 @@ def encode_clip(
     """Tensors and metadata of one sample.
 
     frames (N, H, W, 3) uint8 RGB at 25 fps in the size of their bucket, wave (samples,) float32 at 16 kHz from the
-    first frame on. Returns float16 latents (16, T, h, w), references (K, 16, h, w), text (n, D), audio (F, C - D).
-    The clip is cut to 4n + 1 frames from its start; the sound is encoded over all N frames before it is cut.
+    first frame on. Returns float16 latents (16, T, h, w), references (K, 16, h, w), text (n, D), audio (F, C - D) or
+    the int16 waveform (640 N,). The clip is cut to 4n + 1 frames from its start; the sound is encoded over all N frames
+    before it is cut, so a waveform is stored of all of them.
     """
     kept = (len(frames) - 1) // 4 * 4 + 1
-    video = to_video(frames[:kept])
-    tensors = {
+    video = to_video(frames[:kept], encoders.vae.mean.device)
+    encoded = {
         "latents": encoders.vae.encode(video)[0],
         "references": encode_references(encoders, video),
         "text": encoders.text.encode([caption])[0],
-        "audio": encode_audio(encoders.audio, wave, len(frames))[:kept],
     }
+    samples = to_samples(wave, len(frames) * SAMPLES_PER_FRAME)
+    if encoders.stored_audio == "features":
+        encoded["audio"] = encode_audio(encoders.audio, samples)[:kept]
+    tensors = {name: tensor.cpu().numpy().astype(np.float16) for name, tensor in encoded.items()}
     meta = {"caption": caption, "frames": kept, "height": frames.shape[1], "width": frames.shape[2], "fps": 25}
-    return {name: tensor.cpu().numpy().astype(np.float16) for name, tensor in tensors.items()}, meta
+    return {"audio": samples} | tensors, meta
 
 
-def to_video(frames: np.ndarray) -> Tensor:
-    """(F, H, W, 3) uint8 RGB -> (1, 3, F, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+def to_video(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """(F, H, W, 3) uint8 RGB -> (1, 3, F, H, W) float32 in [-1, 1] on `device`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return pixels.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
 def encode_references(encoders: Encoders, video: Tensor) -> Tensor:
@@ -93,12 +112,12 @@ def encode_references(encoders: Encoders, video: Tensor) -> Tensor:
     return encoders.vae.encode(pictures)[:, :, 0]
 
 
-def encode_audio(encoder: AudioEncoder, wave: np.ndarray, frames: int) -> Tensor:
-    """wav2vec2 states (frames, C - D) of the whole clip, without the layer that is stored twice."""
-    samples = frames * SAMPLES_PER_FRAME
-    # Exactly as long as the picture, so that nothing is stretched.
-    exact = np.pad(wave[:samples], (0, max(0, samples - len(wave))))
-    return drop_duplicate(encoder.encode(exact), encoder.hidden_size)
+def encode_audio(encoder: AudioEncoder, samples: np.ndarray) -> Tensor:
+    """wav2vec2 states (N, C - D) of a whole clip of 640 N int16 samples, without the layer that is stored twice.
+
+    Exactly as long as the picture, so that nothing is stretched; of 16 bits, so that a stored waveform gives the same.
+    """
+    return drop_duplicate(encoder.encode(to_wave(torch.from_numpy(samples))), encoder.hidden_size)
 
 
 def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:

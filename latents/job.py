@@ -4,45 +4,62 @@ Workers write one file per clip below `cache/latents/`; the shards are packed fr
 not depend on who encoded what when. A killed job goes on at the next clip.
 """
 
-import logging
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.media import read_audio, read_video
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
+from common.shard_sample import pack_tensors, read_tensors, write_parts
 from common.shards import ShardWriter
-from latents.constants import write_constants
-from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, load_encoders, nearest_bucket
-
-logger = logging.getLogger(__name__)
+from latents.bill import write_bill
+from latents.constants import AudioKind, write_constants
+from latents.encode import (
+    Encoders,
+    encode_clip,
+    encoder_hashes,
+    fit_frames,
+    load_encoders,
+    make_constants,
+    nearest_bucket,
+)
+from omniavatar.models import LoadConfig
 
 Clip = Mapping[str, Any]
 ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]
 """From a clip row (with "path") to frames (N, H, W, 3) uint8 RGB at 25 fps and wave (samples,) float32 at 16 kHz."""
 
-VERSION = "1"
+VERSION = "2"
 CONTENTS = "contents.json"
 
 
 @dataclass(frozen=True)
 class LatentsConfig:
-    """Buckets are (height, width) in pixels, multiples of 16; the defaults are the "480p" set of the paper's system."""
+    """Buckets are (height, width) in pixels, multiples of 16; the defaults are the "480p" set of the paper's system.
+
+    `audio` "waveform" stores 16 kHz sound instead of wav2vec2 states, 32 kB a second instead of 500; training then runs
+    wav2vec2. `device` "auto" is a GPU where there is one (on Ray: where `gpus_per_worker` reserves one), `dtype` "auto"
+    bf16 there and fp32 on a CPU. Both change the bytes: latents of another kind of device are encoded anew.
+    """
 
     buckets: tuple[tuple[int, int], ...] = ((400, 720), (720, 720), (720, 400))
     references: int = 4
+    audio: AudioKind = "features"
     samples_per_shard: int = 128
     threads: int = 1
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
         for bucket in self.buckets:
@@ -70,27 +87,44 @@ def encode_clips(
     `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
     """
     hashes = encoder_hashes(models)
-    params = {"buckets": config.buckets, "references": config.references}
-    digest = fingerprint([VERSION, params, hashes])
-    cache = run.cache / "latents" / digest
+    device, dtype = placed(config, executor)
+    params = {"buckets": config.buckets, "references": config.references, "audio": config.audio}
+    params |= {"device": device.partition(":")[0], "dtype": dtype}
+    needed = {role: digest for role, digest in hashes.items() if (config.audio, role) != ("waveform", "audio_encoder")}
+    cache = run.cache / "latents" / fingerprint([VERSION, params, needed])
     cache.mkdir(parents=True, exist_ok=True)
     paths = {role: Path(models[role]) for role in hashes}
-    make = partial(make_worker, paths, config, str(cache), read)
-    stage = Stage("latents", VERSION, params, hashes, make, reads=("unit", "sha256", "caption"))
+    make = partial(make_worker, paths, replace(config, device=device, dtype=dtype), str(cache), read)
+    stage = Stage("latents", VERSION, params, needed, make, reads=("unit", "sha256", "caption"))
     units = [
         dict(clip) | {"unit": clip["clip_id"], "path": str(run.clips / f"{clip['clip_id']}.mp4")} for clip in clips
     ]
     units.sort(key=lambda unit: unit["unit"])
     ledger = Ledger(run.ledger)
-    if not is_packed(run.shards, stage, units):
+    held = partial(contents, stage, hashes["audio_encoder"])
+    if not is_packed(run.shards, held(units)):
         forget_lost(stage, units, ledger, cache)
     outcomes = run_stage(stage, units, ledger, executor)
     encoded = [(unit, done) for unit, done in zip(units, outcomes, strict=True) if done.state == "kept"]
-    if not is_packed(run.shards, stage, [unit for unit, _ in encoded]):
-        pack_shards(run.shards, cache, stage, encoded, config.samples_per_shard)
-        write_constants(run.shards, load_encoders(models).constants())
-        write_json(run.shards / CONTENTS, contents(stage, [unit for unit, _ in encoded]))
+    wanted = held([unit for unit, _ in encoded])
+    if not is_packed(run.shards, wanted):
+        pack_shards(run.shards, cache, wanted, encoded, config.samples_per_shard)
+        write_constants(run.shards, make_constants(paths, config.audio, hashes["audio_encoder"]))
+        write_json(run.shards / CONTENTS, wanted)
+        write_bill(run, outcomes)
     return outcomes
+
+
+def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Literal["fp32", "bf16"]]:
+    """Device and precision of every worker, "auto" made definite. Raises ValueError for a device that is not there."""
+    device = config.device
+    if device == "auto" and executor.kind == "ray":
+        # Ray shows a worker only the GPUs it has reserved; this process may have none, or others.
+        device = "cuda" if executor.gpus_per_worker else "cpu"
+    if executor.kind == "ray" and device.startswith("cuda"):
+        return device, "fp32" if config.dtype == "fp32" else "bf16"
+    found, dtype = LoadConfig(device, config.dtype).resolved()
+    return str(found), "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 def make_worker(
@@ -98,17 +132,25 @@ def make_worker(
 ) -> Callable[[Clip], Outcome]:
     """Load the encoders; the function returned encodes one clip into a file of the cache."""
     torch.set_num_threads(config.threads)
-    return partial(encode_to_cache, load_encoders(models, config.references), config, Path(cache), read)
+    place = LoadConfig(config.device, config.dtype).resolved()
+    encoders = load_encoders(models, config.references, config.audio, *place)
+    return partial(encode_to_cache, encoders, config, Path(cache), read)
 
 
 def encode_to_cache(encoders: Encoders, config: LatentsConfig, cache: Path, read: ReadClip, clip: Clip) -> Outcome:
-    """Encode one clip; its tensors go to `cache`, its metadata into the ledger."""
+    """Encode one clip; its tensors go to `cache`, its metadata and their SHA-256 into the ledger."""
     frames, wave = read(clip)
     bucket = nearest_bucket(frames.shape[1], frames.shape[2], config.buckets)
     tensors, meta = encode_clip(encoders, fit_frames(frames, bucket), wave, clip.get("caption") or "")
-    with atomic_write(cached(cache, clip["unit"])) as path:
-        save_file(tensors, path)
-    return Outcome(clip["unit"], "kept", outputs=meta)
+    broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(f"{', '.join(broken)} of the clip are not finite in float16; check the clip and the encoders.")
+    parts, digest = pack_tensors(tensors), hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    with atomic_write(cached(cache, clip["unit"])) as path, FileIO(path, "w") as file:
+        write_parts(file, parts)
+    return Outcome(clip["unit"], "kept", outputs=meta | {"sha256": digest.hexdigest()})
 
 
 def cached(cache: Path, clip_id: str) -> Path:
@@ -127,24 +169,28 @@ def forget_lost(stage: Stage, units: list[dict[str, Any]], ledger: Ledger, cache
 
 
 def pack_shards(
-    shards: Path, cache: Path, stage: Stage, encoded: list[tuple[dict[str, Any], Outcome]], samples_per_shard: int
+    shards: Path,
+    cache: Path,
+    wanted: Mapping[str, Any],
+    encoded: list[tuple[dict[str, Any], Outcome]],
+    samples_per_shard: int,
 ) -> None:
-    """Write the cached samples into tar shards, in the order of clip_id."""
-    wanted = fingerprint(contents(stage, [unit for unit, _ in encoded]))
-    with ShardWriter(shards, samples_per_shard, wanted) as writer:
+    """Write the cached samples into tar shards, in the order of clip_id; `wanted` are their contents."""
+    with ShardWriter(shards, samples_per_shard, fingerprint(wanted)) as writer:
         for unit, outcome in progress(encoded, "shards"):
             if unit["clip_id"] in writer:
                 continue
             named = {name: unit[name] for name in ("clip_id", "video_id", "split")}
-            meta = outcome.outputs | named | {"stage": stage.fingerprint}
-            writer.add(unit["clip_id"], load_file(cached(cache, unit["unit"])), meta)
+            file = cached(cache, unit["unit"])
+            tensors = read_tensors(np.fromfile(file, np.uint8), f"Cached {file}, which may be deleted,")
+            writer.add(unit["clip_id"], tensors, outcome.outputs | named | {"stage": wanted["stage"]})
 
 
-def contents(stage: Stage, units: Sequence[Clip]) -> dict[str, Any]:
+def contents(stage: Stage, audio_encoder: str, units: Sequence[Clip]) -> dict[str, Any]:
     """What a shard folder holds and what made it, to recognise a finished one."""
     return {
         "stage": stage.fingerprint,
-        "models": stage.models,
+        "models": stage.models | {"audio_encoder": audio_encoder},
         "clips": len(units),
         "digest": clips_digest(units),
     }
@@ -156,7 +202,7 @@ def clips_digest(clips: Sequence[Clip]) -> str:
     return fingerprint([[str(clip.get(name)).partition(" lost ")[0] for name in fields] for clip in clips])
 
 
-def is_packed(shards: Path, stage: Stage, units: Sequence[Clip]) -> bool:
-    """True when the shard folder holds exactly these clips, encoded by this stage."""
+def is_packed(shards: Path, wanted: Mapping[str, Any]) -> bool:
+    """True when the shard folder holds exactly these contents."""
     path = shards / CONTENTS
-    return path.exists() and read_json(path) == contents(stage, units)
+    return path.exists() and read_json(path) == wanted

@@ -6,7 +6,8 @@ from typing import Any
 
 from common.clips import stream_clips
 from common.runs import RunFolder, fingerprint, read_json
-from common.shards import finish_removal, read_index, remove_samples
+from common.shard_index import finish_removal, read_index
+from common.shard_removal import remove_samples
 from latents.job import CONTENTS, clips_digest
 
 VERSION = "version.json"

@@ -10,9 +10,16 @@ import typer
 
 from common.progress import setup_logging
 from pipelines.cli_data import app as data_commands
+from pipelines.cli_eval import app as eval_commands
+from pipelines.cli_generate import app as generate_command
+from pipelines.cli_run import run_flow
+from pipelines.cli_watch import app as watch_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_commands)
+app.add_typer(eval_commands)
+app.add_typer(generate_command)
+app.add_typer(watch_command)
 log = logging.getLogger(__name__)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
@@ -29,7 +36,7 @@ def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOpti
     """Raw videos to a measured avatar video on the small world; ends with the path of the report."""
     setup_logging(verbose)
     print("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains from nothing.")
-    _run("demo", run, settings)
+    run_flow("demo", run, settings)
 
 
 @app.command("run")
@@ -46,7 +53,7 @@ def run_recipe(
 ) -> None:
     """Run a recipe, or a part of it; what is done already is not done again."""
     setup_logging(verbose)
-    _run(recipe, run, [*(settings or ()), *_executor(ray, retry)], first, last, force)
+    run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], first, last, force)
 
 
 def _executor(ray: str, retry: bool) -> list[str]:
@@ -66,7 +73,7 @@ def _step_command(name: str, text: str) -> None:
         verbose: VerboseOption = False,
     ) -> None:
         setup_logging(verbose)
-        _run(recipe, run, [*(settings or ()), *_executor(ray, retry)], name, name, force or retry)
+        run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], name, name, force or retry)
 
     app.command(name, help=text)(command)
 
@@ -85,14 +92,18 @@ def train(
     gpu: Annotated[
         str, typer.Option(help="plan for this device, such as A100-80GB or H200; default: this machine")
     ] = "",
-    ranks: Annotated[int, typer.Option(help="plan for so many; default: the recipe's")] = 0,
+    ranks: Annotated[int, typer.Option(help="train, or plan, with so many; default: the recipe's")] = 0,
+    ray: RayOption = "",
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Shards to an adapter checkpoint, with DeepSpeed; with --plan its cost beforehand, no weights needed."""
     setup_logging(verbose)
     if not plan:
-        return _run(recipe, run, settings, "train", "train", force)
+        chosen_ranks = [f"ranks={ranks}"] if ranks else []
+        return run_flow(
+            recipe, run, [*(settings or ()), *chosen_ranks, *_executor(ray, False)], "train", "train", force
+        )
     from dataclasses import replace
 
     from pipelines.recipe import read_recipe
@@ -107,37 +118,6 @@ def train(
     shards = (run or Path("runs") / chosen.name) / "shards"
     told = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
     print("\n".join(plan_lines(told)))
-
-
-@app.command()
-def generate(
-    image: Annotated[
-        Path | None, typer.Option(help="portrait to animate; without one the recipe's videos are made")
-    ] = None,
-    audio: Annotated[Path | None, typer.Option(help="sound it speaks")] = None,
-    prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
-    out: Annotated[Path, typer.Option(help="mp4 to write")] = Path("avatar.mp4"),
-    recipe: RecipeOption = "demo",
-    run: RunOption = None,
-    settings: SetOption = None,
-    force: ForceOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Image + audio + prompt to a talking video of any length (or, without an image, the recipe's generate step)."""
-    setup_logging(verbose)
-    if image is None or audio is None:
-        if image or audio:
-            raise ValueError("A video needs both --image and --audio; only one was given.")
-        return _run(recipe, run, settings, "generate", "generate", force)
-    from pipelines.recipe import read_recipe
-    from pipelines.steps import GENERATION_ROLES, require
-    from pipelines.videos import LongVideo, animate
-
-    chosen = read_recipe(recipe, tuple(settings or ()))
-    cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
-    weights = require(chosen.model_paths(GENERATION_ROLES), GENERATION_ROLES)
-    animate(LongVideo(image, audio, prompt), chosen.generate, weights, out, cache)
-    print(out)
 
 
 @app.command()
@@ -242,31 +222,6 @@ def miniature(
 
     train_everything(out, scale)
     print(out)
-
-
-def _run(
-    name: str, run: Path | None, settings: list[str] | None, first: str = "", last: str = "", force: bool = False
-) -> None:
-    # Imported here: torch and its friends take seconds that `--help` should not wait for.
-    from common.recipe import dump_recipe
-    from common.runs import RunFolder, save_provenance
-    from common.storage import Mirror
-    from pipelines.dag import Context, run_steps
-    from pipelines.recipe import read_recipe
-    from pipelines.steps import STEPS, report
-    from pipelines.words import closing_words
-
-    recipe = read_recipe(name, tuple(settings or ()))
-    folder = RunFolder(run or Path("runs") / recipe.name)
-    mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
-    if mirror:
-        mirror.restore()
-    models = recipe.model_paths()
-    save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
-    context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
-    run_steps(context, STEPS, first, last, force)
-    page = report(context)
-    print("\n".join([*closing_words(folder), str(page)]))
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli_shards import app as shards_commands
 
 app = typer.Typer()
+app.add_typer(shards_commands, name="shards")
 
 RunOption = Annotated[Path, typer.Option("--run", help="run folder")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="whose thresholds: a recipe, by name or path")]

@@ -15,9 +15,11 @@ from eval.job import EvalConfig
 from latents.job import LatentsConfig
 from miniature.faults import SmallWorldConfig
 from miniature.weights import model_paths
-from omniavatar.generate import GenerateConfig
+from omniavatar.presets import GenerateConfig
+from pipelines.drawn import DrawnConfig
 from pipelines.videos import VideosConfig
-from training.train import TrainConfig
+from pipelines.watch import SamplesConfig
+from training.config import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -28,14 +30,15 @@ class Recipe:
 
     `weights` says where models come from that `models` (role -> path, "" = none) does not name: the shipped tiny ones,
     or nowhere.
-    `small_world` draws the sources instead of finding them. `mirror` is an address such as s3://bucket/run where a copy
-    of the run is kept, stage by stage, from which another machine goes on.
+    `small_world` draws the sources instead of finding them, `drawn` kept clips without any judging. `mirror` is an
+    address such as s3://bucket/run where a copy of the run is kept, stage by stage, from which another machine goes on.
     """
 
     name: str
     weights: Literal["miniature", "none"] = "none"
     models: dict[str, str] = field(default_factory=dict)
     small_world: SmallWorldConfig | None = None
+    drawn: DrawnConfig | None = None
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
     latents: LatentsConfig = field(default_factory=LatentsConfig)
@@ -43,6 +46,7 @@ class Recipe:
     ranks: int = 1
     mirror: str = ""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     videos: VideosConfig = field(default_factory=VideosConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)

@@ -9,37 +9,34 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
+from common.clips import read_clips
 from common.executors import ExecutorConfig
 from common.runs import RunFolder
 from latents.job import LatentsConfig, encode_clips
-from miniature.figure import Framing
 from miniature.train_text_encoder import TEXT_DIM
 from miniature.weights import WEIGHT_PATHS
-from miniature.world import HELD_OUT_SEED, draw_clip
+from pipelines.drawn import DrawnConfig, draw_kept_clips
 from training.checkpoint import CheckpointConfig
+from training.config import TrainConfig
 from training.data import DataConfig
 from training.engine import EngineConfig
+from training.export import DIFFUSERS
 from training.launch import launch
 from training.model import ModelConfig
 from training.objective import ObjectiveConfig
 from training.optimizer import OptimizerConfig
-from training.train import TrainConfig
 from training.validate import ValidationConfig
 
 log = logging.getLogger(__name__)
 
-WINDOW_SECONDS = 49 / 25
 BUCKETS = ((64, 64), (96, 96))
 SHIFT = 1.5  # of the noise schedule: latents this small need less noise than Wan's
-_HALF_BODY_EVERY = 5
 
 # (module, folder or file below the weights, minutes of one core)
 SMALL_ROLES = (
@@ -68,7 +65,8 @@ def train_everything(out: Path, minutes_scale: float = 1.0) -> None:
         list(pool.map(lambda role: _train_role(out, role, minutes_scale, ranks=1), SMALL_ROLES))
     _train_role(out, ("miniature.train_vae", "wan/vae", 42.0), minutes_scale, ranks=2)
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "wan" / "scheduler")
-    encode_drawn(RunFolder(out / "work"), out, train=round(4000 * minutes_scale) + 32, val=64)
+    drawn = DrawnConfig(round(4000 * minutes_scale) + 32, 64)
+    encode_drawn(RunFolder(out / "work"), out, drawn)
     train_base(out, 25 * minutes_scale)
     train_adapter(out, 35 * minutes_scale)
 
@@ -88,7 +86,8 @@ def train_adapter(out: Path, minutes: float, ranks: int = 2) -> None:
     run = RunFolder(out / "work" / "adapter")
     model = ModelConfig(base=out / WEIGHT_PATHS["transformer"], variant="lora", lora_rank=32, lora_alpha=16)
     launch(run, _config(out, model, lr=3e-3, minutes=minutes, ranks=ranks), ranks)
-    shutil.copytree(run.checkpoints / "adapter", out / WEIGHT_PATHS["adapter"], dirs_exist_ok=True)
+    official = shutil.ignore_patterns(DIFFUSERS)
+    shutil.copytree(run.checkpoints / "adapter", out / WEIGHT_PATHS["adapter"], ignore=official, dirs_exist_ok=True)
 
 
 def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int) -> TrainConfig:
@@ -100,40 +99,19 @@ def _config(out: Path, model: ModelConfig, lr: float, minutes: float, ranks: int
         optimizer=OptimizerConfig(lr=lr, betas=(0.9, 0.98), warmup=100, decay=0.4),
         # Nothing to shard at this size: ZeRO-3 would cost more than the model itself.
         engine=EngineConfig(stage=0, autocast="bf16"),
-        validation=ValidationConfig(every=200, split="val"),
+        validation=ValidationConfig(every=200),
         checkpoint=CheckpointConfig(every_seconds=60, export_dtype="bf16"),
         steps=0,
         minutes=minutes,
     )
 
 
-def encode_drawn(run: RunFolder, weights: Path, train: int, val: int) -> None:
-    """Shards of `train` + `val` drawn clips in `run.shards`, on all cores."""
+def encode_drawn(run: RunFolder, weights: Path, drawn: DrawnConfig) -> None:
+    """Shards of drawn clips in `run.shards`, on all cores."""
+    draw_kept_clips(drawn, run, ExecutorConfig())
     models = {role: weights / path for role, path in WEIGHT_PATHS.items()}
-    rows = drawn_rows(train, "train") + drawn_rows(val, "val")
     config = LatentsConfig(buckets=BUCKETS, samples_per_shard=512)
-    encode_clips(config, rows, models, run, ExecutorConfig(), read=read_drawn)
-
-
-def drawn_rows(count: int, split: str) -> list[dict[str, Any]]:
-    """Clip rows, as curation would hand them on, for clips that are drawn when read; `split` "val" is held out."""
-    start = HELD_OUT_SEED if split == "val" else 0
-    return [
-        _row(seed, "half" if seed % _HALF_BODY_EVERY == 0 else "face", split) for seed in range(start, start + count)
-    ]
-
-
-def read_drawn(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the clip of a row: frames (49, H, W, 3) uint8 RGB and its sound at 16 kHz."""
-    clip = draw_clip(row["seed"], WINDOW_SECONDS, row["framing"])
-    return clip.frames, clip.audio
-
-
-def _row(seed: int, framing: Framing, split: str) -> dict[str, Any]:
-    name = f"drawn_{framing}_{seed:07d}"
-    caption = draw_clip(seed, 1 / 25, framing).caption
-    fixed = {"clip_id": name, "video_id": name, "sha256": name, "split": split, "caption": caption}
-    return fixed | {"seed": seed, "framing": framing}
+    encode_clips(config, read_clips(run.clips_parquet), models, run, ExecutorConfig())
 
 
 def _train_role(out: Path, role: tuple[str, str, float], minutes_scale: float, ranks: int) -> None:

@@ -14,17 +14,21 @@ from common.runs import read_json, write_json
 from curation.job import ROLES as JUDGE_ROLES
 from curation.job import curate as run_curation
 from curation.report import write_curation_report
+from eval.extractors import JUDGE_ROLES as EVAL_ROLES
 from eval.job import evaluate
 from eval.report import write_report
 from latents.job import encode_clips
 from miniature.faults import draw_sources
 from miniature.truth import score_truth
 from miniature.world import HELD_OUT_SEED, draw_clip
+from omniavatar.inputs import Request
 from pipelines.dag import Context, Step, step_seconds
-from pipelines.videos import LongVideo, make_videos
+from pipelines.drawn import draw_kept_clips
+from pipelines.videos import make_videos
 from training.launch import launch
+from training.ray_launch import launch_on_ray
 
-LONG_SEED, _LONG_SECONDS = HELD_OUT_SEED + 7_008, 6.0
+LONG_SEED, LONG_SECONDS = HELD_OUT_SEED + 7_008, 6.0
 GENERATION_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
 
 
@@ -33,8 +37,14 @@ class MissingWeightsError(ValueError):
 
 
 def curate(context: Context) -> Mapping[str, Any]:
-    """Sources -> scored clips with a decision each; drawn sources are also held against their truth."""
+    """Sources -> scored clips with a decision each; drawn sources are also held against their truth.
+
+    A recipe with `drawn` clips has nothing to judge.
+    """
     recipe, run = context.recipe, context.run
+    if recipe.drawn is not None:
+        draw_kept_clips(recipe.drawn, run, recipe.executor)
+        return asdict(recipe.drawn)
     sources = recipe.sources
     if recipe.small_world is not None:
         folder = Path(run.root) / "sources"
@@ -61,7 +71,12 @@ def train(context: Context) -> Mapping[str, Any]:
     recipe, run = context.recipe, context.run
     base = require(context.models, ("transformer",))["transformer"]
     model = replace(recipe.train.model, base=base, adapter=context.models["adapter"])
-    launch(run, replace(recipe.train, model=model), recipe.ranks)
+    data = replace(recipe.train.data, audio_encoder=context.models.get("audio_encoder"))
+    config = replace(recipe.train, model=model, data=data)
+    if recipe.executor.kind == "ray":
+        launch_on_ray(run, config, recipe.ranks, recipe.executor)
+    else:
+        launch(run, config, recipe.ranks)
     return {"ranks": recipe.ranks}
 
 
@@ -69,10 +84,11 @@ def generate(context: Context) -> Mapping[str, Any]:
     """Videos of held-out clips by the trained adapter, its control and the base; and one long video."""
     recipe, run = context.recipe, context.run
     models = require(context.models, GENERATION_ROLES[:5]) | {"adapter": run.checkpoints / "adapter"}
+    judges = {role: context.models.get(role) for role in ("face_detector", "face_identity")}
     videos = recipe.videos
     if videos.long is None and recipe.small_world is not None:
         videos = replace(videos, long=draw_long_input(run.cache / "demo"))
-    return make_videos(videos, recipe.generate, models, run, recipe.executor)
+    return make_videos(videos, recipe.generate, {**judges, **models}, run, recipe.executor)
 
 
 def judge(context: Context) -> Mapping[str, Any]:
@@ -89,15 +105,19 @@ def report(context: Context) -> Path:
     return write_report(run, faults | {"seconds": step_seconds(run)})
 
 
-def draw_long_input(folder: Path) -> LongVideo:
-    """A face and a voice nobody trained on, as the files a user would bring: portrait.png and voice.wav."""
+def draw_long_input(folder: Path, number: int = 0, seconds: float = LONG_SECONDS) -> Request:
+    """A face and a voice nobody trained on, as the files a user would bring: portrait.png and voice.wav.
+
+    Each `number` is another face with another voice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    person, voice = draw_clip(LONG_SEED, 1.0), draw_clip(LONG_SEED + 1, _LONG_SECONDS)
+    seed = LONG_SEED + 2 * number
+    person, voice = draw_clip(seed, 1.0), draw_clip(seed + 1, seconds)
     # The frame with the mouth most closed: a portrait as people take them.
     portrait = person.frames[int(person.mouth[:, 0].argmin())]
     cv2.imwrite(str(folder / "portrait.png"), cv2.cvtColor(portrait, cv2.COLOR_RGB2BGR))
     scipy.io.wavfile.write(folder / "voice.wav", 16_000, (voice.audio * 32767).astype(np.int16))
-    return LongVideo(folder / "portrait.png", folder / "voice.wav", person.caption)
+    return Request(folder / "portrait.png", folder / "voice.wav", person.caption)
 
 
 def require(models: Mapping[str, Path | None], roles: tuple[str, ...]) -> dict[str, Path]:
@@ -113,9 +133,9 @@ def require(models: Mapping[str, Path | None], roles: tuple[str, ...]) -> dict[s
 
 
 STEPS = (
-    Step("curate", ("small_world", "sources", "curation"), JUDGE_ROLES, "clips.parquet", curate),
+    Step("curate", ("small_world", "drawn", "sources", "curation"), JUDGE_ROLES, "clips.parquet", curate),
     Step("latents", ("latents",), GENERATION_ROLES[1:5], "shards/index.parquet", latents),
     Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", train),
     Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate),
-    Step("eval", ("eval",), (*JUDGE_ROLES, "fid_features", "fvd_features"), "report/metrics.parquet", judge),
+    Step("eval", ("eval",), EVAL_ROLES, "report/metrics.parquet", judge),
 )

@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,33 +21,19 @@ from common.clips import read_clips
 from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.media import read_audio, read_video, write_video
-from common.runs import RunFolder, atomic_write, fingerprint, hash_path, plain, sha256_file, write_json
-from omniavatar.chunks import frames_for_tokens, plan_chunks
-from omniavatar.generate import (
-    AvatarModels,
-    ClipRequest,
-    GenerateConfig,
-    ModelPaths,
-    generate_clips,
-    generate_video,
-    load_models,
-    write_avatar_video,
-)
+from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
+from omniavatar.generate import generate_clips
+from omniavatar.inputs import Request
+from omniavatar.models import AvatarModels, load_models
+from omniavatar.presets import GenerateConfig
+from omniavatar.scene import ClipRequest
+from omniavatar.video_file import write_avatar_video
+from pipelines.animate import MODEL_ROLES, animate, model_paths
+from pipelines.video_facts import model_hash
 
 SAMPLES_PER_FRAME = 640
 GENERATED = ("adapter", "swapped_audio", "base")
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
-SMALLEST_REAL_SIDE = 256
-MODEL_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
-
-
-@dataclass(frozen=True)
-class LongVideo:
-    """One video of any length: a picture, a sound file and a prompt."""
-
-    image: Path = Path()
-    audio: Path = Path()
-    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,7 @@ class VideosConfig:
     batch: int = 8
     floor: int = 24
     methods: tuple[str, ...] = GENERATED
-    long: LongVideo | None = None
+    long: Request | None = None
 
 
 class NoTestClipsError(ValueError):
@@ -70,13 +55,14 @@ class NoTestClipsError(ValueError):
 def make_videos(
     config: VideosConfig,
     sampling: GenerateConfig,
-    models: Mapping[str, Path],
+    models: Mapping[str, Path | None],
     run: RunFolder,
     executor: ExecutorConfig,
 ) -> dict[str, int]:
     """Write `videos/<method>/<clip_id>.mp4`, `videos/demo.mp4` and `videos/manifest.parquet`; finished ones stay.
 
-    `models` holds the roles of generation with `adapter` the one to judge. Returns the number of videos per method.
+    `models` holds the roles of generation with `adapter` the one to judge, and may hold face_detector and face_identity
+    for the long video's likeness. Returns the number of videos per method.
     Raises NoTestClipsError, and what the loaders of the weights raise.
     """
     if config.long is not None:
@@ -92,49 +78,20 @@ def make_videos(
     write_real(run, others, FLOOR, config.frames)
     units = plan_units(config, test)
     paths = {role: str(models[role]) for role in (*MODEL_ROLES, "adapter")}
-    hashes = {role: hash_path(path) for role, path in paths.items()}
+    hashes = {role: model_hash(Path(path)) for role, path in paths.items()}
     params = {"sampling": plain(sampling), "frames": config.frames}
     make = partial(make_worker, paths, sampling, run.root, config.frames)
     stage = Stage("videos", "1", params, hashes, make)
-    outcomes = run_stage(stage, [_with_lost(run, unit) for unit in units], Ledger(run.ledger), executor)
+    outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise RuntimeError(f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}")
+    lost = [unit for unit in units if _is_lost(run, unit)]
+    if lost:  # the ledger outlives files that somebody deleted
+        again = make()
+        for unit in lost:
+            again(unit)
     return write_manifest(run, config, test, others, sampling.seed)
-
-
-def animate(request: LongVideo, sampling: GenerateConfig, models: Mapping[str, Any], out: Path, cache: Path) -> None:
-    """Animate one picture to one sound, in overlapping chunks kept in `cache`: mp4 `out`, described beside it as JSON.
-
-    Raises FileNotFoundError and ValueError for unusable input before any weight is read, then what the loaders raise.
-    """
-    image, wave = read_image(request.image), read_audio(request.audio)
-    if not sampling.height and max(image.shape[:2]) < SMALLEST_REAL_SIDE:
-        # The small world's pictures are their own size; real ones go to the buckets of the paper's system.
-        sampling = replace(sampling, height=image.shape[0], width=image.shape[1])
-    loaded = load_models(model_paths(models, models["adapter"]), sampling.load)
-    frames = generate_video(loaded, image, wave, request.prompt, sampling, cache)
-    write_avatar_video(out, frames, wave)
-    length = sampling.chunk_frames or frames_for_tokens(sampling.max_tokens, *frames.shape[1:3])
-    chunks = plan_chunks(len(frames), length, sampling.overlap)
-    starts = [chunk.audio_start for chunk in chunks]
-    facts = {"image": str(request.image), "audio": str(request.audio), "prompt": request.prompt}
-    write_json(out.with_suffix(".json"), facts | {"chunk_starts": starts, "frames": len(frames), "fps": 25})
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of a picture file. Raises FileNotFoundError or ValueError for what is no picture."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no picture at {path}; give a PNG or JPEG file of a portrait.")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError(f"{path} is not a picture that can be read; give a PNG or JPEG file of a portrait.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def model_paths(models: Mapping[str, Path], adapter: Path | None) -> ModelPaths:
-    """The roles of generation as omniavatar takes them; `adapter` None is the text-to-video base."""
-    return ModelPaths(**{role: Path(models[role]) for role in MODEL_ROLES}, adapter=adapter and Path(adapter))
 
 
 def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -174,9 +131,9 @@ def _make_batch(
     run, method = RunFolder(Path(root)), unit["method"]
     requests, voices = [], []
     for row in unit["clips"]:
-        image, voice = _opening(run, row["clip_id"], frames)
+        image, voice = opening(run, row["clip_id"], frames)
         voices.append(voice)
-        heard = _opening(run, row["other_clip_id"], frames)[1] if method == "swapped_audio" else voice
+        heard = opening(run, row["other_clip_id"], frames)[1] if method == "swapped_audio" else voice
         requests.append(ClipRequest(image, heard, row["caption"], row["seed"] + sampling.seed))
     height, width = requests[0].image.shape[:2]
     videos = generate_clips(loaded(method), requests, replace(sampling, height=height, width=width))
@@ -185,7 +142,7 @@ def _make_batch(
     return Outcome(unit["unit"], "kept")
 
 
-def _opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """First frame of a clip and the sound of the `frames` frames after it."""
     path = run.clips / f"{clip_id}.mp4"
     sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
@@ -194,15 +151,18 @@ def _opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.
 
 def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
-    # The seed follows the clip, so that the same clip gets the same noise in every run and method.
-    seed = int(fingerprint(clip["clip_id"]), 16) % 1_000_000
-    return names | {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"], "seed": seed}
+    others = {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"]}
+    return names | others | {"seed": clip_seed(clip["clip_id"])}
 
 
-def _with_lost(run: RunFolder, unit: dict[str, Any]) -> dict[str, Any]:
-    """Mark a unit whose files are gone from the folder, so that the ledger's word for it no longer counts."""
-    lost = [r["clip_id"] for r in unit["clips"] if not (run.videos / unit["method"] / f"{r['clip_id']}.mp4").exists()]
-    return unit | ({"lost": lost} if lost else {})
+def clip_seed(clip_id: str) -> int:
+    """The seed follows the clip, so that the same clip gets the same noise in every run and method."""
+    return int(fingerprint(clip_id), 16) % 1_000_000
+
+
+def _is_lost(run: RunFolder, unit: Mapping[str, Any]) -> bool:
+    files = [run.videos / unit["method"] / f"{row['clip_id']}.mp4" for row in unit["clips"]]
+    return not all(file.exists() for file in files)
 
 
 def _long_enough(run: RunFolder, split: str, config: VideosConfig) -> list[dict[str, Any]]:
@@ -217,7 +177,7 @@ def write_real(run: RunFolder, clips: Sequence[Mapping[str, Any]], method: str, 
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             pixels = read_video(run.clips / target.name)[1 : frames + 1]
-            write_video(target, pixels, _opening(run, clip["clip_id"], frames)[1])
+            write_video(target, pixels, opening(run, clip["clip_id"], frames)[1])
 
 
 def write_manifest(
@@ -234,7 +194,8 @@ def write_manifest(
             real = f"videos/{FLOOR if method == FLOOR else TRUTH}/{clip['clip_id']}.mp4"
             video = f"videos/{method}/{clip['clip_id']}.mp4"
             rows.append(
-                {"method": method, "clip_id": clip["clip_id"], "video": video, "reference": real, "audio": real}
+                {"method": method, "clip_id": clip["clip_id"], "group": clip["video_id"]}
+                | {"video": video, "reference": real, "audio": real}
             )
     table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])
     with atomic_write(run.videos / "manifest.parquet") as temporary:

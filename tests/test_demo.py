@@ -34,15 +34,15 @@ SUMMARY_KEYS = set(
 )
 
 
-def _start(run: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(TINY), "--run", str(run)]
+def _start(run: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(TINY), "--run", str(run), *options]
     log = (run.parent / f"{run.name}.log").open("a")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
 
 
-def _finish(run: Path) -> None:
-    process = _start(run)
+def _finish(run: Path, *options: str) -> None:
+    process = _start(run, *options)
     assert process.wait(timeout=280) == 0, (run.parent / f"{run.name}.log").read_text()[-3000:]
 
 
@@ -52,8 +52,9 @@ def _finished(run: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
+    """A run whose stages work in the calling process: what the killed one, on a pool of all cores, is held against."""
     run = tmp_path_factory.mktemp("demo") / "run"
-    _finish(run)
+    _finish(run, "--set", "executor.workers=1")
     return run
 
 
@@ -106,7 +107,7 @@ def test_killed_in_every_step_it_goes_on_and_ends_the_same(undisturbed, tmp_path
 
 def _ranks(run: Path) -> list[int]:
     """Training ranks live in sessions of their own; they name the run on their command line."""
-    found = subprocess.run(["pgrep", "-f", f"training.train --run {run}"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-f", f"training.train {run}"], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]
 
 

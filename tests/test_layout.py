@@ -20,8 +20,8 @@ FLOORS = {
 FOLDERS = {name: ROOT / name if (ROOT / name).is_dir() else ROOT / "packages" / name for name in FLOORS}
 # Engine -> the folders in which it is confined, and the files there that may import it.
 ENGINES = {
-    "ray": (tuple(FLOORS), ("common/ray_cluster.py",)),
-    "deepspeed": (tuple(FLOORS), ("training/engine.py",)),
+    "ray": (tuple(FLOORS), ("common/ray_cluster.py", "training/ray_launch.py")),
+    "deepspeed": (tuple(FLOORS), ("training/engine*.py",)),
     "typer": (tuple(FLOORS), ("pipelines/cli*.py",)),
     "torch": (("common",), ()),
 }

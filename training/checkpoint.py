@@ -1,37 +1,47 @@
-"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`adapter/` or `base/`).
+"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`training.export`).
 
 A checkpoint is written beside and renamed; the file `latest` is switched last. So a kill or a full disk at any moment
 leaves the one before. Frozen weights are not in it: the base is named by its hash in `origin.json`.
+
+Exports below `checkpoints/`: `adapter/` (or `base/`) of the last checkpoint, `best/` of the lowest held-out loss so far
+with `best.json`, and `adapters/step-<n>/` of every so many steps, of which none is ever removed.
 """
 
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
-from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
-from omniavatar.transformer import AvatarTransformer
 from training.engine import Engine
+from training.engine_resize import sharded_over, to_universal
+from training.export import export, replaced
 from training.model import ModelConfig
 from training.report import LOG_FILES
 
 logger = logging.getLogger(__name__)
 ORIGIN = "origin.json"
-EXPORTS = ("adapter", "base")
+BEST, NUMBERED = "best", "adapters"
+EXPORTS = ("adapter", "base", BEST, NUMBERED)
+UNIVERSAL = "universal-"
+"""Before a checkpoint's name: the same checkpoint for any number of ranks, until the next one is saved."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save; the end of training always does. `keep`: how many to leave on disk."""
+    """When to save; the end of training always does. `keep`: how many to leave on disk.
+
+    `export_every_steps`: at these steps too, with a copy of the adapter that stays, for those who watch; 0 = no copies.
+    """
 
     every_steps: int = 0
     every_seconds: float = 300.0
+    export_every_steps: int = 0
     keep: int = 2
     export_dtype: Literal["fp32", "bf16"] = "fp32"
 
@@ -42,85 +52,113 @@ class TrainState:
 
     step: int = 0
     elapsed: float = 0.0  # seconds of training, over all restarts
-    skipped: int = 0  # steps whose gradient was not finite
+    skipped: int = 0  # steps that were not taken: out of line, or a gradient that was not finite
     skipped_in_a_row: int = 0
+    bad: tuple[str, ...] = ()  # clips that could not be read and were replaced
+    losses: tuple[float, ...] = ()  # of the last steps that were taken
+    blamed: dict[str, int] = field(default_factory=dict)  # clip -> steps that were not taken because of it
+    quarantined: tuple[str, ...] = ()  # clips that are used no more
+    phase_starts: tuple[int, ...] = (0,)  # first step of each phase so far
+    phase_lowest: float | None = None  # held-out loss of this phase
+    phase_stale: int = 0  # validations since then
+    best_loss: float | None = None  # lowest held-out loss so far, and its step: what `best/` holds
+    best_step: int = 0
 
 
 class Checkpoints:
     """The checkpoints of one training, below `folder`. Methods are called by all ranks together."""
 
-    def __init__(self, folder: Path, engine: Engine, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Path, engine: Engine, config: CheckpointConfig, model: ModelConfig) -> None:
         self.folder = folder
         self.state_folder = folder / "state"
         self.engine = engine
         self.config = config
+        self.model = model
 
     def load(self) -> TrainState:
-        """Bring weights and optimizer to the latest checkpoint.
+        """Bring weights and optimizer to the latest checkpoint, whatever the number of ranks that saved it.
 
-        Raises ValueError when the optimizer is sharded over another number of ranks; at stage 0 any number will do.
+        At the same number the training goes on bit for bit, at another to rounding. Raises ConversionError,
+        DiskFullError.
         """
         latest = self.state_folder / "latest"
         if not latest.exists():
             return TrainState()
         tag = latest.read_text()
-        parts = len(
-            list((self.state_folder / tag).glob("*zero_pp_rank_*_optim_states.pt"))
-        )  # DeepSpeed's, one per rank
-        if parts not in (0, self.engine.world):
-            raise ValueError(
-                f"{self.engine.world} ranks were started, but the checkpoint {tag} in {self.state_folder} is sharded "
-                f"over {parts}; start {parts}"
-            )
-        return TrainState(**self.engine.load(self.state_folder, tag)["state"])
+        if sharded_over(self.state_folder / tag) in (0, self.engine.world):
+            return TrainState(**self.engine.load(self.state_folder, tag)["state"])
+        universal = self.state_folder / f"{UNIVERSAL}{tag}"
+        self._convert(self.state_folder / tag, universal)
+        return TrainState(**self.engine.load(self.state_folder, universal.name, universal=True)["state"])
 
-    def save(self, state: TrainState, model: ModelConfig) -> None:
-        """Write a checkpoint and export the weights. Raises DiskFullError; the last checkpoint stays whole."""
+    def _convert(self, checkpoint: Path, target: Path) -> None:
+        if self.engine.rank == 0 and not target.exists():
+            logger.info(
+                "%s is sharded over %d ranks and %d were started: it is made over once, the other ranks wait",
+                checkpoint.name,
+                sharded_over(checkpoint),
+                self.engine.world,
+            )
+            to_universal(checkpoint, target)
+        # Not in a collective, whose time is limited: with many ranks a conversion takes minutes.
+        while not target.exists():
+            time.sleep(0.2)
+
+    def is_due(self, state: TrainState, saved: TrainState) -> bool:
+        """Whether a state should be saved, when `saved` is the last that was."""
+        steps = (self.config.every_steps, self.config.export_every_steps)
+        by_steps = any(every > 0 and state.step % every == 0 for every in steps)
+        return by_steps or state.elapsed - saved.elapsed >= self.config.every_seconds > 0
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint and export the weights.
+
+        Raises DiskFullError, and CheckpointError when the export does not hold what was trained; the last checkpoint
+        stays whole.
+        """
         tag = f"step-{state.step:08d}"
-        partial, final = self.state_folder / "partial", self.state_folder / tag
+        partial = self.state_folder / "partial"
         if self.engine.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             self.state_folder.mkdir(parents=True, exist_ok=True)
         self.engine.wait()
         with disk_guard(partial):
             self.engine.save(self.state_folder, partial.name, {"state": asdict(state)})
-        export(self.engine, self.folder, model, self.config.export_dtype)
+        exported = self.folder / ("base" if self.model.plain else "adapter")
+        export(self.engine, exported, self.model, self.config.export_dtype)
         self.engine.wait()
         if self.engine.rank == 0:
-            for file in partial.rglob("*"):
-                sync(file)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            with atomic_write(self.state_folder / "latest") as path:
-                path.write_text(tag)
-            for old in sorted(self.state_folder.glob("step-*"))[: -self.config.keep]:
-                shutil.rmtree(old)
+            every = self.config.export_every_steps
+            if every > 0 and state.step % every == 0:
+                with replaced(self.folder / NUMBERED / tag) as beside:
+                    shutil.copytree(exported, beside, dirs_exist_ok=True)
+            self._publish(partial, tag)
         self.engine.wait()
 
+    def _publish(self, partial: Path, tag: str) -> None:
+        for path in (*partial.rglob("*"), partial):
+            sync(path)
+        shutil.rmtree(self.state_folder / tag, ignore_errors=True)
+        os.replace(partial, self.state_folder / tag)
+        with atomic_write(self.state_folder / "latest") as path:
+            path.write_text(tag)
+        for old in sorted(self.state_folder.glob("step-*"))[: -self.config.keep]:
+            shutil.rmtree(old)
+        # With what a killed conversion left, which has a dot before its name.
+        for converted in (*self.state_folder.glob(f"{UNIVERSAL}*"), *self.state_folder.glob(f".{UNIVERSAL}*")):
+            shutil.rmtree(converted, ignore_errors=True)
 
-def export(engine: Engine, folder: Path, config: ModelConfig, dtype: Literal["fp32", "bf16"]) -> None:
-    """Write what inference loads: `adapter/` in the official layout, or `base/` (diffusers) for variant "base"."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = engine.module
-    assert isinstance(model, AvatarTransformer)
-    if config.variant == "base":
-        with engine.gathered(list(model.parameters())):
-            if engine.rank == 0:
-                save_base(model, folder / "base", kind)
-        return
-    # Sharded weights are gathered one at a time, so no rank ever holds more than the adapter.
-    tensors = dict(engine.trained_tensors())
-    if engine.rank == 0:
-        save_adapter(tensors, folder / "adapter", adapter_config(config), kind)
+    def save_best(self, state: TrainState, loss: float) -> TrainState:
+        """Export the weights to `best/` when this held-out loss (the same on all ranks) is the lowest so far.
 
-
-def adapter_config(config: ModelConfig) -> AdapterConfig:
-    """What the adapter's `config.json` says; an adapter that was continued keeps its own rank and alpha."""
-    assert config.variant != "base"
-    if config.adapter:
-        source = config.adapter / "config.json"
-        return AdapterConfig.from_json(read_json(source), source)
-    return AdapterConfig(config.variant, config.lora_rank, config.lora_alpha, audio_entry=config.audio_entry)
+        Gives the state that knows it; a training that goes on from before this step comes here again. Raises as `save`.
+        """
+        if not loss < (math.inf if state.best_loss is None else state.best_loss):  # also when it is not a number
+            return state
+        notes = {"best.json": {"step": state.step, "heldout_loss": loss}}
+        export(self.engine, self.folder / BEST, self.model, self.config.export_dtype, notes)
+        self.engine.wait()
+        return replace(state, best_loss=loss, best_step=state.step)
 
 
 def adopt_origin(run: RunFolder, origin: Mapping[str, Any]) -> None:

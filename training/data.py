@@ -1,51 +1,42 @@
-"""Which samples make up step n, as a pure function of (seed, position), and how they are read.
+"""What a micro-batch is: which window of a clip is trained, what that leaves out, and which clips share a shape."""
 
-The only state of the data is one integer, the number of micro-batches consumed. Resume is exact at any number of ranks,
-because the micro-batches of a step are dealt to the ranks in turn from one endless list that knows nothing of ranks.
-"""
-
-import logging
-from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from common.runs import fingerprint
-from common.shards import ShardReader, read_index
-from latents.constants import Constants, read_constants
-
-logger = logging.getLogger(__name__)
+PIXELS = 8  # of a picture, per latent pixel and side
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a micro-batch is: samples of one shape, as long as the token cap allows."""
+    """Which windows are trained, and how many make up a step.
+
+    `durations`: the window is the longest of them that fits the clip and the token cap, so that few lengths share many
+    clips; () takes every length as it comes. `audio_encoder`: folder of the wav2vec2 that hears shards which hold sound
+    instead of its features.
+    """
 
     split: str = "train"
     batch: int = 1  # samples of one micro-batch; all have the same shape
     micro_batches: int = 1  # micro-batches of one optimizer step, over all ranks and accumulation
     max_latents: int = 0  # longest window in latent frames; 0 = as the token cap allows
+    min_latents: int = 1  # shortest window in latent frames; clips without one are left out
+    durations: tuple[int, ...] = ()  # lengths of windows in latent frames
+    longest_side: int = 0  # in pixels; clips with a larger picture are left out; 0 = none are
     max_tokens: int = 30_000
     token_rule: Literal["strict", "official"] = "strict"
     shuffle_audio: bool = False  # control experiment: every clip gets another clip's sound
+    audio_encoder: Path | None = None
+    readers: int = 1  # threads that read ahead; the samples are the same at any number
+    max_bad: int = 100  # samples that cannot be read before a training gives up
 
-
-@dataclass(frozen=True)
-class Sample:
-    """The window of one clip: latents (16, T, h, w), references (K, 16, h, w), text (n, D), audio (F, C), float32."""
-
-    clip_id: str
-    latents: Tensor
-    references: Tensor
-    text: Tensor
-    audio: Tensor
+    def __post_init__(self) -> None:
+        wrong = [length for length in self.durations if length < 1]
+        if wrong:
+            raise ValueError(f"durations holds {wrong[0]}; expected latent frames, 1 or more")
+        if self.readers < 1:
+            raise ValueError(f"readers is {self.readers}; expected at least 1")
 
 
 class Bucket(NamedTuple):
@@ -55,13 +46,35 @@ class Bucket(NamedTuple):
     width: int
     frames: int
 
+    @property
+    def tokens(self) -> int:
+        """Video tokens of one sample."""
+        return self.frames * tokens_per_frame(self.height, self.width)
+
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Samples of one shape; `positions` are their places in the endless order of samples."""
+class Account:
+    """What becomes of the clips of a split and of their latent frames: nothing is left out without being counted.
 
-    samples: list[Sample]
-    positions: list[int]
+    clips = used + too_large + too_short + over_cap; latent_frames = used_frames + unused_frames + cut_by_length +
+    cut_by_cap.
+    """
+
+    clips: int = 0
+    used: int = 0
+    too_large: int = 0  # clips with a side longer than `longest_side`
+    too_short: int = 0  # clips shorter than the shortest window
+    over_cap: int = 0  # clips of whose picture the cap allows no window
+    latent_frames: int = 0
+    used_frames: int = 0
+    unused_frames: int = 0  # of clips that are left out whole
+    cut_by_length: int = 0  # ends beyond `max_latents`, or between two durations
+    cut_by_cap: int = 0  # ends beyond the token cap
+
+
+def tokens_per_frame(height: int, width: int) -> int:
+    """Tokens of one latent frame of a latent size, after 2 x 2 patches."""
+    return (height // 2) * (width // 2)
 
 
 def token_cap(height: int, width: int, max_tokens: int, rule: Literal["strict", "official"]) -> int:
@@ -70,7 +83,7 @@ def token_cap(height: int, width: int, max_tokens: int, rule: Literal["strict", 
     `strict` never exceeds max_tokens. `official` is the arithmetic of the released scripts/inference.py: it caps video
     frames before rounding them to 4k+1 and so may exceed the cap by one latent frame.
     """
-    per_frame = (height // 2) * (width // 2)
+    per_frame = tokens_per_frame(height, width)
     if rule == "strict":
         return max_tokens // per_frame
     raw = 4 * max_tokens // per_frame
@@ -79,124 +92,44 @@ def token_cap(height: int, width: int, max_tokens: int, rule: Literal["strict", 
 
 
 def window_bucket(height: int, width: int, frames: int, config: DataConfig) -> Bucket:
-    """Bucket of a clip: its window starts with the clip and is cut by the configured length and the token cap."""
-    longest = config.max_latents or frames
-    cap = token_cap(height, width, config.max_tokens, config.token_rule)
-    return Bucket(height, width, min(frames, longest, cap))
+    """Bucket of a clip of that whole latent size: its window starts with the clip and is cut at the end.
 
-
-class BatchPlan:
-    """The endless list of micro-batches: every sample once per epoch, order drawn from (seed, epoch).
-
-    The last micro-batch of a bucket may be short; none is dropped.
+    0 frames: no window of it may be used.
     """
-
-    def __init__(self, buckets: list[Bucket], batch: int, seed: int) -> None:
-        self.members: dict[Bucket, list[int]] = defaultdict(list)
-        for row, bucket in enumerate(buckets):
-            self.members[bucket].append(row)
-        self.batch = batch
-        self.seed = seed
-        self.epoch_length = sum(-(-len(rows) // batch) for rows in self.members.values())
-        self._order = lru_cache(maxsize=2)(self._shuffled_epoch)
-
-    def __getitem__(self, index: int) -> list[int]:
-        epoch, place = divmod(index, self.epoch_length)
-        return self._order(epoch)[place]
-
-    def _shuffled_epoch(self, epoch: int) -> list[list[int]]:
-        rng = np.random.default_rng((self.seed, epoch))
-        batches = []
-        for bucket in sorted(self.members):
-            rows = rng.permutation(self.members[bucket]).tolist()
-            batches += [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def partner(self, bucket: Bucket, row: int) -> int:
-        """Another sample of the same bucket: whose sound is used when sound is swapped. Itself when it is alone."""
-        rows = self.members[bucket]
-        return rows[(rows.index(row) + 1) % len(rows)]
+    if 0 < config.longest_side < PIXELS * max(height, width):
+        return Bucket(height, width, 0)
+    room = min(_wanted(frames, config), token_cap(height, width, config.max_tokens, config.token_rule))
+    window = max((length for length in config.durations if length <= room), default=0) if config.durations else room
+    return Bucket(height, width, window if window >= config.min_latents else 0)
 
 
-class ClipWindows:
-    """The samples of one split of a shard folder, as windows in buckets.
-
-    Raises ValueError when the split is empty or no window of at least `shortest` latent frames fits the cap.
-    """
-
-    def __init__(self, shards: Path, config: DataConfig, seed: int, shortest: int = 2) -> None:
-        self.config = config
-        self.reader = ShardReader(shards)
-        self.constants: Constants = read_constants(shards)
-        table = read_index(shards).to_pydict()
-        chosen = [row for row, split in enumerate(table["split"]) if split == config.split]
-        sizes = [(table["latent_height"][r], table["latent_width"][r], table["latent_frames"][r]) for r in chosen]
-        buckets = [window_bucket(*size, config) for size in sizes]
-        usable = [i for i, bucket in enumerate(buckets) if bucket.frames >= shortest]
-        if not usable:
-            raise ValueError(
-                f"{shards} holds {len(chosen)} samples of split '{config.split}', none with {shortest} or more latent "
-                f"frames within {config.max_tokens} tokens; check data.split and data.max_tokens, run the latents job"
-            )
-        if len(usable) < len(chosen):
-            logger.warning("%d of %d samples are too short or over the cap", len(chosen) - len(usable), len(chosen))
-        self.rows = [chosen[i] for i in usable]
-        self.clip_ids = [table["clip_id"][row] for row in self.rows]
-        self.buckets = [buckets[i] for i in usable]
-        self.plan = BatchPlan(self.buckets, config.batch, seed)
-
-    @property
-    def audio_dim(self) -> int:
-        """Width C of one frame of audio features as the model takes them."""
-        return self.read(0).audio.shape[1]
-
-    def read(self, sample: int, swapped_audio: bool = False) -> Sample:
-        """Window of one sample; with `swapped_audio` the sound is its partner's. Raises what ShardReader raises."""
-        bucket = self.buckets[sample]
-        tensors, _ = self.reader.sample(self.rows[sample])
-        audio = tensors["audio"]
-        if swapped_audio:
-            audio = self.reader.sample(self.rows[self.plan.partner(bucket, sample)])[0]["audio"]
-        return Sample(
-            clip_id=self.clip_ids[sample],
-            latents=_float(tensors["latents"][:, : bucket.frames]),
-            references=_float(tensors["references"]),
-            text=_float(tensors["text"]),
-            audio=self.constants.model_audio(_float(audio[: 4 * (bucket.frames - 1) + 1])),
-        )
-
-    def micro_batch(self, index: int) -> MicroBatch:
-        """Micro-batch number `index` of the endless list."""
-        rows = self.plan[index]
-        first = index * self.config.batch
-        samples = [self.read(row, self.config.shuffle_audio) for row in rows]
-        return MicroBatch(samples, list(range(first, first + len(rows))))
-
-    def clips_of_step(self, step: int) -> list[str]:
-        """The clips of all ranks' micro-batches of one step (from 0)."""
-        first = step * self.config.micro_batches
-        return [self.clip_ids[row] for i in range(first, first + self.config.micro_batches) for row in self.plan[i]]
+def account_of(sizes: Mapping[Bucket, int], config: DataConfig) -> Account:
+    """The account of so many clips of each whole size."""
+    counts: dict[str, int] = dict.fromkeys(vars(Account()), 0)
+    for size, clips in sizes.items():
+        for name, amount in _fate(size, config).items():
+            counts[name] += clips * amount
+    return Account(**counts)
 
 
-def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of step `step`, `step` + 1, ...; the next step is read while one is trained."""
-    per_step = windows.config.micro_batches
-
-    def read(number: int) -> list[MicroBatch]:
-        return [windows.micro_batch(number * per_step + i) for i in range(rank, per_step, world)]
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = pool.submit(read, step)
-        while True:
-            step += 1
-            ready, ahead = ahead, pool.submit(read, step)
-            yield ready.result()
+def _fate(size: Bucket, config: DataConfig) -> dict[str, int]:
+    """The account of one clip."""
+    window = window_bucket(*size, config).frames
+    whole = {"clips": 1, "latent_frames": size.frames}
+    if not window:
+        return whole | {_reason(size, config): 1, "unused_frames": size.frames}
+    wanted = _wanted(size.frames, config)
+    allowed = min(wanted, token_cap(size.height, size.width, config.max_tokens, config.token_rule))
+    cut = {"cut_by_length": (size.frames - wanted) + (allowed - window), "cut_by_cap": wanted - allowed}
+    return whole | {"used": 1, "used_frames": window} | cut
 
 
-def index_digest(shards: Path) -> str:
-    """16 hex digits over the samples of a shard folder, in order."""
-    return fingerprint(read_index(shards)["sha256"].to_pylist())
+def _reason(size: Bucket, config: DataConfig) -> str:
+    if 0 < config.longest_side < PIXELS * max(size.height, size.width):
+        return "too_large"
+    shortest = max(config.min_latents, min(config.durations, default=0))
+    return "too_short" if _wanted(size.frames, config) < shortest else "over_cap"
 
 
-def _float(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+def _wanted(frames: int, config: DataConfig) -> int:
+    return min(frames, config.max_latents or frames)

@@ -1,39 +1,30 @@
-"""DeepSpeed, and nothing else in the project knows it: ZeRO stages 0 to 3 on one CPU process or on many GPUs.
+"""DeepSpeed, which only the files `engine*.py` know: ZeRO stages 0 to 3 on one CPU process or on many GPUs.
 
 The facts behind the settings (no compiler on CPU, mixed precision, small checkpoints) are in README.md.
 """
 
+import copy
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the import: otherwise DeepSpeed searches, and warns
+from omniavatar.sequence import SequenceGroup
+from omniavatar.transformer import AvatarTransformer
+from training.engine_build import gathered
+from training.engine_settings import EngineConfig, deepspeed_settings  # before DeepSpeed: it names the accelerator
 
+# isort: split
 import deepspeed
-import torch.distributed as dist
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-KEPT_IN_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # diffusers' list for Wan
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How the model is sharded and in which precision it runs."""
-
-    stage: Literal[0, 1, 2, 3] = 3
-    autocast: Literal["none", "bf16"] = "none"
-    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
-    clip: float = 1.0  # largest norm of the gradient
-    threads: int = 1  # CPU threads of each process
 
 
 @dataclass(frozen=True)
@@ -47,19 +38,29 @@ class StepResult:
 class Engine:
     """A model under DeepSpeed; a step is `micro_batches` forward and backward passes, over all ranks together.
 
-    Every method is called by all ranks. Raises ValueError when the micro-batches cannot be dealt evenly.
+    Ranks that hold each sample together (`sequence_parallel`) are one for the data: they read the same micro-batches,
+    those of `data_rank` out of `data_world`. Every method is called by all ranks. Raises ValueError when ranks,
+    micro-batches or attention heads cannot be dealt evenly.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: int, config: EngineConfig):
         self.config = config
-        self.world = dist.get_world_size()
-        if micro_batches % self.world:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        together = config.sequence_parallel
+        if self.world % together:
+            raise ValueError(f"engine.sequence_parallel is {together}; expected a divisor of the {self.world} ranks")
+        self.data_rank, self.data_world = self.rank // together, self.world // together
+        if micro_batches % self.data_world:
+            groups = f" by engine.sequence_parallel {together}" if together > 1 else ""
             raise ValueError(
-                f"data.micro_batches is {micro_batches}; expected a multiple of the number of ranks, {self.world}"
+                f"data.micro_batches is {micro_batches}; expected a multiple of the number of ranks{groups}, "
+                f"{self.data_world}"
             )
-        self.rank = dist.get_rank()
         self.device = _device()
-        settings = deepspeed_settings(config, micro_batches // self.world)
+        if together > 1:
+            assert isinstance(model, AvatarTransformer)
+            model.share_sequence(SequenceGroup(neighbours(together, config.collective_timeout)))
+        settings = deepspeed_settings(config, micro_batches // self.data_world)
         trained = [p for p in model.parameters() if p.requires_grad]
         self._ds, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False
@@ -112,12 +113,20 @@ class Engine:
         return shared.tolist()
 
     def total(self, *values: float) -> list[float]:
-        """Sums over the ranks."""
+        """Sums over the ranks; what ranks that hold a sample together say of it counts once."""
         if self.world == 1:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared)
-        return shared.tolist()
+        return (shared / self.config.sequence_parallel).tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every data rank, in order; for what is small, such as the names of a step's clips."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values[:: self.config.sequence_parallel]
 
     def wait(self) -> None:
         """Return when every rank has come here."""
@@ -133,7 +142,7 @@ class Engine:
 
     def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
         """A context in which sharded parameters are whole."""
-        return GatheredParameters(parameters) if self.config.stage == 3 else nullcontext()
+        return gathered(parameters) if self.config.stage == 3 else nullcontext()
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write weights trained here, optimizer and `state` below folder/tag; frozen weights stay out."""
@@ -141,10 +150,28 @@ class Engine:
             str(folder), tag, client_state=state, save_latest=False, exclude_frozen_parameters=True
         )
 
-    def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Continue from what `save` wrote, at the same number of ranks; the saved `state` comes back."""
+    def load(self, folder: Path, tag: str, universal: bool = False) -> dict[str, Any]:
+        """Continue from what `save` wrote below folder/tag; the saved `state` comes back.
+
+        The number of ranks must be the one that saved, unless it is `universal`: made over by `to_universal`.
+        """
+        self._ds._config.load_universal_checkpoint = universal
+        groups = self._ds.optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         _, state = self._ds.load_checkpoint(str(folder), tag, load_module_strict=False)
+        if universal and self.config.stage == 3:
+            self._undo_sharing(settings)
         return state
+
+    def _undo_sharing(self, settings: list[dict[str, Any]]) -> None:
+        """What DeepSpeed 0.19.8 reads once from the universal format and gives to all groups of parameters.
+
+        The weight decay of the first group, and one counter of steps, which each group would then move on.
+        """
+        for group, own in zip(self._ds.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for moments in self._ds.optimizer.optimizer.state.values():
+            moments["step"] = copy.deepcopy(moments["step"])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.autocast == "none":
@@ -152,8 +179,10 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def join_group(threads: int) -> None:
+def join_group(threads: int, timeout: float = 3600.0) -> None:
     """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; alone when they are absent.
+
+    A collective that waits for longer than `timeout` seconds fails: with an exception on CPU, the process ends on CUDA.
 
     Once per process: DeepSpeed keeps the group for good, later calls find it.
 
@@ -169,39 +198,20 @@ def join_group(threads: int) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     if "RANK" not in os.environ and not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+
+
+def neighbours(size: int, timeout: float) -> dist.ProcessGroup:
+    """The group of `size` neighbouring ranks that this one belongs to; called by all ranks."""
+    firsts, patience = range(0, dist.get_world_size(), size), timedelta(seconds=timeout)
+    groups = [dist.new_group(list(range(first, first + size)), timeout=patience) for first in firsts]
+    return groups[dist.get_rank() // size]
 
 
 def leave_group() -> None:
     """Take the process group down; the last thing a process does with it."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def cast_frozen(model: nn.Module, dtype: Literal["fp32", "bf16"]) -> None:
-    """Frozen weights to `dtype` (bf16 spares diffusers' fp32 list); trained weights to fp32, their own master copy."""
-    for name, parameter in model.named_parameters():
-        half = dtype == "bf16" and not parameter.requires_grad and not any(part in name for part in KEPT_IN_FP32)
-        parameter.data = parameter.data.to(torch.bfloat16 if half else torch.float32)
-
-
-def deepspeed_settings(config: EngineConfig, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; `accumulation` micro-batches per rank and step."""
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # one micro-batch, however many samples it holds
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.clip if config.stage > 0 else 0.0,  # at stage 0 we clip, and see the norm
-        "steps_per_print": 1_000_000_000,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": config.stage},
-    }
-    if config.stage == 3:
-        settings["zero_optimization"] |= {
-            "memory_efficient_linear": False,  # its own linear rounds differently from torch under autocast
-            "stage3_gather_16bit_weights_on_model_save": False,
-        }
-    return settings
 
 
 def _device() -> torch.device:

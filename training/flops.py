@@ -7,7 +7,7 @@ feed-forward, N blocks.
     self-attention     4 N d L^2            to the text: 4 N d L n
     backward           twice the forward of an attention; of a linear once for its input and once for its weight,
                        each only where a gradient is asked for: a frozen base needs no weight gradients
-    recomputation      one more forward of the blocks; "selective" spares the attentions
+    recomputation      one more forward of the blocks; "selective" spares the self-attention
 
 What a fused attention kernel computes again in its own backward pass (half an attention more), norms, rotations and
 other elementwise work are left out.
@@ -133,11 +133,8 @@ def work(network: Network, tokens: int, frames: int, text: int = 512, recompute:
     per_pair = 4 * network.layers * network.width * tokens
     self_attention, cross_attention = per_pair * tokens, per_pair * text + _heard(network, tokens)
     attention = self_attention + cross_attention
-    again = {
-        "none": 0,
-        "selective": sum(weight.forward for weight in weights if weight.in_block),
-        "full": sum(weight.forward for weight in weights if weight.in_block) + attention,
-    }
+    blocks = sum(weight.forward for weight in weights if weight.in_block) + attention
+    again = {"none": 0, "selective": blocks - self_attention, "full": blocks, "offload": blocks}
     return Work(
         linear=sum(weight.forward for weight in weights if not weight.lora),
         self_attention=self_attention,

@@ -1,43 +1,84 @@
-"""Several ranks on this machine, quietly, with one clear sentence when one of them fails.
+"""Several ranks on this machine, quietly: started again when one dies, and one clear sentence when one fails.
 
 A rank needs only the variables that torchrun sets, so on several machines torchrun (or Ray, or SLURM) starts
-`-m training.train --run RUN` without this file.
+`-m training.train RUN` without this file; docs/launch.md shows how.
 """
 
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
-from training.train import TrainConfig
-from training.worker import LAUNCHER, failure_file
+from training.config import TrainConfig
+from training.worker import LAUNCHER, STUCK, UNFINISHED, failure_file
 
-SECONDS_TO_SAVE = 60.0
+logger = logging.getLogger(__name__)
+SECONDS_TO_SPEAK = 5.0  # what the others get after one has failed; there is nothing they could save without it
 
 
 class TrainingFailedError(RuntimeError):
     """A rank ended with an error; the message is that rank's own sentence."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a group of ranks ended. `passing`: a rank died or hung, which another start may well outlive."""
+
+    sentence: str
+    passing: bool
+
+
 def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
     """Train `config` in `ranks` processes and return when they are done; call again to go on after any end.
 
-    Raises TrainingFailedError. Ctrl-C lets the ranks save first.
+    A rank that is killed or hangs costs a new start of all from the last checkpoint, `survive.restarts` times without a
+    new checkpoint between them. Raises TrainingFailedError. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and
+    raise KeyboardInterrupt.
     """
     with atomic_write(run.root / "train.yaml") as path:
         path.write_text(dump_recipe(config))
+    left, reached = config.survive.restarts, last_checkpoint(run)
+    with stop_signals_interrupt():
+        while (failure := run_group(run, config, ranks)) is not None:
+            if last_checkpoint(run) != reached:
+                left, reached = config.survive.restarts, last_checkpoint(run)
+            if not failure.passing or left == 0:
+                raise TrainingFailedError(failure.sentence)
+            left -= 1
+            logger.warning("%s. All ranks start again (%d more such starts)", failure.sentence, left)
+
+
+def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None:
+    """One start of all ranks, until all are done or one has failed."""
     for rank in range(ranks):
         failure_file(run, rank).unlink(missing_ok=True)
     workers = start_workers(run, ranks, config.engine.threads)
+    patience = config.survive.save_seconds
     try:
         failed = first_failure(run, workers)
+        patience = SECONDS_TO_SPEAK
     finally:
-        stop_workers(workers)
-    if failed is not None:
-        raise TrainingFailedError(describe_failure(run, failed, workers[failed].returncode))
+        stop_workers(workers, patience)
+    if failed is None:
+        return None
+    code = workers[failed].returncode
+    return Failure(describe_failure(run, failed, code), passing=code < 0 or code == STUCK)
+
+
+def last_checkpoint(run: RunFolder) -> str:
+    """Name of the newest checkpoint, "" before the first."""
+    latest = run.checkpoints / "state" / "latest"
+    return latest.read_text() if latest.exists() else ""
 
 
 def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
@@ -50,7 +91,7 @@ def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.P
         "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
         LAUNCHER: str(os.getpid()),
     }
-    command = [sys.executable, "-m", "training.train", "--run", str(run.root)]
+    command = [sys.executable, "-m", "training.train", str(run.root)]
     return [
         subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True)
         for r in range(ranks)
@@ -60,24 +101,25 @@ def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.P
 def first_failure(run: RunFolder, workers: list[subprocess.Popen[bytes]]) -> int | None:
     """Wait for all ranks; the rank that failed first, as soon as one has, or None.
 
-    The others of its group fail right after it for lack of a partner: who was killed, or spoke first, is the cause.
+    The others of its group fail right after it for lack of a partner: who was killed, gave up on one that hangs, or
+    spoke first, is the cause.
     """
 
-    def order(rank: int) -> tuple[bool, float]:
-        file = failure_file(run, rank)
-        return workers[rank].returncode > 0, file.stat().st_mtime if file.exists() else 0.0
+    def order(rank: int) -> tuple[bool, bool, float]:
+        file, code = failure_file(run, rank), workers[rank].returncode
+        return code > 0, code != STUCK, file.stat().st_mtime if file.exists() else 0.0
 
-    while any(worker.poll() is None for worker in workers) and not any(worker.returncode for worker in workers):
+    while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
         time.sleep(0.1)
     failed = [rank for rank, worker in enumerate(workers) if worker.poll()]
     return min(failed, key=order) if failed else None
 
 
-def stop_workers(workers: list[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to save and end; after a minute end them."""
+def stop_workers(workers: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Ask those that still run to save and end; after `seconds` end them."""
     for worker in workers:
         worker.terminate()
-    deadline = time.monotonic() + SECONDS_TO_SAVE
+    deadline = time.monotonic() + seconds
     for worker in workers:
         try:
             worker.wait(max(0.0, deadline - time.monotonic()))
@@ -94,9 +136,29 @@ def describe_failure(run: RunFolder, rank: int, code: int) -> str:
             f"rank {rank} was killed by signal {-code} (memory may have run out); run the same command to go on from "
             "the last checkpoint"
         )
+    if code == UNFINISHED:
+        return f"rank {rank} was asked to stop and the training has been saved; run the same command to go on"
     if not file.exists():
         return f"rank {rank} ended with code {code}; its traceback is above"
     return f"{file.read_text().splitlines()[0]} (rank {rank}, traceback in {file})"
+
+
+@contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the context as Ctrl-C does; only in the main thread, which signals belong to."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """What a training step holds in the memory of a rank, in bytes, by ZeRO stage and by what is kept for going backward.
 
-t trained parameters (float32), N ranks, L tokens of a micro-batch, d width, f width of the feed-forward.
+t trained parameters (float32), N ranks, L tokens of a micro-batch on a rank (a share where several hold each sample
+together), d width, f width of the feed-forward.
 
     stage     trained weights   master copy   gradients   two moments   frozen weights
     0         4t                              4t          8t            whole
@@ -9,6 +10,8 @@ t trained parameters (float32), N ranks, L tokens of a micro-batch, d width, f w
 
 The master copy equals the weights and is DeepSpeed 0.19.8's own: its test for "already there" compares a device with a
 string, so stage 3 keeps one too.
+
+With `hpz_ranks` H a rank holds 1/H of all weights once more. What is offloaded waits in the memory of the host.
 
 Activations are counts of tensors of the tokens' size, taken from the real block (`KEPT`, `WORKING`): kernels that fuse
 several steps hold less, so on a GPU these are upper bounds. What the process holds beside its tensors (CUDA context,
@@ -19,12 +22,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from omniavatar.recompute import Recompute
-from training.engine import EngineConfig
+from training.engine_settings import EngineConfig
 from training.flops import PACKED, PATCH, Network, hearing_layers
 
 FLOAT, HALF = 4, 2
-BUCKET = 500_000_000  # elements DeepSpeed reduces at a time; from stage 1 on it holds a buffer of that size
-LIVE = 1_000_000_000  # elements of gathered weights that stage 3 lets live at once
 WAYS = {"full": "full", "base": "full", "lora": "lora", "frozen_dit": "frozen_dit"}
 
 
@@ -76,6 +77,7 @@ class Memory:
     buffers: int  # for reduction, and weights gathered at stage 3
     kept: int  # activations kept for the backward pass
     working: int  # of the block that is at work
+    host: int = 0  # waits in the memory of the host
 
     @property
     def states(self) -> int:
@@ -84,7 +86,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of it that is on the device."""
         return self.states + self.buffers + self.kept + self.working
 
 
@@ -117,30 +119,49 @@ def _audio(network: Network) -> int:
 
 def memory(network: Network, tokens: int, engine: EngineConfig, recompute: Recompute, ranks: int) -> Memory:
     """Memory of one rank while it trains a micro-batch of `tokens` video tokens, all samples together."""
-    size = parameters(network)
+    size, stage = parameters(network), engine.stage
     bf16 = engine.frozen_dtype == "bf16"
     frozen = FLOAT * size.frozen_fp32 + (HALF if bf16 else FLOAT) * (size.frozen - size.frozen_fp32)
-    trained, stage = FLOAT * size.trained, engine.stage
-    master = trained // ranks if stage >= 1 else 0
-    kept, working = activations(network, tokens, engine.autocast == "bf16", recompute)
+    trained = FLOAT * size.trained
+    gradients, master = (trained // ranks, trained // ranks) if stage >= 1 else (trained, 0)
+    optimizer = master + (2 * trained // ranks if stage >= 1 else 2 * trained)
+    own = -(-tokens // engine.sequence_parallel)
+    kept, working = activations(network, own, engine.autocast == "bf16", recompute)
+    if engine.sequence_parallel > 1:  # query, key and value of the self-attention, sent and received
+        working += own * 6 * network.width * (HALF if engine.autocast == "bf16" else FLOAT)
+    host = own * (network.layers - 1) * network.width * (HALF if engine.autocast == "bf16" else FLOAT)
+    host = host if recompute == "offload" else 0
+    weights = {"frozen": _held(frozen, engine, ranks), "trained": _held(trained, engine, ranks)}
+    if engine.offload_parameters:
+        host, weights = host + sum(weights.values()), {"frozen": 0, "trained": 0}
+    if engine.offload_optimizer:
+        host, gradients, optimizer = host + gradients + optimizer, 0, 0
     return Memory(
-        frozen=frozen // ranks if stage == 3 else frozen,
-        trained=trained // ranks if stage == 3 else trained,
-        gradients=trained // ranks if stage >= 1 else trained,
-        optimizer=(2 * trained // ranks if stage >= 1 else 2 * trained) + master,
+        **weights,
+        gradients=gradients,
+        optimizer=optimizer,
         buffers=_buffers(size, engine, frozen + trained, ranks),
         kept=kept,
         working=working,
+        host=host,
     )
+
+
+def _held(weights: int, engine: EngineConfig, ranks: int) -> int:
+    if engine.stage < 3:
+        return weights
+    return weights // ranks + (weights // engine.hpz_ranks if engine.hpz_ranks > 1 else 0)
 
 
 def _buffers(size: Parameters, engine: EngineConfig, weights: int, ranks: int) -> int:
     if engine.stage == 0:
         return 0  # it reduces after the backward pass, when the activations are gone
-    if engine.stage < 3 or ranks == 1:
-        return FLOAT * BUCKET
+    bucket = FLOAT * engine.reduce_bucket
+    if engine.stage < 3 or (ranks == 1 and not engine.offload_parameters):
+        return bucket
     # Frozen and trained weights are gathered alike: their mean size.
-    return FLOAT * BUCKET + weights * min(LIVE, size.frozen + size.trained) // (size.frozen + size.trained)
+    everything = size.frozen + size.trained
+    return bucket + weights * min(engine.live_parameters, everything) // everything
 
 
 def activations(network: Network, tokens: int, autocast: bool, recompute: Recompute) -> tuple[int, int]:
@@ -155,9 +176,10 @@ def activations(network: Network, tokens: int, autocast: bool, recompute: Recomp
         kept = tokens * (per_block * network.layers + heard * hearing_layers(network))
         return kept + cast, tokens * (LAST * d + 3 * ends)
     working = WORKING[way].width * d + WORKING[way].ffn * network.ffn + small + heard + ends
-    # Each block has two attentions; each keeps what it gave, and a float32 per token and head.
-    outputs = 2 * (unit * d + FLOAT * network.heads) if recompute == "selective" else 0
-    return tokens * network.layers * (unit * d + outputs), max(tokens * (working - outputs), cast)
+    # Self-attention keeps what it gave, and a float32 per token and head.
+    outputs = unit * d + FLOAT * network.heads if recompute == "selective" else 0
+    blocks = 1 if recompute == "offload" else network.layers
+    return tokens * blocks * (unit * d + outputs), max(tokens * (working - outputs), cast)
 
 
 def _small(network: Network, unit: int) -> int:

@@ -1,18 +1,23 @@
 """The model to train: which weights it starts from and which of them move."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from common.runs import read_json
 from omniavatar.adapter import Variant, inject_lora, mark_trainable
 from omniavatar.audio_entry import AudioEntry
 from omniavatar.checkpoints import load_adapter
 from omniavatar.recompute import Recompute
-from omniavatar.transformer import AvatarTransformer, load_base, new_base, to_avatar
-from training.engine import cast_frozen
+from omniavatar.tensor_files import CheckpointError, build_empty, is_finite
+from omniavatar.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
+from training.engine_build import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
+from training.engine_settings import EngineConfig
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class ModelConfig:
     audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
     `adapter`: folder to go on from, with its own `audio_entry` and rank; None starts a fresh one, whose first output
     equals the base model's. `audio_entry`: how the sound enters; "multi" is the paper's, the others its comparisons.
-    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what attention gave, for one
-    more tensor of the tokens' size per attention and a seventh less work at 14B; "none" keeps all.
+    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what self-attention gave, for
+    one more tensor of the tokens' size and a seventh less work at 14B; "none" keeps all, "offload" the inputs in the
+    memory of the host. `round_timestep`: as upstream does, for going on from weights its authors published.
     """
 
     base: Path = Path()
@@ -35,6 +41,7 @@ class ModelConfig:
     lora_alpha: float = 64.0
     audio_entry: AudioEntry = "multi"
     gradient_checkpointing: Recompute = "none"
+    round_timestep: bool = False
 
     @property
     def plain(self) -> bool:
@@ -43,21 +50,60 @@ class ModelConfig:
 
 
 def build_model(
-    config: ModelConfig, audio_dim: int, frozen_dtype: Literal["fp32", "bf16"], seed: int
+    config: ModelConfig,
+    audio_dim: int,
+    frozen_dtype: Literal["fp32", "bf16"],
+    seed: int,
+    engine: EngineConfig | None = None,
 ) -> AvatarTransformer:
     """The model of `config`, hearing audio features of width `audio_dim`, ready for the engine.
 
     The order matters: base weights, audio modules and LoRA outside any sharding (inside, peft's zeros are lost without
-    an error), what is trained, precision. Raises FileNotFoundError, CheckpointError, ValueError for a mismatch.
+    an error), what is trained, precision. `engine`: may ask for a base built in shards; then all ranks call together.
+    Raises FileNotFoundError, CheckpointError, ValueError for a mismatch.
     """
     torch.manual_seed(seed)
-    model = new_base(read_json(config.base / "config.json")) if config.init == "random" else load_base(config.base)
+    sharded = engine is not None and builds_in_shards(engine, config.base, config.variant)
+    model = _base_in_shards(config, engine) if engine is not None and sharded else _base(config)
     if not config.plain:
-        _add_hearing(model, config, audio_dim)
+        # A base in shards is opened where the avatar model needs its weights: at the input, which it widens.
+        with gathered(model.dit.patch_embedding.parameters(), change=True):
+            _add_hearing(model, config, audio_dim)
     mark_trainable(model, config.variant)
     cast_frozen(model, frozen_dtype)
     model.set_gradient_checkpointing(config.gradient_checkpointing)
+    model.round_timestep = config.round_timestep
     return model.train()  # without it gradient checkpointing is silently off
+
+
+def _base(config: ModelConfig) -> AvatarTransformer:
+    return new_base(base_config(config.base)) if config.init == "random" else load_base(config.base)
+
+
+def _base_in_shards(config: ModelConfig, engine: EngineConfig) -> AvatarTransformer:
+    random, arguments = config.init == "random", base_config(config.base)
+    if not random:
+        load_base(config.base, device="meta")  # names, shapes and types are checked before anything is read
+    # What comes on top is drawn as on a whole base: no number is taken here that is not taken there.
+    undrawn = nullcontext() if random else without_draws()
+    with torch.random.fork_rng(devices=[], enabled=not random), in_shards(engine), undrawn:
+        model = new_base(arguments)
+    # DeepSpeed makes float32 of all that is computed inside; the tables of rotations need their float64.
+    with torch.random.fork_rng(devices=[]):
+        right = build_empty(lambda: new_base(arguments))
+    for buffer, computed in zip(model.buffers(), right.buffers(), strict=True):
+        buffer.data = computed.to(buffer.device)
+    if not random:
+        fill_shards(model.dit, _sound_tensors(config.base))
+    return model
+
+
+def _sound_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
+    first = dist.get_rank() == 0
+    for name, tensor in base_tensors(base, "cpu" if first else "meta"):
+        if not is_finite(tensor):
+            raise CheckpointError(base, [f"broken: {name} holds NaN or infinity"])
+        yield name, tensor
 
 
 def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from omniavatar.flow import add_noise, draw_sigma, loss_weight, velocity_target
 from omniavatar.text_encoder import pad_text
 from omniavatar.transformer import build_condition
-from training.data import MicroBatch, Sample
+from training.windows import MicroBatch, Sample
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from omniavatar.recompute import Recompute
+from training.config import TrainConfig
 from training.data import Bucket, window_bucket
 from training.devices import Device
-from training.engine import EngineConfig
-from training.fit import Setting, faster_and_fits, smallest_change
+from training.engine_settings import EngineConfig
+from training.fit import IN_ONE_MACHINE, Setting, faster_and_fits, smallest_change
 from training.flops import Network, Work, work
 from training.memory import FLOAT, HALF, Memory, Parameters, parameters
 from training.sizes import Clips, clips_to_train, network_to_train
-from training.train import TrainConfig
 
 USABLE = 0.92  # of a device's memory; the rest is for its context, communication and fragments
 DAY = 86_400
-IN_ONE_MACHINE, NETWORK = 8, 25e9  # ranks beyond those receive over a network, bytes per second
+NETWORK = 25e9  # bytes per second between machines
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Plan:
     ranks: int
     hfu: float
     buckets: tuple[BucketPlan, ...]
-    micro_batches: int  # of a step; those of the recipe, raised to a multiple of the ranks
+    micro_batches: int  # of a step; those of the recipe, raised to a multiple of the ranks that read data
     steps_per_epoch: int
     step_seconds: float  # of computing alone
     waiting: float  # share of a step in which a rank waits for one with a larger bucket
@@ -96,13 +97,19 @@ def plan(config: TrainConfig, ranks: int, device: Device, shards: Path | None = 
         raise ValueError(f"hfu is {hfu}; expected a share of the peak, above 0 and at most 1")
     if ranks < 1:
         raise ValueError(f"ranks is {ranks}; expected at least 1")
+    together = config.engine.sequence_parallel
+    if ranks % together:
+        raise ValueError(f"ranks is {ranks}; expected a multiple of engine.sequence_parallel, {together}")
     clips = clips_to_train(shards, config.data.split)
     network = network_to_train(config.model, clips.audio_dim)
     size = parameters(network)
     buckets = tuple(_buckets(config, network, clips, ranks, hfu * device.flops))
-    accumulation = -(-config.data.micro_batches // ranks)
-    mean, slowest = mean_and_slowest([(bucket.seconds, bucket.clips) for bucket in buckets], ranks)
-    arriving = received(size, config.engine, ranks, accumulation)
+    readers = ranks // together
+    accumulation = -(-config.data.micro_batches // readers)
+    mean, slowest = mean_and_slowest([(bucket.seconds, bucket.clips) for bucket in buckets], readers)
+    weights = received(size, config.engine, ranks, accumulation)
+    samples = sum(b.clips * b.batch * b.tokens for b in buckets) / sum(b.clips for b in buckets)
+    shared = exchanged(network, config.engine, samples, config.model.gradient_checkpointing) * accumulation
     largest = max(buckets, key=lambda bucket: bucket.memory.total)
     room, now = USABLE * device.memory, _setting(config, largest, ranks)
     fits = largest.memory.total <= room
@@ -115,12 +122,13 @@ def plan(config: TrainConfig, ranks: int, device: Device, shards: Path | None = 
         ranks=ranks,
         hfu=hfu,
         buckets=buckets,
-        micro_batches=accumulation * ranks,
-        steps_per_epoch=math.ceil(sum(math.ceil(b.clips / b.batch) for b in buckets) / (accumulation * ranks)),
+        micro_batches=accumulation * readers,
+        steps_per_epoch=math.ceil(sum(math.ceil(b.clips / b.batch) for b in buckets) / (accumulation * readers)),
         step_seconds=accumulation * slowest,
         waiting=1 - mean / slowest,
-        received=arriving,
-        traffic_seconds=arriving / ((device.link if ranks <= IN_ONE_MACHINE else NETWORK) or math.inf),
+        received=weights + shared,
+        traffic_seconds=_traffic_seconds(size, config.engine, ranks, weights, device)
+        + shared / (device.link or math.inf),
         change="" if fits else smallest_change(network, now, room, config.data),
         faster=tuple(faster_and_fits(network, now, room, config.data)) if fits else (),
     )
@@ -142,7 +150,7 @@ def _buckets(config: TrainConfig, network: Network, clips: Clips, ranks: int, sp
         setting = Setting(
             config.engine, config.model.gradient_checkpointing, batch, ranks, bucket.frames, _per_frame(bucket)
         )
-        seconds = batch * cost.executed / speed
+        seconds = batch * cost.executed / config.engine.sequence_parallel / speed
         yield BucketPlan(bucket, count, batch, tokens, cost, setting.memory(network), seconds)
 
 
@@ -174,6 +182,35 @@ def received(size: Parameters, engine: EngineConfig, ranks: int, accumulation: i
     others, trained = (ranks - 1) / ranks, FLOAT * size.trained
     if engine.stage < 3:
         return round(others * 2 * trained)
+    gathered = _gathered(size, engine) * accumulation
+    near = (engine.hpz_ranks - 1) / engine.hpz_ranks if engine.hpz_ranks > 1 else others
+    return round(near * gathered + others * accumulation * trained)
+
+
+def _gathered(size: Parameters, engine: EngineConfig) -> int:
+    """Bytes of all weights, once for the forward and once for the backward pass."""
     half = HALF if engine.frozen_dtype == "bf16" else FLOAT
-    weights = FLOAT * size.frozen_fp32 + half * (size.frozen - size.frozen_fp32) + trained
-    return round(others * accumulation * (2 * weights + trained))
+    weights = FLOAT * size.frozen_fp32 + half * (size.frozen - size.frozen_fp32) + FLOAT * size.trained
+    return 2 * weights
+
+
+def exchanged(network: Network, engine: EngineConfig, tokens: float, recompute: Recompute) -> int:
+    """Bytes that a rank receives for a micro-batch of `tokens` whose attention it shares with other ranks.
+
+    Query, key, value and what attention gave, in each block, forward and backward and where it is computed again.
+    """
+    others = (engine.sequence_parallel - 1) / engine.sequence_parallel
+    own = tokens / engine.sequence_parallel * network.width * (HALF if engine.autocast == "bf16" else FLOAT)
+    return round(others * 4 * own * network.layers * (2 if recompute == "none" else 3))
+
+
+def _traffic_seconds(size: Parameters, engine: EngineConfig, ranks: int, weights: int, device: Device) -> float:
+    link = device.link or math.inf
+    if ranks <= IN_ONE_MACHINE:
+        return weights / link
+    if engine.hpz_ranks == 1:
+        return weights / NETWORK
+    # Weights are gathered within the machine, gradients travel between machines.
+    near = (engine.hpz_ranks - 1) / engine.hpz_ranks * _gathered(size, engine)
+    far = (ranks - 1) / ranks * FLOAT * size.trained
+    return weights / (near + far) * (near / link + far / NETWORK)

@@ -1,5 +1,8 @@
 """A forecast in words: what `omniavatar train --plan` says."""
 
+from collections.abc import Iterator
+
+from training.engine_settings import EngineConfig
 from training.plan import USABLE, Plan
 
 
@@ -20,6 +23,7 @@ def _head_lines(forecast: Plan) -> list[str]:
     settings = (
         f"ZeRO stage {config.engine.stage}, gradient checkpointing {config.model.gradient_checkpointing}, autocast "
         f"{config.engine.autocast}, frozen weights {config.engine.frozen_dtype}"
+        + "".join(f", {words}" for words in _sharing(config.engine))
     )
     lines = [
         f"model    {config.model.variant}: {weights}",
@@ -30,11 +34,21 @@ def _head_lines(forecast: Plan) -> list[str]:
     if forecast.micro_batches != config.data.micro_batches:
         lines.append(
             f"         planned with data.micro_batches={forecast.micro_batches}, not {config.data.micro_batches}: "
-            "it has to be a multiple of the ranks"
+            "it has to be a multiple of the ranks that read data"
         )
     if config.engine.autocast == "none":
         lines.append("         without autocast a step takes longer than said: the peak is that of bfloat16")
     return lines
+
+
+def _sharing(engine: EngineConfig) -> Iterator[str]:
+    if engine.sequence_parallel > 1:
+        yield f"{engine.sequence_parallel} ranks hold each sample together"
+    if engine.hpz_ranks > 1:
+        yield f"weights once more among {engine.hpz_ranks} ranks"
+    if engine.offload_optimizer or engine.offload_parameters:
+        named = {"optimizer": engine.offload_optimizer, "weights": engine.offload_parameters}
+        yield f"{' and '.join(name for name, there in named.items() if there)} in the memory of the host"
 
 
 def _bucket_lines(forecast: Plan) -> list[str]:
@@ -66,6 +80,8 @@ def _memory_lines(forecast: Plan) -> list[str]:
         f"memory   {held.total / 1e9:.1f} GB of {USABLE * device.memory / 1e9:.1f} GB usable: {verdict}",
         "         " + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items()),
     ]
+    if held.host:
+        lines.append(f"         and {held.host / 1e9:.2f} GB of the memory of the host for each rank")
     if not forecast.fits:
         change = forecast.change or "nothing known here; take a device with more memory"
         lines.append(f"         the smallest change with which it fits: {change}")

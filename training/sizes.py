@@ -8,8 +8,8 @@ from typing import Any
 from common.runs import read_json
 from common.shards import read_index
 from latents.constants import read_constants
-from training.checkpoint import adapter_config
 from training.data import Bucket
+from training.export import adapter_config
 from training.flops import Network, network_of
 from training.memory import HALF
 from training.model import ModelConfig

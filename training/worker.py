@@ -1,6 +1,8 @@
-"""What a rank owes the process that launched it: not to outlive it, and one sentence when it fails."""
+"""What a rank owes whoever launched it: not to outlive it, to save when asked, and one sentence when it fails."""
 
+import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +13,19 @@ from common.runs import RunFolder
 
 LAUNCHER = "OMNIAVATAR_LAUNCHER"
 """Environment variable with the process id of `training.launch`; absent under torchrun and when run by hand."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Preemption notices: of Kubernetes and Docker, of a terminal, of SLURM's --signal=USR1@SECONDS."""
+UNFINISHED, STUCK = 75, 76
+"""Exit codes, both to be run again: asked to stop and saved (sysexits' EX_TEMPFAIL); ended because a rank hung."""
+
+stop_asked = threading.Event()
+"""Set from a signal: the training saves after the step it is in, and ends."""
+
+
+def save_when_asked() -> None:
+    """From now on a stop signal makes the training save and end. Only the main thread may ask for this."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: stop_asked.set())
 
 
 def end_with_launcher() -> None:
@@ -35,7 +50,24 @@ def failure_file(run: RunFolder, rank: int) -> Path:
 def tell_failure(run: RunFolder, error: Exception) -> None:
     """Leave sentence and traceback in the run's logs; without a launcher to read it, say the sentence here."""
     sentence = " ".join(str(error).split())
-    file = failure_file(run, int(os.environ.get("RANK", "0")))
-    file.write_text(sentence + "\n\n" + "".join(traceback.format_exception(error)))
+    _own_file(run).write_text(sentence + "\n\n" + "".join(traceback.format_exception(error)))
+    _say(run, sentence)
+
+
+def end_stuck(run: RunFolder, verdict: str) -> None:
+    """End this process, whose main thread waits for a rank that hangs; leaves the verdict and where it waited."""
+    with _own_file(run).open("w") as file:
+        file.write(verdict + "\n\n")
+        file.flush()
+        faulthandler.dump_traceback(file)
+    _say(run, verdict)
+    os._exit(STUCK)
+
+
+def _own_file(run: RunFolder) -> Path:
+    return failure_file(run, int(os.environ.get("RANK", "0")))
+
+
+def _say(run: RunFolder, sentence: str) -> None:
     if LAUNCHER not in os.environ:
-        sys.stderr.write(f"Training stopped: {sentence} (traceback: {file})\n")
+        sys.stderr.write(f"Training stopped: {sentence} (traceback: {_own_file(run)})\n")

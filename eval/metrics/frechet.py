@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.linalg import qr, svdvals
+from scipy.linalg import LinAlgError, cholesky, qr, svdvals
 
 FeatureSet = Sequence[np.ndarray]
 # A distance between two choices of clips, as two arrays of positions in one common list: what resampling needs.
@@ -22,10 +22,12 @@ class FeatureSetError(ValueError):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (d,) and a matrix R of at most d rows with R^T R = unbiased covariance, both float64."""
+    """Mean (d,) and a matrix R with R^T R = unbiased covariance, both float64: the centred rows where there are no more
+    than d of them (`full` is then False), else d rows."""
 
     mean: np.ndarray
     root: np.ndarray
+    full: bool
 
     @classmethod
     def fit(cls, features: np.ndarray) -> "Gaussian":
@@ -34,8 +36,12 @@ class Gaussian:
             raise FeatureSetError(f"A feature matrix of shape {features.shape} came; (n, d) with n >= 2 is needed.")
         rows = features.astype(np.float64)
         centred = (rows - rows.mean(0)) / np.sqrt(len(rows) - 1)
-        wide = len(centred) <= centred.shape[1]
-        return cls(rows.mean(0), centred if wide else qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]])
+        if len(centred) <= centred.shape[1]:
+            return cls(rows.mean(0), centred, False)
+        try:
+            return cls(rows.mean(0), cholesky(centred.T @ centred, check_finite=False), True)
+        except LinAlgError:  # a feature that never changes, or is a sum of others
+            return cls(rows.mean(0), qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]], False)
 
     def distance(self, other: "Gaussian") -> float:
         """Fréchet distance. tr (Sx Sy)^(1/2) is the nuclear norm of Rx Ry^T: exact, never complex, right for n < d,
@@ -45,8 +51,17 @@ class Gaussian:
             raise FeatureSetError(f"Features of width {widths} came; both sides must come from the same network.")
         apart = float(np.sum((self.mean - other.mean) ** 2))
         traces = float(np.sum(self.root**2) + np.sum(other.root**2))
+        cross = self.root @ other.root.T
         # Rounding can leave identical sets a hair below zero; a squared distance cannot be.
-        return max(0.0, apart + traces - 2.0 * float(svdvals(self.root @ other.root.T).sum()))
+        return max(0.0, apart + traces - 2.0 * _nuclear_norm(cross, self.full and other.full))
+
+
+def _nuclear_norm(matrix: np.ndarray, full: bool) -> float:
+    """Sum of the singular values. Those of a matrix of `full` rank are the roots of eigenvalues, found in half the
+    time; near zero the roots lose half their digits, so where zeros are expected they are computed directly."""
+    if not full:
+        return float(svdvals(matrix).sum())
+    return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix @ matrix.T), 0.0)).sum())
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

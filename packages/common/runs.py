@@ -27,6 +27,14 @@ OWN_FOLDERS = (
     "pipelines",
 )
 
+# Libraries in C++ and Rust lose the errno on the way and keep the text; torch.save to a path loses both.
+_SAYINGS_OF_A_FULL_DISK = (
+    "No space left on device",
+    "PytorchStreamWriter failed",
+    ". unexpected pos ",
+    "basic_ios::clear: iostream error",
+)
+
 
 class DiskFullError(RuntimeError):
     """The disk or the quota under a file that was being written is exhausted."""
@@ -106,8 +114,8 @@ class disk_guard:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or isinstance(error, DiskFullError):
             return
-        # Libraries in C++ and Rust lose the errno on the way and keep the text.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        said = any(text in str(error) for text in _SAYINGS_OF_A_FULL_DISK)
+        if said or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             path = self.path or getattr(error, "filename", None) or "a file"
             message = (
                 f"The disk is full: {path} could not be written whole. Free space there and run the same "

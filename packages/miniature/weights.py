@@ -14,6 +14,7 @@ WEIGHT_PATHS: Mapping[str, str] = {
     "sync_scorer": "syncnet/syncnet_v2.model",
     "quality_scorer": "one-align",
     "face_detector": "insightface",
+    "face_identity": "insightface/rec_miniature.onnx",
     "fid_features": "fid/inception.pt",
     "fvd_features": "fvd/i3d_torchscript.pt",
 }

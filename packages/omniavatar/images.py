@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# Height x width by the longest side asked for: "480p" and "720p" of the released configs.
+# Height x width by the longest side asked for: the small world, then "480p" and "720p" of the released configs.
 BUCKETS: dict[int, tuple[tuple[int, int], ...]] = {
+    64: ((64, 64),),
+    96: ((96, 96),),
     720: ((400, 720), (720, 720), (720, 400)),
     1280: ((720, 720), (528, 960), (960, 528), (720, 1280), (1280, 720)),
 }

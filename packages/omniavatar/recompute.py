@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Recompute = Literal["none", "full", "selective"]
+Recompute = Literal["none", "full", "selective", "offload"]
 
 # Every fused kernel behind torch's scaled_dot_product_attention.
 _ATTENTION = frozenset(
@@ -26,19 +27,43 @@ _ATTENTION = frozenset(
 )
 
 
-def recomputing(mode: Literal["full", "selective"]) -> Callable[..., Tensor]:
-    """A function `run(step, *arguments)` that gives `step(*arguments)` and computes it again in the backward pass.
+def recomputing(mode: Literal["full", "selective", "offload"]) -> Callable[..., Tensor]:
+    """A function `run(step, module, tokens, *arguments)`: `step` of these, computed again in the backward pass.
 
-    "full" keeps the arguments alone. "selective" also keeps what attention gave, one more tensor of the size of the
-    tokens for each attention, and spares its second computation: at 30,000 tokens half of a block's work.
+    "full" keeps the arguments alone. "selective" also keeps what self-attention gave, one more tensor of the size of
+    the tokens, and spares its second computation: at 30,000 tokens half of a block's work. "offload" keeps the tokens
+    in the memory of the host instead of the device's.
     """
     if mode == "full":
         return partial(checkpoint, use_reentrant=False)
-    contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+    if mode == "offload":
+        return _offloaded
+    contexts = partial(create_selective_checkpoint_contexts, _keep_self_attention)
     return partial(checkpoint, use_reentrant=False, context_fn=contexts)
 
 
-def _keep_attention(
+def _keep_self_attention(
     context: SelectiveCheckpointContext, op: torch._ops.OpOverload, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+    # As many keys as queries. Attention to text or sound has few keys: computed again in less time than it takes room.
+    keeps = op in _ATTENTION and args[0].shape[-2] == args[1].shape[-2]
+    return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _offloaded(step: Callable[..., Tensor], module: Any, tokens: Tensor, *arguments: Any) -> Tensor:
+    def pack(kept: Tensor) -> tuple[torch.device, Tensor]:
+        # Only the tokens are large; text and rotations are the same tensors in every block, and stay where they are.
+        return kept.device, _on_host(kept) if kept.data_ptr() == address and kept.shape == tokens.shape else kept
+
+    def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:
+        device, kept = packed
+        return kept.to(device, non_blocking=True)
+
+    address = tokens.data_ptr()
+    with saved_tensors_hooks(pack, unpack):
+        return checkpoint(step, module, tokens, *arguments, use_reentrant=False)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return kept.copy_(tensor)

@@ -5,20 +5,22 @@ F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N bl
 Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask (0 = given, 1 = to generate).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.runs import read_json
 from omniavatar.audio_entry import AudioEntry, audio_blocks, audio_modules
 from omniavatar.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
 from omniavatar.key_names import dit_to_diffusers, dit_to_original
 from omniavatar.recompute import Recompute, recomputing
+from omniavatar.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
 
 
@@ -28,6 +30,8 @@ class AudibleWanTransformer(WanTransformer3DModel):
     The loop is explicit, not made of hooks: the sound and the layer that hears it are arguments, so recomputation
     under gradient checkpointing and parameter gathering under ZeRO-3 see the same data flow as the forward pass.
     """
+
+    ranks: SequenceGroup | None = None  # that hold each sample together; None: this rank alone
 
     def forward(
         self,
@@ -41,20 +45,35 @@ class AudibleWanTransformer(WanTransformer3DModel):
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         rotary = self.rope(latents)
         tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
+        place = Place(grid[1] * grid[2])
+        count = tokens.shape[1]
+        if self.ranks is not None:
+            tokens = self.ranks.part(tokens)
+            cosine, sine = rotary
+            rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
+            place = Place(place.per_frame, self.ranks.rank * tokens.shape[1])
         time, time_projection, text, _ = self.condition_embedder(timestep, text)
         modulation = time_projection.unflatten(1, (6, -1))
         recompute = torch.is_grad_enabled() and self.gradient_checkpointing
         for index, block in enumerate(self.blocks):
             layer = layers.get(index) if layers else None
-            step = (block, tokens, text, modulation, rotary, layer, sound, grid[0])
+            step = (block, tokens, text, modulation, rotary, layer, sound, place)
             tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
-        return self._unpatchify(self.proj_out(tokens), grid)
+        tokens = self.proj_out(tokens)
+        return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
 
     def _unpatchify(self, tokens: Tensor, grid: list[int]) -> Tensor:
         cells = tokens.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # (B, t, h, w, pt, ph, pw, c)
         return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class Place(NamedTuple):
+    """Where given tokens lie in their sample: tokens of one latent frame, and number of the first given one."""
+
+    per_frame: int
+    first: int = 0
 
 
 def _hear_and_run(
@@ -65,13 +84,27 @@ def _hear_and_run(
     rotary: tuple[Tensor, Tensor],
     layer: nn.Module | None,
     sound: Tensor | None,
-    frames: int,
+    place: Place,
 ) -> Tensor:
-    """One block on tokens (B, S, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
-    if layer is not None:
-        by_frame = tokens.unflatten(1, (frames, -1))
-        tokens = (by_frame + layer(by_frame, sound).to(tokens.dtype)).flatten(1, 2)
+    """One block on tokens (B, s, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
+    if layer is not None and sound is not None:
+        tokens = _hear(layer, tokens, sound, place)
     return block(tokens, text, modulation, rotary)
+
+
+def _hear(layer: nn.Module, tokens: Tensor, sound: Tensor, place: Place) -> Tensor:
+    """Tokens (B, s, dim), which may begin and end within a frame, with what the layer adds to them."""
+    before = place.first % place.per_frame
+    after = -(before + tokens.shape[1]) % place.per_frame
+    whole = functional.pad(tokens, (0, 0, before, after)) if before or after else tokens
+    by_frame = whole.unflatten(1, (-1, place.per_frame))
+    first = place.first // place.per_frame
+    sound = sound[:, first : first + by_frame.shape[1]]
+    if sound.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
+        silent = sound.new_zeros(sound.shape[0], by_frame.shape[1] - sound.shape[1], *sound.shape[2:])
+        sound = torch.cat([sound, silent], dim=1)
+    heard = (by_frame + layer(by_frame, sound).to(tokens.dtype)).flatten(1, 2)
+    return heard[:, before : before + tokens.shape[1]]
 
 
 class AvatarTransformer(nn.Module):
@@ -105,6 +138,20 @@ class AvatarTransformer(nn.Module):
             self.dit.disable_gradient_checkpointing()
         else:
             self.dit.enable_gradient_checkpointing(recomputing(mode))
+
+    def share_sequence(self, ranks: SequenceGroup) -> None:
+        """Hold every sample together with the other `ranks` from now on: all give the same inputs and get the same.
+
+        Each has the gradient by way of its own tokens, times the number of ranks: their mean is the gradient.
+        Raises ValueError when the heads cannot be dealt to the ranks.
+        """
+        heads = self.dit.config.num_attention_heads
+        if heads % ranks.size:
+            fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            raise ValueError(f"{ranks.size} ranks cannot share {heads} attention heads; expected one of {fitting}.")
+        self.dit.ranks = ranks
+        for block in self.dit.blocks:
+            block.attn1.set_processor(SharedSelfAttention(ranks))
 
     def forward(
         self,
@@ -178,20 +225,35 @@ def load_base(
     the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
     so for every `dtype`. Raises FileNotFoundError, CheckpointError.
     """
-    folder = Path(folder)
-    config_file = folder / "config.json"
-    if not config_file.exists():
-        raise FileNotFoundError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
-    config = read_json(config_file)
-    original = "dim" in config
-    if original:
-        config = _config_from_original(config, config_file)
+    config = base_config(folder)
     dit = build_empty(lambda: AudibleWanTransformer.from_config(config))
-    read = read_tensors(folder, device)
-    tensors = ((dit_to_diffusers(name) if original else name, tensor) for name, tensor in read)
     kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
-    fill_module(dit, tensors, folder, kind, name_in_file=dit_to_original if original else str)
+    in_file = dit_to_original if _is_original(folder) else str
+    fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=in_file)
     return AvatarTransformer(dit).to(device)
+
+
+def base_config(folder: Path | str) -> dict[str, Any]:
+    """The arguments of diffusers' class for the base in a folder of either layout. Raises as `load_base` does."""
+    file = Path(folder) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
+    config = read_json(file)
+    return _config_from_original(config, file) if "dim" in config else config
+
+
+def base_tensors(folder: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) in the files of a base, called as diffusers does; on device "meta" without values.
+
+    The order is that of the files. Raises FileNotFoundError, CheckpointError.
+    """
+    original = _is_original(folder)
+    for name, tensor in read_tensors(folder, device):
+        yield (dit_to_diffusers(name) if original else name), tensor
+
+
+def _is_original(folder: Path | str) -> bool:
+    return "dim" in read_json(Path(folder) / "config.json")
 
 
 def _stored_type(dtype: torch.dtype, kept: set[str], name: str) -> torch.dtype:

@@ -4,6 +4,7 @@ Reads `w600k_r50.onnx` (InsightFace buffalo_l) or `glintr100.onnx` (antelopev2):
 numbers out. Cosines of embeddings are the identity similarity CSIM.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,15 +62,19 @@ class FaceIdentity:
 
     def embed_frames(self, frames: np.ndarray, detector: FaceDetector) -> np.ndarray:
         """The largest face of each RGB frame (n, H, W, 3) uint8 -> (n, width) float32; NaN where no face is seen."""
+        return self.embed_faces(frames, [detector.detect(frame) for frame in frames])
+
+    def embed_faces(self, frames: np.ndarray, found: Sequence[Sequence[Face]]) -> np.ndarray:
+        """As `embed_frames`, the faces of each frame having been found already."""
         rows = np.full((len(frames), self.width), np.nan, np.float32)
-        for number, frame in enumerate(frames):
-            face = largest_face(detector.detect(frame))
+        for number, (frame, faces) in enumerate(zip(frames, found, strict=True)):
+            face = largest_face(faces)
             if face is not None and face.keypoints is not None:
                 rows[number] = self.embed(align_face(frame, face.keypoints)[None])[0]
         return rows
 
 
-def largest_face(faces: list[Face]) -> Face | None:
+def largest_face(faces: Sequence[Face]) -> Face | None:
     """The face whose box has the largest area, None of none."""
     return max(faces, key=lambda face: float(np.prod(face.box[2:] - face.box[:2])), default=None)
 

@@ -29,14 +29,21 @@ class LipMotion:
 
 def lip_motion(crops: np.ndarray, wave: np.ndarray) -> LipMotion:
     """Measure crops (T, S, S, 3) uint8 RGB at 25 fps (`crop_track`) and their sound (T*640,) at 16 kHz."""
+    changes = mouth_changes(crops)
+    if not len(changes):
+        return LipMotion(0.0, 0.0)
+    # The upper quartile: speech has pauses, and blinks are no speech.
+    return LipMotion(float(np.percentile(changes, 75)), _agreement(changes, wave))
+
+
+def mouth_changes(crops: np.ndarray) -> np.ndarray:
+    """How much the mouth changes beyond moving with the head, relative to its contrast, of crops (T, S, S, 3) uint8 RGB
+    -> (T - 2,): entry t compares the frames t and t + 2."""
     greys = [cv2.resize(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), (SIDE, SIDE)).astype(np.float32) for crop in crops]
     if len(greys) <= STEP:
-        return LipMotion(0.0, 0.0)
-    changes = np.array([_change(before, after) for before, after in zip(greys, greys[STEP:], strict=False)])
+        return np.zeros(0)
     contrast = float(np.mean([grey[MOUTH].std() for grey in greys]))
-    # The upper quartile: speech has pauses, and blinks are no speech.
-    motion = float(np.percentile(changes, 75)) / max(contrast, 1.0)
-    return LipMotion(motion, _agreement(changes, wave))
+    return np.array([_change(*pair) for pair in zip(greys, greys[STEP:], strict=False)]) / max(contrast, 1.0)
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> float:

@@ -53,10 +53,34 @@ def speech_activity(wave: np.ndarray) -> SpeechStats:
     peak, noise = float(np.percentile(level, 95)), float(np.percentile(level, 10))
     if peak < SILENCE_DB:
         return SpeechStats(0.0, 0.0, 0.0, clipping, True)
-    voiced = (level > max(peak - AUDIBLE_BELOW_PEAK_DB, SILENCE_DB)) & (_periodicity(spectrum) > VOICED)
-    speech = binary_closing(np.pad(voiced, PAUSE_FRAMES), np.ones(PAUSE_FRAMES + 1))[PAUSE_FRAMES:-PAUSE_FRAMES]
+    voiced = _voiced(spectrum, level, peak)
+    speech = _without_pauses(voiced)
     loud = float(10 * np.log10(np.mean(10 ** (level[voiced] / 10)))) if voiced.any() else noise
     return SpeechStats(100.0 * float(speech.mean()), loud - noise, _steady_share(spectrum), clipping, False)
+
+
+def speech_at(wave: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Whether somebody speaks at each of `seconds` (n,) of mono sound at 16 kHz, by the rule of `speech_activity`.
+
+    What is not speech is thus a pause of 0.3 s or more; beyond the ends of the sound nobody speaks.
+    """
+    if len(wave) < WINDOW:
+        return np.zeros(len(seconds), bool)
+    spectrum = _power_spectrum(wave)
+    level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
+    speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
+    window = np.round((np.asarray(seconds) * RATE - WINDOW / 2) / HOP).astype(int)
+    inside = (np.asarray(seconds) >= 0) & (np.asarray(seconds) < len(wave) / RATE)
+    return inside & speech[np.clip(window, 0, len(speech) - 1)]
+
+
+def _voiced(spectrum: np.ndarray, level: np.ndarray, peak: float) -> np.ndarray:
+    """Audible frames with a voice's pitch."""
+    return (level > max(peak - AUDIBLE_BELOW_PEAK_DB, SILENCE_DB)) & (_periodicity(spectrum) > VOICED)
+
+
+def _without_pauses(voiced: np.ndarray) -> np.ndarray:
+    return binary_closing(np.pad(voiced, PAUSE_FRAMES), np.ones(PAUSE_FRAMES + 1))[PAUSE_FRAMES:-PAUSE_FRAMES]
 
 
 def _power_spectrum(wave: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ from eval.metrics.frechet import frechet_distance
 from tests.benchmarks.measure import Row, compare
 
 
-def test_frechet_distance(report: Callable[[Row], None]) -> None:
-    """200 against 150 rows of 512; the peer takes the matrix square root, as pytorch-fid does."""
+@pytest.mark.parametrize(("n", "m"), [(200, 150), (2000, 1500)])
+def test_frechet_distance(report: Callable[[Row], None], n: int, m: int) -> None:
+    """Fewer and more rows than the 512 features; the peer takes the matrix square root, as pytorch-fid does."""
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(200, 512)), 1.3 * rng.normal(size=(150, 512)) + 0.1
+    first, second = rng.normal(size=(n, 512)), 1.3 * rng.normal(size=(m, 512)) + 0.1
 
     def ours() -> float:
         return frechet_distance(first, second)
@@ -24,4 +25,4 @@ def test_frechet_distance(report: Callable[[Row], None]) -> None:
         return float(shift @ shift + np.trace(one) + np.trace(other) - 2 * np.trace(sqrtm(one @ other).real))
 
     assert ours() == pytest.approx(peer(), rel=1e-4)
-    report(compare("Frechet distance, 200 and 150 x 512", "scipy sqrtm", ours, peer, aim=0.35))
+    report(compare(f"Frechet distance, {n} and {m} x 512", "scipy sqrtm", ours, peer, aim=0.35))

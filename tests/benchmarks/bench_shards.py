@@ -43,7 +43,7 @@ def folder(samples: dict[str, Sample], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_shard_write(report: Callable[[Row], None], samples: dict[str, Sample], tmp_path: Path) -> None:
-    """Ours hashes and indexes every sample and waits for the disk; the peer writes the same members and no more.
+    """Ours makes checksums, an index and waits for the disk; the peer writes the same tensors and no more.
 
     Each removes its last output first: both then reuse the memory of the file cache, as in a long job.
     """
@@ -62,13 +62,13 @@ def test_shard_write(report: Callable[[Row], None], samples: dict[str, Sample], 
 
     ours()
     peer()
-    for own, other in zip(_plain(folder / "shard-000000.tar"), _plain(tar), strict=True):
-        _assert_equal(own, other)
+    for own, (tensors, meta) in zip(_plain(folder / "shard-000000.tar"), _plain(tar), strict=True):
+        _assert_equal(own, (tensors | {"latents": tensors["latents"].swapaxes(0, 1)}, meta))
     report(compare("shards, write 8 x 12 MB", "webdataset TarWriter", ours, peer, aim=0.4))
 
 
 def test_shard_read(report: Callable[[Row], None], folder: Path) -> None:
-    """Every sample once, decoded; ours is checked against its checksum, the peer's is not."""
+    """Every sample once, decoded; ours is checked against its checksums, the peer's is not."""
 
     def ours() -> Iterator[Sample]:
         reader = ShardReader(folder)
@@ -95,6 +95,24 @@ def test_shard_jump(report: Callable[[Row], None], folder: Path) -> None:
     report(compare("shards, read the last of 8", "webdataset", ours, peer, aim=0.25))
 
 
+def test_shard_window(report: Callable[[Row], None], folder: Path) -> None:
+    """The first 8 of 39 latent frames of every sample, as a token cap leaves them; a tar is read whole."""
+
+    def ours() -> Iterator[Sample]:
+        reader = ShardReader(folder)
+        return (reader.window(number, 8) for number in range(len(reader)))
+
+    def peer() -> Iterator[Sample]:
+        for tensors, meta in _plain(folder / "shard-000000.tar"):
+            window = {"latents": tensors["latents"][:, :8], "audio": tensors["audio"][:29]}
+            yield tensors | window, meta
+
+    for own, other in zip(ours(), peer(), strict=True):
+        _assert_equal(own, other)
+    what = "shards, 8 of 39 latent frames of 8"
+    report(compare(what, "webdataset", lambda: _drain(ours()), lambda: _drain(peer()), aim=0.15))
+
+
 def _write(folder: Path, samples: dict[str, Sample]) -> None:
     with ShardWriter(folder, SAMPLES) as writer:
         for clip_id, (tensors, meta) in samples.items():
@@ -104,7 +122,8 @@ def _write(folder: Path, samples: dict[str, Sample]) -> None:
 def _plain(tar: Path) -> Iterator[Sample]:
     """What a webdataset user would write."""
     for sample in webdataset.WebDataset([str(tar)], shardshuffle=False, empty_check=False):
-        yield safetensors.numpy.load(sample["tensors.safetensors"]), json.loads(sample["meta.json"])
+        tensors = safetensors.numpy.load(sample["tensors.safetensors"])
+        yield tensors | {"latents": tensors["latents"].swapaxes(0, 1)}, json.loads(sample["meta.json"])
 
 
 def _drain(samples: Iterator[Sample]) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from latents.constants import read_constants, write_constants
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, nearest_bucket, to_video
 from omniavatar.audio_encoder import restore_duplicate
 
@@ -94,20 +93,6 @@ def test_frames_keep_their_centre_and_their_ratio() -> None:
     fitted = fit_frames(wide, (64, 64))
     assert fitted[:, :, 2:-2].min() > 250
     assert fit_frames(fitted, (64, 64)) is fitted
-
-
-def test_constants_come_back_from_the_shard_folder(encoders: Encoders, tmp_path: Path) -> None:
-    constants = encoders.constants()
-    write_constants(tmp_path, constants)
-    back = read_constants(tmp_path)
-    assert (back.text_length, back.audio_dim) == (12, 4 * 16)
-    assert (back.empty_text - encoders.text.encode([""])[0]).abs().max() < 1e-3
-    assert back.model_audio(torch.zeros(5, 48)).shape == (5, 64)
-
-
-def test_a_folder_without_constants_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="run the latents"):
-        read_constants(tmp_path)
 
 
 def test_an_absent_encoder_is_named_by_its_role(encoder_folders: dict[str, Path]) -> None:

@@ -1,5 +1,9 @@
+import hashlib
 import pickle
+import shutil
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,10 @@ import pytest
 from common.executors import ExecutorConfig
 from common.ledger import Outcome
 from common.media import write_video
-from common.runs import RunFolder, sha256_file
-from common.shards import ShardReader, read_index
-from latents.job import LatentsConfig, encode_clips, make_worker, read_clip
+from common.runs import RunFolder, hash_path, sha256_file
+from common.shards import ShardError, ShardReader, read_index
+from latents.constants import read_constants
+from latents.job import LatentsConfig, encode_clips, make_worker, placed, read_clip
 
 CONFIG = LatentsConfig(buckets=((32, 32), (48, 32)), references=2, samples_per_shard=2)
 HERE = ExecutorConfig(workers=1)
@@ -129,6 +134,62 @@ def test_clip_files_are_read_into_the_bucket_of_their_shape(encoder_folders: dic
 def test_the_work_can_be_sent_to_other_processes(encoder_folders: dict[str, Path], tmp_path: Path) -> None:
     sent = pickle.loads(pickle.dumps(partial(make_worker, encoder_folders, CONFIG, str(tmp_path), read_clip)))
     assert callable(sent())
+
+
+def test_another_audio_encoder_asks_for_no_new_pictures_where_waveforms_are_stored(
+    encoder_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config, run, other = replace(CONFIG, audio="waveform"), RunFolder(tmp_path / "run"), tmp_path / "other"
+    encode_clips(config, [row(0)], encoder_folders, run, HERE, Drawn())
+    tensors, meta = ShardReader(run.shards).window(0, 2)
+    assert tensors["audio"].shape == (9 * 640,) and tensors["audio"].dtype == np.int16
+    with tarfile.open(run.shards / "shard-000000.tar") as tar:
+        member = tar.extractfile("clip0.tensors.safetensors")
+        assert member is not None and hashlib.sha256(member.read()).hexdigest() == meta["sha256"]
+    shutil.copytree(encoder_folders["audio_encoder"], other)
+    (other / "note.txt").write_text("trained further")
+    again = Drawn()
+    encode_clips(config, [row(0)], encoder_folders | {"audio_encoder": other}, run, HERE, again)
+    assert again.read == [] and read_constants(run.shards).audio_encoder == hash_path(other)
+
+
+def test_a_damaged_file_of_the_cache_is_not_packed(encode: Encode, tmp_path: Path) -> None:
+    encode(tmp_path, [row(0)], Drawn())
+    file = next((tmp_path / "cache").rglob("clip0.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ShardError, match=r"Cached .*clip0.safetensors, which may be deleted, differs"):
+        encode(tmp_path, [row(0), row(1)], Drawn())
+
+
+@pytest.mark.parametrize(
+    ("config", "executor", "expected"),
+    [
+        ({"device": "cpu"}, {}, ("cpu", "fp32")),
+        ({"device": "cpu", "dtype": "bf16"}, {}, ("cpu", "bf16")),
+        ({}, {"kind": "ray"}, ("cpu", "fp32")),
+        ({}, {"kind": "ray", "gpus_per_worker": 0.5}, ("cuda", "bf16")),
+        ({"dtype": "fp32"}, {"kind": "ray", "gpus_per_worker": 1}, ("cuda", "fp32")),
+    ],
+)
+def test_workers_are_told_where_and_how_precisely(
+    config: dict[str, Any], executor: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert placed(replace(CONFIG, **config), ExecutorConfig(**executor)) == expected
+
+
+def test_bf16_is_another_stage_with_almost_the_same_latents(encoder_folders: dict[str, Path], tmp_path: Path) -> None:
+    read = []
+    for dtype in ("fp32", "bf16"):
+        encode_clips(
+            replace(CONFIG, device="cpu", dtype=dtype), [row(0)], encoder_folders, RunFolder(tmp_path), HERE, Drawn()
+        )
+        read.append(ShardReader(tmp_path / "shards").sample(0)[0])
+    exact, rounded = read
+    assert np.array_equal(exact["audio"], rounded["audio"])  # wav2vec2 is always float32
+    error = np.abs(exact["latents"].astype(np.float32) - rounded["latents"])
+    assert 0 < error.max() < 0.1 * np.abs(exact["latents"]).max()
 
 
 def test_a_bucket_the_model_cannot_take_is_refused() -> None:

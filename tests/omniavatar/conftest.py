@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, 
 
 from omniavatar.audio_encoder import AudioEncoder
 from omniavatar.audio_entry import AudioEntry
-from omniavatar.generate import AvatarModels
+from omniavatar.models import AvatarModels
 from omniavatar.text_encoder import TextEncoder
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
 from omniavatar.vae import WanVAE

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from omniavatar.chunks import frames_for_tokens, latent_length, plan_chunks
@@ -22,19 +23,21 @@ def test_thirty_seconds_take_nine_chunks() -> None:
     assert [chunk.prefix_latents for chunk in chunks[:2]] == [1, 4]
 
 
-@pytest.mark.parametrize("overlap", [1, 13])
-@pytest.mark.parametrize("length", [33, 57, 93, 105, 209])
+@pytest.mark.parametrize("overlap", [1, 5, 9, 13, 17, 21])
+@pytest.mark.parametrize("length", [33, 57, 65, 85, 105, 117, 213, 281])
 def test_every_audio_frame_is_new_once_and_every_chunk_is_full(length: int, overlap: int) -> None:
-    for frames in range(1, 3000):
-        chunks = plan_chunks(frames, length, overlap)
-        # The released code's count, from its own formula.
-        times = max(0, frames - length + 1) // (length - overlap) + 1
-        covered = length - 1 + (times - 1) * (length - overlap)
-        assert len(chunks) == times + (covered < frames)
-        assert chunks[0].audio_start == 0 and chunks[-1].audio_stop >= frames
-        assert len(chunks) == 1 or chunks[-2].audio_stop < frames
-        assert all(a.audio_stop == b.audio_start for a, b in zip(chunks, chunks[1:], strict=False))
-        assert {chunk.frames for chunk in chunks} == {length}
+    whole = plan_chunks(3000, length, overlap)
+    starts, stops = np.array([[chunk.audio_start, chunk.audio_stop] for chunk in whole]).T
+    assert starts[0] == 0 and np.array_equal(starts[1:], stops[:-1])
+    assert {chunk.frames for chunk in whole} == {length}
+    assert [chunk.prefix_frames for chunk in whole] == [1] + [overlap] * (len(whole) - 1)
+    # The released code's count, from its own formula.
+    frames = np.arange(1, 3001)
+    times = np.maximum(0, frames - length + 1) // (length - overlap) + 1
+    counts = times + (length - 1 + (times - 1) * (length - overlap) < frames)
+    assert (stops[counts - 1] >= frames).all() and (stops[counts - 2] < frames)[counts > 1].all()
+    for n, count in zip(frames.tolist(), counts.tolist(), strict=True):
+        assert plan_chunks(n, length, overlap) == whole[:count]
 
 
 def test_windows_are_those_of_the_released_code() -> None:

@@ -5,26 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from common.media import read_audio, read_video
-from omniavatar import generate
 from omniavatar.chunks import plan_chunks
-from omniavatar.generate import (
-    AvatarModels,
-    ClipRequest,
-    GenerateConfig,
-    LoadConfig,
-    ModelPaths,
-    chunk_noise,
-    generate_clips,
-    generate_video,
-    load_models,
-    write_avatar_video,
-)
-from omniavatar.transformer import AvatarTransformer
+from omniavatar.colour import hold_colours
+from omniavatar.generate import chunk_starts, draw_portrait, generate_clips, generate_video, stream_video
+from omniavatar.images import to_frames
+from omniavatar.joins import fade
+from omniavatar.models import AvatarModels
+from omniavatar.presets import GenerateConfig, preset
+from omniavatar.sampler import Guidance, denoise
+from omniavatar.scene import ClipRequest, chunk_noise, prepare, sample_chunk
+from omniavatar.transformer import AvatarTransformer, build_condition
 
 CONFIG = GenerateConfig(
     steps=2, shift=2.0, text_guidance=1.0, audio_guidance=2.0, overlap=5, chunk_frames=13, height=32, width=32, seed=7
 )
+PLAIN = {"blend": False, "colour_match": "none"}
 
 
 def image(seed: int) -> np.ndarray:
@@ -52,68 +47,106 @@ def test_the_same_inputs_give_the_same_frames(tiny_models: AvatarModels) -> None
     assert not np.array_equal(make(tiny_models, seed=8), first)
 
 
-def test_a_long_video_is_the_released_codes_loop(tiny_models: AvatarModels) -> None:
-    """The chunks put together by hand: pixels decoded, their last five encoded again, audio windows as published."""
+def by_hand(models: AvatarModels, overlap_kind: str) -> list[np.ndarray]:
+    """The chunks of `make` put together from its parts: frames of each with those it was given in front."""
     request = ClipRequest(image(1), wave(30.5), "a man speaks")
-    chunks = plan_chunks(31, 13, 5)
-    assert len(chunks) == 4
-    states = tiny_models.audio_encoder.encode(request.wave, frames=12 + 3 * 8)
-    scene = generate._prepare(tiny_models, [request], CONFIG, 36)
+    states = models.audio_encoder.encode(request.wave, frames=12 + 3 * 8)
+    scene = prepare(models, [request], CONFIG, 36)
     windows = [torch.cat([torch.zeros(1, 64), states[:12]])]
     windows += [states[start - 5 : start + 8] for start in (12, 20, 28)]
-    prefix, made = scene.reference, []
+    prefix, before, made = scene.reference, scene.reference[:, :, :0], []
     for number, window in enumerate(windows):
-        frames_given = 5 if number else 1
-        condition = generate.build_condition(scene.reference, 4, 2 if number else 1)
+        condition = build_condition(scene.reference, 4, 2 if number else 1)
+        noise = chunk_noise(7, number, (16, 4, 4, 4))[None]
+        given = (scene.text, scene.negative_text, condition, window[None], prefix)
         with torch.no_grad():
-            latents = generate.denoise(
-                tiny_models.transformer,
-                chunk_noise(7, number, (16, 4, 4, 4))[None],
-                scene.text,
-                scene.negative_text,
-                condition,
-                window[None],
-                prefix,
-                2,
-                2.0,
-                generate.Guidance(1.0, 2.0),
-            )
-            pixels = tiny_models.vae.decode(latents)
-            prefix = tiny_models.vae.encode(pixels[:, :, -5:])
-        made.append(generate.to_frames(pixels[0, :, frames_given:]))
-    assert np.array_equal(np.concatenate(made)[:31], make(tiny_models))
+            latents = denoise(models.transformer, noise, *given, 2, 2.0, Guidance(1.0, 2.0))
+            if overlap_kind == "pixel":
+                pixels = models.vae.decode(latents)
+                prefix = models.vae.encode(pixels[:, :, -5:])
+            else:
+                stream = torch.cat([before, latents[:, :, 2 if number else 0 :]], dim=2)
+                pixels, prefix, before = models.vae.decode(stream), latents[:, :, -2:], stream[:, :, -6:]
+        made.append(to_frames(pixels[0]))
+    return made
 
 
-class Killed(Exception):
-    """Stands for a process that ends in the middle."""
+@pytest.mark.parametrize("kind", ["pixel", "latent"])
+def test_a_long_video_is_the_published_loop(tiny_models: AvatarModels, kind: str) -> None:
+    """The released code's loop (pixels encoded again) and the paper's (latents carried), audio windows as published."""
+    assert len(plan_chunks(31, 13, 5)) == 4
+    first, *later = by_hand(tiny_models, kind)
+    expected = np.concatenate([first[1:], *(frames[-8:] for frames in later)])[:31]
+    assert np.array_equal(make(tiny_models, overlap_kind=kind, **PLAIN), expected)
 
 
-def test_a_killed_video_goes_on_where_it_was(
-    tiny_models: AvatarModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = make(tiny_models)
-    whole, calls = generate._make_chunk, []
-
-    def counted(*args: object) -> torch.Tensor:
-        calls.append(args[2].index)
-        if len(calls) == 3:
-            raise Killed
-        return whole(*args)
-
-    monkeypatch.setattr(generate, "_make_chunk", counted)
-    with pytest.raises(Killed):
-        make(tiny_models, cache=tmp_path)
-    assert np.array_equal(make(tiny_models, cache=tmp_path), expected)
-    assert calls == [0, 1, 2, 2, 3]
-    make(tiny_models, cache=tmp_path, seed=9)  # other settings do not meet these chunks
-    assert calls[5:] == [0, 1, 2, 3]
+def test_blended_chunks_turn_into_each_other_over_the_shared_frames(tiny_models: AvatarModels) -> None:
+    parts = by_hand(tiny_models, "pixel")
+    joined = parts[0][1:]
+    for frames in parts[1:]:
+        joined = np.concatenate([joined[:-5], fade(joined[-5:], frames[:5]), frames[5:]])
+    blended = make(tiny_models, blend=True, colour_match="none")
+    assert np.array_equal(blended, joined[:31])
+    plain = make(tiny_models, **PLAIN)
+    same = (blended == plain).all((1, 2, 3))
+    assert same[:7].all() and not same[7:12].any() and same[12:15].all()
 
 
-def test_noise_belongs_to_its_chunk_and_seed() -> None:
-    shape = (16, 2, 4, 4)
-    assert torch.equal(chunk_noise(42, 3, shape), chunk_noise(42, 3, shape))
-    assert not torch.equal(chunk_noise(42, 3, shape), chunk_noise(42, 4, shape))
-    assert not torch.equal(chunk_noise(42, 3, shape), chunk_noise(43, 3, shape))
+def test_colours_are_held_from_the_first_chunk_on(tiny_models: AvatarModels) -> None:
+    request = ClipRequest(image(1), wave(12), "a man speaks")
+    scene = prepare(tiny_models, [request], CONFIG, 12)
+    (chunk,) = plan_chunks(12, 13, 5)
+    video = tiny_models.vae.decode(sample_chunk(tiny_models, scene, chunk, scene.reference, [7], CONFIG))[0, :, 1:]
+    expected = to_frames(hold_colours(video, scene.pictures[0]))
+    assert np.array_equal(make(tiny_models, 12), expected)
+    assert not np.array_equal(to_frames(video), expected)
+
+
+def test_the_official_preset_keeps_the_reference_and_leads_in_with_silence(tiny_models: AvatarModels) -> None:
+    official = dict(preset("official")) | {"steps": 2, "overlap": 5}
+    video = make(tiny_models, 20, **official)
+    assert len(video) == 1 + 28  # the reference, 0.3 s = 7.5 frames of silence and 20 of sound
+    silent_first = generate_video(
+        tiny_models,
+        image(1),
+        np.concatenate([np.zeros(4800, np.float32), wave(20)]),
+        "a man speaks",
+        replace(CONFIG, **PLAIN),
+    )
+    assert np.array_equal(video[1:], silent_first)
+    assert chunk_starts(29, 32, 32, replace(CONFIG, **official)) == [0, 13, 21]
+    assert chunk_starts(28, 32, 32, CONFIG) == [0, 12, 20]
+
+
+@pytest.mark.parametrize("changes", [PLAIN, {"overlap": 9}])
+def test_frames_come_in_pieces_one_chunk_at_a_time(tiny_models: AvatarModels, changes: dict[str, object]) -> None:
+    config = replace(CONFIG, **changes)
+    pieces = list(stream_video(tiny_models, image(1), wave(30), "a man speaks", config))
+    assert len(pieces) >= 3 and max(map(len, pieces)) <= 13
+    assert np.array_equal(np.concatenate(pieces), make(tiny_models, 30, **changes))
+
+
+def test_silence_is_a_dropped_sound(tiny_models: AvatarModels) -> None:
+    """Zeros in place of wav2vec2 states, so that audio guidance has no say."""
+    silent = np.zeros(8 * 640, np.float32)
+    scene = prepare(tiny_models, [ClipRequest(image(1), silent, "")], CONFIG, 8)
+    assert scene.audio is not None and scene.audio.shape == (1, 9, 64) and not scene.audio.any()
+    first, second = (
+        generate_video(tiny_models, image(1), silent, "a man", replace(CONFIG, audio_guidance=scale))
+        for scale in (1.0, 4.0)
+    )
+    assert np.array_equal(first, second)
+
+
+def test_the_base_draws_a_portrait(tiny_models: AvatarModels, base: AvatarTransformer) -> None:
+    plain = replace(tiny_models, transformer=base)
+    one, other = (draw_portrait(plain, prompt, CONFIG) for prompt in ("a man", "a woman smiles"))
+    assert one.shape == (32, 32, 3) and one.std() > 1 and not np.array_equal(one, other)
+    longer = replace(CONFIG, portrait_frames=9)
+    (clip,) = generate_clips(plain, [(image(1), wave(8), "a man")], longer)
+    assert np.array_equal(draw_portrait(plain, "a man", longer), clip[3])  # frame 4 of 0..8; a clip begins at frame 1
+    with pytest.raises(ValueError, match="avatar model"):
+        draw_portrait(tiny_models, "a man", CONFIG)
 
 
 def test_clips_do_not_depend_on_their_batch(tiny_models: AvatarModels) -> None:
@@ -130,7 +163,7 @@ def test_clips_do_not_depend_on_their_batch(tiny_models: AvatarModels) -> None:
 
 def test_a_clip_is_the_first_chunk_of_a_video(tiny_models: AvatarModels) -> None:
     (clip,) = generate_clips(tiny_models, [(image(1), wave(12), "a man speaks")], CONFIG)
-    assert np.array_equal(clip, make(tiny_models, 12))
+    assert np.array_equal(clip, make(tiny_models, 12, **PLAIN))
 
 
 def test_sound_and_text_matter(tiny_models: AvatarModels) -> None:
@@ -155,44 +188,3 @@ def test_bad_requests_are_refused(tiny_models: AvatarModels) -> None:
         generate_video(tiny_models, image(1), np.zeros(0, np.float32), "", CONFIG)
     with pytest.raises(ValueError, match="lengths"):
         generate_clips(tiny_models, [(image(1), wave(8), ""), (image(1), wave(9), "")], CONFIG)
-
-
-def test_the_file_starts_picture_and_sound_together(tmp_path: Path) -> None:
-    frames = np.zeros((25, 32, 32, 3), np.uint8)
-    frames[10:12] = 255
-    tone = np.zeros(25 * 640 - 300, np.float32)
-    tone[10 * 640 : 12 * 640] = np.sin(np.arange(1280) * 0.3) * 0.8
-    write_avatar_video(tmp_path / "out.mp4", frames, tone)
-    video, audio = read_video(tmp_path / "out.mp4"), read_audio(tmp_path / "out.mp4")
-    assert len(video) == 25
-    lit = np.flatnonzero(video.mean((1, 2, 3)) > 128)
-    loud = [number for number in range(25) if np.abs(audio[number * 640 : (number + 1) * 640]).mean() > 0.2]
-    assert lit.tolist() == loud == [10, 11]
-
-
-def test_models_load_from_their_folders(
-    tiny_models: AvatarModels, other_base: AvatarTransformer, tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
-
-    save_base(other_base, tmp_path / "transformer")
-    save_adapter(tiny_models.transformer, tmp_path / "adapter", AdapterConfig("full"))
-    tiny_models.vae.model.save_pretrained(tmp_path / "vae")
-    tiny_models.text_encoder.model.save_pretrained(tmp_path / "text")
-    tiny_models.audio_encoder.model.save_pretrained(tmp_path / "audio")
-    folders = [tmp_path / name for name in ("transformer", "vae", "text")]
-    paths = ModelPaths(*folders, tokenizer_folder, tmp_path / "audio", tmp_path / "adapter")
-    loaded = load_models(paths)
-    exact = make(loaded, 8)
-    assert np.array_equal(exact, make(tiny_models, 8))
-    half = load_models(paths, LoadConfig(dtype="bf16"))
-    assert np.abs(make(half, 8).astype(int) - exact).mean() < 5
-    assert len({loaded.identity, half.identity, load_models(replace(paths, adapter=None)).identity}) == 3
-
-
-def test_where_the_networks_run() -> None:
-    device, dtype = LoadConfig().resolved()
-    assert (device.type, dtype) == (("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32))
-    assert LoadConfig("cpu", "bf16").resolved() == (torch.device("cpu"), torch.bfloat16)
-    with pytest.raises(ValueError, match="cuda:99"):
-        LoadConfig("cuda:99").resolved()

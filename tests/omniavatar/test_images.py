@@ -24,11 +24,12 @@ def test_the_bucket_has_the_nearest_ratio(source: tuple[int, int], longest: int,
         choose_size(*source, 999)
 
 
-def test_no_size_leaves_a_black_line() -> None:
-    # Truncating to whole pixels, as upstream does, falls one line short on the first two.
-    for height, width in ((200, 321), (211, 317), (190, 310), (448, 720)):
-        fitted = fit_image(np.full((height, width, 3), 200, np.uint8), 448, 720)
-        assert fitted.shape == (3, 448, 720)
+@pytest.mark.parametrize("size", [(400, 720), (720, 720), (720, 400), (448, 720), (64, 64)])
+def test_no_size_leaves_a_black_line(size: tuple[int, int]) -> None:
+    # Truncating to whole pixels, as upstream does, falls one line short on some of these.
+    for height, width in ((200, 321), (211, 317), (190, 310), (448, 720), (333, 77), (101, 727), (35, 33)):
+        fitted = fit_image(np.full((height, width, 3), 200, np.uint8), *size)
+        assert fitted.shape == (3, *size)
         assert (fitted - (200 / 127.5 - 1)).abs().max() < 1e-5
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from omniavatar.recompute import Recompute
 from omniavatar.transformer import AvatarTransformer, build_condition
 
-ATTENTIONS = 12  # self-attention and text attention of six blocks
+BLOCKS, ATTENTIONS = 6, 12  # each block attends to itself and to the text
 
 
 class Watch(TorchDispatchMode):
@@ -57,14 +57,15 @@ def gradients(model: AvatarTransformer, mode: Recompute) -> list[Tensor]:
 def test_no_mode_changes_a_gradient(any_avatar: AvatarTransformer) -> None:
     kept = gradients(any_avatar, "none")
     assert all(gradient.abs().sum() > 0 for gradient in kept)
-    for mode in ("full", "selective"):
+    for mode in ("full", "selective", "offload"):
         recomputed = gradients(any_avatar, mode)
         assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(kept, recomputed, strict=True))
 
 
-def test_gradients_are_the_same_under_autocast(avatar: AvatarTransformer) -> None:
+@pytest.mark.parametrize("mode", ["selective", "offload"])
+def test_gradients_are_the_same_under_autocast(avatar: AvatarTransformer, mode: Recompute) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        kept, recomputed = gradients(avatar, "none"), gradients(avatar, "selective")
+        kept, recomputed = gradients(avatar, "none"), gradients(avatar, mode)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, recomputed, strict=True))
 
 
@@ -79,24 +80,34 @@ def watched(model: AvatarTransformer, mode: Recompute) -> tuple[int, int]:
     return watch.attentions, held
 
 
-def test_selective_computes_no_attention_twice_and_lies_between_in_memory(avatar: AvatarTransformer) -> None:
+def test_selective_computes_no_self_attention_twice_and_lies_between_in_memory(avatar: AvatarTransformer) -> None:
     seen = {mode: watched(avatar, mode) for mode in get_args(Recompute)}
     assert {mode: count for mode, (count, _) in seen.items()} == {
         "none": ATTENTIONS,
         "full": 2 * ATTENTIONS,
-        "selective": ATTENTIONS,
+        "selective": ATTENTIONS + BLOCKS,  # that to the text, which has few keys
+        "offload": 2 * ATTENTIONS,
     }
     held = {mode: size for mode, (_, size) in seen.items()}
     assert held["none"] > 3 * held["selective"] > 3 * held["full"]
     tokens = 2 * 4 * 4 * 4 * 32 * 4  # samples, frames, height, width, dim, bytes
-    # What attention gave, and its log-sum-exp of two heads for 16 channels each.
-    assert held["selective"] - held["full"] == pytest.approx(ATTENTIONS * tokens * (1 + 1 / 16), rel=0.1)
+    # What self-attention gave, and its log-sum-exp of two heads for 16 channels each.
+    assert held["selective"] - held["full"] == pytest.approx(BLOCKS * tokens * (1 + 1 / 16), rel=0.1)
 
 
-def test_what_the_audio_layers_attend_to_is_kept_as_well(any_avatar: AvatarTransformer) -> None:
-    expected = ATTENTIONS + (2 if any_avatar.audio_entry == "cross_attention" else 0)
-    assert watched(any_avatar, "selective")[0] == expected
-    assert watched(any_avatar, "full")[0] == 2 * expected
+def test_what_the_audio_layers_attend_to_is_computed_again(any_avatar: AvatarTransformer) -> None:
+    once = ATTENTIONS + (2 if any_avatar.audio_entry == "cross_attention" else 0)
+    assert watched(any_avatar, "selective")[0] == 2 * once - BLOCKS
+    assert watched(any_avatar, "full")[0] == 2 * once
+
+
+def test_offloading_moves_the_input_of_every_block_and_nothing_else(avatar: AvatarTransformer) -> None:
+    avatar.set_gradient_checkpointing("offload")
+    moved: list[tuple[int, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omniavatar.recompute._on_host", lambda tensor: moved.append(tuple(tensor.shape)) or tensor + 0)
+        avatar(**inputs()).pow(2).mean().backward()
+    assert moved == BLOCKS * [(2, 64, 32)]
 
 
 def test_without_gradients_nothing_is_recomputed(avatar: AvatarTransformer) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from miniature.voice import draw_speaker, music, speak
-from perception.speech import speech_activity
+from perception.speech import speech_activity, speech_at
 
 RATE = 16_000
 
@@ -71,3 +71,13 @@ def test_clipping_is_counted() -> None:
     expected = 100 * np.mean(np.abs(loud) >= 0.999)
     assert speech_activity(loud).clipping_pct == pytest.approx(expected) and expected > 1
     assert speech_activity(sound).clipping_pct == 0
+
+
+def test_speech_is_told_from_pauses_over_time() -> None:
+    t = np.arange(48_000) / 16_000
+    wave = (0.3 * np.sign(np.sin(2 * np.pi * 150 * t)) * ((t < 1) | (t >= 2))).astype(np.float32)
+    spoken = speech_at(wave, np.array([-0.1, 0.1, 0.8, 1.2, 1.8, 2.2, 2.9, 3.1]))
+    assert spoken.tolist() == [False, True, True, False, False, True, True, False]
+    short = np.where((t >= 1) & (t < 1.2), 0, wave + (t >= 1) * 0.3 * np.sign(np.sin(2 * np.pi * 150 * t)) * (t < 2))
+    assert speech_at(short.astype(np.float32), np.array([1.1])).all()  # a breath belongs to the voice around it
+    assert not speech_at(np.zeros(300, np.float32), np.array([0.0])).any()

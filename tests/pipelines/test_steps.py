@@ -4,10 +4,10 @@ import pytest
 from common.media import read_audio
 from common.runs import RunFolder
 from miniature.world import draw_clip
+from omniavatar.inputs import read_image
 from pipelines.dag import Context
 from pipelines.recipe import read_recipe
 from pipelines.steps import LONG_SEED, STEPS, MissingWeightsError, draw_long_input, generate, latents, train
-from pipelines.videos import read_image
 
 
 @pytest.mark.parametrize(("step", "role"), [(latents, "vae"), (train, "transformer"), (generate, "transformer")])

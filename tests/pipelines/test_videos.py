@@ -1,8 +1,4 @@
-import cv2
-import numpy as np
-import pytest
-
-from pipelines.videos import VideosConfig, plan_units, read_image
+from pipelines.videos import VideosConfig, plan_units
 
 
 def _clip(number, side):
@@ -26,15 +22,3 @@ def test_a_batch_has_one_picture_size():
     for unit in plan_units(VideosConfig(batch=8), clips):
         size = unit["unit"].split("/")[1]
         assert {f"{clips[int(row['clip_id'][1:])]['height']}x" in size + "x" for row in unit["clips"]} == {True}
-
-
-def test_pictures_are_read_as_rgb_and_bad_ones_refused(tmp_path):
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[..., 0] = 200  # red
-    cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1])
-    assert np.array_equal(read_image(tmp_path / "a.png"), picture)
-    with pytest.raises(FileNotFoundError, match="no picture at"):
-        read_image(tmp_path / "b.png")
-    (tmp_path / "c.png").write_text("no picture")
-    with pytest.raises(ValueError, match="not a picture"):
-        read_image(tmp_path / "c.png")

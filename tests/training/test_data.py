@@ -1,120 +1,113 @@
 from collections import Counter
-from dataclasses import replace
-from itertools import islice
-from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
-from common.shards import ShardReader
-from training.data import BatchPlan, Bucket, ClipWindows, DataConfig, stream, token_cap, window_bucket
+from training.data import Bucket, DataConfig, account_of, token_cap, window_bucket
 
-# Spec training 5.1: size in pixels, latent frames within 30,000 tokens. Spec omniavatar 3.3: the released arithmetic.
-STRICT = [((400, 720), 26), ((480, 832), 19), ((720, 720), 14), ((720, 1280), 8)]
-OFFICIAL = [((400, 720), 30_000, 27), ((720, 720), 30_000, 15), ((720, 1280), 30_000, 9), ((400, 720), 60_000, 54)]
-OFFICIAL += [((720, 720), 80_000, 40), ((720, 1280), 80_000, 22), ((528, 960), 30_000, 15), ((528, 960), 60_000, 31)]
+# Spec training 5.1: size in pixels, tokens of a latent frame, latent frames, video frames and seconds within 30,000.
+STRICT = [
+    ((400, 720), 1_125, 26, 101, 4.04),
+    ((480, 832), 1_560, 19, 73, 2.92),
+    ((720, 720), 2_025, 14, 53, 2.12),
+    ((720, 1280), 3_600, 8, 29, 1.16),
+]
+# Spec omniavatar 3.3: the released arithmetic; size, max_tokens, video frames, latent frames, tokens.
+OFFICIAL = [
+    ((400, 720), 30_000, 105, 27, 30_375),
+    ((720, 720), 30_000, 57, 15, 30_375),
+    ((528, 960), 30_000, 57, 15, 29_700),
+    ((720, 1280), 30_000, 33, 9, 32_400),
+    ((400, 720), 60_000, 213, 54, 60_750),
+    ((720, 720), 60_000, 117, 30, 60_750),
+    ((528, 960), 60_000, 121, 31, 61_380),
+    ((720, 1280), 60_000, 65, 17, 61_200),
+    ((400, 720), 80_000, 281, 71, 79_875),
+    ((720, 720), 80_000, 157, 40, 81_000),
+    ((528, 960), 80_000, 161, 41, 81_180),
+    ((720, 1280), 80_000, 85, 22, 79_200),
+]
 
 
-@pytest.mark.parametrize(("size", "frames"), STRICT)
-def test_the_strict_cap_holds_the_token_table(size: tuple[int, int], frames: int) -> None:
+@pytest.mark.parametrize(("size", "per_frame", "latents", "frames", "seconds"), STRICT)
+def test_the_strict_cap_holds_the_token_table(
+    size: tuple[int, int], per_frame: int, latents: int, frames: int, seconds: float
+) -> None:
     height, width = size[0] // 8, size[1] // 8
-    assert token_cap(height, width, 30_000, "strict") == frames
-    assert frames * height * width // 4 <= 30_000 < (frames + 1) * height * width // 4
+    assert token_cap(height, width, 30_000, "strict") == latents
+    assert Bucket(height, width, 1).tokens == per_frame
+    assert latents * per_frame <= 30_000 < (latents + 1) * per_frame
+    assert (4 * (latents - 1) + 1, frames / 25) == (frames, pytest.approx(seconds))
 
 
-@pytest.mark.parametrize(("size", "tokens", "frames"), OFFICIAL)
-def test_the_official_cap_is_that_of_the_released_script(size: tuple[int, int], tokens: int, frames: int) -> None:
-    assert token_cap(size[0] // 8, size[1] // 8, tokens, "official") == frames
+@pytest.mark.parametrize(("size", "max_tokens", "frames", "latents", "tokens"), OFFICIAL)
+def test_the_official_cap_is_that_of_the_released_script(
+    size: tuple[int, int], max_tokens: int, frames: int, latents: int, tokens: int
+) -> None:
+    bucket = Bucket(size[0] // 8, size[1] // 8, token_cap(size[0] // 8, size[1] // 8, max_tokens, "official"))
+    assert bucket.frames == latents == (frames + 3) // 4
+    assert bucket.tokens == tokens
 
 
 def test_a_window_is_cut_by_clip_length_configuration_and_cap() -> None:
     assert window_bucket(50, 90, 7, DataConfig()).frames == 7
     assert window_bucket(50, 90, 100, DataConfig()).frames == 26
+    assert window_bucket(50, 90, 100, DataConfig(token_rule="official")).frames == 27
     assert window_bucket(50, 90, 100, DataConfig(max_latents=13)) == Bucket(50, 90, 13)
 
 
-def plan_of(batch: int, seed: int = 0) -> tuple[BatchPlan, list[Bucket]]:
-    buckets = [Bucket(4, 4, frames) for frames in [3, 5, 9] * 7 + [5, 5]]
-    return BatchPlan(buckets, batch, seed), buckets
+def test_a_window_is_the_longest_duration_that_fits_clip_and_cap() -> None:
+    config = DataConfig(durations=(21, 5, 13))
+    lengths = {frames: window_bucket(60, 104, frames, config).frames for frames in (4, 5, 12, 13, 18, 19, 20, 39)}
+    assert lengths == {4: 0, 5: 5, 12: 5, 13: 13, 18: 13, 19: 13, 20: 13, 39: 13}  # the cap at 480p is 19
+    assert window_bucket(50, 90, 39, config).frames == 21
+    assert window_bucket(90, 160, 39, config).frames == 5
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4, 50])
-def test_every_sample_comes_once_per_epoch_in_batches_of_one_shape(batch: int) -> None:
-    plan, buckets = plan_of(batch)
-    for epoch in range(3):
-        batches = [plan[epoch * plan.epoch_length + place] for place in range(plan.epoch_length)]
-        assert Counter(row for rows in batches for row in rows) == Counter(range(23))
-        assert all(len({buckets[row] for row in rows}) == 1 and len(rows) <= batch for rows in batches)
+def test_clips_that_are_too_short_or_too_large_have_no_window() -> None:
+    config = DataConfig(min_latents=4, longest_side=832)
+    assert [window_bucket(60, 104, frames, config).frames for frames in (3, 4)] == [0, 4]
+    assert window_bucket(104, 60, 9, config).frames == 9
+    assert window_bucket(90, 160, 9, config).frames == window_bucket(160, 90, 9, config).frames == 0
 
 
-def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    plan, _ = plan_of(2)
-    epochs = [[plan[epoch * plan.epoch_length + place] for place in range(plan.epoch_length)] for epoch in (0, 1)]
-    assert epochs[0] != epochs[1]
-    assert [plan_of(2)[0][place] for place in reversed(range(plan.epoch_length))] == epochs[0][::-1]
-    assert [plan_of(2, seed=1)[0][place] for place in range(plan.epoch_length)] != epochs[0]
+def test_durations_and_readers_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="durations holds 0"):
+        DataConfig(durations=(5, 0))
+    with pytest.raises(ValueError, match="readers is 0"):
+        DataConfig(readers=0)
 
 
-def read_clips(shards: Path, start: int, steps: int, rank: int, world: int) -> list[list[tuple[str, int]]]:
-    """Names and positions of the samples of this rank, one list per micro-batch."""
-    windows = ClipWindows(shards, DataConfig(batch=2, micro_batches=4), seed=3)
-    batches = islice(stream(windows, start, rank, world), steps)
-    return [
-        [(sample.clip_id, place) for sample, place in zip(micro.samples, micro.positions, strict=True)]
-        for micros in batches
-        for micro in micros
-    ]
+def test_every_reason_is_in_the_account() -> None:
+    config = DataConfig(durations=(5, 13), max_latents=20, longest_side=1280)
+    sizes = {
+        Bucket(60, 104, 39): 2,  # 20 by max_latents, 19 by the cap, 13 by the durations
+        Bucket(60, 104, 4): 3,  # shorter than the shortest duration
+        Bucket(136, 160, 20): 1,  # 5 frames within the cap
+        Bucket(160, 160, 20): 4,  # 4 frames within the cap, and no window so short
+        Bucket(90, 240, 9): 3,  # 1,920 pixels wide
+        Bucket(240, 90, 9): 2,
+    }
+    found = account_of(sizes, config)
+    assert (found.clips, found.used, found.too_large, found.too_short, found.over_cap) == (15, 3, 5, 3, 4)
+    assert found.latent_frames == 78 + 12 + 20 + 80 + 45
+    assert (found.used_frames, found.unused_frames) == (2 * 13 + 5, 12 + 80 + 45)
+    assert (found.cut_by_length, found.cut_by_cap) == (2 * (19 + 6), 2 * 1 + 15)
 
 
-def test_the_samples_of_a_step_are_the_same_at_any_number_of_ranks(mixed_shards: Path) -> None:
-    alone = read_clips(mixed_shards, 0, 5, 0, 1)
-    for world in (2, 4):
-        ranks = [read_clips(mixed_shards, 0, 5, rank, world) for rank in range(world)]
-        assert [micro for together in zip(*ranks, strict=True) for micro in together] == alone
-
-
-def test_a_resumed_stream_goes_on_where_it_was(mixed_shards: Path) -> None:
-    assert read_clips(mixed_shards, 3, 2, 0, 1) == read_clips(mixed_shards, 0, 5, 0, 1)[12:]
-
-
-def test_the_clips_of_a_step_are_named_for_all_ranks(mixed_shards: Path) -> None:
-    windows = ClipWindows(mixed_shards, DataConfig(batch=2, micro_batches=4), seed=3)
-    seen = [name for micro in read_clips(mixed_shards, 2, 1, 0, 1) for name, _ in micro]
-    assert windows.clips_of_step(2) == seen
-
-
-def test_a_window_starts_with_its_clip_and_keeps_sound_and_picture_together(mixed_shards: Path) -> None:
-    windows = ClipWindows(mixed_shards, DataConfig(max_latents=4), seed=0)
-    sample = windows.read(2)
-    stored, _ = ShardReader(mixed_shards).sample(2)
-    assert torch.equal(sample.latents, torch.from_numpy(stored["latents"][:, :4]).float())
-    assert sample.audio.shape == (13, 24)
-    assert torch.equal(sample.audio[:, :18], torch.from_numpy(stored["audio"][:13]).float())
-    assert torch.equal(sample.audio[:, 18:], sample.audio[:, :6])  # the last state repeats the first
-    assert windows.audio_dim == 24
-
-
-def test_shuffled_audio_is_never_the_clip_s_own(shards: Path) -> None:
-    windows = ClipWindows(shards, DataConfig(batch=4), seed=0)
-    control = ClipWindows(shards, replace(windows.config, shuffle_audio=True), seed=0)
-    for right, wrong in zip(windows.micro_batch(0).samples, control.micro_batch(0).samples, strict=True):
-        assert right.clip_id == wrong.clip_id
-        assert torch.equal(right.latents, wrong.latents)
-        assert not torch.equal(right.audio, wrong.audio)
-
-
-def test_splits_are_kept_apart(shards: Path) -> None:
-    train, test = (ClipWindows(shards, DataConfig(split=split), seed=0).clip_ids for split in ("train", "test"))
-    assert (len(train), len(test)) == (12, 4)
-    assert not set(train) & set(test)
-
-
-def test_clips_over_the_cap_are_counted(mixed_shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    windows = ClipWindows(mixed_shards, DataConfig(), seed=0, shortest=5)
-    assert "7 of 23 samples are too short" in caplog.text
-    assert len(windows.rows) == 16
-
-
-def test_an_empty_split_is_named(shards: Path) -> None:
-    with pytest.raises(ValueError, match="split 'dev'"):
-        ClipWindows(shards, DataConfig(split="dev"), seed=0)
+def test_the_account_adds_up_whatever_the_clips() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = Counter(Bucket(*(int(rng.integers(2, top)) for top in (120, 120, 60))) for _ in range(20))
+        config = DataConfig(
+            max_latents=int(rng.integers(0, 40)),
+            min_latents=int(rng.integers(1, 5)),
+            durations=tuple(int(length) for length in rng.integers(1, 40, int(rng.integers(0, 4)))),
+            longest_side=int(rng.integers(0, 2)) * 720,
+            max_tokens=int(rng.integers(500, 40_000)),
+        )
+        account = account_of(sizes, config)
+        assert account.clips == account.used + account.too_large + account.too_short + account.over_cap == 20
+        left_out = account.unused_frames + account.cut_by_length + account.cut_by_cap
+        assert account.latent_frames == account.used_frames + left_out
+        assert account.used == sum(n for size, n in sizes.items() if window_bucket(*size, config).frames)

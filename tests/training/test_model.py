@@ -8,8 +8,9 @@ import torch
 from omniavatar.adapter import lora_layers
 from omniavatar.audio_entry import AudioEntry, audio_tensor_names
 from omniavatar.checkpoints import AdapterConfig, save_adapter
+from omniavatar.recompute import Recompute
 from omniavatar.transformer import load_base
-from training.checkpoint import adapter_config
+from training.export import adapter_config
 from training.model import ModelConfig, build_model
 
 AUDIO_DIM = 24
@@ -47,10 +48,22 @@ def test_every_way_the_sound_can_enter_is_trained_saved_and_continued(
 
 def test_gradient_checkpointing_is_what_the_recipe_says(lora: ModelConfig) -> None:
     running = {}
-    for mode in ("none", "full", "selective"):
+    for mode in get_args(Recompute):
         model = build_model(replace(lora, gradient_checkpointing=mode), AUDIO_DIM, "fp32", seed=0)
         running[mode] = model.dit.gradient_checkpointing
-    assert running == {"none": False, "full": True, "selective": True}
+    assert running == {"none": False, "full": True, "selective": True, "offload": True}
+
+
+def test_timesteps_are_rounded_where_the_recipe_says_so(lora: ModelConfig) -> None:
+    answers = []
+    for rounded in (True, False):
+        torch.manual_seed(1)
+        model = build_model(replace(lora, variant="base", round_timestep=rounded), AUDIO_DIM, "fp32", seed=0)
+        latents, text = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 6, 12)
+        answers += [model(latents, torch.tensor([time]), text) for time in (701.3, 700.0)]
+    # Between 512 and 1024, bfloat16 knows every fourth number.
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[1], answers[3])
+    assert not torch.equal(answers[2], answers[3])
 
 
 def test_variants_train_what_they_say(lora: ModelConfig) -> None:

@@ -1,5 +1,8 @@
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,10 +10,10 @@ import torch
 from torch import Tensor
 
 from omniavatar.flow import loss_weight
-from training.data import MicroBatch, Sample
 from training.objective import Batch, Draw, ObjectiveConfig, draw, make_batch, sample_losses
+from training.windows import MicroBatch, Sample
 
-DRAWS = 4000
+DRAWS = 12_000
 
 
 def make_sample(frames: int = 6, seed: int = 0) -> Sample:
@@ -29,48 +32,73 @@ def draws_of(config: ObjectiveConfig, count: int = DRAWS, frames: int = 6) -> li
     return [draw(config, 7, position, sample) for position in range(count)]
 
 
-def share(flags: list[bool]) -> float:
+@pytest.fixture(scope="module")
+def drawn_often() -> list[Draw]:
+    """Many draws of the default configuration: the paper's."""
+    return draws_of(ObjectiveConfig())
+
+
+def of_rate(rate: float, count: int = DRAWS) -> Any:
+    """A share out of `count` draws at `rate`, within four standard deviations of the binomial."""
+    return pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / count))
+
+
+def share(flags: Iterable[bool]) -> float:
+    flags = list(flags)
     return sum(flags) / len(flags)
 
 
-def test_dropouts_come_at_their_rates_and_independently() -> None:
-    drawn = draws_of(ObjectiveConfig(audio_dropout=0.1, text_dropout=0.3))
-    assert share([d.drop_audio for d in drawn]) == pytest.approx(0.1, abs=0.02)
-    assert share([d.drop_text for d in drawn]) == pytest.approx(0.3, abs=0.03)
-    assert share([d.drop_audio and d.drop_text for d in drawn]) == pytest.approx(0.03, abs=0.012)
+def test_dropouts_come_at_their_rates_and_independently(drawn_often: list[Draw]) -> None:
+    assert share(d.drop_audio for d in drawn_often) == of_rate(0.1)
+    assert share(d.drop_text for d in drawn_often) == of_rate(0.1)
+    assert share(d.drop_audio and d.drop_text for d in drawn_often) == of_rate(0.01)
+    silent = [d for d in drawn_often if d.drop_audio]
+    assert share(d.drop_text for d in silent) == of_rate(0.1, len(silent))
+    assert share(d.prefix == 1 for d in silent) == of_rate(0.25, len(silent))
+    changed = draws_of(ObjectiveConfig(audio_dropout=0.3, text_dropout=0.0), 2000)
+    assert share(d.drop_audio for d in changed) == of_rate(0.3, 2000)
+    assert not any(d.drop_text for d in changed)
 
 
-def test_prefixes_are_uniform_and_leave_something_to_learn() -> None:
-    counts = Counter(d.prefix for d in draws_of(ObjectiveConfig()))
+def test_prefixes_are_uniform_and_leave_something_to_learn(drawn_often: list[Draw]) -> None:
+    counts = Counter(d.prefix for d in drawn_often)
     assert sorted(counts) == [1, 2, 3, 4]
-    assert all(count / DRAWS == pytest.approx(0.25, abs=0.03) for count in counts.values())
+    assert all(count / DRAWS == of_rate(0.25) for count in counts.values())
     assert {d.prefix for d in draws_of(ObjectiveConfig(), 100, frames=3)} == {1, 2}
 
 
-def test_references_are_any_frame_or_the_first_one() -> None:
-    counts = Counter(d.reference for d in draws_of(ObjectiveConfig()))
-    assert all(counts[k] / DRAWS == pytest.approx(0.25, abs=0.03) for k in range(4))
-    mixed = Counter(d.reference for d in draws_of(ObjectiveConfig(first_reference=0.5)))
-    assert mixed[0] / DRAWS == pytest.approx(0.5 + 0.5 / 4, abs=0.03)
+def test_references_are_any_frame_or_the_first_one(drawn_often: list[Draw]) -> None:
+    counts = Counter(d.reference for d in drawn_often)
+    assert all(counts[k] / DRAWS == of_rate(0.25) for k in range(4))
+    mixed = Counter(d.reference for d in draws_of(ObjectiveConfig(first_reference=0.5), 2000))
+    assert mixed[0] / 2000 == of_rate(0.5 + 0.5 / 4, 2000)
     assert {d.reference for d in draws_of(ObjectiveConfig(first_reference=1.0), 100)} == {0}
 
 
-def test_the_zero_first_audio_frame_belongs_to_a_prefix_of_one() -> None:
-    drawn = draws_of(ObjectiveConfig(zero_first_audio=0.4))
-    assert not any(d.zero_first_audio for d in drawn if d.prefix > 1)
-    assert share([d.zero_first_audio for d in drawn if d.prefix == 1]) == pytest.approx(0.4, abs=0.06)
+def test_the_zero_first_audio_frame_belongs_to_a_prefix_of_one(drawn_often: list[Draw]) -> None:
+    assert not any(d.zero_first_audio for d in drawn_often if d.prefix > 1)
+    short = [d.zero_first_audio for d in drawn_often if d.prefix == 1]
+    assert share(short) == of_rate(0.5, len(short))
 
 
-def test_times_follow_the_published_schedule() -> None:
+def test_times_follow_the_published_schedule(drawn_often: list[Draw]) -> None:
     # Spec omniavatar 4.3: median t 833, mean 748, 35.8 % at 900 or more, 16.6 % below 500.
-    sigmas = np.array([d.sigma for d in draws_of(ObjectiveConfig(shift=5.0))])
-    assert np.median(sigmas) == pytest.approx(0.833, abs=0.01)
-    assert sigmas.mean() == pytest.approx(0.748, abs=0.01)
-    assert (sigmas >= 0.9).mean() == pytest.approx(0.358, abs=0.03)
-    assert (sigmas < 0.5).mean() == pytest.approx(0.166, abs=0.02)
-    normal = np.array([d.sigma for d in draws_of(ObjectiveConfig(shift=1.0, sigma="logit_normal"))])
+    sigmas = np.array([d.sigma for d in drawn_often])
+    assert np.median(sigmas) == pytest.approx(0.833, abs=0.006)
+    assert sigmas.mean() == pytest.approx(0.748, abs=4 * sigmas.std() / math.sqrt(DRAWS))
+    assert (sigmas >= 0.9).mean() == of_rate(0.358)
+    assert (sigmas < 0.5).mean() == of_rate(0.166)
+    before = sigmas / (5 - 4 * sigmas)  # without the shift
+    assert np.abs(1000 * before - np.round(1000 * before)).max() < 0.05  # one of a thousand steps
+    normal = np.array([d.sigma for d in draws_of(ObjectiveConfig(shift=1.0, sigma="logit_normal"), 4000)])
     assert np.median(normal) == pytest.approx(0.5, abs=0.02)
     assert np.log(normal / (1 - normal)).std() == pytest.approx(1.0, abs=0.04)
+
+
+def test_the_weight_of_a_time_is_the_published_bell() -> None:
+    # Spec omniavatar 4.3: of mean 1 over the thousand steps, zero at pure noise.
+    weights = loss_weight(torch.tensor([0.5, 0.833, 0.95, 1.0, 0.005], dtype=torch.float64), 5.0)
+    assert weights.tolist() == pytest.approx([2.08, 1.03, 0.32, 0.0, 0.03], abs=0.005)
 
 
 def test_chance_belongs_to_the_position_and_one_rate_does_not_move_the_rest() -> None:
@@ -89,6 +117,16 @@ def batch_of(draws: list[Draw], plain: bool = False) -> tuple[Batch, list[Sample
     samples = [make_sample(seed=number) for number in range(len(draws))]
     empty = torch.full((1, 5), 9.0)
     return make_batch(MicroBatch(samples, list(range(len(draws)))), draws, empty, 4, plain), samples
+
+
+def test_a_sample_draws_the_same_whatever_is_beside_it_in_the_batch() -> None:
+    samples, config, empty = [make_sample(seed=number) for number in range(3)], ObjectiveConfig(), torch.zeros(1, 5)
+    draws = [draw(config, 7, 20 + number, sample) for number, sample in enumerate(samples)]
+    together = make_batch(MicroBatch(samples, [20, 21, 22]), draws, empty, 4)
+    for number, sample in enumerate(samples):
+        alone = make_batch(MicroBatch([sample], [20 + number]), [draw(config, 7, 20 + number, sample)], empty, 4)
+        for name, tensor in vars(alone).items():
+            assert torch.equal(tensor[0], getattr(together, name)[number]), name
 
 
 @pytest.fixture

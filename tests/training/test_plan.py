@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from training.config import TrainConfig
 from training.data import DataConfig
 from training.devices import named_device
-from training.engine import EngineConfig
+from training.engine_settings import EngineConfig
 from training.flops import network_of
 from training.memory import parameters
 from training.model import ModelConfig
-from training.plan import mean_and_slowest, plan, received
-from training.train import TrainConfig
+from training.plan import exchanged, mean_and_slowest, plan, received
 
 A100 = named_device("A100-80GB")
 PAPER = TrainConfig(
@@ -68,7 +68,30 @@ def test_it_fits_or_says_what_would() -> None:
 
 def test_it_says_what_would_be_faster() -> None:
     assert plan(PAPER, 8, A100).faster == ("model.gradient_checkpointing=selective", "engine.stage=0")
-    assert plan(with_mode("selective"), 8, A100).faster == ()
+    assert plan(with_mode("selective"), 8, A100).faster == ("engine.stage=0",)
+
+
+def test_ranks_that_hold_samples_together_are_one_for_the_data() -> None:
+    shared = replace(PAPER, engine=replace(PAPER.engine, sequence_parallel=4))
+    one, four = plan(PAPER, 64, A100), plan(shared, 64, A100)
+    assert (four.micro_batches, four.steps_per_epoch) == (64, one.steps_per_epoch)
+    assert four.step_seconds == pytest.approx(one.step_seconds)  # four micro-batches each, of a quarter of the work
+    assert four.largest.memory.kept == pytest.approx(one.largest.memory.kept / 4, rel=1e-4)
+    # Query, key, value and output of 7,410 tokens in 40 blocks, three times, of which three quarters come from others.
+    sent = 4 * 3 / 4 * 3 * 40 * 7_410 * 5_120 * 2
+    network = network_of({}, "lora", 128, "multi")
+    assert exchanged(network, shared.engine, 29_640, "full") == pytest.approx(sent)
+    assert four.received == pytest.approx(received(parameters(network), PAPER.engine, 64, 4) + 4 * sent)
+    with pytest.raises(ValueError, match="ranks is 6; expected a multiple of engine.sequence_parallel, 4"):
+        plan(shared, 6, A100)
+
+
+def test_weights_gathered_within_a_machine_spare_the_network() -> None:
+    near = plan(replace(PAPER, engine=replace(PAPER.engine, hpz_ranks=8)), 64, A100)
+    far = plan(PAPER, 64, A100)
+    assert near.traffic_seconds < far.traffic_seconds / 5
+    assert (near.largest.memory.total - far.largest.memory.total) / 1e9 == pytest.approx((28.7 + 2.5) / 8, rel=0.02)
+    assert "engine.hpz_ranks=8" in far.faster
 
 
 def test_micro_batches_are_dealt_evenly() -> None:

@@ -1,12 +1,13 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
+from training.config import TrainConfig
 from training.devices import named_device
-from training.engine import EngineConfig
+from training.engine_settings import EngineConfig
 from training.model import ModelConfig
 from training.plan import plan
 from training.plan_words import plan_lines
-from training.train import TrainConfig
 
 CONFIG = TrainConfig(
     model=ModelConfig(base=Path("wan2.1-t2v-14b"), gradient_checkpointing="full"),
@@ -40,6 +41,15 @@ def test_what_does_not_fit_is_said_with_the_remedy() -> None:
     keeping = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing="none"))
     assert "DOES NOT FIT" in words(keeping, 8)
     assert "the smallest change with which it fits: model.gradient_checkpointing=selective" in words(keeping, 8)
+
+
+def test_what_is_shared_or_waits_on_the_host_is_said() -> None:
+    engine = replace(CONFIG.engine, sequence_parallel=2, hpz_ranks=8, offload_optimizer=True, offload_parameters=True)
+    said = words(replace(CONFIG, engine=engine), 64)
+    assert "2 ranks hold each sample together, weights once more among 8 ranks, optimizer and weights in the" in said
+    # 31.1 GB of weights / 64, and / 8 once more; gradients, two moments and master copy of 2.47 GB each / 64.
+    assert re.search(r"and 4\.5\d GB of the memory of the host for each rank", said)
+    assert "faster, and still fits: engine.offload_parameters=false, engine.offload_optimizer=false" in said
 
 
 def test_a_time_in_float32_is_said_to_be_too_short() -> None:

@@ -1,0 +1,151 @@
+"""Two methods on the clips they share: paired tests from the long tables of finished runs, no video is looked at."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy import stats
+
+from common.runs import RunFolder
+from eval.records import WHOLE_SET
+from eval.statistics import holm, paired_test
+from eval.study import FEWEST_CLIPS
+
+ALPHA, POWER = 0.05, 0.8
+ByClip = Mapping[str, float]
+Table = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Method a less method b in one metric, over the `n` clips that both have a value for.
+
+    `removed` counts clips that only one has a value for. `low` and `high` are the 95 % interval of the difference,
+    `win_rate` the share of clips on which a is higher (ties half), `p` is Wilcoxon's and `p_holm` what is left of it
+    after all tests made together. `detectable` is the difference that these clips would show with 80 % power at 5 %.
+    Of a set (n is 1), and below three clips or groups, there is no spread over clips and these are None.
+    """
+
+    metric: str
+    a: str
+    b: str
+    n: int
+    removed: int
+    mean_a: float
+    mean_b: float
+    difference: float
+    low: float | None = None
+    high: float | None = None
+    win_rate: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
+
+
+class CompareError(ValueError):
+    """There is nothing that can be compared."""
+
+
+def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
+    """The long table of a judged run. Raises CompareError where there is none."""
+    path = Path(run.root) / "report" / "metrics.parquet"
+    if not path.is_file():
+        raise CompareError(f"{path} does not exist; judge the run first: omniavatar eval run --run {run.root}")
+    return pq.read_table(path).to_pylist()
+
+
+def by_clip(rows: Table, method: str, metric: str) -> dict[str, float]:
+    """clip_id -> value of one method in one metric, the mean over seeds; the set itself has the id ""."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["method"] == method and row["metric"] == metric and row["value"] is not None:
+            found.setdefault(row["clip_id"], []).append(row["value"])
+    return {clip: float(np.mean(values)) for clip, values in found.items()}
+
+
+def check_protocols(*tables: Table) -> None:
+    """Raises CompareError when tables were made by different protocols, whose numbers share no column."""
+    found = sorted({row["protocol"] for rows in tables for row in rows})
+    if len(found) > 1:
+        raise CompareError(
+            f"The protocols are {' and '.join(found)}; expected one. Judge both runs with the same "
+            "eval.features.protocol."
+        )
+
+
+def difference(
+    metric: str,
+    names: tuple[str, str],
+    values: tuple[ByClip, ByClip],
+    groups: Mapping[str, str] | None = None,
+    resamples: int = 10_000,
+) -> Difference | None:
+    """The paired difference of two methods in one metric; None when they share no clip.
+
+    `groups`: clip_id -> video or speaker, for clips that are not independent.
+    """
+    first, second = values
+    shared = sorted(set(first) & set(second))
+    if not shared:
+        return None
+    a, b = (np.array([each[clip] for clip in shared]) for each in values)
+    removed = len(set(first) | set(second)) - len(shared)
+    found = Difference(metric, *names, len(shared), removed, float(a.mean()), float(b.mean()), float((a - b).mean()))
+    if shared == [WHOLE_SET]:
+        return found
+    members = [(groups or {}).get(clip, clip) for clip in shared]
+    if len(set(members)) < FEWEST_CLIPS:
+        return found
+    test = paired_test(a.tolist(), b.tolist(), resamples, groups=members if groups else None)
+    each = {name: [d for d, member in zip(a - b, members, strict=True) if member == name] for name in members}
+    smallest = detectable_difference(np.array([np.mean(differences) for differences in each.values()]))
+    shown = {"low": test.low, "high": test.high, "win_rate": test.win_rate, "p": test.p_wilcoxon}
+    return replace(found, **shown, detectable=smallest)
+
+
+def detectable_difference(differences: np.ndarray) -> float:
+    """The mean difference that a paired t test of so many clips with this spread finds with 80 % power at 5 %.
+
+    The usual sum of two quantiles of t, exact to a few per cent from five clips on.
+    """
+    n = len(differences)
+    quantiles = stats.t.ppf(1 - ALPHA / 2, n - 1) + stats.t.ppf(POWER, n - 1)
+    return float(quantiles * np.std(differences, ddof=1) / math.sqrt(n))
+
+
+def adjusted(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with Holm's correction over all that have a p."""
+    tested = [each for each in differences if each.p is not None]
+    corrected = iter(holm([each.p for each in tested if each.p is not None]))
+    return [each if each.p is None else replace(each, p_holm=next(corrected)) for each in differences]
+
+
+def compare_methods(
+    tables: tuple[Table, Table],
+    methods: tuple[str, str],
+    names: tuple[str, str],
+    metrics: Sequence[str],
+    groups: Mapping[str, str] | None = None,
+) -> list[Difference]:
+    """Every metric that a method of one table and one of another both have, with Holm's correction over them.
+
+    `names` are what the two are called in the result. Raises CompareError when a method is not in its table, the
+    protocols differ, or nothing is shared.
+    """
+    check_protocols(*tables)
+    for rows, method in zip(tables, methods, strict=True):
+        known = sorted({row["method"] for row in rows})
+        if method not in known:
+            raise CompareError(f"Method {method!r} was not judged there; the methods are {', '.join(known)}.")
+    found = []
+    for metric in metrics:
+        values = (by_clip(tables[0], methods[0], metric), by_clip(tables[1], methods[1], metric))
+        found.append(difference(metric, names, values, groups))
+    shared = [each for each in found if each is not None]
+    if not shared:
+        raise CompareError(f"{names[0]} and {names[1]} have no clip in common; judge both on the same test set.")
+    return adjusted(shared)

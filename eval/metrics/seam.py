@@ -1,0 +1,76 @@
+"""Does the picture jump where the chunks of a long video were joined?
+
+A seam is the number of the first new frame after the kept overlap, as the stitcher cuts it: the jump is between frames
+b - 1 and b.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.records import UnscorableError
+
+REACH = 12  # frames to each side that a jump is held against
+CLEAR_Z = 3.0
+DRAWS = 999
+# Grey levels below which the spread of the neighbours is rounding: a still picture has none at all.
+LEAST_SPREAD = 0.1
+TO_SIGMA = 1.4826  # of a normal distribution, from the median absolute deviation
+
+
+@dataclass(frozen=True)
+class SeamJumps:
+    """`z` (S,) of each seam against the frames around it, `mean_z`, `share` of seams with z above 3, and `p`: how often
+    as many frames drawn at random have a mean z as large."""
+
+    z: np.ndarray
+    mean_z: float
+    share: float
+    p: float
+
+
+def frame_jumps(frames: Iterable[np.ndarray]) -> np.ndarray:
+    """Mean absolute difference (T - 1,) in grey levels of neighbours among frames (T, H, W, 3) uint8, which may come
+    one by one; entry b - 1 belongs to frame b."""
+    jumps, before = [], None
+    for frame in frames:
+        now = np.asarray(frame, np.int16)
+        if before is not None:
+            jumps.append(float(np.abs(now - before).mean()))
+        before = now
+    return np.array(jumps)
+
+
+def seam_jumps(jumps: np.ndarray, seams: Sequence[int], draws: int = DRAWS, seed: int = 0) -> SeamJumps:
+    """Judge the seams (frame numbers 1..T-1) of a video with these `jumps` (T - 1,).
+
+    Without a visible seam `p` is uniform. Raises UnscorableError without a seam in the video or with fewer than twice
+    as many frames as seams and REACH on top.
+    """
+    joins = np.unique([seam - 1 for seam in seams if 0 < seam <= len(jumps)])
+    if not len(joins):
+        raise UnscorableError("no seam: the video is one chunk")
+    if len(jumps) < 2 * len(joins) + REACH:
+        raise UnscorableError(f"too short: {len(jumps) + 1} frames for {len(joins)} seams")
+    z = jump_scores(jumps, joins)
+    observed = float(z[joins].mean())
+    rng = np.random.default_rng(seed)
+    drawn = np.array([z[rng.choice(len(z), len(joins), replace=False)].mean() for _ in range(draws)])
+    p = (1 + int((drawn >= observed - 1e-12).sum())) / (draws + 1)
+    return SeamJumps(z[joins], observed, float((z[joins] > CLEAR_Z).mean()), p)
+
+
+def jump_scores(jumps: np.ndarray, joins: np.ndarray) -> np.ndarray:
+    """z (n,) of every jump against the median and the spread of the up to 24 around it, itself and `joins` left out."""
+    free = np.ones(len(jumps), bool)
+    free[joins] = False
+    scores = np.zeros(len(jumps))
+    for place in range(len(jumps)):
+        low = max(0, place - REACH)
+        around = np.arange(low, min(len(jumps), place + REACH + 1))
+        others = jumps[around[free[around] & (around != place)]]
+        middle = np.median(others)
+        spread = TO_SIGMA * np.median(np.abs(others - middle))
+        scores[place] = (jumps[place] - middle) / max(spread, LEAST_SPREAD)
+    return scores

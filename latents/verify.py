@@ -1,0 +1,129 @@
+"""Are the shards what their index says? Every byte is read again and held against everything that is known of it."""
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tarfile import BLOCKSIZE
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from common.jsonlines import JsonLines
+from common.progress import progress
+from common.runs import RunFolder, fingerprint
+from common.shard_index import INDEX, read_part
+from common.shard_sample import META, TENSORS
+from common.shards import TAR_END, ShardError, ShardReader
+
+LOG = "verify.jsonl"  # in the run's cache: shards found good by a verification that has not come to its end
+
+
+@dataclass
+class Verdict:
+    """What a verification has read, and each finding as (clip_id or file name, what is wrong with it)."""
+
+    samples: int = 0
+    size: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line a finding, and the sum."""
+        findings = [f"BAD {name}: {why}" for name, why in self.bad]
+        return [*findings, f"{self.samples} samples, {self.size / 1e9:.3g} GB read again, {len(self.bad)} bad"]
+
+
+def verify_shards(run: RunFolder) -> Verdict:
+    """Read all shards of a run again. One that was stopped goes on at the next shard. Errors: FileNotFoundError,
+    ShardError for an index that cannot be used at all."""
+    reader, verdict = ShardReader(run.shards), Verdict()
+    rows = reader.index.to_pylist()
+    verdict.bad += _index_findings(run.shards, rows)
+    shards: dict[str, list[int]] = {file.name: [] for file in run.shards.glob("shard-*.tar")}
+    for number, row in enumerate(rows):
+        shards.setdefault(row["shard"], []).append(number)
+    log = JsonLines(run.cache / LOG)
+    known = {(row["shard"], row["stamp"]): row["bad"] for row in log.rows()}
+    for shard in progress(sorted(shards), "verify"):
+        path, held = run.shards / shard, {number: rows[number] for number in shards[shard]}
+        stamp = shard_stamp(path, held)
+        if (bad := known.get((shard, stamp))) is None:
+            bad = list(_shard_findings(path, held, reader))
+            log.append({"shard": shard, "stamp": stamp, "bad": bad})
+        verdict.bad += [(name, why) for name, why in bad]
+        verdict.samples += len(held)
+        verdict.size += sum(row["size"] for row in held.values())
+    log.remove()
+    return verdict
+
+
+def _index_findings(shards: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The index and its parts, which are written apart, must say the same."""
+    parts = [row for part in sorted(shards.glob("shard-*.parquet")) for row in read_part(part).to_pylist()]
+    if rows != parts:
+        yield INDEX, "differs from its parts, shard-*.parquet; write the shards again"
+    counts = Counter(row["clip_id"] for row in rows)
+    yield from ((name, f"is there {count} times") for name, count in counts.items() if count > 1)
+
+
+def shard_stamp(path: Path, held: dict[int, dict[str, Any]]) -> str:
+    """Changes with the file of a shard and with the index of its samples."""
+    about = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else ()
+    return fingerprint([about, [row["checksum"] for row in held.values()]])
+
+
+def _shard_findings(path: Path, held: dict[int, dict[str, Any]], reader: ShardReader) -> Iterator[tuple[str, str]]:
+    """Every byte of a shard is a sample's, `held` by number, or of the mark at its end."""
+    if not path.exists():
+        yield path.name, "is missing"
+        return
+    end = 0
+    with open(path, "rb") as file:
+        for number, row in held.items():
+            if row["offset"] != end:
+                yield row["clip_id"], f"begins at byte {row['offset']}, the one before ends at {end}"
+            end = row["offset"] + row["size"]
+            file.seek(row["offset"])
+            if why := _sample_finding(file.read(row["size"]), row, reader, number):
+                yield row["clip_id"], why
+        file.seek(end)
+        if file.read() != TAR_END:
+            yield path.name, f"has something else than the mark of its end from byte {end} on"
+
+
+def _sample_finding(data: bytes, row: dict[str, Any], reader: ShardReader, number: int) -> str:
+    """What is wrong with a sample: as a plain tar and safetensors reader sees it, as ours does, and by its SHA-256."""
+    try:
+        tensors, meta = reader.sample(number)
+        members = _members(data)
+        plain = safetensors.numpy.load(members[row["clip_id"] + TENSORS])
+    except (ShardError, OSError, SafetensorError, tarfile.TarError) as error:
+        return str(error)
+    except KeyError as error:
+        return f"has no member {error}"
+    digest = hashlib.sha256(members[row["clip_id"] + TENSORS]).hexdigest()
+    if meta.get("sha256", digest) != digest:
+        return f"has the SHA-256 {digest[:12]}, had {meta['sha256'][:12]} when it was encoded"
+    fill = -len(members[row["clip_id"] + TENSORS]) % BLOCKSIZE
+    if any(data[len(data) - fill :]):
+        return "has something else than zeros after its tensors"
+    used = sum(BLOCKSIZE + len(member) + -len(member) % BLOCKSIZE for member in members.values())
+    if set(members) != {row["clip_id"] + META, row["clip_id"] + TENSORS} or used != len(data):
+        return f"holds {', '.join(members)} in {used} of {len(data)} bytes"
+    shape = (row["latent_frames"], row["latent_height"], row["latent_width"])
+    if tensors["latents"].shape[1:] != shape or len(tensors["text"]) != row["text_tokens"]:
+        found = (tensors["latents"].shape[1:], len(tensors["text"]))
+        return f"has latents {found[0]} and {found[1]} text tokens, the index says {shape} and {row['text_tokens']}"
+    broken = [name for name, array in plain.items() if not np.isfinite(array).all()]
+    return f"is not finite in {', '.join(broken)}" if broken else ""
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        files = {member.name: tar.extractfile(member) for member in tar}
+        return {name: file.read() for name, file in files.items() if file is not None}

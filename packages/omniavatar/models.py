@@ -1,0 +1,104 @@
+"""The four networks of generation: where their weights lie, how they are loaded, and a name for them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from common.runs import fingerprint
+from omniavatar.adapter import merge_lora
+from omniavatar.attention import choose_attention
+from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder
+from omniavatar.checkpoints import load_adapter
+from omniavatar.text_encoder import TextEncoder, load_text_encoder
+from omniavatar.transformer import AvatarTransformer, load_base
+from omniavatar.vae import WanVAE, load_vae
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """Where and in which precision the networks run; wav2vec2 is always float32.
+
+    `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
+    `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
+    works on tiles: less memory, slightly other latents and pixels.
+    """
+
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: str = "auto"
+    round_timestep: bool = False
+    tiled_vae: bool = False
+
+    def resolved(self) -> tuple[torch.device, torch.dtype]:
+        """Device and precision of this machine. Raises ValueError for a device that is not there."""
+        gpus = torch.cuda.device_count()
+        device = torch.device(("cuda" if gpus else "cpu") if self.device == "auto" else self.device)
+        if device.type == "cuda" and (device.index or 0) >= gpus:
+            raise ValueError(f"load.device is {self.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
+        kind = ("bf16" if device.type == "cuda" else "fp32") if self.dtype == "auto" else self.dtype
+        return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Where the weights of each role lie; without an adapter the transformer is the plain text-to-video base."""
+
+    transformer: Path
+    vae: Path
+    text_encoder: Path
+    tokenizer: Path
+    audio_encoder: Path
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True)
+class AvatarModels:
+    """The four networks, on one device, and a name for these weights that keeps cached chunks of others apart."""
+
+    transformer: AvatarTransformer
+    vae: WanVAE
+    text_encoder: TextEncoder
+    audio_encoder: AudioEncoder
+    identity: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents live."""
+        return self.vae.mean.device
+
+    @property
+    def size_unit(self) -> int:
+        """Pixels that height and width must be multiples of."""
+        return int(self.vae.stride[1] * self.transformer.dit.config.patch_size[1])
+
+
+def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
+    """Load all networks for generation, LoRA merged. Errors as of each loader, of LoadConfig and `choose_attention`."""
+    device, dtype = config.resolved()
+    transformer = load_base(paths.transformer, dtype)
+    transformer.round_timestep = config.round_timestep
+    if paths.adapter is not None:
+        load_adapter(transformer, paths.adapter)
+        merge_lora(transformer)
+    transformer.eval().requires_grad_(False).to(device)
+    chosen = choose_attention(transformer, config.attention)
+    vae = load_vae(paths.vae, dtype).to(device)
+    vae.set_tiling(config.tiled_vae)
+    text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
+    audio_encoder = load_audio_encoder(paths.audio_encoder)
+    text_encoder.model.to(device)
+    audio_encoder.model.to(device)
+    identity = fingerprint([*_file_marks(paths), str(dtype), config.round_timestep, chosen, config.tiled_vae])
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity)
+
+
+def _file_marks(paths: ModelPaths) -> Iterator[tuple[str, str, int, int]]:
+    # Size and time of writing, not content: hashing 40 GB would take longer than sampling a chunk.
+    for role, path in asdict(paths).items():
+        files = sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
+        for file in files:
+            if file.is_file():
+                yield role, file.name, file.stat().st_size, file.stat().st_mtime_ns

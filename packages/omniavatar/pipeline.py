@@ -1,0 +1,138 @@
+"""Generation as users of diffusers know it: load once, call with a picture, a sound and a prompt, save the result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.media import AUDIO_RATE
+from omniavatar.generate import chunk_starts, draw_portrait, generate_video
+from omniavatar.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
+from omniavatar.models import AvatarModels, LoadConfig, ModelPaths, load_models
+from omniavatar.presets import GenerateConfig
+from omniavatar.presets import preset as settings_of
+from omniavatar.video_file import sound_track, write_avatar_video, write_settings
+
+ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
+
+
+@dataclass(frozen=True)
+class AvatarOutput:
+    """`frames` uint8 RGB (T, H, W, 3) at 25 per second; `wave` (N,) at `rate`, the sound that belongs to them."""
+
+    frames: np.ndarray
+    wave: np.ndarray
+    rate: int
+    config: GenerateConfig
+    prompt: str
+
+    def save(self, path: Path | str) -> None:
+        """Write an mp4 with the sound, and its settings as JSON beside it. Errors as of common.media.write_video."""
+        write_avatar_video(path, self.frames, self.wave, self.rate)
+        count, height, width, _ = self.frames.shape
+        starts = chunk_starts(count, height, width, self.config)
+        write_settings(path, self.config, {"prompt": self.prompt, "frames": len(self.frames), "chunk_starts": starts})
+
+
+class OmniAvatarPipeline:
+    """The loaded networks and the settings a call starts from. Make one with `from_pretrained`."""
+
+    def __init__(self, models: AvatarModels, paths: ModelPaths, config: GenerateConfig) -> None:
+        self.models, self.paths, self.config = models, paths, config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: Path | str | Mapping[str, Path | str],
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> "OmniAvatarPipeline":
+        """Load from one folder with a subfolder per role (transformer, vae, text_encoder, tokenizer, audio_encoder,
+        adapter), or from a mapping of role to path; other roles in it are not looked at.
+
+        `dtype` is torch.float32, torch.bfloat16 or None for the device's; `settings` are fields of GenerateConfig, the
+        defaults of every call. Raises ValueError, FileNotFoundError and what `load_models` raises.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or None.")
+        paths = _role_paths(weights)
+        load = replace(settings.pop("load", LoadConfig()), device=str(device), dtype=_DTYPES[dtype])
+        config = GenerateConfig(load=load, **settings)
+        return cls(load_models(paths, load), paths, config)
+
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | Path | str | None = None,
+        audio: np.ndarray | Path | str | None = None,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        audio_guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seconds: float = 0.0,
+        preset: str = "",
+        **settings: Any,
+    ) -> AvatarOutput:
+        """Animate `image` (Pillow, uint8 RGB array or file) to `audio` (mono 16 kHz array or file).
+
+        Without an image the base draws one from the prompt; without a sound `seconds` of silence are made. Arguments
+        left out are those the pipeline was made with; `generator` counts by its initial seed. `preset` names
+        settings that come first, `settings` are further fields of GenerateConfig. Raises ValueError for unusable input.
+        """
+        named = {
+            "negative_prompt": negative_prompt,
+            "steps": num_inference_steps,
+            "text_guidance": guidance_scale,
+            "audio_guidance": audio_guidance_scale,
+            "seed": generator.initial_seed() if generator is not None and seed is None else seed,
+            "height": height,
+            "width": width,
+        }
+        given = {name: value for name, value in named.items() if value is not None}
+        named_settings = settings_of(preset) if preset else {}
+        config = replace(self.config, **{**named_settings, **given, **settings})
+        sound = _sound(audio, seconds)
+        picture = self._draw(prompt, config) if image is None else _picture(image)
+        frames = generate_video(self.models, picture, sound.heard, prompt, config)
+        return AvatarOutput(frames, sound_track(sound.played, config, sound.rate), sound.rate, config, prompt)
+
+    def _draw(self, prompt: str, config: GenerateConfig) -> np.ndarray:
+        if not prompt.strip():
+            raise InputError("Neither an image nor a prompt was given; give one of them.")
+        base = load_models(replace(self.paths, adapter=None), config.load)
+        return draw_portrait(base, prompt, config)
+
+
+def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
+    if not isinstance(weights, Mapping):
+        weights = {role: Path(weights) / role for role in ROLES}
+    absent = [role for role in ROLES if role not in weights or not Path(weights[role]).exists()]
+    if absent:
+        where = weights.get(absent[0], "not named")
+        raise FileNotFoundError(f"There are no weights for {', '.join(absent)} ({where}); give the path of each role.")
+    return ModelPaths(**{role: Path(weights[role]) for role in ROLES})
+
+
+def _picture(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    return check_sides(to_rgb(image), "The image") if isinstance(image, Image.Image) else read_image(image)
+
+
+def _sound(audio: np.ndarray | Path | str | None, seconds: float) -> Sound:
+    if audio is None:
+        return silent_sound(seconds)
+    if not isinstance(audio, np.ndarray):
+        return read_sound(audio)
+    wave = audio.astype(np.float32)
+    return Sound(wave, wave, AUDIO_RATE)

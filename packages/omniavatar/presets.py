@@ -1,0 +1,96 @@
+"""How a video is sampled: every setting in one place, and three sets of them by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omniavatar.models import LoadConfig
+
+# What a talking portrait should not look like; the points of Wan's default list and of upstream's.
+NEGATIVE_PROMPT = (
+    "oversaturated colours, overexposure, fast moving background, fast camera movement, scene cut, subtitles, "
+    "still picture, blurred details, painting, cartoon style, compression artefacts, grey cast, ugly, deformed, "
+    "badly drawn hands, extra or fused fingers, badly drawn face, deformed limbs, three legs, crowded background, "
+    "walking backwards"
+)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How to sample. Defaults are the preset `default`; chunk_frames 0 means what max_tokens allows.
+
+    Steps from the share `guidance_from` of all to `guidance_to` are guided; `batched_guidance` computes the passes of a
+    step in one forward. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded again) or as
+    latents: `overlap_kind`. `blend` fades from one chunk to the next over the shared frames, `colour_match` pulls the
+    colours at each chunk's end back to the picture. height and width (both or none) replace the size chosen from the
+    buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the sound; with `keep_reference`
+    the reference stays as frame 0 and the sound waits for it. Without a picture the base draws one: the middle of a
+    video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as Wan was.
+    """
+
+    load: LoadConfig = LoadConfig()
+    steps: int = 25
+    shift: float = 5.0
+    text_guidance: float = 4.5
+    audio_guidance: float = 4.5
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    batched_guidance: bool = False
+    overlap: int = 13
+    overlap_kind: Literal["pixel", "latent"] = "pixel"
+    blend: bool = True
+    colour_match: Literal["none", "reference"] = "reference"
+    lead_in: float = 0.0
+    keep_reference: bool = False
+    portrait_frames: int = 1
+    chunk_frames: int = 0
+    max_tokens: int = 30_000
+    longest_side: int = 720
+    height: int = 0
+    width: int = 0
+    seed: int = 42
+    negative_prompt: str = NEGATIVE_PROMPT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_from <= self.guidance_to <= 1:
+            raise ValueError(
+                f"guidance_from={self.guidance_from}, guidance_to={self.guidance_to}; expected shares of the steps, "
+                "0 <= guidance_from <= guidance_to <= 1."
+            )
+        if self.portrait_frames < 1 or self.portrait_frames % 4 != 1:
+            raise ValueError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
+        if self.lead_in < 0:
+            raise ValueError(f"lead_in is {self.lead_in}; expected seconds of silence, 0 or more.")
+        if self.overlap_kind == "latent" and self.colour_match != "none":
+            raise ValueError(
+                f"overlap_kind=latent hands on latents, out of reach of colour_match={self.colour_match}; set "
+                "colour_match=none."
+            )
+        if bool(self.height) != bool(self.width):
+            raise ValueError(f"height={self.height}, width={self.width}; give both, or neither.")
+
+
+_PLAIN_JOINS = {"blend": False, "colour_match": "none"}
+# What a preset fixes is the procedure. Shift, guidance and sizes belong to the weights and stay the recipe's; the
+# defaults above are upstream's for all of them.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {
+        "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": True, "colour_match": "reference",
+        "lead_in": 0.0, "keep_reference": False,
+    },
+    # scripts/inference.py with configs/inference.yaml as released: 50 steps (the command in its README says 25).
+    "official": {
+        "steps": 50, "overlap": 13, "overlap_kind": "pixel", **_PLAIN_JOINS, "lead_in": 0.3, "keep_reference": True,
+    },
+    # Algorithm 1. Its one long noise is as good as noise per chunk: what lies under the overlap is never used.
+    "paper": {
+        "steps": 25, "overlap": 13, "overlap_kind": "latent", **_PLAIN_JOINS, "lead_in": 0.0, "keep_reference": False,
+    },
+}  # fmt: skip
+
+
+def preset(name: str) -> Mapping[str, Any]:
+    """The settings a preset fixes, by field of GenerateConfig. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,112 @@
+"""Commands about shards: what they will take, and whether they are what they should be."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.progress import setup_logging
+
+if TYPE_CHECKING:
+    from common.runs import RunFolder
+    from latents.forecast import Length, Speed
+
+app = typer.Typer(no_args_is_help=True, help="Shards of latents: a forecast before they are made, a check after.")
+
+RunOption = Annotated[Path, typer.Option("--run", help="run folder")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+
+
+@app.command()
+def verify(
+    run: RunOption = Path("runs/demo"),
+    pictures: Annotated[int, typer.Option(help="decode so many samples beside their source, into a PNG")] = 0,
+    seed: Annotated[int, typer.Option(help="another seed, other samples")] = 0,
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+) -> None:
+    """Read every byte of the shards again and check it; names each bad sample, and ends with code 1 if there is one."""
+    setup_logging()
+    from common.runs import RunFolder
+    from latents.verify import verify_shards
+
+    folder = RunFolder(run)
+    verdict = verify_shards(folder)
+    print("\n".join(verdict.lines()))
+    if pictures and not verdict.bad:
+        print("\n".join(_sheet(folder, pictures, seed, recipe, settings)))
+    raise typer.Exit(1 if verdict.bad else 0)
+
+
+def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: list[str] | None) -> list[str]:
+    from latents.sheet import decode_samples, write_sheet
+    from omniavatar.models import LoadConfig
+    from omniavatar.vae import load_vae
+    from pipelines.recipe import read_recipe
+    from pipelines.steps import require
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    device, dtype = LoadConfig(chosen.latents.device, chosen.latents.dtype).resolved()
+    vae = load_vae(require(chosen.model_paths(), ("vae",))["vae"], dtype, device)
+    decoded = decode_samples(run, vae, pictures, seed)
+    sheet = run.report / "shards.png"
+    write_sheet(sheet, decoded)
+    return [*(f"{sample.psnr:6.1f} dB  {sample.clip_id}" for sample in decoded), str(sheet)]
+
+
+@app.command()
+def forecast(
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+    run: Annotated[Path | None, typer.Option("--run", help="take its kept clips, and its speed if it has one")] = None,
+    clips: Annotated[int, typer.Option(help="without kept clips: so many, of --hours together")] = 0,
+    hours: Annotated[float, typer.Option(help="hours of video")] = 0.0,
+    workers: Annotated[int, typer.Option(help="how many encode at a time")] = 1,
+    probe: Annotated[bool, typer.Option("--probe", help="measure the speed here, on a few frames of noise")] = False,
+) -> None:
+    """Bytes and hours that encoding will take. Encodes nothing."""
+    setup_logging()
+    from latents.encode import load_encoders
+    from latents.forecast import even_lengths, read_widths
+    from latents.forecast import forecast as make_forecast
+    from latents.forecast import probe as measure
+    from omniavatar.models import LoadConfig
+    from pipelines.recipe import read_recipe
+    from pipelines.steps import GENERATION_ROLES, require
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    config, named = chosen.latents, chosen.named_models()
+    if not clips and run is None:
+        raise typer.BadParameter("give --run with curated clips, or --clips and --hours")
+    lengths = even_lengths(clips, hours, config.buckets[0]) if clips else _kept_lengths(run or Path())
+    speed = _speed(run) if run else None
+    if probe:
+        place = LoadConfig(config.device, config.dtype).resolved()
+        encoders = load_encoders(
+            require(chosen.model_paths(), GENERATION_ROLES[1:5]), config.references, config.audio, *place
+        )
+        speed = measure(encoders, config.buckets[0])
+    widths = read_widths(named["text_encoder"], named["audio_encoder"])
+    print("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))
+
+
+def _kept_lengths(run: Path) -> "list[Length]":
+    from common.clips import stream_clips
+    from common.runs import RunFolder
+    from latents.forecast import Length
+
+    rows = stream_clips(RunFolder(run).clips_parquet, ("decision", "duration", "height", "width", "crop"))
+    kept = (row for row in rows if row["decision"] == "kept")
+    shapes = ((row["duration"], row["crop"] or (0, 0, row["width"], row["height"])) for row in kept)
+    return [Length(seconds, height, width) for seconds, (_, _, width, height) in shapes]
+
+
+def _speed(run: Path) -> "Speed | None":
+    """What the last job of a run took."""
+    from common.runs import RunFolder
+    from latents.bill import last_bill
+    from latents.forecast import Speed
+
+    bill = last_bill(RunFolder(run))
+    return Speed(0.0, bill.seconds / bill.megapixel_frames) if bill and bill.megapixel_frames else None

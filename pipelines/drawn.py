@@ -1,0 +1,84 @@
+"""Drawn clips in place of curated ones: what a training on the small world needs, without sources to judge.
+
+The clips are files and rows as curation leaves them, so that every later step is the ordinary one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.clips import write_clips
+from common.executors import ExecutorConfig, Stage, run_stage
+from common.ledger import Ledger, Outcome
+from common.media import write_video
+from common.runs import RunFolder, sha256_file
+from miniature.figure import Framing
+from miniature.world import HELD_OUT_SEED, draw_clip
+
+HALF_BODY_EVERY = 5
+WINDOW_SECONDS = 49 / 25
+
+
+@dataclass(frozen=True)
+class DrawnConfig:
+    """How many clips are drawn for training and held out, `seconds` long; every `half_body_every`-th shows half a body,
+    none with 0."""
+
+    train: int = 1800
+    test: int = 48
+    seconds: float = WINDOW_SECONDS
+    half_body_every: int = HALF_BODY_EVERY
+
+
+def draw_kept_clips(config: DrawnConfig, run: RunFolder, executor: ExecutorConfig) -> None:
+    """Write `clips/*.mp4` and `clips.parquet`, all kept; drawn files stay."""
+    counts = {"train": config.train, "test": config.test}
+    rows = [row for split, count in counts.items() for row in drawn_rows(count, split, config.half_body_every)]
+    stage = Stage("draw", "1", asdict(config), {}, partial(make_drawer, run.clips, config.seconds))
+    units = [row | {"unit": row["clip_id"]} for row in rows]
+    outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
+    draw = make_drawer(run.clips, config.seconds)
+    for unit in units:  # the ledger outlives a file that somebody deleted
+        if not (run.clips / f"{unit['clip_id']}.mp4").exists():
+            draw(unit)
+    write_clips(run.clips_parquet, _table(rows, outcomes, config.seconds))
+
+
+def make_drawer(folder: Path, seconds: float) -> Callable[[Mapping[str, Any]], Outcome]:
+    """The function that draws the clip of a row into a file of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return partial(_draw, folder, seconds)
+
+
+def _draw(folder: Path, seconds: float, row: Mapping[str, Any]) -> Outcome:
+    clip = draw_clip(row["seed"], seconds, row["framing"])
+    path = folder / f"{row['clip_id']}.mp4"
+    write_video(path, clip.frames, clip.audio)
+    height, width = clip.frames.shape[1:3]
+    return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(path), "height": height, "width": width})
+
+
+def drawn_rows(count: int, split: str, half_body_every: int = HALF_BODY_EVERY) -> list[dict[str, Any]]:
+    """Clip rows for clips that are yet to be drawn, with their `seed` and `framing`; all but `train` are held out."""
+    start = 0 if split == "train" else HELD_OUT_SEED
+    return [
+        _row(seed, "half" if half_body_every and seed % half_body_every == 0 else "face", split)
+        for seed in range(start, start + count)
+    ]
+
+
+def _row(seed: int, framing: Framing, split: str) -> dict[str, Any]:
+    name = f"drawn_{framing}_{seed:07d}"
+    caption = draw_clip(seed, 1 / 25, framing).caption
+    fixed = {"clip_id": name, "video_id": name, "split": split, "caption": caption}
+    return fixed | {"seed": seed, "framing": framing}
+
+
+def _table(rows: list[dict[str, Any]], outcomes: list[Outcome], seconds: float) -> Iterator[dict[str, Any]]:
+    fixed = {"source": "miniature", "decision": "kept", "reasons": [], "t_start": 0.0, "t_end": seconds}
+    for row, outcome in zip(rows, outcomes, strict=True):
+        named = {name: row[name] for name in ("clip_id", "video_id", "split", "caption")}
+        place = {"duration": seconds, "bytes_uri": f"clips/{row['clip_id']}.mp4", "fps_src": 25.0}
+        yield fixed | named | place | outcome.outputs

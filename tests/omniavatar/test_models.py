@@ -1,0 +1,46 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
+from omniavatar.generate import generate_clips
+from omniavatar.models import AvatarModels, LoadConfig, ModelPaths, load_models
+from omniavatar.presets import GenerateConfig
+from omniavatar.transformer import AvatarTransformer
+
+CONFIG = GenerateConfig(steps=2, shift=2.0, height=32, width=32)
+
+
+def clip(models: AvatarModels) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    image, wave = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8), rng.standard_normal(5120).astype(np.float32)
+    return generate_clips(models, [(image, wave, "a man speaks")], CONFIG)[0]
+
+
+def test_models_load_from_their_folders(
+    tiny_models: AvatarModels, other_base: AvatarTransformer, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_base(other_base, tmp_path / "transformer")
+    save_adapter(tiny_models.transformer, tmp_path / "adapter", AdapterConfig("full"))
+    tiny_models.vae.model.save_pretrained(tmp_path / "vae")
+    tiny_models.text_encoder.model.save_pretrained(tmp_path / "text")
+    tiny_models.audio_encoder.model.save_pretrained(tmp_path / "audio")
+    folders = [tmp_path / name for name in ("transformer", "vae", "text")]
+    paths = ModelPaths(*folders, tokenizer_folder, tmp_path / "audio", tmp_path / "adapter")
+    loaded = load_models(paths)
+    exact = clip(loaded)
+    assert np.array_equal(exact, clip(tiny_models))
+    half = load_models(paths, LoadConfig(dtype="bf16"))
+    assert np.abs(clip(half).astype(int) - exact).mean() < 5
+    assert len({loaded.identity, half.identity, load_models(replace(paths, adapter=None)).identity}) == 3
+
+
+def test_where_the_networks_run() -> None:
+    device, dtype = LoadConfig().resolved()
+    assert (device.type, dtype) == (("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32))
+    assert LoadConfig("cpu", "bf16").resolved() == (torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(ValueError, match="cuda:99"):
+        LoadConfig("cuda:99").resolved()

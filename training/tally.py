@@ -1,0 +1,57 @@
+"""What a step adds up to: its loss, its samples, its work; and the numbers of the log that follow from them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from training.devices import Peak
+from training.engine import Engine
+from training.flops import Work
+
+
+@dataclass
+class Tally:
+    """Sums over the samples of a step: of one rank, until `over_ranks`. `clips` (id -> loss) stay this rank's own."""
+
+    loss: float = 0.0
+    samples: float = 0.0
+    tokens: float = 0.0
+    asked: float = 0.0  # operations of forward and backward passes
+    executed: float = 0.0  # the same with what gradient checkpointing computes again
+    clips: dict[str, float] = field(default_factory=dict)
+
+    def add(self, clips: list[str], losses: Tensor, tokens: int, work: Work) -> None:
+        """A micro-batch: its clips with their losses (B,), tokens and work of one of its samples."""
+        self.clips |= dict(zip(clips, losses.tolist(), strict=True))
+        self.loss += losses.sum().item()
+        self.samples += len(losses)
+        self.tokens += tokens * len(losses)
+        self.asked += work.step * len(losses)
+        self.executed += work.executed * len(losses)
+
+    def over_ranks(self, engine: Engine) -> "Tally":
+        """The sums over all ranks; called by all."""
+        loss, samples, tokens, asked, executed = engine.total(
+            self.loss, self.samples, self.tokens, self.asked, self.executed
+        )
+        return Tally(loss, samples, tokens, asked, executed, self.clips)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the samples; every sample weighs the same, also those of a short micro-batch."""
+        return self.loss / self.samples
+
+    def speed(self, seconds: float, waited: float, ranks: int, peak: Peak) -> dict[str, Any]:
+        """Numbers for the log, of sums over `ranks` in `seconds`, of which the first rank `waited` for data."""
+        possible = seconds * ranks * peak.flops
+        return {
+            "tokens_per_s": self.tokens / seconds,
+            "seconds": seconds,
+            "data_wait": waited,
+            "data_wait_share": waited / seconds,
+            "mfu": self.asked / possible,
+            "hfu": self.executed / possible,
+            "peak_tflops": peak.flops / 1e12,
+            "peak_source": peak.source,
+        }
