@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from common.runs import RunFolder
+from eval.clip_metrics import METRICS
 from eval.records import WHOLE_SET
 from eval.statistics import holm, paired_test
 from eval.study import FEWEST_CLIPS
@@ -103,8 +104,8 @@ def difference(
     test = paired_test(a.tolist(), b.tolist(), resamples, groups=members if groups else None)
     each = {name: [d for d, member in zip(a - b, members, strict=True) if member == name] for name in members}
     smallest = detectable_difference(np.array([np.mean(differences) for differences in each.values()]))
-    shown = {"low": test.low, "high": test.high, "win_rate": test.win_rate, "p": test.p_wilcoxon}
-    return replace(found, **shown, detectable=smallest)
+    found = replace(found, low=test.low, high=test.high, win_rate=test.win_rate)
+    return replace(found, p=test.p_wilcoxon, detectable=smallest)
 
 
 def detectable_difference(differences: np.ndarray) -> float:
@@ -149,3 +150,36 @@ def compare_methods(
     if not shared:
         raise CompareError(f"{names[0]} and {names[1]} have no clip in common; judge both on the same test set.")
     return adjusted(shared)
+
+
+def read_groups(run: RunFolder) -> dict[str, str]:
+    """clip_id -> video or speaker, of the clips whose manifest names one."""
+    path = Path(run.root) / "videos" / "manifest.parquet"
+    if not path.is_file() or "group" not in pq.read_schema(path).names:
+        return {}
+    rows = pq.read_table(path, columns=["clip_id", "group"]).to_pylist()
+    return {row["clip_id"]: row["group"] for row in rows if row["group"]}
+
+
+def difference_lines(found: Sequence[Difference]) -> list[str]:
+    """A table in plain text, one line for each metric."""
+    first = found[0]
+    lines = [f"a = {first.a}, b = {first.b}; win rate: share of clips on which a is the better one"]
+    heads = ("metric", "a", "b", "a - b", "95 % interval", "win", "p", "p Holm", "detectable", "clips", "removed")
+    table = [heads, *(_words(each) for each in found)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+    return lines + ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in table]
+
+
+def _words(found: Difference) -> tuple[str, ...]:
+    metric = METRICS[found.metric]
+    wins = found.win_rate if found.win_rate is None or metric.better >= 0 else 1 - found.win_rate
+
+    def text(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    digits = f".{metric.digits}f"
+    interval = "-" if found.low is None else f"{text(found.low, digits)} .. {text(found.high, digits)}"
+    means = (text(found.mean_a, digits), text(found.mean_b, digits), text(found.difference, f"+{digits}"))
+    tests = (text(wins, ".2f"), text(found.p, ".2g"), text(found.p_holm, ".2g"), text(found.detectable, digits))
+    return (metric.label, *means, interval, *tests, str(found.n), str(found.removed))

@@ -62,7 +62,7 @@ def evaluate(
     judges = {role: Path(path) for role in JUDGE_ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
-    seen = _look_at_all(job, _units(run, rows), run, executor)
+    seen = _look_at_all(job, units_of(run, rows), run, executor)
 
     ready = {extractor.name for extractor in job.extractors}
     study = _study(run, rows, seen, ready, config.features.protocol)
@@ -150,7 +150,7 @@ def _picture_name(row: dict) -> str:
     return f"picture/{row['image']}"
 
 
-def _units(run: RunFolder, rows: list[dict]) -> list[dict]:
+def units_of(run: RunFolder, rows: list[dict]) -> list[dict]:
     """The videos to look at: those of the manifest, the real ones and pictures they are compared with, and the demo."""
     everything = tuple(extractor.name for extractor in EXTRACTORS)
     units = [_unit(run, _name(row), row["video"], everything, row["audio"], row["reference"]) for row in rows]

@@ -8,31 +8,39 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from common.runs import RunFolder, atomic_write, write_json
+from eval.card import write_card
+from eval.further import drift, further_metrics, paper_numbers
 from eval.gallery import gallery
 from eval.sections import demo, funnel, number, provenance, results, strips, training
-from eval.summary import summarize
+from eval.summary import read_optional, summarize
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
-    """Write `report/index.html` and `report/summary.json` from the files of a run; returns the path of the page.
+    """Write `report/index.html`, `summary.json` and, of a judged run, the result card; returns the path of the page.
 
     `summary` overrides keys of summary.json (its form is in `eval.summary`), e.g. `seconds` per stage as the caller
     timed them. Parts of the run that are not there are shown as "not run".
     """
     complete = summarize(run, summary)
+    if (run.report / "metrics.parquet").exists():
+        write_card(run)
     page = render(
         run=Path(run.root).name,
         summary=complete,
         headline=headline(complete),
         demo=demo(run),
+        drift=drift(run),
         funnel=funnel(run, complete),
         strips=strips(run),
         training=training(run),
         results=results(run),
+        further=further_metrics(run),
+        reported=paper_numbers(run),
         gallery=gallery(run),
         provenance=provenance(run),
+        card=read_optional(run.report / "card.json"),
     )
     write_json(run.report / "summary.json", complete)
     path = run.report / "index.html"
@@ -46,7 +54,7 @@ def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
     sync = summary["sync_c"]
     own, swapped, p = sync["adapter"], sync["swapped_audio"], sync["p_adapter_over_swapped"]
     if own is None or swapped is None or p is None:
-        return "Not yet judged", "The lips have not been compared with the voice in this run."
+        return "Not yet judged", "The lips have not been compared with the voice in this run"
     numbers = f"Sync-C {own:.2f} on held-out voices, {swapped:.2f} when another clip's sound drives"
     evidence = f"{numbers} (paired Wilcoxon test, p\u00a0=\u00a0{p_text(p)})"
     if p < 0.01 and own > swapped:

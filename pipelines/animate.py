@@ -1,5 +1,6 @@
 """One request -> one video file, described beside it: with what it was made, and how far it drifts."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def animate(
 
     `models` holds the roles of generation and, for the likeness in the description, face_detector and face_identity;
     `preset` is the name the settings go by; `load` gives networks that are loaded already. A portrait that has to be
-    drawn is written beside as PNG. Raises FileNotFoundError and ValueError for unusable input before any weight is
-    read, then what the loaders raise.
+    drawn is written beside as PNG. Of several processes that make one video together the first alone writes. Raises
+    FileNotFoundError and ValueError for unusable input before any weight is read, then what the loaders raise.
     """
     inputs = read_request(request)
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
@@ -42,6 +43,9 @@ def animate(
     count = frames_of(with_lead_in(inputs.sound.heard, sampling)) + sampling.keep_reference
     height, width = frame_size(loaded, image, sampling)
     pieces = stream_video(loaded, image, inputs.sound.heard, inputs.prompt, sampling, cache)
+    if loaded.rank:
+        deque(pieces, maxlen=0)
+        return
     sound = sound_track(inputs.sound.played, sampling, inputs.sound.rate)
     write_avatar_video(out, (frame for piece in pieces for frame in piece), sound, inputs.sound.rate, count)
     starts = chunk_starts(count, height, width, sampling)
@@ -71,7 +75,9 @@ def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> Mode
 
 def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | None], out: Path) -> np.ndarray:
     # The base is gone again before the avatar model is loaded: both together need twice the memory.
-    portrait = draw_portrait(load_models(model_paths(models, None), sampling.load), inputs.prompt, sampling)
-    with atomic_write(out.with_suffix(".png")) as temporary:
-        Image.fromarray(portrait).save(temporary)
+    base = load_models(model_paths(models, None), sampling.load)
+    portrait = draw_portrait(base, inputs.prompt, sampling)
+    if base.rank == 0:
+        with atomic_write(out.with_suffix(".png")) as temporary:
+            Image.fromarray(portrait).save(temporary)
     return portrait

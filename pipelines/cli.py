@@ -80,7 +80,6 @@ def _step_command(name: str, text: str) -> None:
 
 _step_command("curate", "Sources to kept clips: shots, faces, speech, sync, quality, and a reason for every refusal.")
 _step_command("latents", "Kept clips to shards: VAE latents, caption embeddings, audio features.")
-_step_command("eval", "Videos to metrics and the report.")
 
 
 @app.command()

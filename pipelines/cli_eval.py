@@ -37,3 +37,123 @@ def sweep(
         print(f"{outcome.unit}: {outcome.message}")
     if failed:
         raise typer.Exit(1)
+
+
+eval_app = typer.Typer(
+    invoke_without_command=True,
+    help="Videos to metrics and the report: the step of a recipe, or plan, run, report, compare, card and import.",
+)
+app.add_typer(eval_app, name="eval")
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+
+
+@eval_app.callback()
+def evaluate_step(
+    context: typer.Context,
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    ray: Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")] = "",
+    retry: Annotated[bool, typer.Option("--retry", help="try units again that failed for good")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run finished steps again")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Videos to metrics and the report: alone the step of a recipe, with a command below for any folder of videos."""
+    if context.invoked_subcommand is not None:
+        return
+    setup_logging(verbose)
+    from pipelines.cli_run import run_flow
+
+    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
+    again = ["executor.retry=true"] if retry else []
+    run_flow(recipe, run, [*(settings or ()), *where, *again], "eval", "eval", force or retry)
+
+
+@eval_app.command("import")
+def import_list(
+    file: Annotated[Path, typer.Argument(help="CSV or JSON lines: method, clip_id, video, reference, audio ...")],
+    run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in")],
+) -> None:
+    """Videos of any system, as a list, into a run folder that `eval run` judges."""
+    from common.runs import RunFolder
+    from eval.foreign import import_videos
+
+    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run)).items()))
+
+
+@eval_app.command("plan")
+def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None) -> None:
+    """What judging a run folder takes: clips, networks, what is cached, what lacks weights, seconds."""
+    from common.runs import RunFolder
+    from eval.plan import plan_evaluation, plan_lines
+    from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    folder = RunFolder(run or Path("runs") / chosen.name)
+    print("\n".join(plan_lines(plan_evaluation(chosen.eval, chosen.model_paths(), folder))))
+
+
+@eval_app.command("run")
+def judge_videos(
+    recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False
+) -> None:
+    """Judge the videos in the manifest of a run folder, whoever made them; run again it goes on."""
+    setup_logging(verbose)
+    from common.recipe import dump_recipe
+    from common.runs import RunFolder, save_provenance
+    from eval.job import evaluate
+    from eval.report import write_report
+    from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths()
+    if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
+        save_provenance(folder, dump_recipe(chosen), {role: path for role, path in models.items() if path})
+    evaluate(chosen.eval, models, folder, chosen.executor)
+    print(write_report(folder, {}))
+
+
+@eval_app.command("report")
+def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
+    """Write the report of a judged run again; nothing is computed anew."""
+    from common.runs import RunFolder
+    from eval.compare import read_metrics
+    from eval.report import write_report
+
+    read_metrics(RunFolder(run))
+    print(write_report(RunFolder(run), {}))
+
+
+@eval_app.command("compare")
+def compare_runs(
+    a: Annotated[str, typer.Argument(help="RUN or RUN:METHOD; the method is adapter unless said otherwise")],
+    b: Annotated[str, typer.Argument(help="the same, to compare with")],
+    all_metrics: Annotated[bool, typer.Option("--all", help="also the metrics that the report leaves out")] = False,
+) -> None:
+    """Paired tests between two runs, or two methods of one, on the clips that both have."""
+    from common.runs import RunFolder
+    from eval.clip_metrics import METRICS
+    from eval.compare import compare_methods, difference_lines, read_groups, read_metrics
+    from eval.gallery import JUDGED
+
+    (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
+    runs = RunFolder(Path(first)), RunFolder(Path(second))
+    metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
+    tables, methods = (read_metrics(runs[0]), read_metrics(runs[1])), (of_first or JUDGED, of_second or JUDGED)
+    found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]))
+    print("\n".join(difference_lines(found)))
+
+
+@eval_app.command("card")
+def result_card(
+    run: Annotated[Path, typer.Option("--run", help="a judged run folder")],
+    test_set: Annotated[Path | None, typer.Option("--test-set", help="list that the clips are of, as CSV")] = None,
+) -> None:
+    """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
+    from common.runs import RunFolder
+    from eval.card import write_card
+    from eval.test_sets import read_test_set
+
+    print(write_card(RunFolder(run), read_test_set(test_set) if test_set else None))

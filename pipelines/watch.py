@@ -2,7 +2,8 @@
 
 It reads `checkpoints/adapters/step-*`, animates the same held-out clips with the same noise each time, once with their
 own sound and once with another clip's, scores both with SyncNet and leaves a line per video in
-`logs/sample_videos.jsonl`. The training never waits for it; killed and started again it goes on with the adapters not yet sampled.
+`logs/sample_videos.jsonl`. The training never waits for it; killed and started again it goes on with the adapters not
+yet sampled.
 """
 
 import time

@@ -6,11 +6,13 @@ from typing import Any
 from common.runs import RunFolder, read_json
 from curation.download_summary import recorded_downloads, summarise_downloads
 from curation.job import summarise
+from curation.summary import SOURCES_FILE
 
 
 def closing_words(run: RunFolder) -> list[str]:
     """Lines for a person about what the run folder holds now; empty before anything was curated."""
-    lines = summarise(run).lines() if run.clips_parquet.exists() else []
+    curated = run.clips_parquet.exists() and (run.root / SOURCES_FILE).exists()  # drawn clips have no sources
+    lines = summarise(run).lines() if curated else []
     if downloads := recorded_downloads(run.ledger):
         lines = [*summarise_downloads(downloads).lines(), *lines]
     planted = run.report / "faults.json"

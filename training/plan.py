@@ -83,8 +83,9 @@ class Plan:
 
     @property
     def export_bytes(self) -> int:
-        """What is exported beside it."""
-        return (FLOAT if self.config.checkpoint.export_dtype == "fp32" else HALF) * self.parameters.trained
+        """What is exported beside it; LoRA in two layouts, of which one lacks the audio modules, under one percent."""
+        layouts = 2 if self.config.model.variant == "lora" else 1
+        return layouts * (FLOAT if self.config.checkpoint.export_dtype == "fp32" else HALF) * self.parameters.trained
 
 
 def plan(config: TrainConfig, ranks: int, device: Device, shards: Path | None = None, hfu: float = 0.45) -> Plan:

@@ -112,7 +112,8 @@ def _chunks(
             if made is None:
                 name = f"chunk {chunk.index + 1} of {len(chunks)}"
                 made = _make_chunk(models, scene, chunk, tail, seed_of(request, config), config, whole, name)
-                kept.save(chunk, made)
+                if models.rank == 0:
+                    kept.save(chunk, made)
             else:
                 whole.update(config.steps)
             tail = made.tail

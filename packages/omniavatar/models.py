@@ -1,6 +1,6 @@
 """The four networks of generation: where their weights lie, how they are loaded, and a name for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,9 @@ from omniavatar.adapter import merge_lora
 from omniavatar.attention import choose_attention
 from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder
 from omniavatar.checkpoints import load_adapter
+from omniavatar.extra_lora import merge_extra_lora
+from omniavatar.ranks import join_ranks, own_device
+from omniavatar.streaming import stream_blocks
 from omniavatar.text_encoder import TextEncoder, load_text_encoder
 from omniavatar.transformer import AvatarTransformer, load_base
 from omniavatar.vae import WanVAE, load_vae
@@ -23,7 +26,12 @@ class LoadConfig:
 
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
     `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
-    works on tiles: less memory, slightly other latents and pixels.
+    works on tiles: less memory, slightly other latents and pixels. `offload` "blocks" keeps the transformer's blocks in
+    the memory of the host and copies each as it runs: same output, room for two of them, slower. `share_sequence`: the
+    processes of a torchrun call make one video together, on a GPU each, and the first writes it. `merge` False leaves
+    the adapter's LoRA beside the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of
+    a LoRA for the base, merged `extra_lora_scale` times (see extra_lora.py); with one that needs few steps set steps,
+    shift and guidance to suit.
     """
 
     device: str = "auto"
@@ -31,6 +39,11 @@ class LoadConfig:
     attention: str = "auto"
     round_timestep: bool = False
     tiled_vae: bool = False
+    offload: Literal["none", "blocks"] = "none"
+    share_sequence: bool = False
+    merge: bool = True
+    extra_lora: str = ""
+    extra_lora_scale: float = 1.0
 
     def resolved(self) -> tuple[torch.device, torch.dtype]:
         """Device and precision of this machine. Raises ValueError for a device that is not there."""
@@ -56,13 +69,17 @@ class ModelPaths:
 
 @dataclass(frozen=True)
 class AvatarModels:
-    """The four networks, on one device, and a name for these weights that keeps cached chunks of others apart."""
+    """The four networks, on one device, and a name for these weights that keeps cached chunks of others apart.
+
+    `rank`: number of this process among those that make one video together; only 0 writes.
+    """
 
     transformer: AvatarTransformer
     vae: WanVAE
     text_encoder: TextEncoder
     audio_encoder: AudioEncoder
     identity: str = ""
+    rank: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -76,28 +93,45 @@ class AvatarModels:
 
 
 def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
-    """Load all networks for generation, LoRA merged. Errors as of each loader, of LoadConfig and `choose_attention`."""
+    """Load all networks for generation. Errors as of each loader, of LoadConfig and `choose_attention`."""
     device, dtype = config.resolved()
+    device = own_device(device) if config.share_sequence else device
     transformer = load_base(paths.transformer, dtype)
     transformer.round_timestep = config.round_timestep
     if paths.adapter is not None:
         load_adapter(transformer, paths.adapter)
-        merge_lora(transformer)
-    transformer.eval().requires_grad_(False).to(device)
-    chosen = choose_attention(transformer, config.attention)
+        if config.merge:
+            merge_lora(transformer)
+    if config.extra_lora:
+        merge_extra_lora(transformer, config.extra_lora, config.extra_lora_scale)
+    rank = join_ranks(transformer, device) if config.share_sequence else 0
+    chosen = _place(transformer.eval().requires_grad_(False), device, config)
     vae = load_vae(paths.vae, dtype).to(device)
     vae.set_tiling(config.tiled_vae)
     text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
     audio_encoder = load_audio_encoder(paths.audio_encoder)
     text_encoder.model.to(device)
     audio_encoder.model.to(device)
-    identity = fingerprint([*_file_marks(paths), str(dtype), config.round_timestep, chosen, config.tiled_vae])
-    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity)
+    files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
+    settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
+    identity = fingerprint([*_file_marks(files), str(dtype), *settings])
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, rank)
 
 
-def _file_marks(paths: ModelPaths) -> Iterator[tuple[str, str, int, int]]:
+def _place(transformer: AvatarTransformer, device: torch.device, config: LoadConfig) -> str:
+    """Put the transformer where it computes, and return the name of its attention kernel."""
+    if config.offload == "none":
+        transformer.to(device)
+        return choose_attention(transformer, config.attention)
+    transformer.dit.blocks[0].to(device)  # which kernel runs is tried with a block's weights
+    chosen = choose_attention(transformer, config.attention)
+    stream_blocks(transformer, device)
+    return chosen
+
+
+def _file_marks(roles: Mapping[str, Path | None]) -> Iterator[tuple[str, str, int, int]]:
     # Size and time of writing, not content: hashing 40 GB would take longer than sampling a chunk.
-    for role, path in asdict(paths).items():
+    for role, path in roles.items():
         files = sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
         for file in files:
             if file.is_file():

@@ -20,12 +20,15 @@ class GenerateConfig:
     """How to sample. Defaults are the preset `default`; chunk_frames 0 means what max_tokens allows.
 
     Steps from the share `guidance_from` of all to `guidance_to` are guided; `batched_guidance` computes the passes of a
-    step in one forward. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded again) or as
-    latents: `overlap_kind`. `blend` fades from one chunk to the next over the shared frames, `colour_match` pulls the
-    colours at each chunk's end back to the picture. height and width (both or none) replace the size chosen from the
-    buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the sound; with `keep_reference`
-    the reference stays as frame 0 and the sound waits for it. Without a picture the base draws one: the middle of a
-    video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as Wan was.
+    step in one forward. `cache_threshold` above 0 leaves out steps whose foretold change since the last computed one is
+    smaller; the polynomial that foretells it is known for Wan2.1, `cache_polynomial` (highest power first) is for other
+    models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded
+    again) or as latents: `overlap_kind`. `blend` fades from one chunk to the next over the shared frames,
+    `colour_match` pulls the colours at each chunk's end back to the picture. height and width (both or none) replace
+    the size chosen from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the
+    sound; with `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the base
+    draws one: the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as
+    Wan was.
     """
 
     load: LoadConfig = LoadConfig()
@@ -36,6 +39,8 @@ class GenerateConfig:
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     batched_guidance: bool = False
+    cache_threshold: float = 0.0
+    cache_polynomial: tuple[float, ...] = ()
     overlap: int = 13
     overlap_kind: Literal["pixel", "latent"] = "pixel"
     blend: bool = True
@@ -57,6 +62,8 @@ class GenerateConfig:
                 f"guidance_from={self.guidance_from}, guidance_to={self.guidance_to}; expected shares of the steps, "
                 "0 <= guidance_from <= guidance_to <= 1."
             )
+        if self.cache_threshold < 0:
+            raise ValueError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small number above.")
         if self.portrait_frames < 1 or self.portrait_frames % 4 != 1:
             raise ValueError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
         if self.lead_in < 0:

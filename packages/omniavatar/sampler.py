@@ -3,8 +3,9 @@
 Shapes: B batch, T latent frames, h w latent size, k prefix latents, F = 4(T - 1) + 1 pixel frames.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from omniavatar.flow import TIMESTEPS, euler_step, sigma_schedule
+from omniavatar.kept import KeptResidual, KeptSound, KeptText
 from omniavatar.transformer import AvatarTransformer
 
 
@@ -67,6 +69,7 @@ def denoise(
     shift: float,
     guidance: Guidance,
     on_step: Callable[[], None] = lambda: None,
+    computed: Sequence[bool] | None = None,
 ) -> Tensor:
     """Solve the flow from noise (B, 16, T, h, w) to clean latents of the same shape by Euler steps, in float32.
 
@@ -74,39 +77,59 @@ def denoise(
     prefix (B, 16, k, h, w) clean latents or None: they replace the first k frames before every step and after the last
     (the noise there never matters, the timestep is the same for all frames). Silence in guidance is zeros in place of
     the wav2vec2 states, as in training; where `audio` is nothing but zeros, the passes with and without it are one.
-    Source: paper section 3.4, wan_video.py. `on_step` is called after each step.
+    Source: paper section 3.4, wan_video.py. `on_step` is called after each step. Where `computed` of a step is False,
+    a pass takes what the blocks added at its last computed one (residual_cache.py); None computes all.
     """
     hears = audio is not None and bool(audio.any())
-    silence = torch.zeros_like(audio) if audio is not None else None
-
-    def inputs(taken: Pass) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return text if taken.text else negative_text, condition, audio if taken.sound else silence
-
+    forwards = _Forwards(text, negative_text, condition, audio, keeps_residuals=computed is not None)
     latents = _hold(noise.float(), prefix)
     for step, (sigma, next_sigma) in enumerate(pairwise(sigma_schedule(steps, shift).tolist())):
         timestep = torch.full((len(latents),), sigma * TIMESTEPS, device=latents.device)
         passes = guidance.passes(hears, step / steps)
-        given = [inputs(taken) for taken in passes]
-        velocities = (_together if guidance.batched else _one_by_one)(model, latents, timestep, given)
+        reuse = computed is not None and not computed[step]
         velocity = torch.zeros_like(latents)
-        for taken, out in zip(passes, velocities, strict=True):
-            velocity += taken.weight * out
+        for group in [passes] if guidance.batched else [[taken] for taken in passes]:
+            times = len(group)
+            given = forwards.of(group, reuse)
+            out = model(latents.repeat(times, 1, 1, 1, 1), timestep.repeat(times), *given).float()
+            for taken, part in zip(group, out.chunk(times), strict=True):
+                velocity += taken.weight * part
         latents = _hold(euler_step(latents, velocity, sigma, next_sigma), prefix)
         on_step()
     return latents
 
 
-Given = list[tuple[Tensor, Tensor | None, Tensor | None]]  # text, condition and audio of each pass
+class _Forwards:
+    """What the network is given beside latents and timestep for one pass, or for several in a batch: the same at each
+    step, and kept from one to the next."""
+
+    def __init__(
+        self,
+        text: Tensor,
+        negative_text: Tensor,
+        condition: Tensor | None,
+        audio: Tensor | None,
+        keeps_residuals: bool,
+    ) -> None:
+        self._condition = condition
+        self._text = cache(lambda asked: KeptText(torch.cat([text if with_it else negative_text for with_it in asked])))
+        self._sound = cache(lambda asked: KeptSound(torch.cat([_or_silence(audio, with_it) for with_it in asked])))
+        self._residual = cache(lambda asked: KeptResidual())
+        self._hears, self._keeps_residuals = audio is not None, keeps_residuals
+
+    def of(self, group: Sequence[Pass], reuse: bool) -> tuple[object, ...]:
+        """Text, condition, sound and residual of a group of passes; with `reuse` the residual stands in for blocks."""
+        texts, sounds = tuple(taken.text for taken in group), tuple(taken.sound for taken in group)
+        condition = None if self._condition is None else self._condition.repeat(len(group), 1, 1, 1, 1)
+        residual = self._residual((texts, sounds))
+        residual.reuse = reuse
+        kept = residual if self._keeps_residuals else None
+        return self._text(texts), condition, self._sound(sounds) if self._hears else None, kept
 
 
-def _one_by_one(model: AvatarTransformer, latents: Tensor, timestep: Tensor, given: Given) -> list[Tensor]:
-    return [model(latents, timestep, *inputs).float() for inputs in given]
-
-
-def _together(model: AvatarTransformer, latents: Tensor, timestep: Tensor, given: Given) -> list[Tensor]:
-    joined = [None if parts[0] is None else torch.cat(parts) for parts in zip(*given, strict=True)]
-    times = len(given)
-    return list(model(latents.repeat(times, 1, 1, 1, 1), timestep.repeat(times), *joined).float().chunk(times))
+def _or_silence(audio: Tensor | None, with_it: bool) -> Tensor:
+    assert audio is not None
+    return audio if with_it else torch.zeros_like(audio)
 
 
 def _hold(latents: Tensor, prefix: Tensor | None) -> Tensor:

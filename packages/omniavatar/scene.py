@@ -17,6 +17,7 @@ from omniavatar.chunks import FIRST_PREFIX, Chunk
 from omniavatar.images import choose_size, fit_image
 from omniavatar.models import AvatarModels
 from omniavatar.presets import GenerateConfig
+from omniavatar.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.sampler import Guidance, denoise
 from omniavatar.text_encoder import pad_text
 from omniavatar.transformer import build_condition
@@ -132,7 +133,16 @@ def sample_chunk(
             config.batched_guidance,
         ),
         on_step=on_step,
+        computed=_computed_steps(models, config),
     )
+
+
+def _computed_steps(models: AvatarModels, config: GenerateConfig) -> list[bool] | None:
+    if not config.cache_threshold:
+        return None
+    polynomial = config.cache_polynomial or polynomial_of(models.transformer)
+    changes = modulation_changes(models.transformer, config.steps, config.shift)
+    return plan_steps(changes, config.cache_threshold, polynomial)
 
 
 def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:

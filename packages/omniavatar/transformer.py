@@ -18,6 +18,7 @@ from torch.nn import functional
 from common.runs import read_json
 from omniavatar.audio_entry import AudioEntry, audio_blocks, audio_modules
 from omniavatar.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.kept import KeptResidual, KeptSound, KeptText, TextAttention
 from omniavatar.key_names import dit_to_diffusers, dit_to_original
 from omniavatar.recompute import Recompute, recomputing
 from omniavatar.sequence import Rotary, SequenceGroup, SharedSelfAttention
@@ -37,11 +38,15 @@ class AudibleWanTransformer(WanTransformer3DModel):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
+        text: Tensor | KeptText,
         sound: Tensor | None = None,
         layers: Mapping[int, nn.Module] | None = None,
+        residual: KeptResidual | None = None,
     ) -> Tensor:
-        """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w)."""
+        """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w).
+
+        With `residual` the blocks run only where it has nothing to reuse, and what they add is left in it.
+        """
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         rotary = self.rope(latents)
         tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
@@ -52,17 +57,37 @@ class AudibleWanTransformer(WanTransformer3DModel):
             cosine, sine = rotary
             rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
             place = Place(place.per_frame, self.ranks.rank * tokens.shape[1])
-        time, time_projection, text, _ = self.condition_embedder(timestep, text)
-        modulation = time_projection.unflatten(1, (6, -1))
-        recompute = torch.is_grad_enabled() and self.gradient_checkpointing
-        for index, block in enumerate(self.blocks):
-            layer = layers.get(index) if layers else None
-            step = (block, tokens, text, modulation, rotary, layer, sound, place)
-            tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
+        time, modulation, text = self._embed(timestep, text)
+        if residual is not None and residual.reuse and residual.value is not None:
+            tokens = tokens + residual.value
+        else:
+            before = tokens
+            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, sound, place)
+            if residual is not None:
+                residual.value = tokens - before
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         tokens = self.proj_out(tokens)
         return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
+
+    def _embed(self, timestep: Tensor, text: Tensor | KeptText) -> tuple[Tensor, Tensor, Tensor | KeptText]:
+        """Time (B, dim), the modulation (B, 6, dim) made from it, and the caption as the blocks take it."""
+        embedder = self.condition_embedder
+        words = text
+        if isinstance(text, KeptText):
+            dtype = embedder.text_embedder.linear_1.weight.dtype
+            text.embed(embedder.text_embedder, dtype)
+            words = text.states[:, :0].to(dtype)
+        time, projection, words, _ = embedder(timestep, words)
+        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, KeptText) else words
+
+    def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *given: Any) -> Tensor:
+        """Tokens (B, s, dim) after every block; `given` are the arguments all of them share."""
+        recompute = torch.is_grad_enabled() and self.gradient_checkpointing
+        for index, block in enumerate(self.blocks):
+            step = (block, tokens, layers.get(index), *given)
+            tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
+        return tokens
 
     def _unpatchify(self, tokens: Tensor, grid: list[int]) -> Tensor:
         cells = tokens.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # (B, t, h, w, pt, ph, pw, c)
@@ -79,10 +104,10 @@ class Place(NamedTuple):
 def _hear_and_run(
     block: nn.Module,
     tokens: Tensor,
-    text: Tensor,
+    layer: nn.Module | None,
+    text: Tensor | KeptText,
     modulation: Tensor,
     rotary: tuple[Tensor, Tensor],
-    layer: nn.Module | None,
     sound: Tensor | None,
     place: Place,
 ) -> Tensor:
@@ -121,6 +146,8 @@ class AvatarTransformer(nn.Module):
         self.audio_proj: AudioPack | AudioTokens | None = None
         self.audio_cond_projs: nn.ModuleList | None = None
         self.round_timestep = False
+        for block in dit.blocks:
+            block.attn2.set_processor(TextAttention())
 
     @property
     def hears(self) -> bool:
@@ -157,40 +184,51 @@ class AvatarTransformer(nn.Module):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
+        text: Tensor | KeptText,
         condition: Tensor | None = None,
-        audio: Tensor | None = None,
+        audio: Tensor | KeptSound | None = None,
+        residual: KeptResidual | None = None,
     ) -> Tensor:
         """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
 
         text (B, n, D) zero-padded; condition (B, 17, T, h, w) from `build_condition`, required by the avatar model and
         refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: the sound has a bias).
+        What is kept of text, audio and blocks between calls belongs to sampling and has no gradient.
         Source: paper section 3.2 and 3.3. Raises ValueError when inputs do not belong to this kind of model.
         """
+        states = audio.states if isinstance(audio, KeptSound) else audio
         if self.hears != (condition is not None) or (audio is not None and not self.hears):
             kind = "the avatar model needs a condition" if self.hears else "the plain base takes no condition or audio"
-            raise ValueError(f"condition={_shape(condition)}, audio={_shape(audio)}, but {kind}.")
+            raise ValueError(f"condition={_shape(condition)}, audio={_shape(states)}, but {kind}.")
         pixel_frames = FRAMES_PER_LATENT * (latents.shape[2] - 1) + 1
-        if audio is not None and audio.shape[1] != pixel_frames:
-            raise ValueError(f"{audio.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
+        if states is not None and states.shape[1] != pixel_frames:
+            raise ValueError(f"{states.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
         if condition is not None:
             latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
-        if self.round_timestep:
-            timestep = timestep.to(torch.bfloat16)
         sound, layers = self._listen(audio) if audio is not None else (None, None)
         embedder = self.dit.condition_embedder.text_embedder.linear_1
         return self.dit(
             latents.to(self.dit.patch_embedding.weight.dtype),
-            timestep.float().expand(latents.shape[0]),
-            text.to(embedder.weight.dtype),
+            self._seen(timestep).expand(latents.shape[0]),
+            text if isinstance(text, KeptText) else text.to(embedder.weight.dtype),
             sound,
             layers,
+            residual,
         )
 
-    def _listen(self, audio: Tensor) -> tuple[Tensor, dict[int, nn.Module]]:
+    def modulation(self, timestep: Tensor) -> Tensor:
+        """What a timestep (B,) in 0..1000 shifts and scales the tokens by in every block: (B, 6, dim)."""
+        nothing = KeptText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
+        return self.dit._embed(self._seen(timestep), nothing)[1]
+
+    def _seen(self, timestep: Tensor) -> Tensor:
+        return (timestep.to(torch.bfloat16) if self.round_timestep else timestep).float()
+
+    def _listen(self, audio: Tensor | KeptSound) -> tuple[Tensor, dict[int, nn.Module]]:
         assert self.audio_proj is not None and self.audio_cond_projs is not None
         blocks = audio_blocks(self.dit.config.num_layers, self.audio_entry)
-        return self.audio_proj(audio), dict(zip(blocks, self.audio_cond_projs, strict=True))
+        sound = audio.packed(self.audio_proj) if isinstance(audio, KeptSound) else self.audio_proj(audio)
+        return sound, dict(zip(blocks, self.audio_cond_projs, strict=True))
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

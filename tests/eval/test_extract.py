@@ -1,48 +1,18 @@
-"""What the networks are shown, and what a cached result depends on."""
+"""What is kept of a video, and what is looked at again when something is lost."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from eval.extract import EXTRACTORS, FeatureConfig, Sight, frame_choice, load_arrays, run_extractor, save_arrays
-from eval.metrics.sync import SyncRules, UnscorableError
-
-BY_NAME = {extractor.name: extractor for extractor in EXTRACTORS}
-HASHES = {"fid_features": "a", "fvd_features": "b", "sync_scorer": "c", "quality_scorer": "d"}
-UNIT = {"video_sha256": "v", "audio_sha256": "s"}
-CONFIG = FeatureConfig()
-
-
-def changed(config: FeatureConfig = CONFIG, hashes: dict[str, str] | None = None, **unit: str) -> set[str]:
-    """Names of the extractors whose cache key differs from the plain one."""
-    before = {name: e.key(CONFIG, HASHES, UNIT) for name, e in BY_NAME.items()}
-    after = {name: e.key(config, HASHES | (hashes or {}), UNIT | unit) for name, e in BY_NAME.items()}
-    return {name for name in BY_NAME if before[name] != after[name]}
-
-
-def test_each_key_depends_on_what_its_extractor_depends_on_and_on_nothing_else() -> None:
-    assert changed() == set()
-    assert changed(video_sha256="w") == set(BY_NAME)
-    assert changed(audio_sha256="t") == {"sync"}
-    assert changed(hashes={"face_detector": "e"}) == changed(hashes={"sync_scorer": "e"}) == {"sync"}
-    assert changed(hashes={"fid_features": "e"}) == {"fid"}
-    assert changed(replace(CONFIG, sync=SyncRules(min_track=50))) == {"sync"}
-    assert changed(replace(CONFIG, protocol="strict")) == {"fid", "fvd"}
-    assert changed(replace(CONFIG, fvd_stride=4)) == {"fvd"}
-
-
-def test_only_missing_weights_stop_an_extractor() -> None:
-    assert BY_NAME["sync"].missing({"sync_scorer": "c"}) == []
-    assert BY_NAME["sync"].missing({"face_detector": "e"}) == ["sync_scorer"]
-
-
-def test_the_strict_protocol_leaves_out_the_frame_that_was_given() -> None:
-    strict = replace(CONFIG, protocol="strict")
-    assert list(frame_choice(40, CONFIG)) == list(range(40))
-    chosen = frame_choice(76, strict)
-    assert len(chosen) == 16 and chosen[0] == 1 and chosen[-1] == 75 and set(np.diff(chosen)) <= {4, 5, 6}
-    assert list(frame_choice(5, strict)) == [1, 2, 3, 4] and list(frame_choice(1, strict)) == [0]
+from common.media import write_video
+from common.runs import sha256_file
+from eval import extract
+from eval.extract import ExtractJob, load_arrays, run_extractor, save_arrays
+from eval.extractors import EXTRACTORS, FeatureConfig
+from eval.records import UnscorableError
+from eval.sight import Sight
 
 
 def test_a_clip_without_a_value_is_stored_with_its_reason(tmp_path: Path) -> None:
@@ -57,3 +27,42 @@ def test_a_clip_without_a_value_is_stored_with_its_reason(tmp_path: Path) -> Non
     good, bad = (load_arrays(tmp_path / f"deep/{name}.npz") for name in "ab")
     assert str(good["status"]) == "ok" and (good["features"] == 7).all()
     assert str(bad["status"]) == "all black" and set(bad) == {"status"}
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> dict:
+    """Two seconds of noise, its own real video."""
+    write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8), None)
+    names = {"video": "a.mp4", "audio": "", "real": "a.mp4"}
+    hashes = {f"{kind}_sha256": sha256_file(tmp_path / path) if path else "" for kind, path in names.items()}
+    return {"unit": "a", **names, **hashes, "extractors": ["course", "fidelity", "sound", "fid"]}
+
+
+def test_one_decode_serves_all_and_only_what_is_lost_is_done_again(
+    tmp_path: Path, unit: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read: Callable = extract.read_sight
+    monkeypatch.setattr(extract, "read_sight", lambda root, unit: decoded.append(unit["unit"]) or read(root, unit))
+    job = ExtractJob(tmp_path, tmp_path / "cache", FeatureConfig(), {}, {})
+    files = job.make()(unit).outputs["files"]
+    assert set(files) == {"course", "fidelity"} and decoded == ["a"]  # no sound, no weights for FID
+    assert job.make()(unit).outputs["files"] == files and decoded == ["a"]
+    course = tmp_path / "cache" / files["course"]
+    before = {name: array.tolist() for name, array in load_arrays(course).items()}
+    course.unlink()
+    job.make()(unit)
+    assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and decoded == ["a", "a"]
+    spoilt = bytearray(course.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    course.write_bytes(bytes(spoilt))
+    job.make()(unit)
+    assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and len(decoded) == 3
+
+
+def test_the_strict_protocol_has_an_extractor_more() -> None:
+    names = {
+        protocol: {e.name for e in EXTRACTORS if e.wanted(FeatureConfig(protocol=protocol))}
+        for protocol in ("paper", "strict")
+    }
+    assert names["strict"] - names["paper"] == {"fvd_slow"}

@@ -35,10 +35,27 @@ def test_best_median_and_worst_of_the_adapter(tmp_path: Path) -> None:
     assert {title: row["clip_id"] for title, row in rows.items()} == {"best": "c2", "median": "c1", "worst": "c0"}
     assert [video["method"] for video in rows["median"]["videos"]] == ["ground_truth", "adapter", "base"]
     assert [video["method"] for video in rows["best"]["videos"]] == ["ground_truth", "adapter"]
-    assert [video["sync_c"] for video in rows["worst"]["videos"]] == [8.0, 5.0, 1.0]
+    assert [video["score"] for video in rows["worst"]["videos"]] == [8.0, 5.0, 1.0]
     assert all(
         video["content"].startswith("data:video/mp4;base64,") for row in rows.values() for video in row["videos"]
     )
+
+
+def test_another_system_is_shown_by_what_it_was_scored_in(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    metrics, manifest = [], []
+    for i in range(3):
+        for method in ("ground_truth", "theirs"):
+            video = f"videos/{method}/c{i}.mp4"
+            write_video(tmp_path / video, np.full((3, 16, 16, 3), 40 * i, np.uint8), None)
+            scores = {"sync_c": None, "psnr": 20.0 + i}
+            metrics += [{"method": method, "clip_id": f"c{i}", "metric": m, "value": v} for m, v in scores.items()]
+            manifest.append({"method": method, "clip_id": f"c{i}", "video": video})
+    pq.write_table(pa.Table.from_pylist(metrics), run.report / "metrics.parquet")
+    pq.write_table(pa.Table.from_pylist(manifest), run.videos / "manifest.parquet")
+    best = gallery(run)[0]
+    assert (best["title"], best["clip_id"], best["label"], best["method"]) == ("best", "c2", "PSNR", "theirs")
+    assert [video["method"] for video in best["videos"]] == ["ground_truth", "theirs"]
 
 
 def test_few_clips_are_shown_once() -> None:

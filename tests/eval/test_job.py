@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +19,14 @@ from torch.nn import functional as F
 
 from common.executors import ExecutorConfig
 from common.media import write_video
-from common.runs import RunFolder, read_json
-from eval.extract import FeatureConfig
+from common.runs import RunFolder, read_json, write_json
+from eval.clip_metrics import CLIP_METRICS
+from eval.extractors import FeatureConfig
 from eval.job import EvalConfig, ManifestError, evaluate, read_manifest
 from eval.metrics.sync import SyncRules
+from eval.records import NOT_NAMED
 from eval.study import ScoreConfig
+from miniature.weights import model_paths
 from miniature.world import draw_clip
 from perception.syncnet import SyncNet, SyncNetWidths
 
@@ -124,8 +128,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory, videos: Path, models: dict[
 def test_every_clip_and_metric_has_a_row_with_a_status(judged: RunFolder) -> None:
     rows = pq.read_table(judged.report / "metrics.parquet").to_pylist()
     per_clip = [row for row in rows if row["clip_id"]]
-    assert len(per_clip) == 3 * 3 * 7
-    scored = [row for row in per_clip if row["metric"].startswith(("sync", "offset"))]
+    assert len(per_clip) == 3 * 3 * len(CLIP_METRICS)
+    scored = [
+        row for row in per_clip if CLIP_METRICS[row["metric"]].extractor == "sync" and "speech" not in row["metric"]
+    ]
     assert all(row["status"] == "ok" and 15 <= row["n"] <= 25 for row in scored)
     unscored = {(row["status"], row["value"]) for row in per_clip if row["metric"] in ("iqa", "ase")}
     assert unscored == {("skipped: no weights", None)}
@@ -206,6 +212,39 @@ def test_broken_and_faceless_videos_are_rows_and_leave_the_others_alone(
     assert scores["methods"]["base"]["sync_c"]["coverage"] == 0.0
     assert scores["methods"]["adapter"]["sync_c"]["n"] == 3
     assert scores["methods"]["base"]["fid"]["status"] == "too few clips that every method has"
+
+
+def test_pictures_videos_seeds_and_joins_are_read_where_the_manifest_has_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    clips = {name: draw_clip(seed, 3.2) for name, seed in (("own", 3001), ("other", 3004))}
+    for name, clip in clips.items():
+        write_video(run.videos / f"{name}.mp4", clip.frames, clip.audio)
+    jump = clips["own"].frames.copy()
+    jump[40:] = np.clip(jump[40:].astype(int) + 25, 0, 255)
+    write_video(run.videos / "jump.mp4", jump, clips["own"].audio)
+    write_json(run.videos / "jump.json", {"chunk_starts": [0, 40]})
+    cv2.imwrite(str(run.videos / "own.png"), cv2.cvtColor(clips["own"].frames[0], cv2.COLOR_RGB2BGR))
+    listed = [("jump", 1, "own"), ("jump", 2, "own"), ("other", 1, "own")]
+    table = [
+        {"method": "a", "clip_id": f"c{video}", "video": f"videos/{video}.mp4", "reference": "", "seed": seed}
+        | {"audio": f"videos/{video}.mp4", "image": f"videos/{image}.png", "group": "one video"}
+        for video, seed, image in listed
+    ]
+    pq.write_table(pa.Table.from_pylist(table), run.videos / "manifest.parquet")
+    pack = model_paths()["face_detector"]
+    models = {"face_detector": pack, "face_identity": pack / "rec_miniature.onnx"}
+    rows = evaluate(CONFIG, models, run, ExecutorConfig(workers=1)).to_pylist()
+    by_name = {(row["clip_id"], row["seed"], row["metric"]): row for row in rows}
+    assert by_name["cjump", 1, "csim"]["value"] > by_name["cother", 1, "csim"]["value"] + 0.3
+    assert by_name["cjump", 2, "seam_z"]["value"] > 3 and by_name["cjump", 2, "seam_z"]["n"] == 1
+    assert by_name["cother", 1, "seam_z"]["status"].startswith("no seam")
+    assert by_name["cjump", 1, "psnr"]["status"] == by_name["cjump", 1, "csim_truth"]["status"] == NOT_NAMED
+    score = read_json(run.report / "scores.json")["methods"]["a"]["csim"]
+    assert (score["n"], score["clips"], score["seed_clips"], score["seed_sd"]) == (2, 2, 1, 0.0)
+    assert score["low"] is None  # one video says nothing of the spread
+    pq.write_table(pa.Table.from_pylist([table[0], table[0]]), run.videos / "manifest.parquet")
+    with pytest.raises(ManifestError, match="lists a/cjump/1 twice"):
+        read_manifest(run)
 
 
 def test_manifest_errors_name_what_is_missing(tmp_path: Path) -> None:

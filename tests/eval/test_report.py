@@ -17,7 +17,8 @@ from common.media import write_video
 from common.progress import MetricLog
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, read_json, write_json
-from eval.records import Seen, clip_records
+from eval.clip_metrics import clip_records
+from eval.records import Look, Seen
 from eval.report import headline, p_text, write_report
 from eval.scores import score_methods
 from eval.sections import number, one_of_each
@@ -64,7 +65,7 @@ def write_scores(run: RunFolder) -> None:
             near = {"features": features + rng.normal(0, 0.1, features.shape), "status": "ok"}
             seen[f"{method}/h{i}"] = arrays | {"fid": near, "fvd": near}
             row = {"method": method, "clip_id": f"h{i}", "seed": i}
-            records += clip_records(row, Seen(seen[f"{method}/h{i}"]), {"sync", "fid", "fvd"}, "paper")
+            records += clip_records(row, Look(Seen(seen[f"{method}/h{i}"])), {"sync", "fid", "fvd"}, "paper")
     scores, whole = score_methods(Study(records, seen, real, "paper"), ScoreConfig(resamples=200, swap_draws=9))
     write_json(run.report / "scores.json", scores | {"manifest": "0123456789abcdef"})
     table = pa.Table.from_pylist([asdict(r) for r in sorted(records + whole)], METRICS_SCHEMA)

@@ -1,11 +1,13 @@
 """From records and features to scores.json: pairing, equal clips, floor, coverage and red flags."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.records import NO_WEIGHTS, Record, Seen, clip_records
+from eval.clip_metrics import clip_records
+from eval.records import NO_WEIGHTS, Look, Record, Seen
 from eval.scores import score_methods
 from eval.set_scores import FeatureSets
 from eval.study import FLOOR, REAL, ScoreConfig, Study
@@ -35,7 +37,7 @@ def make_study(offsets: dict[str, float], clips: int = 10, seed: int = 0) -> Stu
 
 def rows(method: str, clip: str, arrays: dict[str, Any], failure: str = "") -> list[Record]:
     row = {"method": method, "clip_id": clip, "seed": 0}
-    return clip_records(row, Seen(arrays, failure), {"sync", "fid", "fvd"}, "paper")
+    return clip_records(row, Look(Seen(arrays, failure)), {"sync", "fid", "fvd"}, "paper")
 
 
 def test_a_planted_difference_is_paired_by_clip() -> None:
@@ -103,6 +105,58 @@ def test_clips_without_a_value_are_counted_and_flagged_never_zero() -> None:
     assert base["unscored"] == {"no face": 1, "failed: cannot be read": 1}
     assert scores["flags"] == ["base: Sync-C has no value for 2 of 10 clips."]
     assert next(t for t in scores["comparisons"] if t["metric"] == "sync_c")["n"] == 8
+
+
+def test_a_clip_that_one_method_lacks_leaves_every_paired_test_and_is_counted() -> None:
+    study = make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0, "other": 0.0})
+    records = [r for r in study.records if (r.method, r.clip_id) != ("other", "c4")] + rows("other", "c4", {}, "lost")
+    records = [replace(r, value=None, status="no face") if r.method == "ground_truth" else r for r in records]
+    scores, _ = score_methods(replace(study, records=records), CONFIG)
+    test = next(t for t in scores["comparisons"] if t["metric"] == "sync_c")
+    # `other` takes no part in adapter > base and yet its failure counts; a method without any value removes nothing.
+    assert (test["n"], test["removed"], test["lacking"]) == (9, 1, {"other": 1})
+
+
+def test_seeds_of_a_clip_are_averaged_and_their_spread_is_told_apart_from_that_of_clips() -> None:
+    study = make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0})
+    again = [
+        replace(r, seed=seed, value=r.value + shift)
+        for r in study.records
+        for seed, shift in ((1, 0.4), (2, -0.4))
+        if r.method == "adapter" and r.metric == "sync_c" and r.clip_id in ("c0", "c1") and r.value is not None
+    ]
+    once, seeded = (score_methods(s, CONFIG)[0] for s in (study, replace(study, records=[*study.records, *again])))
+    score = seeded["methods"]["adapter"]["sync_c"]
+    assert (score["n"], score["clips"], score["seed_clips"]) == (10, 10, 2)
+    assert score["seed_sd"] == pytest.approx(0.4) and "seed_sd" not in seeded["methods"]["base"]["sync_c"]
+    assert score["value"] == pytest.approx(once["methods"]["adapter"]["sync_c"]["value"])
+
+
+def test_clips_of_one_video_count_once() -> None:
+    study = make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0}, clips=12)
+    grouped = replace(study, groups={f"c{i}": f"video {i // 3}" for i in range(12)})
+    sets = FeatureSets.of(grouped, "fid")
+    assert len(sets.where[REAL]) == 4 and sets.n == 12 and sets.clips[0].shape == (9, 5)
+    scores, alone = (score_methods(s, CONFIG)[0] for s in (grouped, study))
+    test = next(t for t in scores["comparisons"] if t["metric"] == "sync_c")
+    assert (test["n"], test["groups"]) == (12, 4) and test["p_wilcoxon"] == 2 / 2**4
+    for name in ("fid", "fvd"):  # the same rows, so the same distance; its error is over videos
+        pair = [s["methods"]["adapter"][name]["value"] for s in (scores, alone)]
+        assert pair[0] == pytest.approx(pair[1]) and scores["methods"]["adapter"][name]["n"] == 12
+
+
+def test_the_strict_protocol_has_columns_of_its_own() -> None:
+    study = replace(make_study({"ground_truth": 0.0, "adapter": 0.1}), protocol="strict")
+    short = {"status": np.array("got a clip of 48 frames; 61 are needed")}
+    for arrays in study.seen.values():
+        arrays["fvd_slow"] = dict(short)  # type: ignore[index]
+    for arrays in study.real.values():
+        arrays["fvd_slow"] = dict(short)  # type: ignore[index]
+    strict, records = score_methods(study, CONFIG)
+    paper, _ = score_methods(replace(study, protocol="paper"), CONFIG)
+    assert set(strict["methods"]["adapter"]) - set(paper["methods"]["adapter"]) == {"fvd_slow", "kvd_slow"}
+    assert strict["methods"]["adapter"]["fvd_slow"]["status"].endswith("got a clip of 48 frames; 61 are needed")
+    assert {r.protocol for r in records} == {"strict"}
 
 
 def test_a_score_above_the_ground_truth_is_a_red_flag() -> None:

@@ -17,6 +17,15 @@ from eval.statistics import (
 )
 
 
+def paired_methods(
+    rng: np.random.Generator, draws: int, clips: int, difference: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sync-C (draws, clips) of two methods on the same clips: sd 1.6 each, correlation 0.6."""
+    shared = rng.normal(6, 1.6 * np.sqrt(0.6), (draws, clips))
+    a, b = (shared + rng.normal(0, 1.6 * np.sqrt(0.4), (draws, clips)) for _ in range(2))
+    return a + difference, b
+
+
 def test_interval_is_reproducible_and_covers_the_true_mean() -> None:
     rng = np.random.default_rng(0)
     samples = rng.normal(3.0, 1.5, size=(200, 40))
@@ -35,23 +44,47 @@ def test_interval_of_constant_and_empty_samples() -> None:
 
 def test_p_values_of_equal_methods_are_uniform() -> None:
     rng = np.random.default_rng(1)
-    tests = []
-    for _ in range(150):
-        clip = rng.normal(6, 1.5, size=24)
-        a, b = clip + rng.normal(0, 1, 24), clip + rng.normal(0, 1, 24)
-        tests.append(paired_test(a, b, resamples=200))
+    a, b = paired_methods(rng, draws=200, clips=24, difference=0.0)
+    tests = [paired_test(*pair, resamples=200) for pair in zip(a, b, strict=True)]
     for name in ("p_wilcoxon", "p_t", "p_permutation", "p_greater"):
         assert stats.kstest([getattr(t, name) for t in tests], "uniform").pvalue > 0.01, name
 
 
 def test_planted_half_point_of_sync_c_over_100_clips_is_found() -> None:
-    rng = np.random.default_rng(2)
-    found = 0
-    for _ in range(40):
-        clip = rng.normal(6, 1.3, 100)
-        a, b = clip + 0.5 + rng.normal(0, 1.1, 100), clip + rng.normal(0, 1.1, 100)
-        found += paired_test(a, b, resamples=100).p_wilcoxon < 0.05
-    assert found >= 0.8 * 40
+    a, b = paired_methods(np.random.default_rng(2), draws=60, clips=100, difference=0.5)
+    found = [paired_test(*pair, resamples=100).p_wilcoxon < 0.05 for pair in zip(a, b, strict=True)]
+    assert np.mean(found) >= 0.8
+
+
+def test_clips_of_one_speaker_are_drawn_together() -> None:
+    rng = np.random.default_rng(8)
+    speakers = np.repeat(np.arange(12), 5)
+    covered, alone = [], []
+    for _ in range(60):
+        values = rng.normal(0, 1, 12)[speakers] + rng.normal(0, 0.3, 60)
+        together = mean_interval(values, 400, groups=[str(s) for s in speakers])
+        single = mean_interval(values, 400)
+        covered.append(together.low <= 0 <= together.high)
+        alone.append(single.low <= 0 <= single.high)
+    # Sixty clips of twelve people are hardly more than twelve clips.
+    assert np.mean(covered) >= 0.85 and np.mean(alone) < 0.75
+    assert mean_interval([1.0, 2.0], 50, groups=["a", "a"]).high == np.inf
+    assert mean_interval([1.0, 3.0, 2.0], 50, groups=["a", "a", "b"]).low == 2.0
+
+
+def test_paired_tests_count_speakers_and_not_their_clips() -> None:
+    rng = np.random.default_rng(9)
+    speakers = np.repeat(np.arange(8), 6)
+    names = [str(s) for s in speakers]
+    p = []
+    for _ in range(120):
+        difference = rng.normal(0, 1, 8)[speakers] + rng.normal(0, 0.3, 48)
+        test = paired_test(difference, np.zeros(48), 50, groups=names)
+        p.append(test.p_t)
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert (test.n, test.groups) == (48, 8)
+    with pytest.raises(ValueError, match="2 videos or speakers"):
+        paired_test([1.0, 2, 3], [0.0, 0, 0], groups=["a", "a", "b"])
 
 
 def test_paired_test_of_a_method_with_itself() -> None:

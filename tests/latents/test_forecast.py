@@ -13,19 +13,20 @@ from tests.latents.test_job import CONFIG, HERE, Drawn, row
 
 
 def test_the_published_data_set_takes_what_was_reckoned_for_it() -> None:
-    # 774,207 clips of 1,320 h at 480 x 832: latents 6.03 TB, text 0.70, features 2.37, waveforms 0.15.
-    clips = even_lengths(774_207, 1320, (480, 832))
+    # 774,207 clips of 1,320 h at 480 x 832: latents 6.03 TB, text 0.70, features 2.37, waveforms 0.15; a hundredth here.
+    count = 7742
+    clips = even_lengths(count, 13.2, (480, 832))
     config = LatentsConfig(buckets=((480, 832),))
     features = forecast(clips, config, Widths())
     waveform = forecast(clips, LatentsConfig(buckets=((480, 832),), audio="waveform"), Widths())
-    assert features.hours == pytest.approx(1320, rel=0.01)
-    assert features.kinds["latents"] / 1e12 == pytest.approx(6.03, abs=0.03)
-    assert features.kinds["text"] / 1e12 == pytest.approx(0.70, abs=0.01)
-    assert features.kinds["audio"] / 1e12 == pytest.approx(2.37, abs=0.02)
-    assert waveform.kinds["audio"] / 1e12 == pytest.approx(0.15, abs=0.005)
+    assert features.hours == pytest.approx(13.2, rel=0.01)
+    assert features.kinds["latents"] / 1e10 == pytest.approx(6.03, abs=0.03)
+    assert features.kinds["text"] / 1e10 == pytest.approx(0.70, abs=0.01)
+    assert features.kinds["audio"] / 1e10 == pytest.approx(2.37, abs=0.02)
+    assert waveform.kinds["audio"] / 1e10 == pytest.approx(0.15, abs=0.005)
     assert features.seconds is None and "time unknown" in features.lines()[-1]
     timed = forecast(clips, config, Widths(), Speed(2.0, 0.5))
-    assert timed.seconds == pytest.approx(2 * 774_207 + 0.5 * features.megapixel_frames)
+    assert timed.seconds == pytest.approx(2 * count + 0.5 * features.megapixel_frames)
     assert timed.lines(workers=8)[-1].endswith("days with 8 at a time")
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from omniavatar.adapter import inject_lora, lora_layers
 from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, LoadConfig, ModelPaths, load_models
@@ -36,6 +38,35 @@ def test_models_load_from_their_folders(
     half = load_models(paths, LoadConfig(dtype="bf16"))
     assert np.abs(clip(half).astype(int) - exact).mean() < 5
     assert len({loaded.identity, half.identity, load_models(replace(paths, adapter=None)).identity}) == 3
+    streamed = load_models(paths, LoadConfig(offload="blocks"))
+    assert np.array_equal(exact, clip(streamed))
+
+
+def test_lora_may_stay_beside_the_weights_and_another_may_join_it(
+    tiny_models: AvatarModels, other_base: AvatarTransformer, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    save_base(other_base, tmp_path / "transformer")
+    trained = inject_lora(tiny_models.transformer, 4, 2.0)
+    save_adapter(trained, tmp_path / "adapter", AdapterConfig("lora", 4, 2.0))
+    tiny_models.vae.model.save_pretrained(tmp_path / "vae")
+    tiny_models.text_encoder.model.save_pretrained(tmp_path / "text")
+    tiny_models.audio_encoder.model.save_pretrained(tmp_path / "audio")
+    save_file({"diffusion_model.head.head.diff_b": torch.full((64,), 0.3)}, tmp_path / "few.safetensors")
+    folders = [tmp_path / name for name in ("transformer", "vae", "text")]
+    paths = ModelPaths(*folders, tokenizer_folder, tmp_path / "audio", tmp_path / "adapter")
+    few = str(tmp_path / "few.safetensors")
+    loads = [
+        LoadConfig(merge=False),
+        LoadConfig(),
+        LoadConfig(extra_lora=few),
+        LoadConfig(extra_lora=few, extra_lora_scale=0.5),
+    ]
+    models = [load_models(paths, load) for load in loads]
+    assert [all(layer.merged for layer in lora_layers(each.transformer)) for each in models] == [False, *3 * [True]]
+    biases = [each.transformer.dit.proj_out.bias for each in models]
+    assert [round((bias - biases[0]).mean().item(), 3) for bias in biases] == [0, 0, 0.3, 0.15]
+    assert len({each.identity for each in models}) == 4
+    assert np.abs(clip(models[0]).astype(int) - clip(models[1])).max() <= 1
 
 
 def test_where_the_networks_run() -> None:

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -6,6 +7,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from omniavatar.recompute import Recompute
 from omniavatar.transformer import AvatarTransformer, build_condition
@@ -45,8 +47,13 @@ def inputs() -> dict[str, Tensor]:
 
 
 def gradients(model: AvatarTransformer, mode: Recompute) -> list[Tensor]:
-    """Two forward passes before the backward pass: what a block heard must belong to its own pass."""
+    """Under a mode of ours."""
     model.set_gradient_checkpointing(mode)
+    return gradients_as_set(model)
+
+
+def gradients_as_set(model: AvatarTransformer) -> list[Tensor]:
+    """Two forward passes before the backward pass: what a block heard must belong to its own pass."""
     model.zero_grad()
     first, second = inputs(), inputs()
     second["audio"] = second["audio"].flip(0) * 2
@@ -60,6 +67,13 @@ def test_no_mode_changes_a_gradient(any_avatar: AvatarTransformer) -> None:
     for mode in ("full", "selective", "offload"):
         recomputed = gradients(any_avatar, mode)
         assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(kept, recomputed, strict=True))
+
+
+def test_torchs_reentrant_checkpoint_gives_the_same(avatar: AvatarTransformer) -> None:
+    ours = gradients(avatar, "full")
+    avatar.dit.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=True))
+    reentrant = gradients_as_set(avatar)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(ours, reentrant, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["selective", "offload"])

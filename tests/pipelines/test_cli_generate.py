@@ -9,13 +9,26 @@ from pathlib import Path
 import pytest
 import scipy.io.wavfile
 import typer
+from safetensors.torch import load_file
 
 from common.media import probe, read_audio
 from common.runs import read_json
 from omniavatar.inputs import InputError
 from pipelines.cli import app
 from pipelines.steps import draw_long_input
+from training.launch import free_port
 
+# The command line as two processes that import it once.
+TWICE = """
+import os, sys
+import pipelines.animate
+from pipelines.cli import app
+child = os.fork()
+os.environ["RANK"] = "0" if child else "1"
+app(sys.argv[1:], standalone_mode=False)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 NO_WEIGHTS = ("--set", "models.vae=no/such/vae")
 
 
@@ -65,6 +78,26 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, t
     assert (tmp_path / "a.mp4").read_bytes() == (undisturbed / "a.mp4").read_bytes()
     assert (tmp_path / "a.json").read_bytes() == (undisturbed / "a.json").read_bytes()
     assert {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*")}.items() >= made.items()
+
+
+def test_two_processes_make_one_video_together(request_, tmp_path):
+    """Their own tokens each, over gloo, blocks streamed and steps left out: the frames of one process alone."""
+    scipy.io.wavfile.write(tmp_path / "short.wav", 16_000, read_audio(request_.audio)[:16_000])
+    request = replace(request_, audio=tmp_path / "short.wav")
+    settings = ["steps=5", "chunk_frames=21", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
+    by_hand = [part for setting in settings for part in ("--set", f"generate.{setting}")]
+    _command(*_generate(tmp_path / "alone", request, *by_hand))
+    line = [str(part) for part in _generate(tmp_path / "two", request, *by_hand)]
+    command = [sys.executable, "-c", TWICE, *line, "--set", "generate.load.share_sequence=true"]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=os.environ | meeting, check=True, timeout=200)
+    alone, two = (sorted((tmp_path / name / "run").rglob("chunk_*.safetensors")) for name in ("alone", "two"))
+    assert len(alone) == len(two) == 2
+    for one, other in zip(alone, two, strict=True):
+        difference = load_file(one)["frames"].int() - load_file(other)["frames"].int()
+        assert difference.abs().max() <= 1
+    assert probe(tmp_path / "two" / "a.mp4").duration == pytest.approx(1.0) and (tmp_path / "two" / "a.json").exists()
+    assert read_json(tmp_path / "two" / "a.json")["settings"]["cache_threshold"] == 0.2
 
 
 def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):

@@ -57,7 +57,7 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
 ) -> None:
     config = replace(config, steps=40)
     train(alone := RunFolder(run.root.with_name("alone")), config)
-    survive = SurviveConfig(stuck_seconds=4, restarts=1)  # one restart without progress: there is some between the two
+    survive = SurviveConfig(stuck_seconds=6, restarts=1)  # one restart without progress: there is some between the two
 
     def harm() -> None:
         wait_for_step(run, 3)

@@ -33,15 +33,27 @@ def test_diagonal_covariances_differ_by_their_standard_deviations() -> None:
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize(("n", "d"), [(200, 12), (20, 64)])
-def test_equals_the_matrix_square_root_form(n: int, d: int) -> None:
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 200, 12), (20, 20, 64), (200, 20, 64)])
+def test_equals_the_matrix_square_root_form(n: int, m: int, d: int) -> None:
     rng = np.random.default_rng(5)
-    first, second = rng.normal(size=(n, d)), rng.normal(size=(n, d)) * 1.4 + 0.2
+    first, second = rng.normal(size=(n, d)), rng.normal(size=(m, d)) * 1.4 + 0.2
     cov1, cov2 = np.cov(first.T), np.cov(second.T)
     delta = first.mean(0) - second.mean(0)
     root = np.real(sqrtm(cov1 @ cov2))
     expected = float(delta @ delta + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root))
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_feature_that_never_changes_is_left_out_of_the_distance() -> None:
+    rng = np.random.default_rng(9)
+    first, second = rng.normal(size=(80, 6)), 2 * rng.normal(size=(90, 6))
+    still = [np.column_stack([rows, np.full(len(rows), 0.1)]) for rows in (first, second)]
+    assert frechet_distance(*still) == pytest.approx(frechet_distance(first, second), rel=1e-9)
+
+
+def test_features_of_half_precision_are_summed_in_double() -> None:
+    rows = (1000 + np.random.default_rng(10).normal(size=(64, 5))).astype(np.float16)
+    assert frechet_distance(rows, rows + np.float16(2)) == pytest.approx(5 * 4.0, rel=1e-12)
 
 
 def test_symmetry_order_sign_and_scale() -> None:

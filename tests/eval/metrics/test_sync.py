@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
+from eval.metrics.sync import SyncJudge, SyncRules, confidence_of
+from eval.records import UnscorableError
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.faces import Face
+from perception.speech import speech_at
 from perception.syncnet import SyncNet, SyncNetWidths, load_syncnet
 
 SPARE = 12  # frames drawn on either side, so that shifted sound is real sound
@@ -69,6 +71,26 @@ def test_the_curve_is_the_distance_per_frame_and_lowest_where_lips_and_sound_agr
     assert len(result["curve"]) == count - 5 - 8 and int(result["curve_start"]) == 6
     good, bad = result["curve"][:25], result["curve"][-25:]
     assert good.mean() < bad.mean() - 1
+
+
+def test_the_confidence_of_all_windows_is_that_of_the_valid_ones(net: SyncNet, clips: list[DrawnClip]) -> None:
+    found = scores(net, clips[0], 0)
+    every = np.ones(len(found["by_window"]), bool)
+    assert confidence_of(found["by_window"], every) == pytest.approx(float(found["sync_c_valid"]))
+    assert int(found["window_start"]) == 2
+    with pytest.raises(UnscorableError, match="nobody speaks"):
+        confidence_of(found["by_window"], ~every)
+
+
+def test_silence_drags_the_score_of_all_windows_down_and_not_that_of_speech(
+    net: SyncNet, clips: list[DrawnClip]
+) -> None:
+    clip = clips[0]
+    half = len(clip.audio) // 2
+    muted = np.concatenate([clip.audio[:half], np.zeros(len(clip.audio) - half, np.float32)])
+    found = scores(net, clip, 0, muted)
+    spoken = speech_at(muted[SPARE * 640 :], (np.arange(len(found["by_window"])) + 2.5) / 25)
+    assert confidence_of(found["by_window"], spoken) > float(found["sync_c_valid"]) + 1
 
 
 def test_a_face_that_is_hardly_seen_has_no_score() -> None:

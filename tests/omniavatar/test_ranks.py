@@ -1,0 +1,40 @@
+"""One process's side of it; what two make together is compared in tests/pipelines/test_cli_generate.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from omniavatar.ranks import join_ranks, own_device
+from omniavatar.transformer import AvatarTransformer, build_condition
+
+
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    given = [torch.device(name) for name in ("cuda", "cuda:1", "cpu")]
+    assert [str(own_device(device)) for device in given] == ["cuda:3", "cuda:1", "cpu"]
+
+
+@torch.inference_mode()
+def test_a_group_of_one_computes_the_same(avatar: AvatarTransformer) -> None:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    torch.manual_seed(0)
+    condition = build_condition(torch.randn(1, 16, 1, 4, 4), 3, 1)
+    given = (
+        torch.randn(1, 16, 3, 4, 4),
+        torch.tensor([500.0]),
+        torch.randn(1, 5, 24),
+        condition,
+        torch.randn(1, 9, 64),
+    )
+    expected = avatar(*given)
+    assert join_ranks(avatar, torch.device("cpu")) == 0 and avatar.dit.ranks is not None
+    assert (avatar(*given) - expected).abs().max() < 1e-5
+
+
+def test_one_process_alone_is_told_how_to_start(avatar: AvatarTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    with pytest.raises(ValueError, match="torchrun"):
+        join_ranks(avatar, torch.device("cpu"))

@@ -1,0 +1,95 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from omniavatar.chunks import plan_chunks
+from omniavatar.models import AvatarModels
+from omniavatar.presets import GenerateConfig
+from omniavatar.residual_cache import (
+    POLYNOMIALS,
+    fit_polynomial,
+    modulation_changes,
+    plan_steps,
+    polynomial_of,
+)
+from omniavatar.sampler import Guidance, denoise
+from omniavatar.scene import ClipRequest, prepare, sample_chunk
+from omniavatar.transformer import AvatarTransformer, build_condition
+from tests.omniavatar.conftest import make_base
+
+AS_IT_IS = (0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def test_steps_are_computed_when_the_changes_since_the_last_reach_the_threshold() -> None:
+    changes = [0.05, 0.06, 0.02, 0.02, 0.3, 0.01, 0.01]
+    assert plan_steps(changes, 0.1, AS_IT_IS) == [True, False, True, False, False, True, False, True]
+    assert all(plan_steps(changes, 0.0, AS_IT_IS))
+    assert plan_steps(changes, 9.0, AS_IT_IS) == [True, *6 * [False], True]
+    assert plan_steps(changes, 0.1, (2.0, 0.0)) == [True, True, True, False, False, True, False, True]
+
+
+def test_changes_are_those_of_the_modulation(base: AvatarTransformer) -> None:
+    seen: list[torch.Tensor] = []
+    base.dit.condition_embedder.time_proj.register_forward_hook(lambda _, given, out: seen.append(out))
+    noise, text = torch.randn(1, 16, 1, 4, 4), torch.randn(1, 3, 24)
+    denoise(base, noise, text, text, None, None, None, 5, 3.0, Guidance(1.0, 1.0))
+    expected = [((b - a).abs().sum() / a.abs().sum()).item() for a, b in zip(seen[:-1], seen[1:], strict=True)]
+    assert modulation_changes(base, 5, 3.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_planted_polynomial_is_found_again() -> None:
+    changes = np.linspace(0.05, 0.4, 12)
+    grown = np.polyval((3.0, -2.0, 1.5, 0.4, 0.1), changes)
+    residuals = [torch.full((1, 4, 8), size, dtype=torch.float64) for size in np.cumprod([1.0, *(1 + grown)])]
+    assert fit_polynomial(list(changes), residuals) == pytest.approx((3.0, -2.0, 1.5, 0.4, 0.1), rel=1e-6)
+    with pytest.raises(ValueError, match="3 residuals"):
+        fit_polynomial([0.1, 0.1], residuals[:3])
+
+
+def test_polynomials_are_known_for_the_two_published_sizes(base: AvatarTransformer) -> None:
+    assert set(POLYNOMIALS) == {(30, 1536), (40, 5120)}
+    with pytest.raises(ValueError, match="6 blocks of width 32"):
+        polynomial_of(base)
+    wide = make_base(num_layers=1)
+    wide.dit.register_to_config(num_layers=30, num_attention_heads=12, attention_head_dim=128)
+    assert polynomial_of(wide)[-1] == pytest.approx(-0.04998757)
+
+
+def test_every_pass_goes_on_from_what_was_last_computed_for_it(avatar: AvatarTransformer) -> None:
+    """Three passes, the two with guidance from the third of four steps on: by hand, with residuals from hooks."""
+    torch.manual_seed(0)
+    noise, text, negative, audio = (torch.randn(1, *shape) for shape in ((16, 3, 4, 4), (5, 24), (5, 24), (9, 64)))
+    given = noise, text, negative, build_condition(torch.randn(1, 16, 1, 4, 4), 3, 1), audio, None, 4, 2.0
+    runs: list[int] = []
+    avatar.dit.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    guidance = Guidance(3.0, 2.0, start=0.5)
+    whole = denoise(avatar, *given, guidance)
+    assert len(runs) == 1 + 1 + 3 + 3
+    assert torch.equal(denoise(avatar, *given, guidance, computed=[True] * 4), whole)
+    runs.clear()
+    saved = denoise(avatar, *given, guidance, computed=[True, False, False, True])
+    assert len(runs) == 1 + 0 + 2 + 3  # the two new passes have nothing to reuse at step 3
+    assert 0 < (saved - whole).abs().mean() < 0.5 * whole.abs().mean()
+    batched = denoise(avatar, *given, replace(guidance, batched=True), computed=[True, False, True, True])
+    single = denoise(avatar, *given, guidance, computed=[True, False, True, True])
+    assert (batched - single).abs().max() < 1e-4
+
+
+def test_the_threshold_of_the_config_reaches_the_sampler(tiny_models: AvatarModels) -> None:
+    config = GenerateConfig(steps=6, shift=2.0, height=32, width=32, text_guidance=1.0, chunk_frames=9)
+    request = ClipRequest(np.zeros((32, 32, 3), np.uint8), np.ones(8 * 640, np.float32), "a man")
+    scene = prepare(tiny_models, [request], config, 8)
+    (chunk,) = plan_chunks(8, 9, 5)
+    runs: list[int] = []
+    tiny_models.transformer.dit.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    counts = []
+    for threshold in (0.0, 1e-9, 1e9):
+        runs.clear()
+        cached = replace(config, cache_threshold=threshold, cache_polynomial=AS_IT_IS)
+        sample_chunk(tiny_models, scene, chunk, scene.reference, [0], cached)
+        counts.append(len(runs))
+    assert counts == [12, 12, 4]
+    with pytest.raises(ValueError, match="cache_polynomial"):
+        sample_chunk(tiny_models, scene, chunk, scene.reference, [0], replace(config, cache_threshold=0.1))

@@ -1,0 +1,46 @@
+"""A sweep whose scores are planted, for its table and its pages."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.query import METRICS_SCHEMA
+from pipelines.sweep import Places, RowConfig, SweepConfig
+
+CLIPS = 16
+CONFIG = SweepConfig(
+    "s", "lips", "ours",
+    {
+        "ours": RowConfig(reported="Ours", knobs={"rank": 32}),
+        "worse": RowConfig(reported="Frozen-DiT", knobs={"rank": 8}),
+        "same": RowConfig(reported="CFG-6"),
+        "long": RowConfig(long=4.0),
+    },
+    metrics=("sync_c", "fid", "hkc"), long_metrics=("seam_z",),
+)  # fmt: skip
+MEANS = {"ours": 6.0, "worse": 5.0, "same": 6.0}
+
+
+def write_scores(places, row, seed, values, fid=10.0):
+    """metric -> clip -> value of one row and seed, and one FID."""
+    lines = [("adapter", clip, name, value) for name, found in values.items() for clip, value in found.items()]
+    lines += [("adapter", "", "fid", fid + seed), ("ground_truth", "c0", "sync_c", 8.0)]
+    rows = [dict(zip(METRICS_SCHEMA.names, (*x, "ok", 1, "paper", seed), strict=True)) for x in lines]
+    rows.append(rows[0] | {"metric": "hkc", "value": None, "status": "skipped: no weights"})
+    path = places.row(row, seed) / "report" / "metrics.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, METRICS_SCHEMA), path)
+
+
+@pytest.fixture
+def planted_sweep(tmp_path):
+    """A sweep and where it lies. Clips differ by 2, seeds by 0.2, and what is left to chance by 0.05."""
+    rng, places = np.random.default_rng(0), Places(tmp_path)
+    of_clip = rng.normal(0, 2.0, CLIPS)
+    for row, mean in MEANS.items():
+        for seed in CONFIG.seeds:
+            values = mean + of_clip + 0.2 * (seed - 1) + rng.normal(0, 0.05, CLIPS)
+            write_scores(places, row, seed, {"sync_c": {f"c{i}": float(value) for i, value in enumerate(values)}})
+    write_scores(places, "long", 0, {"seam_z": {"long-0": 1.5}})
+    return CONFIG, places

@@ -1,0 +1,59 @@
+"""The table of a sweep from planted scores: seeds are no clips, differences are paired, orders are compared."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.sweep_table import context_rows, is_better, orderings, over_seeds, sweep_entries
+
+CLIPS = 16
+
+
+def entry(entries, row, metric):
+    (found,) = [each for each in entries if (each.row, each.metric) == (row, metric)]
+    return found
+
+
+def test_the_spread_between_seeds_is_not_that_between_clips(planted_sweep):
+    ours = entry(sweep_entries(*planted_sweep), "ours", "sync_c")
+    assert (ours.clips, ours.listed, ours.seeds, ours.difference) == (CLIPS, CLIPS, 3, None)
+    assert ours.seed_sd == pytest.approx(0.2, abs=0.03) and ours.high - ours.low > 1.0
+
+
+def test_a_planted_difference_far_below_the_spread_of_clips_is_found(planted_sweep):
+    entries = sweep_entries(*planted_sweep)
+    worse, same = (entry(entries, row, "sync_c") for row in ("worse", "same"))
+    assert worse.difference == pytest.approx(-1.0, abs=0.05) and worse.p_holm < 0.01 and not is_better(worse)
+    assert worse.difference_low < -1.0 < worse.difference_high and worse.win_rate == 0.0
+    assert same.p > 0.05 and same.p_holm >= same.p and same.detectable < 0.1
+    assert is_better(replace(worse, difference=1.0)) and not is_better(same)
+
+
+def test_sets_and_what_has_no_weights_are_said_and_not_tested(planted_sweep):
+    entries = sweep_entries(*planted_sweep)
+    fid, hkc = entry(entries, "worse", "fid"), entry(entries, "worse", "hkc")
+    assert (fid.mean, fid.seed_sd, fid.difference, fid.p, fid.low) == (11.0, 1.0, 0.0, None, None)
+    assert (hkc.mean, hkc.status, hkc.listed) == (None, "skipped: no weights", 1)
+    assert entry(entries, "long", "seam_z").seeds == 1  # two seeds are not made yet
+    assert not [each for each in entries if each.row == "long" and each.metric == "sync_c"]
+
+
+def test_a_row_meets_the_base_row_on_the_seeds_that_both_have(planted_sweep):
+    (planted_sweep[1].row("worse", 2) / "report" / "metrics.parquet").unlink()
+    worse = entry(sweep_entries(*planted_sweep), "worse", "sync_c")
+    # Two of three seeds: their own mean is lower by half a seed's step, the difference is not.
+    assert worse.mean == pytest.approx(entry(sweep_entries(*planted_sweep), "ours", "sync_c").mean - 1.1, abs=0.05)
+    assert worse.difference == pytest.approx(-1.0, abs=0.05)
+
+
+def test_a_clip_without_a_value_in_one_seed_is_left_out():
+    assert over_seeds({0: {"a": 1.0, "b": 5.0}, 1: {"a": 3.0}}) == {"a": 2.0}
+    assert over_seeds({}) == {}
+
+
+def test_the_paper_stands_beside_and_its_order_is_compared(planted_sweep):
+    entries = sweep_entries(*planted_sweep)
+    assert entry(entries, "worse", "sync_c").reported == 4.26
+    (sync,) = [order for order in orderings(entries) if order.metric == "sync_c"]
+    assert sync.rows == ("ours", "worse", "same") and ("ours", "worse") not in sync.reversed
+    assert [e.mean for e in context_rows(*planted_sweep) if e.metric == "sync_c"] == [8.0]
