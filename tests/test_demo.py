@@ -72,10 +72,10 @@ def test_it_ends_in_a_video_with_sound_and_a_report(undisturbed):
 def test_the_summary_says_what_the_report_shows(undisturbed):
     summary = read_json(undisturbed / "report" / "summary.json")
     assert set(summary) >= SUMMARY_KEYS
-    assert summary["sources"] == 6 + 4 + 20 and 0 < summary["kept"] <= summary["clips"]
+    assert summary["sources"] == 4 + 2 + 20 and 0 < summary["kept"] <= summary["clips"]
     assert set(summary["seconds"]) == set(STEPS)
     assert {"ground_truth", "adapter", "swapped_audio", "base"} <= set(summary["sync_c"])
-    assert summary["offsets"]["cases"] == 4
+    assert summary["offsets"]["cases"] == 2
 
 
 def test_a_second_call_does_nothing_again(undisturbed):
