@@ -53,7 +53,7 @@ class Order:
     def __getitem__(self, index: int) -> list[int]:
         """The samples of micro-batch `index` of the endless list."""
         epoch, place = divmod(index, self.epoch_length)
-        return self._epoch(epoch)[place]
+        return self._epoch(epoch).batch(place)
 
     def step(self, step: int) -> list[Place]:
         """The micro-batches of a step, cheap ones first: dealt to the ranks in turn, neighbours run side by side."""
@@ -73,39 +73,75 @@ class Order:
         """Time of the slowest of `world` ranks by the mean, over the steps within an epoch; 1 is perfect."""
         first = -(-epoch * self.epoch_length // self.per_step)
         after = (epoch + 1) * self.epoch_length // self.per_step
-        return self.imbalance_of(range(first, max(first + 1, after)), world)
+        if first >= after:  # an epoch shorter than a step
+            return self.imbalance_of([first], world)
+        drawn, begin = self._epoch(epoch), epoch * self.epoch_length
+        inside = slice(first * self.per_step - begin, after * self.per_step - begin)
+        starts, stops = drawn.starts[inside], drawn.stops[inside]
+        costs = (stops - starts) * np.array(self.costs)[drawn.rows[starts]]
+        return _slowest_by_mean(np.sort(costs.reshape(-1, self.per_step)), world)
 
     def imbalance_of(self, steps: Sequence[int], world: int) -> float:
         """The same over the given steps."""
         costs = np.array([[self.cost(place.rows) for place in self.step(step)] for step in steps])
-        together = costs.reshape(-1, world)  # micro-batches that run side by side
-        return float(together.max(axis=1).sum() / together.mean(axis=1).sum())
+        return _slowest_by_mean(costs, world)
 
     def others(self, row: int) -> Iterator[int]:
         """The other samples of its bucket, from its own place on: who replaces it, in this order."""
         rows, place = self.members[self.buckets[row]], self.place[row]
         return (rows[(place + further) % len(rows)] for further in range(1, len(rows)))
 
-    def _ordered_epoch(self, epoch: int) -> list[list[int]]:
+    def _ordered_epoch(self, epoch: int) -> "_Epoch":
         rng = np.random.default_rng((self.seed, ORDER, self.phase, epoch))
-        batches = self._batches(rng)
-        head = min(-epoch * self.epoch_length % self.per_step, len(batches))  # they fill the step that was begun
-        tail = (len(batches) - head) % self.per_step  # they begin the one that the next epoch fills
-        before, batches = self._taken(batches, head, epoch)
-        after, batches = self._taken(batches, tail, epoch + 1)
-        steps = [batches[i : i + self.per_step] for i in range(0, len(batches), self.per_step)]
-        return before + [batch for i in rng.permutation(len(steps)) for batch in steps[i]] + after
+        drawn, by_cost = self._batches(rng)
+        head = min(-epoch * self.epoch_length % self.per_step, len(by_cost))  # they fill the step that was begun
+        tail = (len(by_cost) - head) % self.per_step  # they begin the one that the next epoch fills
+        before, by_cost = self._taken(by_cost, head, epoch)
+        after, by_cost = self._taken(by_cost, tail, epoch + 1)
+        steps = by_cost.reshape(-1, self.per_step)
+        return drawn.taken(np.concatenate([before, steps[rng.permutation(len(steps))].ravel(), after]))
 
-    def _batches(self, rng: np.random.Generator) -> list[list[int]]:
-        """All samples in random micro-batches of one shape, sorted by cost, equal ones in random order."""
-        batches = []
+    def _batches(self, rng: np.random.Generator) -> tuple["_Epoch", np.ndarray]:
+        """All samples in random micro-batches of one shape; and these by cost, equal ones in random order."""
+        rows, starts, stops, costs = [], [], [], []
+        begin = 0
         for bucket in sorted(self.members):
-            rows = rng.permutation(self.members[bucket]).tolist()
-            batches += [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
-        return sorted((batches[i] for i in rng.permutation(len(batches))), key=self.cost)
+            members = rng.permutation(self.members[bucket])
+            first = np.arange(begin, begin + len(members), self.batch)
+            last = np.minimum(first + self.batch, begin + len(members))
+            rows.append(members)
+            starts.append(first)
+            stops.append(last)
+            costs.append((last - first) * self.costs[members[0]])
+            begin += len(members)
+        by_chance = rng.permutation(self.epoch_length)
+        by_cost = by_chance[np.argsort(np.concatenate(costs)[by_chance], kind="stable")]
+        return _Epoch(np.concatenate(rows), np.concatenate(starts), np.concatenate(stops)), by_cost
 
-    def _taken(self, batches: list[list[int]], count: int, border: int) -> tuple[list[list[int]], list[list[int]]]:
+    def _taken(self, line: np.ndarray, count: int, border: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` neighbours in cost, at the quantile drawn for a border between epochs, and the rest."""
         quantile = np.random.default_rng((self.seed, BORDER, self.phase, border)).random()
-        first = round(quantile * (len(batches) - count))
-        return batches[first : first + count], batches[:first] + batches[first + count :]
+        first = round(quantile * (len(line) - count))
+        return line[first : first + count], np.concatenate([line[:first], line[first + count :]])
+
+
+def _slowest_by_mean(costs: np.ndarray, world: int) -> float:
+    """Of the costs (steps, micro-batches) as dealt to `world` ranks in turn: `world` neighbours run side by side."""
+    together = costs.reshape(-1, world)
+    return float(together.max(axis=1).sum() / together.mean(axis=1).sum())
+
+
+class _Epoch(NamedTuple):
+    """Micro-batches as arrays, since an epoch may hold a million: micro-batch i is rows[starts[i] : stops[i]]."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def taken(self, order: np.ndarray) -> "_Epoch":
+        """The micro-batches of these numbers, in this order."""
+        return _Epoch(self.rows, self.starts[order], self.stops[order])
+
+    def batch(self, place: int) -> list[int]:
+        """The samples of a micro-batch."""
+        return self.rows[self.starts[place] : self.stops[place]].tolist()

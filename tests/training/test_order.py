@@ -127,6 +127,16 @@ def test_ranks_of_a_step_cost_the_same_where_chance_makes_them_wait(world: int, 
     assert balanced.imbalance(1, world) < 1.02
 
 
+@pytest.mark.parametrize("per_step", [4, 8, 64])
+def test_the_imbalance_of_an_epoch_is_that_of_the_steps_within_it(per_step: int) -> None:
+    order = order_of(2, per_step)
+    for epoch in range(4):
+        begin, end = epoch * order.epoch_length, (epoch + 1) * order.epoch_length
+        within = [s for s in range(60) if begin <= s * per_step and (s + 1) * per_step <= end]
+        if within:
+            assert order.imbalance(epoch, 4) == pytest.approx(order.imbalance_of(within, 4))
+
+
 def test_the_others_of_a_bucket_begin_after_oneself() -> None:
     order = order_of()
     assert list(order.others(4)) == [7, 10, 13, 16, 19, 21, 22, 1]
