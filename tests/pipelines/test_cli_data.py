@@ -1,7 +1,5 @@
 """The commands about curated data, as a user types them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,12 +13,12 @@ from curation.summary import SOURCES_SCHEMA
 from curation.yields import yield_table
 from tests.curation.frozen import make_run, write_videos
 from tests.curation.test_select_sql import draw_rows
+from tests.pipelines.command_line import run_here
 
 
 def omniavatar(*arguments: object) -> list[str]:
     """The lines a command prints; it must succeed."""
-    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_here(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

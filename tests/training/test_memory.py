@@ -141,15 +141,18 @@ def test_states_are_what_the_engine_holds(stage: int) -> None:
     shape = SHAPE | SHORT | {"attention_head_dim": 128, "ffn_dim": 1024, "num_layers": 3}
     before = storages()
     model = model_of(shape, "lora", "multi", half=True)
-    config = replace(MIXED, stage=stage)
+    bucket, others = 12_345_678, 4 * EngineConfig().reduce_bucket
+    config = replace(MIXED, stage=stage, reduce_bucket=bucket)
     engine = Engine(model, build_optimizer(model, OptimizerConfig()), 1, config)
     inputs = (torch.randn(1, 16, 2, 4, 4), torch.rand(1), torch.randn(1, 8, 16))
     for turn in range(2):  # the second backward pass is the first with moments beside it
         engine.backward(engine(*inputs, torch.randn(1, 17, 2, 4, 4), torch.randn(1, 5, AUDIO)).square().mean())
         if turn == 0:
             engine.step(1e-3)
-    held = {address: size for address, size in storages().items() if address not in before}
-    reduced = [size for size in held.values() if size == 200_000_000]
+    # Engines of other tests in this process may still hold a buffer that python sees only now.
+    found = {address: size for address, size in storages().items() if address not in before}
+    held = {address: size for address, size in found.items() if size != others}
+    reduced = [size for size in held.values() if size == 4 * bucket]
     assert len(reduced) == (stage == 3)  # stages 1 and 2 hold theirs during the backward pass
     expected = memory(network(shape), 8, config, "full", ranks=1)
     assert sum(held.values()) - sum(reduced) == pytest.approx(expected.states, rel=0.02)
