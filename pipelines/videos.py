@@ -22,6 +22,7 @@ from common.executors import ExecutorConfig, Stage, run_stage
 from common.ledger import Ledger, Outcome
 from common.media import read_audio, read_video, write_video
 from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
+from omniavatar.audio_encoder import SAMPLES_PER_FRAME
 from omniavatar.generate import generate_clips
 from omniavatar.inputs import Request
 from omniavatar.models import AvatarModels, load_models
@@ -31,7 +32,6 @@ from omniavatar.video_file import write_avatar_video
 from pipelines.animate import MODEL_ROLES, animate, model_paths
 from pipelines.video_facts import model_hash
 
-SAMPLES_PER_FRAME = 640
 GENERATED = ("adapter", "swapped_audio", "base")
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
 

@@ -47,7 +47,7 @@ class SamplesConfig:
 
 
 class NothingToSampleError(ValueError):
-    """There are no held-out clips to animate."""
+    """There are no held-out clips to animate, or no adapters to animate them with."""
 
 
 def watch(
@@ -82,6 +82,11 @@ def watch(
             finished.add(step)
             draw_training_curves(run, run.report / "training.png")
         if stop():
+            if not finished:
+                raise NothingToSampleError(
+                    f"{run.checkpoints / 'adapters'} holds no exported adapter; train with "
+                    "checkpoint.export_every_steps above 0."
+                )
             return
         time.sleep(config.every_seconds)
 

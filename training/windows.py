@@ -173,10 +173,6 @@ class ClipWindows:
         ]
         return self.order.members[min(longer, key=lambda b: (b.frames, b))][0] if longer else sample
 
-    def micro_batch(self, index: int) -> MicroBatch:
-        """Micro-batch number `index` of the endless list of this phase."""
-        return self.read_place(Place(index, self.order[index]))
-
     def places(self, step: int) -> list[Place]:
         """The micro-batches of one step, of all ranks, in the order in which they are dealt."""
         return self.order.step(step - self.start)

@@ -13,7 +13,7 @@ from omniavatar.audio_encoder import AudioEncoder
 from omniavatar.audio_entry import AudioEntry
 from omniavatar.models import AvatarModels
 from omniavatar.text_encoder import TextEncoder
-from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar
 from omniavatar.vae import WanVAE
 
 TEXT_LENGTH = 12
@@ -142,3 +142,12 @@ def tiny_models(
 ) -> AvatarModels:
     """The four networks together, ready to generate pictures of noise."""
     return AvatarModels(avatar.requires_grad_(False), patch_vae, text_encoder, audio_encoder, identity="tiny")
+
+
+@pytest.fixture
+def given() -> tuple[torch.Tensor, ...]:
+    """What `avatar` is called with: one video of three latent frames of 4 x 4."""
+    torch.manual_seed(0)
+    condition = build_condition(torch.randn(1, 16, 1, 4, 4), 3, 1)
+    noisy, text, audio = torch.randn(1, 16, 3, 4, 4), torch.randn(1, 5, 24), torch.randn(1, 9, 64)
+    return noisy, torch.tensor([500.0]), text, condition, audio

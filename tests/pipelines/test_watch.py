@@ -66,6 +66,14 @@ def test_folders_that_are_no_export_are_passed_over(tmp_path):
     assert [step for step, _ in exported(run)] == [3]
 
 
+def test_without_an_export_it_says_how_to_get_one(run, tmp_path):
+    bare = RunFolder(tmp_path)
+    shutil.copytree(run.clips, bare.clips, dirs_exist_ok=True)
+    shutil.copy(run.clips_parquet, bare.clips_parquet)
+    with pytest.raises(NothingToSampleError, match="train with checkpoint.export_every_steps above 0"):
+        watch(CONFIG, SAMPLING, model_paths(), bare, stop=lambda: True)
+
+
 def test_without_held_out_clips_it_says_what_to_do(tmp_path):
     run = RunFolder(tmp_path)
     draw_kept_clips(DrawnConfig(train=1, test=1, seconds=0.2), run, ExecutorConfig(workers=1))

@@ -99,14 +99,16 @@ def test_windows_of_few_durations_share_buckets(mixed_shards: Path) -> None:
     windows = ClipWindows(mixed_shards, DataConfig(durations=(3, 5)), seed=0)
     assert sorted(windows.order.members) == [Bucket(4, 4, 3), Bucket(4, 4, 5)]
     assert (windows.account.used, windows.account.cut_by_length) == (23, 7 * 4)
-    shorter = windows.micro_batch(0)
+    shorter = windows.read_place(windows.places(0)[0])
     assert shorter.bucket.frames == shorter.samples[0].latents.shape[1] in (3, 5)
 
 
 def test_shuffled_audio_is_never_the_clip_s_own(shards: Path) -> None:
     windows = ClipWindows(shards, DataConfig(batch=4), seed=0)
     control = ClipWindows(shards, replace(windows.config, shuffle_audio=True), seed=0)
-    for right, wrong in zip(windows.micro_batch(0).samples, control.micro_batch(0).samples, strict=True):
+    for right, wrong in zip(
+        windows.read_place(windows.places(0)[0]).samples, control.read_place(control.places(0)[0]).samples, strict=True
+    ):
         assert right.clip_id == wrong.clip_id
         assert torch.equal(right.latents, wrong.latents)
         assert not torch.equal(right.audio, wrong.audio)
