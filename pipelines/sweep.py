@@ -60,6 +60,7 @@ class SweepConfig:
     long_clips: int = 3
     long_metrics: tuple[str, ...] = (
         "sync_c", "csim", "identity_drift", "colour_drift", "colour_shift", "contrast_drift", "seam_z", "seam_p",
+        "seam_p_latent",
     )  # fmt: skip
     reported: str = "OmniAvatar Table 3"
 

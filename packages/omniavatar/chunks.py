@@ -14,18 +14,20 @@ FIRST_PREFIX = 1
 class Chunk:
     """One pass of the sampler. It hears audio frames [audio_start - prefix_frames, audio_stop).
 
-    `prefix_frames` video frames are handed in (the picture, or the end of the chunk before), `new_frames` are made. In
-    the first chunk the one audio frame before `audio_start` does not exist: it is zeros.
+    `prefix_frames` video frames are handed in (the picture, or frames of the chunk before), `new_frames` are made, the
+    first `remade` of which the chunk before has made too. In the first chunk the one audio frame before `audio_start`
+    does not exist: it is zeros.
     """
 
     index: int
     audio_start: int
     audio_stop: int
     prefix_frames: int
+    remade: int = 0
 
     @property
     def new_frames(self) -> int:
-        """Video frames made here, as many as new audio frames."""
+        """Video frames made here, as many as audio frames that are not of the prefix."""
         return self.audio_stop - self.audio_start
 
     @property
@@ -49,20 +51,26 @@ def latent_length(frames: int) -> int:
     return (frames + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
 
 
-def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13) -> list[Chunk]:
+def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13, remade: int = 0) -> list[Chunk]:
     """Cover `audio_frames` with full chunks of `chunk_frames`; the last may reach beyond the end.
 
-    Source: scripts/inference.py (lengths, first chunk after one zero audio frame). Raises ValueError unless both
-    lengths are 4n + 1 with overlap < chunk_frames, and audio_frames >= 1.
+    A chunk is given `overlap` frames of the one before; the last `remade` frames of that are not given and made again.
+    Source: scripts/inference.py (lengths, first chunk after one zero audio frame; it remakes nothing). Raises
+    ValueError unless both lengths are 4n + 1, `remade` is 4n, all fit into a chunk, and audio_frames >= 1.
     """
     if audio_frames < 1:
         raise ValueError(f"audio_frames is {audio_frames}; expected at least one frame of sound.")
     if chunk_frames % 4 != 1 or overlap % 4 != 1 or not 0 < overlap < chunk_frames:
         raise ValueError(f"chunk_frames={chunk_frames}, overlap={overlap}; expected 4n + 1 each, overlap the smaller.")
+    if remade % FRAMES_PER_LATENT or not 0 <= remade < chunk_frames - overlap:
+        raise ValueError(
+            f"{remade} frames are made again; expected 4n that leave some of chunk_frames={chunk_frames} beside "
+            f"overlap={overlap}."
+        )
     chunks = [Chunk(0, 0, chunk_frames - FIRST_PREFIX, FIRST_PREFIX)]
     while chunks[-1].audio_stop < audio_frames:
-        start = chunks[-1].audio_stop
-        chunks.append(Chunk(len(chunks), start, start + chunk_frames - overlap, overlap))
+        start = chunks[-1].audio_stop - remade
+        chunks.append(Chunk(len(chunks), start, start + chunk_frames - overlap, overlap, remade))
     return chunks
 
 

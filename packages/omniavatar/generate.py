@@ -67,12 +67,11 @@ def stream_video(
     left = frames_of(request.wave) + config.keep_reference
     held = np.empty(0)
     # The end of a chunk waits for the next one, which fades into it.
-    waits = config.overlap if config.blend else 0
     for made in _chunks(models, request, chunks, config, cache_folder):
         if len(made.shared):
             held = np.concatenate([held[: -len(made.shared)], fade(held[-len(made.shared) :], made.shared)])
         ready = np.concatenate([held, made.frames]) if len(held) else made.frames
-        ready, held = ready[: len(ready) - waits], ready[len(ready) - waits :]
+        ready, held = ready[: len(ready) - config.blend], ready[len(ready) - config.blend :]
         if len(ready) and left:
             yield ready[:left]
             left -= len(ready[:left])
@@ -84,14 +83,14 @@ def plan_video(models: AvatarModels, request: ClipRequest, config: GenerateConfi
     """The chunks of a long video whose request has its lead-in already. Raises ValueError for unusable input."""
     height, width = frame_size(models, request.image, config)
     length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
-    return plan_chunks(frames_of(request.wave), length, config.overlap)
+    return plan_chunks(frames_of(request.wave), length, config.overlap, config.blend)
 
 
 def chunk_starts(frames: int, height: int, width: int, config: GenerateConfig) -> list[int]:
-    """Number of the first new frame of each chunk in a finished video of so many frames, 0 for the first."""
+    """Number of the first frame that is of each chunk alone in a finished video of so many, 0 for the first."""
     length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
-    chunks = plan_chunks(frames - config.keep_reference, length, config.overlap)
-    return [chunk.audio_start + (config.keep_reference if chunk.index else 0) for chunk in chunks]
+    chunks = plan_chunks(frames - config.keep_reference, length, config.overlap, config.blend)
+    return [chunk.audio_start + chunk.remade + (config.keep_reference if chunk.index else 0) for chunk in chunks]
 
 
 @torch.inference_mode()

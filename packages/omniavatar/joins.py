@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.chunks import Chunk, latent_length
 from omniavatar.colour import hold_colours
 from omniavatar.images import to_frames
@@ -21,9 +22,9 @@ LATENT_CONTEXT = 4
 
 
 class MadeChunk(NamedTuple):
-    """A finished chunk of one video: its new `frames` (n, H, W, 3) uint8, the frames it `shared` with the chunk before
-    as it shows them (none unless they are blended), and the `tail` that the next begins with: pixels (3, overlap, H, W)
-    in [-1, 1] or latents (16, up to k + 4, h, w)."""
+    """A finished chunk of one video: the `shared` frames (n, H, W, 3) uint8 that the chunk before has made too, the
+    `frames` behind them, and the `tail` that the next begins with: pixels (3, overlap, H, W) in [-1, 1] or latents
+    (16, up to k + 4, h, w)."""
 
     frames: np.ndarray
     shared: np.ndarray
@@ -49,22 +50,21 @@ def finish_chunk(
     given, new = video[:, : -chunk.new_frames], video[:, -chunk.new_frames :]
     if config.colour_match == "reference":
         new = hold_colours(new, picture)
-    if tail is None:
-        shared = given[:, :0]
-        new_and_reference = torch.cat([given, new], dim=1) if config.keep_reference else new
-    else:
-        shared, new_and_reference = given[:, -config.overlap :] if config.blend else given[:, :0], new
+    whole = torch.cat([given, new], dim=1)
+    first = 0 if tail is None and config.keep_reference else given.shape[1] + chunk.remade
+    # The last frames are not handed on: the next chunk makes them itself, and one fades into the other there.
     if config.overlap_kind == "latent":
-        left = stream[0, :, -(latent_length(config.overlap) + LATENT_CONTEXT) :]
+        known = stream[0, :, : stream.shape[2] - config.blend // FRAMES_PER_LATENT]
+        left = known[:, -(latent_length(config.overlap) + LATENT_CONTEXT) :]
     else:
-        left = torch.cat([given, new], dim=1)[:, -config.overlap :]
-    return MadeChunk(to_frames(new_and_reference), to_frames(shared), left.float().cpu())
+        left = whole[:, : whole.shape[1] - config.blend][:, -config.overlap :]
+    return MadeChunk(to_frames(whole[:, first:]), to_frames(new[:, : chunk.remade]), left.float().cpu())
 
 
 def fade(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Frames (n, H, W, 3) uint8 that turn evenly from those of the chunk before into the same ones of the chunk after.
+    """Frames (n, H, W, 3) uint8 that turn evenly from those of the chunk before into those of the chunk after.
 
-    Both show the same moments, once as made and once as decoded again for the next chunk, so nothing is seen double.
+    Both were made for the same sound behind the same frames, so they differ by little and nothing is seen double.
     """
     weight = (np.arange(1, len(before) + 1, dtype=np.float32) / (len(before) + 1))[:, None, None, None]
     return np.rint(before * (1 - weight) + after * weight).astype(np.uint8)

@@ -23,12 +23,12 @@ class GenerateConfig:
     step in one forward. `cache_threshold` above 0 leaves out steps whose foretold change since the last computed one is
     smaller; the polynomial that foretells it is known for Wan2.1, `cache_polynomial` (highest power first) is for other
     models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded
-    again) or as latents: `overlap_kind`. `blend` fades from one chunk to the next over the shared frames,
-    `colour_match` pulls the colours at each chunk's end back to the picture. height and width (both or none) replace
-    the size chosen from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the
-    sound; with `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the base
-    draws one: the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as
-    Wan was.
+    again) or as latents: `overlap_kind`. The last `blend` frames (4n, 0: none) of a chunk are not handed on but made by
+    the next as well, and one fades into the other there; `colour_match` pulls the colours at each chunk's end back to
+    the picture. height and width (both or none) replace the size chosen from the buckets of `longest_side` (720 or
+    1280). `lead_in` seconds of silence come before the sound; with `keep_reference` the reference stays as frame 0 and
+    the sound waits for it. Without a picture the base draws one: the middle of a video of `portrait_frames` (4n + 1), 1
+    for a base that was trained on pictures too, as Wan was.
     """
 
     load: LoadConfig = LoadConfig()
@@ -43,7 +43,7 @@ class GenerateConfig:
     cache_polynomial: tuple[float, ...] = ()
     overlap: int = 13
     overlap_kind: Literal["pixel", "latent"] = "pixel"
-    blend: bool = True
+    blend: int = 8
     colour_match: Literal["none", "reference"] = "reference"
     lead_in: float = 0.0
     keep_reference: bool = False
@@ -66,6 +66,8 @@ class GenerateConfig:
             raise ValueError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small number above.")
         if self.portrait_frames < 1 or self.portrait_frames % 4 != 1:
             raise ValueError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
+        if self.blend % 4 or self.blend < 0:
+            raise ValueError(f"blend is {self.blend}; expected 0 (chunks are cut) or 4n frames.")
         if self.lead_in < 0:
             raise ValueError(f"lead_in is {self.lead_in}; expected seconds of silence, 0 or more.")
         if self.overlap_kind == "latent" and self.colour_match != "none":
@@ -77,12 +79,12 @@ class GenerateConfig:
             raise ValueError(f"height={self.height}, width={self.width}; give both, or neither.")
 
 
-_PLAIN_JOINS = {"blend": False, "colour_match": "none"}
+_PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
 # What a preset fixes is the procedure. Shift, guidance and sizes belong to the weights and stay the recipe's; the
 # defaults above are upstream's for all of them.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {
-        "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": True, "colour_match": "reference",
+        "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 8, "colour_match": "reference",
         "lead_in": 0.0, "keep_reference": False,
     },
     # scripts/inference.py with configs/inference.yaml as released: 50 steps (the command in its README says 25).

@@ -37,7 +37,7 @@ TRANSFORMER = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 10
 RANK, WORDS = 8, 64
 CONFIG = GenerateConfig(
     steps=3, shift=3.0, text_guidance=4.0, audio_guidance=2.5, overlap=5, chunk_frames=13, height=256, width=256,
-    blend=False, colour_match="none",
+    blend=0, colour_match="none",
 )  # fmt: skip
 REQUEST = ClipRequest(
     np.random.default_rng(1).integers(0, 256, (256, 256, 3)).astype(np.uint8),

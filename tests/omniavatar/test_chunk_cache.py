@@ -13,8 +13,9 @@ from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest
 
 CONFIG = GenerateConfig(
-    steps=1, shift=2.0, text_guidance=1.0, audio_guidance=1.0, overlap=5, chunk_frames=13, height=32, width=32
-)
+    steps=1, shift=2.0, text_guidance=1.0, audio_guidance=1.0, overlap=5, blend=0, chunk_frames=13, height=32,
+    width=32,
+)  # fmt: skip
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
 WAVE = (np.random.default_rng(1).standard_normal(30 * 640) * 0.1).astype(np.float32)
 
@@ -44,7 +45,7 @@ def test_whatever_decides_the_pixels_names_the_folder(tiny_models: AvatarModels,
     requests = [request, request._replace(prompt="b"), request._replace(seed=1), request._replace(wave=WAVE * 0.5)]
     folders = [ChunkCache.of(tmp_path, tiny_models, each, CONFIG).folder for each in requests]
     folders += [ChunkCache.of(tmp_path, replace(tiny_models, identity="x"), request, CONFIG).folder]
-    folders += [ChunkCache.of(tmp_path, tiny_models, request, replace(CONFIG, blend=False)).folder]
+    folders += [ChunkCache.of(tmp_path, tiny_models, request, replace(CONFIG, blend=4)).folder]
     assert len(set(folders)) == 6
     assert ChunkCache.of(tmp_path, tiny_models, request._replace(seed=CONFIG.seed), CONFIG).folder == folders[0]
     assert ChunkCache.of(None, tiny_models, request, CONFIG).load(plan_chunks(1, 13, 5)[0]) is None

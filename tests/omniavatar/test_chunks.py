@@ -40,6 +40,16 @@ def test_every_audio_frame_is_new_once_and_every_chunk_is_full(length: int, over
         assert plan_chunks(n, length, overlap) == whole[:count]
 
 
+@pytest.mark.parametrize("remade", [4, 8, 16])
+@pytest.mark.parametrize("length", [33, 105])
+def test_frames_made_again_are_the_last_of_the_chunk_before(length: int, remade: int) -> None:
+    chunks = plan_chunks(3000, length, 13, remade)
+    starts, stops = np.array([[chunk.audio_start, chunk.audio_stop] for chunk in chunks]).T
+    assert np.array_equal(starts[1:], stops[:-1] - remade)
+    assert {chunk.frames for chunk in chunks} == {length} and stops[-2] < 3000 <= stops[-1]
+    assert [chunk.remade for chunk in chunks] == [0] + [remade] * (len(chunks) - 1)
+
+
 def test_windows_are_those_of_the_released_code() -> None:
     first, second, third = plan_chunks(250, 105)[:3]
     assert (first.audio_start, first.audio_stop, first.new_frames) == (0, 104, 104)
@@ -48,8 +58,10 @@ def test_windows_are_those_of_the_released_code() -> None:
     assert third.latent_frames == 27
 
 
-@pytest.mark.parametrize("bad", [(0, 33, 13), (10, 32, 13), (10, 33, 12), (10, 13, 13)])
-def test_lengths_that_cannot_work_are_refused(bad: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    "bad", [(0, 33, 13), (10, 32, 13), (10, 33, 12), (10, 13, 13), (10, 33, 13, 20), (10, 33, 13, 2)]
+)
+def test_lengths_that_cannot_work_are_refused(bad: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected"):
         plan_chunks(*bad)
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from omniavatar.chunks import plan_chunks
@@ -8,7 +9,7 @@ from omniavatar.joins import LATENT_CONTEXT, fade, finish_chunk, next_prefix
 from omniavatar.presets import GenerateConfig
 from omniavatar.vae import WanVAE
 
-CONFIG = GenerateConfig(overlap=5, chunk_frames=13, colour_match="none")
+CONFIG = GenerateConfig(overlap=5, chunk_frames=13, blend=0, colour_match="none")
 LATENT = replace(CONFIG, overlap_kind="latent")
 
 
@@ -38,8 +39,26 @@ def test_carried_latents_are_decoded_behind_those_before_them(patch_vae: WanVAE)
     whole = patch_vae.decode(torch.cat([latents(1), latents(2, 2)], dim=2))[0]
     frames = ((whole.permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
     assert np.array_equal(np.concatenate([one.frames, two.frames]), frames[1:])
-    assert np.array_equal(two.shared, frames[8:13])
-    assert two.tail.shape[1] == 2 + LATENT_CONTEXT
+    assert len(two.shared) == 0 and two.tail.shape[1] == 2 + LATENT_CONTEXT
+
+
+@pytest.mark.parametrize("config", [CONFIG, LATENT])
+def test_frames_that_the_next_chunk_makes_again_are_not_handed_on(patch_vae: WanVAE, config: GenerateConfig) -> None:
+    blended = replace(config, blend=4)
+    first, second = plan_chunks(16, 13, 5, 4)
+    picture = torch.zeros(3, 32, 32)
+    one = finish_chunk(patch_vae, latents(1), first, None, picture, blended)
+    assert len(one.frames) == 12 and len(one.shared) == 0
+    if config is LATENT:
+        assert torch.equal(one.tail, latents(1)[0, :, :3])
+        assert torch.equal(next_prefix(patch_vae, one.tail, blended), latents(1)[:, :, 1:3])
+    else:
+        assert torch.equal(one.tail, patch_vae.decode(latents(1))[0, :, 4:9])
+    behind = torch.cat([next_prefix(patch_vae, one.tail, blended), latents(2, 2)], dim=2)
+    two = finish_chunk(patch_vae, behind, second, one.tail, picture, blended)
+    plain = finish_chunk(patch_vae, behind, replace(second, remade=0), one.tail, picture, config)
+    assert second.remade == 4 and (second.audio_start, second.new_frames) == (8, 8)
+    assert np.array_equal(np.concatenate([two.shared, two.frames]), plain.frames) and len(two.shared) == 4
 
 
 def test_the_reference_frame_stays_when_asked(patch_vae: WanVAE) -> None:

@@ -13,7 +13,9 @@ from miniature.world import HELD_OUT_SEED, draw_clip
 from omniavatar.inputs import InputError
 from omniavatar.pipeline import OmniAvatarPipeline
 
-SETTINGS = {"steps": 2, "shift": 1.5, "text_guidance": 1.0, "audio_guidance": 2.5, "chunk_frames": 17, "overlap": 5}
+SETTINGS = {"steps": 2, "shift": 1.5, "text_guidance": 1.0, "audio_guidance": 2.5, "chunk_frames": 17, "overlap": 5,
+    "blend": 0,
+}  # fmt: skip
 CLIP = draw_clip(HELD_OUT_SEED + 5, 0.8)
 SHORT = CLIP.audio[:5120]
 PICTURE = CLIP.frames[0]

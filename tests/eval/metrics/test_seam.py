@@ -44,6 +44,22 @@ def test_without_a_seam_p_is_uniform() -> None:
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
+def test_a_rhythm_of_four_frames_is_no_seam() -> None:
+    """Each frame that begins a latent jumps further; one seam in two jumps further still, or none does."""
+    rng = np.random.default_rng(4)
+    seams = list(range(40, 360, 32))
+    quiet, jumping = [], []
+    for n in range(60):
+        jumps = rng.gamma(16, 0.25, 400)
+        jumps[3::4] += 2.0
+        quiet.append(seam_jumps(jumps, seams, draws=99, seed=n))
+        jumps[[s - 1 for s in seams[::2]]] += 4.0
+        jumping.append(seam_jumps(jumps, seams, draws=99, seed=n))
+    assert np.mean([found.p <= 0.05 for found in quiet]) > 0.9  # what a plain draw says of it
+    assert stats.kstest([found.p_latent for found in quiet], "uniform").pvalue > 0.01
+    assert max(found.p_latent for found in jumping) <= 0.05
+
+
 def test_several_small_jumps_are_surer_together() -> None:
     rng = np.random.default_rng(2)
     jumps = rng.gamma(16, 0.25, 300)
