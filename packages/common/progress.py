@@ -87,8 +87,14 @@ class ProgressBar(Generic[T]):
     def _say(self) -> None:
         self._spoke, self._said = time.monotonic(), self.count
         of = f"/{self.total}" if self.total is not None else ""
-        line = f"{self.label}: {self.count}{of} in {self._spoke - self._started:.1f} s {self._note}".rstrip()
-        _console.print(line, highlight=False, markup=False, soft_wrap=True)
+        line = f"{self.label}: {self.count}{of} in {self._spoke - self._started:.1f} s{self._left()} {self._note}"
+        _console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        """What remains at the mean speed so far, " (40 s left)"; nothing where that says nothing."""
+        if self.total is None or not 0 < self.count < self.total:
+            return ""
+        return f" ({(self._spoke - self._started) / self.count * (self.total - self.count):.0f} s left)"
 
 
 class MetricLog:

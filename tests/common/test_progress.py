@@ -33,10 +33,10 @@ def test_without_a_terminal_at_most_a_line_in_ten_seconds(
             bar.update(note=f"loss {step}")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "train: 20/100 in 10.0 s loss 19",
-        "train: 40/100 in 20.0 s loss 39",
-        "train: 60/100 in 30.0 s loss 59",
-        "train: 80/100 in 40.0 s loss 79",
+        "train: 20/100 in 10.0 s (40 s left) loss 19",
+        "train: 40/100 in 20.0 s (30 s left) loss 39",
+        "train: 60/100 in 30.0 s (20 s left) loss 59",
+        "train: 80/100 in 40.0 s (10 s left) loss 79",
         "train: 100/100 in 50.0 s loss 99",
     ]
 
