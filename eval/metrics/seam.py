@@ -52,8 +52,8 @@ def frame_jumps(frames: Iterable[np.ndarray]) -> np.ndarray:
 def seam_jumps(jumps: np.ndarray, seams: Sequence[int], draws: int = DRAWS, seed: int = 0) -> SeamJumps:
     """Judge the seams (frame numbers 1..T-1) of a video with these `jumps` (T - 1,).
 
-    Without a visible seam `p` is uniform, `p_latent` also where frames jump in a rhythm of four. Raises UnscorableError without a seam in the video or with fewer than twice
-    as many frames as seams and REACH on top.
+    Without a visible seam `p` is uniform, `p_latent` also where frames jump in a rhythm of four. Raises UnscorableError
+    without a seam in the video or with fewer than twice as many frames as seams and REACH on top.
     """
     joins = np.unique([seam - 1 for seam in seams if 0 < seam <= len(jumps)])
     if not len(joins):

@@ -74,6 +74,13 @@ def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13, remade:
     return chunks
 
 
+def frames_to_remake(wanted: int, chunk_frames: int, overlap: int) -> int:
+    """The `wanted` frames (4n), or as many as leave a quarter of a chunk new: short ones would be made of nothing but
+    frames that others make too."""
+    room = 3 * chunk_frames // 4 - overlap
+    return max(0, min(wanted, room // FRAMES_PER_LATENT * FRAMES_PER_LATENT))
+
+
 def frames_for_tokens(max_tokens: int, height: int, width: int) -> int:
     """Chunk length 4n + 1 for a picture size: 105 for 30,000 tokens at 400x720.
 

@@ -7,6 +7,7 @@ one per 640 samples. (The released code keeps the picture as a frame and delays 
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from common.progress import ProgressBar, progress
 from omniavatar.chunk_cache import ChunkCache
-from omniavatar.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, plan_chunks
+from omniavatar.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
 from omniavatar.images import to_frames
 from omniavatar.joins import MadeChunk, fade, finish_chunk, next_prefix
 from omniavatar.models import AvatarModels
@@ -63,7 +64,8 @@ def stream_video(
     if not models.transformer.hears:
         raise ValueError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
     request = ClipRequest(image, with_lead_in(wave, config), prompt)
-    chunks = plan_video(models, request, config)
+    config = fitted(config, *frame_size(models, image, config))
+    chunks = plan_chunks(frames_of(request.wave), config.chunk_frames, config.overlap, config.blend)
     left = frames_of(request.wave) + config.keep_reference
     held = np.empty(0)
     # The end of a chunk waits for the next one, which fades into it.
@@ -79,17 +81,17 @@ def stream_video(
         yield held[:left]
 
 
-def plan_video(models: AvatarModels, request: ClipRequest, config: GenerateConfig) -> list[Chunk]:
-    """The chunks of a long video whose request has its lead-in already. Raises ValueError for unusable input."""
-    height, width = frame_size(models, request.image, config)
+def fitted(config: GenerateConfig, height: int, width: int) -> GenerateConfig:
+    """The config with the chunk length that its tokens allow at this size, and no more blending than that has room for.
+    Raises ValueError when not even 5 frames fit."""
     length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
-    return plan_chunks(frames_of(request.wave), length, config.overlap, config.blend)
+    return replace(config, chunk_frames=length, blend=frames_to_remake(config.blend, length, config.overlap))
 
 
 def chunk_starts(frames: int, height: int, width: int, config: GenerateConfig) -> list[int]:
     """Number of the first frame that is of each chunk alone in a finished video of so many, 0 for the first."""
-    length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
-    chunks = plan_chunks(frames - config.keep_reference, length, config.overlap, config.blend)
+    config = fitted(config, height, width)
+    chunks = plan_chunks(frames - config.keep_reference, config.chunk_frames, config.overlap, config.blend)
     return [chunk.audio_start + chunk.remade + (config.keep_reference if chunk.index else 0) for chunk in chunks]
 
 

@@ -24,11 +24,11 @@ class GenerateConfig:
     smaller; the polynomial that foretells it is known for Wan2.1, `cache_polynomial` (highest power first) is for other
     models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded
     again) or as latents: `overlap_kind`. The last `blend` frames (4n, 0: none) of a chunk are not handed on but made by
-    the next as well, and one fades into the other there; `colour_match` pulls the colours at each chunk's end back to
-    the picture. height and width (both or none) replace the size chosen from the buckets of `longest_side` (720 or
-    1280). `lead_in` seconds of silence come before the sound; with `keep_reference` the reference stays as frame 0 and
-    the sound waits for it. Without a picture the base draws one: the middle of a video of `portrait_frames` (4n + 1), 1
-    for a base that was trained on pictures too, as Wan was.
+    the next as well, and one fades into the other there (short chunks: fewer, see frames_to_remake); `colour_match`
+    pulls the colours at each chunk's end back to the picture. height and width (both or none) replace the size chosen
+    from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the sound; with
+    `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the base draws one:
+    the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as Wan was.
     """
 
     load: LoadConfig = LoadConfig()
@@ -43,7 +43,7 @@ class GenerateConfig:
     cache_polynomial: tuple[float, ...] = ()
     overlap: int = 13
     overlap_kind: Literal["pixel", "latent"] = "pixel"
-    blend: int = 8
+    blend: int = 12
     colour_match: Literal["none", "reference"] = "reference"
     lead_in: float = 0.0
     keep_reference: bool = False
@@ -84,7 +84,7 @@ _PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
 # defaults above are upstream's for all of them.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {
-        "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 8, "colour_match": "reference",
+        "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 12, "colour_match": "reference",
         "lead_in": 0.0, "keep_reference": False,
     },
     # scripts/inference.py with configs/inference.yaml as released: 50 steps (the command in its README says 25).

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from omniavatar.audio_encoder import SAMPLE_RATE, SAMPLES_PER_FRAME
+from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.chunks import FIRST_PREFIX, Chunk
 from omniavatar.images import choose_size, fit_image
 from omniavatar.models import AvatarModels
@@ -110,7 +111,7 @@ def sample_chunk(
 ) -> Tensor:
     """Latents (B, 16, T, h, w) of one chunk that begins with `prefix` (B, 16, k, h, w), one seed per video."""
     shape = (scene.reference.shape[1], chunk.latent_frames, *scene.reference.shape[3:])
-    noise = torch.stack([chunk_noise(seed, chunk.index, shape) for seed in seeds]).to(models.device)
+    noise = torch.stack([_noise_of(chunk, seed, shape) for seed in seeds]).to(models.device)
     # One zero frame stands before the sound, so the chunk's window begins one frame later in this tensor.
     first = chunk.audio_start - chunk.prefix_frames + FIRST_PREFIX
     audio = None if scene.audio is None else scene.audio[:, first : first + chunk.frames]
@@ -143,6 +144,15 @@ def _computed_steps(models: AvatarModels, config: GenerateConfig) -> list[bool] 
     polynomial = config.cache_polynomial or polynomial_of(models.transformer)
     changes = modulation_changes(models.transformer, config.steps, config.shift)
     return plan_steps(changes, config.cache_threshold, polynomial)
+
+
+def _noise_of(chunk: Chunk, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """Noise (16, T, h, w) of a chunk. Frames that are made again have that of the chunk before: both then come out
+    much alike, and one can turn into the other."""
+    noise, again = chunk_noise(seed, chunk.index, shape), chunk.remade // FRAMES_PER_LATENT
+    if again:
+        noise[:, chunk.prefix_latents :][:, :again] = chunk_noise(seed, chunk.index - 1, shape)[:, -again:]
+    return noise
 
 
 def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from omniavatar.chunks import frames_for_tokens, latent_length, plan_chunks
+from omniavatar.chunks import frames_for_tokens, frames_to_remake, latent_length, plan_chunks
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,12 @@ def test_frames_made_again_are_the_last_of_the_chunk_before(length: int, remade:
     assert np.array_equal(starts[1:], stops[:-1] - remade)
     assert {chunk.frames for chunk in chunks} == {length} and stops[-2] < 3000 <= stops[-1]
     assert [chunk.remade for chunk in chunks] == [0] + [remade] * (len(chunks) - 1)
+
+
+@pytest.mark.parametrize(("length", "frames"), [(105, 12), (49, 12), (33, 8), (21, 0), (17, 0), (5, 0)])
+def test_short_chunks_keep_a_quarter_new(length: int, frames: int) -> None:
+    assert frames_to_remake(12, length, 13) == frames
+    assert frames_to_remake(0, length, 13) == 0
 
 
 def test_windows_are_those_of_the_released_code() -> None:

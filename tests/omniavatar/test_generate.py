@@ -61,6 +61,8 @@ def by_hand(models: AvatarModels, overlap_kind: str, again: int = 0) -> list[np.
     for number, window in enumerate(windows):
         condition = build_condition(scene.reference, 4, 2 if number else 1)
         noise = chunk_noise(7, number, (16, 4, 4, 4))[None]
+        if number and again:
+            noise[:, :, 2 : 2 + again // 4] = chunk_noise(7, number - 1, (16, 4, 4, 4))[:, -again // 4 :]
         given = (scene.text, scene.negative_text, condition, window[None], prefix)
         with torch.no_grad():
             latents = denoise(models.transformer, noise, *given, 2, 2.0, Guidance(1.0, 2.0))
