@@ -1,14 +1,13 @@
-"""The two HDTF test sets that go by the name of OmniAvatar's, as lists of spans drawn from HDTF's own files.
+"""The two HDTF test sets that go by the name of OmniAvatar's, as spans drawn from HDTF's own files.
 
 The paper says 100 samples, unlisted; its maintainer (Omni-Avatar/OmniAvatar issue 90) the first 15 s of every video,
-about 400. Numbers measured on the one do not belong in a column with numbers of the other.
+about 400. Numbers measured on the one do not belong in a column with numbers of the other. `eval/lists` publishes both.
 """
 
 import hashlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from common.runs import atomic_write
 from curation.hdtf import list_hdtf
 from curation.remote import Row, SourcesError
 
@@ -33,16 +32,6 @@ def list_hdtf_set(name: HdtfSet, folder: Path, seed: int = 0) -> list[Row]:
         raise SourcesError(f"{folder} has {len(usable)} videos with a crop and {CLIP_SECONDS:g} s; expected {CLIPS}.")
     drawn = set(sorted(usable, key=lambda unit: hashlib.sha256(f"{seed}\0{unit}".encode()).hexdigest())[:CLIPS])
     return [_first(row, usable[row["unit"]], CLIP_SECONDS) for row in videos if row["unit"] in drawn]
-
-
-def write_hdtf_set(path: Path, rows: list[Row]) -> None:
-    """Write such rows as text to publish: HDTF's clip name, video id, start and end (s). Errors: DiskFullError."""
-    lines = [f"# {len(rows)} spans of HDTF (annotations: Zhang et al., CC BY 4.0): name video_id start end"]
-    for row in rows:
-        (segment,) = row["segments"]
-        lines.append(f"{segment['name']}\t{row['unit']}\t{segment['start']:.3f}\t{segment['end']:.3f}")
-    with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def _usable(row: Row) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from eval.compare import by_clip, read_metrics
 from eval.gallery import best_median_worst, judged_method
 from eval.study import FLOOR, TRUTH
 from eval.summary import read_optional, read_rows
-from eval.test_sets import TestSet
+from eval.test_sets import TEST_SET_FILE, TestSet, read_test_set
 
 GENERATION_ROLES = ("transformer", "adapter", "vae", "text_encoder", "audio_encoder")
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "deepspeed", "av", "numpy", "scipy")
@@ -36,11 +36,15 @@ EXAMPLES = ("sync_c", "sync_d", "csim", "iqa", "ase", "psnr")
 
 
 def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]:
-    """The card of a judged run; `test_set` is the list its clips are of, where they are of one.
+    """The card of a judged run; `test_set` is the list its clips are of, by default the one they were imported with.
 
-    Raises CompareError for a run without metrics.
+    Raises CompareError for a run without metrics and ListError for a list in it that was changed.
     """
     rows = read_metrics(run)
+    imported = Path(run.root) / TEST_SET_FILE
+    if test_set is None and imported.is_file():
+        test_set = read_test_set(imported)
+    about = _test_set(run, test_set)
     scores = read_optional(run.report / "scores.json") or {}
     recipe = yaml.safe_load(run.recipe_yaml.read_text("utf-8")) if run.recipe_yaml.exists() else {}
     versions = read_optional(Path(run.root) / "versions.json") or {}
@@ -50,7 +54,7 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
         "recipe": recipe.get("name"),
         "models": _models(run, recipe, versions),
         "inference": recipe.get("generate") or {},
-        "test_set": _test_set(run, test_set),
+        "test_set": about,
         "protocol": protocol,
         "judges": scores.get("models", {}),
         "evaluation": scores.get("config", {}),
@@ -59,7 +63,7 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
         "methods": {name: _method(found) for name, found in scores.get("methods", {}).items()},
         "comparisons": scores.get("comparisons", []),
         "flags": scores.get("flags", []),
-        "deviations": _deviations(recipe),
+        "deviations": _deviations(recipe, about),
         "examples": examples(rows, judged_method({row["method"] for row in rows})),
     }
     return card | {"id": fingerprint({name: card[name] for name in ("models", "inference", "test_set", "protocol")})}
@@ -96,7 +100,8 @@ def hardware() -> dict[str, Any]:
 def card_markdown(card: Mapping[str, Any]) -> str:
     """The card as a page."""
     test_set = card["test_set"]
-    of = f"{test_set['name']}, {test_set['clips']} clips, list `{test_set['list']}`, judged `{test_set['judged']}`"
+    listed = f", list `{test_set['list']}` of {test_set['listed']} clips" if test_set["list"] else ""
+    of = f"{test_set['name']}, {test_set['clips']} clips judged `{test_set['judged']}`{listed}"
     lines = [f"# Result card {card['id']}", "", f"- run `{card['run']}`, recipe `{card['recipe']}`"]
     lines += [
         f"- protocol `{', '.join(card['protocol'])}`",
@@ -133,14 +138,16 @@ def _models(run: RunFolder, recipe: Mapping[str, Any], versions: Mapping[str, An
 
 
 def _test_set(run: RunFolder, chosen: TestSet | None) -> dict[str, Any]:
-    """Name, number and hashes: of the list the clips are of, where there is one, and of what was judged of it, which is
-    the ids of the clips and the bytes of their real videos."""
+    """Name, rule, numbers and hashes: of the list the clips are of, where there is one, and of what was judged, by the
+    ids of the clips and the bytes of their real videos. `outside` counts judged clips that are not in the list."""
     manifest = read_rows(Path(run.root) / "videos" / "manifest.parquet")
     real = {row["clip_id"]: Path(run.root) / (row.get("reference") or "") for row in manifest if row["method"] != FLOOR}
     judged = fingerprint({clip: sha256_file(path) if path.is_file() else "" for clip, path in real.items()})
-    about = (
-        {"name": "clips of the run", "list": None} if chosen is None else {"name": chosen.name, "list": chosen.sha256}
-    )
+    about: dict[str, Any] = {"name": "clips of the run", "list": None}
+    if chosen is not None:
+        outside = real.keys() - {clip.clip_id for clip in chosen.clips}
+        about = {"name": chosen.name, "rule": chosen.rule, "list": chosen.sha256}
+        about |= {"listed": len(chosen.clips), "outside": len(outside)}
     return {**about, "clips": len(real), "judged": judged}
 
 
@@ -156,9 +163,13 @@ def _method(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {metric: {name: score[name] for name in kept if name in score} for metric, score in scores.items()}
 
 
-def _deviations(recipe: Mapping[str, Any]) -> list[str]:
+def _deviations(recipe: Mapping[str, Any], test_set: Mapping[str, Any]) -> list[str]:
+    outside, judged = test_set.get("outside", 0), test_set["clips"] - test_set.get("outside", 0)
+    other = [f"Test set: {outside} of the judged clips are not in the list, so its name does not hold for the numbers."]
+    fewer = [f"Test set: {judged} of the {test_set.get('listed')} clips of the list were judged."]
     small = ["Small world: drawn faces and tiny judges; numbers say whether a fault is found, not how good a face is."]
-    return [*(small if recipe.get("weights") == "miniature" else []), *DEVIATIONS]
+    found = [*(other if outside else []), *(fewer if judged < test_set.get("listed", 0) else [])]
+    return [*found, *(small if recipe.get("weights") == "miniature" else []), *DEVIATIONS]
 
 
 def _score_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -9,23 +9,35 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import cv2
 import numpy as np
 
-from common.runs import atomic_write
+from common.clips import stream_clips
+from common.runs import RunFolder, atomic_write
 from curation.hdtf_sets import HdtfSet, list_hdtf_set
-from curation.split import draw_split
+from curation.split import HeldOut, draw_split
 
 Row = Mapping[str, Any]
+AvspeechSet = Literal["avspeech_semi", "avspeech_face"]
+SET_NAMES = ("small_world", *get_args(AvspeechSet), *get_args(HdtfSet))
+LISTS = Path(__file__).parent / "lists"
+# The list that the clips of a folder, or the videos of a run, are of.
+TEST_SET_FILE = "test_set.csv"
 FACE_SIDE, FACE_MARGIN = 512, 1.6
-# The set that names the face crops, and the version of `face_crops`.
+# The set that names the face crops, and the version of `face_square`.
 FACE_RULE = f"square of {FACE_MARGIN} face boxes, still, {FACE_SIDE} px, v1"
 WHOLE_RULE = "whole picture, v1"
+HDTF_RULE = "crop of HDTF, v1"
+# Clip ids name files, also those that `generate` makes of a list of samples.
+CLIP_ID = re.compile(r"[A-Za-z0-9-]([\w.-]{0,38}[A-Za-z0-9-])?", re.ASCII)
+# What a draw looks at in a clip table.
+DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "framing", "decision", "dup_group", "split")
 
 
 class ListError(ValueError):
@@ -62,9 +74,25 @@ class TestSet:
         return hashlib.sha256(about.encode()).hexdigest()
 
 
-def avspeech_set(
-    name: Literal["avspeech_semi", "avspeech_face"], rows: Sequence[Row], count: int = 100, seed: int = 0
-) -> TestSet:
+def draw_set(name: str, run: RunFolder | None, files: Path | None, count: int = 100, seed: int = 0) -> TestSet:
+    """The set of this name (`SET_NAMES`): those of HDTF from the folder `files`, the others from the clips of `run`.
+
+    `count` is for the AVSpeech sets; `seed` for them and `hdtf100`. Raises ListError for another name and for what the
+    set is not told, FileNotFoundError, and what drawing it raises.
+    """
+    if name not in SET_NAMES:
+        raise ListError(f"There is no test set '{name}'; the sets are {', '.join(SET_NAMES)}.")
+    if name in get_args(HdtfSet):
+        if files is None:
+            raise ListError(f"{name} is drawn from HDTF's text files; say where they lie, with --files FOLDER.")
+        return hdtf_set(cast(HdtfSet, name), files, seed)
+    if run is None:
+        raise ListError(f"{name} is drawn from the clip table of a curated run; say which, with --run RUN.")
+    rows = list(stream_clips(run.clips_parquet, DRAWN_FROM))
+    return small_world_set(rows) if name == "small_world" else avspeech_set(cast(AvspeechSet, name), rows, count, seed)
+
+
+def avspeech_set(name: AvspeechSet, rows: Sequence[Row], count: int = 100, seed: int = 0) -> TestSet:
     """`count` kept semi-body clips, no two of one video or of linked videos, from all `rows` of a clip table.
 
     Both names give the same clips. Raises ValueError when there are not enough.
@@ -79,7 +107,7 @@ def hdtf_set(name: HdtfSet, folder: Path, seed: int = 0) -> TestSet:
     """One of HDTF's sets from a folder of its files. Raises what `list_hdtf_set` raises."""
     spans = [(row["unit"], segment) for row in list_hdtf_set(name, folder, seed) for segment in row["segments"]]
     clips = (TestClip(each["name"], video, each["start"], each["end"]) for video, each in spans)
-    return TestSet(name, "crop of HDTF, v1", seed if name == "hdtf100" else 0, tuple(sorted(clips)))
+    return TestSet(name, HDTF_RULE, seed if name == "hdtf100" else 0, tuple(sorted(clips)))
 
 
 def small_world_set(rows: Sequence[Row]) -> TestSet:
@@ -91,24 +119,29 @@ def small_world_set(rows: Sequence[Row]) -> TestSet:
     return TestSet("small_world", WHOLE_RULE, 0, tuple(sorted(clips)))
 
 
-def face_crops(frames: np.ndarray, boxes: np.ndarray, side: int = FACE_SIDE) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 around the face with boxes (T, 4) x0, y0, x1, y1 px -> (T, side, side, 3).
+def held_out(chosen: TestSet) -> HeldOut:
+    """The set as a split by video, which `curation.test_list` keeps out of training with all that shows the same."""
+    return HeldOut("video", chosen.seed, tuple((c.clip_id, c.video_id, c.start, c.end) for c in chosen.clips))
+
+
+def face_square(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int]:
+    """Left, top and side (px) of the square in a picture that shows a face with boxes (T, 4) x0, y0, x1, y1 px.
 
     One square for the whole clip, so that the head moves and not the picture: around the median middle, 1.6 times as
     wide as the larger side of the median box, moved inside the picture and no larger than it.
     """
-    height, width = frames.shape[1:3]
     x0, y0, x1, y1 = np.median(np.asarray(boxes, np.float64), axis=0)
     size = min(round(FACE_MARGIN * max(x1 - x0, y1 - y0)), height, width)
     left = int(np.clip(round((x0 + x1 - size) / 2), 0, width - size))
     top = int(np.clip(round((y0 + y1 - size) / 2), 0, height - size))
+    return left, top, size
+
+
+def crop_face(frame: np.ndarray, square: tuple[int, int, int], side: int = FACE_SIDE) -> np.ndarray:
+    """The square (left, top, size) of a frame (H, W, 3) uint8, scaled to (side, side, 3)."""
+    left, top, size = square
     method = cv2.INTER_AREA if size > side else cv2.INTER_CUBIC
-    return np.stack(
-        [
-            cv2.resize(frame[top : top + size, left : left + size], (side, side), interpolation=method)
-            for frame in frames
-        ]
-    )
+    return cv2.resize(frame[top : top + size, left : left + size], (side, side), interpolation=method)
 
 
 def write_test_set(path: Path, chosen: TestSet) -> None:
@@ -118,6 +151,15 @@ def write_test_set(path: Path, chosen: TestSet) -> None:
         temporary.write_text(f"# {json.dumps(about)}\n{_table(chosen.clips)}", "utf-8")
 
 
+def find_list(name: str) -> Path:
+    """The file of a list: a path, or the name of one that is published with this package. Raises FileNotFoundError."""
+    path = next((path for path in (Path(name), LISTS / f"{name}.csv") if path.is_file()), None)
+    if path is None:
+        published = ", ".join(sorted(file.stem for file in LISTS.glob("*.csv")))
+        raise FileNotFoundError(f"There is no list at {name}; give a file of `eval sets`, or the name of {published}.")
+    return path
+
+
 def read_test_set(path: Path) -> TestSet:
     """Read what `write_test_set` wrote. Raises FileNotFoundError, and ListError where a line or the hash is wrong."""
     head, _, table = path.read_text("utf-8").partition("\n")
@@ -125,6 +167,9 @@ def read_test_set(path: Path) -> TestSet:
         about = json.loads(head.removeprefix("# "))
         lines = csv.DictReader(io.StringIO(table))
         clips = [TestClip(r["clip_id"], r["video_id"], float(r["start"]), float(r["end"])) for r in lines]
+        wrong = next((clip.clip_id for clip in clips if not CLIP_ID.fullmatch(clip.clip_id)), None)
+        if wrong is not None:
+            raise ValueError(f"clip id {wrong!r} is not 1 to 40 letters, digits and - . _")
         found, said = TestSet(about["name"], about["rule"], about["seed"], tuple(clips)), about["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ListError(

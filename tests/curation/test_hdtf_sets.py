@@ -1,17 +1,15 @@
-"""Both HDTF sets from drawn files of HDTF's form, and the published lists of the real ones."""
+"""Both HDTF sets from drawn files of HDTF's form."""
 
 from pathlib import Path
 
 import pytest
 
-import curation
 from curation.cut import CutConfig, clip_rows
 from curation.hdtf import SUBSETS
-from curation.hdtf_sets import list_hdtf_set, write_hdtf_set
+from curation.hdtf_sets import list_hdtf_set
 from curation.remote import WATCH, SourcesError
 
 VIDEOS = 150
-PUBLISHED = Path(curation.__file__).parent / "lists"
 
 
 @pytest.fixture
@@ -43,14 +41,11 @@ def test_hundred_videos_and_ten_seconds_of_each(folder: Path) -> None:
     assert rows == list_hdtf_set("hdtf100", folder, 0) != list_hdtf_set("hdtf100", folder, 1)
 
 
-def test_fifteen_seconds_of_every_video(folder: Path, tmp_path: Path) -> None:
+def test_fifteen_seconds_of_every_video(folder: Path) -> None:
     rows = list_hdtf_set("hdtf400_15s", folder)
     assert len(rows) == VIDEOS
     spans = {row["unit"]: (row["segments"][0]["start"], row["segments"][0]["end"]) for row in rows}
     assert spans["00000000000"] == (20.0, 26.0) and spans["00000000001"] == (20.0, 35.0)
-    write_hdtf_set(tmp_path / "set.tsv", rows)
-    lines = (tmp_path / "set.tsv").read_text().splitlines()
-    assert len(lines) == VIDEOS + 1 and lines[2] == "Name1_0\t00000000001\t20.000\t35.000"
 
 
 def test_a_span_becomes_one_clip_of_its_length(folder: Path) -> None:
@@ -71,16 +66,3 @@ def test_too_few_videos_and_other_names_are_refused(folder: Path) -> None:
         list_hdtf_set("hdtf100", folder)
     with pytest.raises(SourcesError, match="no HDTF set 'hdtf'; expected one of hdtf100, hdtf400_15s"):
         list_hdtf_set("hdtf", folder)  # type: ignore[arg-type]
-
-
-def test_the_published_lists_hold_what_their_names_say() -> None:
-    lists = {}
-    for name in ("hdtf100", "hdtf400_15s"):
-        head, *lines = (PUBLISHED / f"{name}.tsv").read_text().splitlines()
-        assert head.startswith(f"# {len(lines)} spans of HDTF")
-        lists[name] = {line.split("\t")[1]: line.split("\t") for line in lines}
-        assert len(lists[name]) == len(lines) and list(lists[name]) == sorted(lists[name])
-    assert {float(end) - float(start) for *_, start, end in lists["hdtf100"].values()} == {10.0}
-    assert max(float(end) - float(start) for *_, start, end in lists["hdtf400_15s"].values()) == 15.0
-    assert (len(lists["hdtf100"]), len(lists["hdtf400_15s"])) == (100, 368)
-    assert set(lists["hdtf100"]) < set(lists["hdtf400_15s"])

@@ -15,7 +15,7 @@ from eval.compare import CompareError
 from eval.extractors import FeatureConfig
 from eval.job import EvalConfig, evaluate
 from eval.study import ScoreConfig
-from eval.test_sets import TestClip, TestSet
+from eval.test_sets import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 RECIPE = "name: r\nweights: miniature\ngenerate: {steps: 25, audio_guidance: 2.5}\n"
 CONFIG = EvalConfig(FeatureConfig(), ScoreConfig(resamples=50, comparisons=("adapter>base",)))
@@ -72,6 +72,20 @@ def test_a_listed_set_is_named_by_its_hash(run):
     chosen = TestSet("small_world", "whole", 0, tuple(TestClip(f"c{i}", f"v{i}", 0.0, 1.0) for i in range(4)))
     about = make_card(run, chosen)["test_set"]
     assert (about["name"], about["list"]) == ("small_world", chosen.sha256)
+    assert (about["listed"], about["outside"], about["clips"]) == (4, 0, 4)
+
+
+def test_the_list_that_videos_were_imported_with_is_named_with_what_lacks_and_what_is_not_of_it(run, tmp_path):
+    run = RunFolder(shutil.copytree(run.root, tmp_path / "copy"))
+    plain = make_card(run)
+    clips = tuple(TestClip(f"c{i}", f"v{i}", 0.0, 1.0) for i in range(1, 6))  # not c0, and c4 and c5 were not judged
+    chosen = TestSet("theirs", "whole", 0, clips)
+    write_test_set(run.root / TEST_SET_FILE, chosen)
+    card, page = make_card(run), write_card(run).read_text("utf-8")
+    assert card["id"] != plain["id"] and plain["test_set"]["list"] is None
+    assert f"theirs, 4 clips judged `{card['test_set']['judged']}`, list `{chosen.sha256}` of 5 clips" in page
+    assert "3 of the 5 clips of the list were judged" in page and "1 of the judged clips are not in the list" in page
+    assert not [text for text in plain["deviations"] if text.startswith("Test set")]
 
 
 def test_lower_is_better_where_it_is():

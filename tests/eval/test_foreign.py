@@ -9,6 +9,7 @@ from common.media import write_video
 from common.runs import RunFolder
 from eval.foreign import import_videos
 from eval.job import ManifestError, read_manifest
+from eval.test_sets import TEST_SET_FILE, TestClip, TestSet, read_test_set, write_test_set
 
 
 @pytest.fixture
@@ -56,3 +57,28 @@ def test_a_wrong_list_is_refused_in_one_sentence(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=message):
         import_videos(tmp_path / name, RunFolder(tmp_path / "run"))
+
+
+def test_folders_of_methods_fill_in_a_list_of_clips_and_its_test_set_goes_along(folder):
+    run, path = RunFolder(folder / "run"), folder / "clips.csv"
+    path.write_text("clip_id,reference,group\na,real/a.mp4,x\nb,real/b.mp4,y\n")
+    chosen = TestSet("pair", "whole", 0, tuple(TestClip(name, f"v{name}", 0.0, 1.0) for name in "ab"))
+    write_test_set(folder / TEST_SET_FILE, chosen)
+    made = {"theirs": folder / "theirs", "copy": folder / "real"}
+    assert import_videos(path, run, made) == {"theirs": 2, "copy": 2, "ground_truth": 2}
+    rows = {(row["method"], row["clip_id"]): row for row in read_manifest(run)}
+    assert rows["theirs", "b"]["video"] == str(folder / "theirs/b.mp4") and rows["copy", "b"]["group"] == "y"
+    assert read_test_set(run.root / TEST_SET_FILE) == chosen
+    (folder / TEST_SET_FILE).unlink()
+    import_videos(path, run, made)
+    assert not (run.root / TEST_SET_FILE).exists()
+
+
+def test_a_folder_without_videos_and_a_list_that_has_some_are_refused(folder):
+    path = folder / "clips.csv"
+    path.write_text("clip_id,reference\na,real/a.mp4\n")
+    with pytest.raises(ManifestError, match="nowhere has none of the 1 videos of ours"):
+        import_videos(path, RunFolder(folder / "run"), {"ours": folder / "nowhere"})
+    path.write_text("clip_id,method,video\na,m,theirs/a.mp4\n")
+    with pytest.raises(ManifestError, match="has a method in its lines already"):
+        import_videos(path, RunFolder(folder / "run"), {"ours": folder / "real"})
