@@ -10,6 +10,7 @@ from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats
 from eval.metrics.body import BodyMotion, HandScores, body_motion, hand_scores, joint_runs
 from eval.metrics.drift import ColourDrift, IdentityDrift, identity_drift, judge_colours
 from eval.metrics.likeness import Likeness, first_face, likeness
+from eval.metrics.lips import silent_lips
 from eval.metrics.seam import SeamJumps, seam_jumps
 from eval.metrics.sync import confidence_of
 from eval.records import NO_WEIGHTS, SET_METRICS, Look, Metric, Record, UnscorableError
@@ -59,23 +60,17 @@ def _spoken_sync(look: Look) -> Value:
 
 
 def _lip_dynamics(look: Look) -> Value:
-    changes, spoken = _mouth(look)
+    found, speech = look.own.of("lips"), look.own.of("sound")["speech"]
+    changes = found["changes"]
+    spoken = _at(speech, int(found["start"]) + STEP // 2 + np.arange(len(changes)))
     if not spoken.any():
         raise UnscorableError("no speech: nobody speaks while the face is seen")
     return float(np.percentile(changes[spoken], SPEAKING_PERCENTILE)), int(spoken.sum())
 
 
 def _silent_lips(look: Look) -> Value:
-    changes, spoken = _mouth(look)
-    if spoken.all():
-        raise UnscorableError("no silence: no pause of 0.3 s while the face is seen")
-    return float(np.median(changes[~spoken])), int((~spoken).sum())
-
-
-def _mouth(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of the mouth (n,) and whether somebody speaks in the middle of each."""
-    found, speech = look.own.of("lips"), look.own.of("sound")["speech"]
-    return found["changes"], _at(speech, int(found["start"]) + STEP // 2 + np.arange(len(found["changes"])))
+    found, quiet = look.own.of("lips"), look.own.of("sound")["quiet"]
+    return silent_lips(found["changes"], quiet, int(found["start"]))
 
 
 def _at(speech: np.ndarray, frames: np.ndarray) -> np.ndarray:
@@ -121,9 +116,13 @@ def _beats(score: Callable[[np.ndarray, np.ndarray, float], float], look: Look) 
     return score(beats, look.own.of("sound")["onsets"], len(poses) / FPS), len(beats)
 
 
-def _colour(part: Callable[[ColourDrift], float], look: Look) -> Value:
-    found = judge_colours(look.own.of("course")["colours"])
+def _colour(part: Callable[[ColourDrift], float], look: Look, extractor: str = "course") -> Value:
+    found = judge_colours(look.own.of(extractor)["colours"])
     return part(found), found.windows
+
+
+def _background(part: Callable[[ColourDrift], float]) -> Callable[[Look], Value]:
+    return partial(_colour, part, extractor="background")
 
 
 def _identity(part: Callable[[IdentityDrift], float], look: Look) -> Value:
@@ -175,7 +174,12 @@ CLIP_METRICS = {
     "contrast_drift": _file_only("Contrast per minute", 0, "course", partial(_colour, lambda drift: drift.contrast)),
     "saturation_drift": _file_only("Chroma per minute", 0, "course", partial(_colour, lambda drift: drift.saturation)),
     "colour_shift": _file_only("CIEDE2000, last to first", -1, "course", partial(_colour, lambda drift: drift.shift)),
+    "background_drift": _file_only("Background, Lab per minute", -1, "background", _background(lambda d: d.total)),
+    "background_shift": _file_only("Background, CIEDE2000", -1, "background", _background(lambda d: d.shift)),
     "seam_z": _file_only("Jump at joins, z", -1, "course", partial(_seam, lambda found: found.mean_z)),
     "seam_p": _file_only("Jump at joins, p", 0, "course", partial(_seam, lambda found: found.p)),
+    "seam_p_latent": _file_only(
+        "Jump at joins, p among frames that begin a latent", 0, "course", partial(_seam, lambda found: found.p_latent)
+    ),
 }  # fmt: skip
 METRICS = SET_METRICS | CLIP_METRICS

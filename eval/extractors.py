@@ -10,8 +10,9 @@ import numpy as np
 
 from common.runs import fingerprint
 from eval.metrics.beats import sound_onsets
-from eval.metrics.drift import colour_curve
+from eval.metrics.drift import background_mask, colour_curve
 from eval.metrics.fidelity import fidelity
+from eval.metrics.lips import quiet_frames
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.seam import frame_jumps
 from eval.metrics.sync import SyncJudge, SyncRules, longest_track
@@ -26,6 +27,7 @@ from perception.speech import speech_at
 from perception.syncnet import crop_track, load_syncnet
 
 FPS = 25.0
+PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture
 Models = Mapping[str, Path]
 Extract = Callable[[Sight], Arrays]
@@ -143,13 +145,24 @@ def _load_lips(config: FeatureConfig, models: Models) -> Extract:
 def _load_sound(config: FeatureConfig, models: Models) -> Extract:
     def heard(sight: Sight) -> Arrays:
         middles = (np.arange(len(sight.wave) * FPS // 16_000) + 0.5) / FPS
-        return {"speech": speech_at(sight.wave, middles), "onsets": sound_onsets(sight.wave)}
+        spoken, quiet = speech_at(sight.wave, middles), quiet_frames(sight.wave)
+        return {"speech": spoken, "quiet": quiet, "onsets": sound_onsets(sight.wave)}
 
     return heard
 
 
 def _load_course(config: FeatureConfig, models: Models) -> Extract:
     return lambda sight: {"colours": colour_curve(sight.frames), "jumps": frame_jumps(sight.frames)}
+
+
+def _load_background(config: FeatureConfig, models: Models) -> Extract:
+    detector = _detector(models.get("face_detector"))
+
+    def colours(sight: Sight) -> Arrays:
+        boxes = [face.box for faces in sight.faces(detector, PEOPLE_EVERY).values() for face in faces]
+        return {"colours": colour_curve(sight.frames, background_mask(np.array(boxes), *sight.frames.shape[1:3]))}
+
+    return colours
 
 
 def _load_fidelity(config: FeatureConfig, models: Models) -> Extract:
@@ -173,8 +186,9 @@ EXTRACTORS = (
     Extractor("identity", "1", _load_identity, needs=("face_identity", *_FACES), settings=("identity_every",)),
     Extractor("pose", "1", _load_pose, needs=("pose",)),
     Extractor("lips", "1", _load_lips, uses=_FACES, settings=("sync",)),
-    Extractor("sound", "1", _load_sound, reads=("audio",)),
+    Extractor("sound", "2", _load_sound, reads=("audio",)),
     Extractor("course", "1", _load_course),
+    Extractor("background", "1", _load_background, uses=_FACES),
     Extractor("fidelity", "1", _load_fidelity, reads=("video", "real")),
 )
 JUDGE_ROLES = tuple(dict.fromkeys(role for extractor in EXTRACTORS for role in extractor.needs + extractor.uses))

@@ -21,6 +21,10 @@ DRIFT = {
         ("contrast", "Contrast", "a minute", 2),
         ("saturation", "Saturation", "a minute", 2),
     ),
+    "background": (
+        ("total", "Colour drift behind people", "Lab units a minute", 2),
+        ("shift", "Colour behind people, last second to first", "CIEDE2000", 2),
+    ),
     "identity": (
         ("slope", "Likeness", "cosine a minute", 3),
         ("change", "Likeness, last 10 s less first", "cosine", 3),

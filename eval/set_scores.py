@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
 from eval.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
-from eval.statistics import Triple, half_split_distances, jackknife_se, swap_label_p
+from eval.statistics import Triple, half_split_distances, jackknife_se, swap_test
 from eval.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, ScoreConfig, Study
 
 DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
@@ -38,18 +38,26 @@ class FeatureSets:
     def of(cls, study: Study, extractor: str) -> "FeatureSets":
         """Gather the features of a study."""
         names = [method for method in study.methods if method != TRUTH] + [REAL]
-        features = {name: study.features(name, extractor) for name in names}
+        return cls.joined({name: study.features(name, extractor) for name in names}, study.group)
+
+    @classmethod
+    def joined(cls, features: Mapping[str, Mapping[str, np.ndarray]], group: Callable[[str], str]) -> "FeatureSets":
+        """From the rows (n, d) of each clip_id of each set, REAL among them; `group` names what a clip is of.
+
+        Sets with the same rows for a clip share its place, so that copies are not apart by as much as rounding.
+        """
         common = set.intersection(*(set(found) for name, found in features.items() if name != FLOOR))
         clips: list[np.ndarray] = []
+        places: dict[str, list[int]] = {}
         where, behind = {}, {}
         for name, found in features.items():
             chosen: dict[str, list[np.ndarray]] = {}
             for clip in sorted(found):
                 if name == FLOOR or clip in common:
-                    chosen.setdefault(study.group(clip), []).append(found[clip])
-            where[name] = np.arange(len(clips), len(clips) + len(chosen))
+                    chosen.setdefault(group(clip), []).append(found[clip])
+            at = [_place(np.concatenate(rows), clips, places.setdefault(each, [])) for each, rows in chosen.items()]
+            where[name] = np.array(at, int)
             behind[name] = sum(len(rows) for rows in chosen.values())
-            clips += [np.concatenate(rows) for rows in chosen.values()]
         return cls(clips, where, behind)
 
     @property
@@ -61,6 +69,16 @@ class FeatureSets:
     def n(self) -> int:
         """Clips behind every distance."""
         return self.clips_behind[REAL]
+
+
+def _place(rows: np.ndarray, clips: list[np.ndarray], places: list[int]) -> int:
+    """Where in `clips` the rows are, put there if none of `places`, to which it belongs, holds the same."""
+    same = [place for place in places if np.array_equal(clips[place], rows)]
+    if same:
+        return same[0]
+    clips.append(rows)
+    places.append(len(clips) - 1)
+    return places[-1]
 
 
 def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
@@ -130,7 +148,6 @@ def _tests(distance: ClipDistance, sets: FeatureSets, config: ScoreConfig) -> li
     for a, b in config.pairs if config.swap_draws else []:
         if a in sets.judged and b in sets.judged:
             clips = Triple(sets.where[a], sets.where[b], sets.where[REAL])
-            difference = distance(clips.a, clips.real) - distance(clips.b, clips.real)
-            p = swap_label_p(distance, clips, config.swap_draws, config.seed)
-            tests.append({"a": a, "b": b, "n": sets.n, "difference": difference, "p": p})
+            test = swap_test(distance, clips, config.swap_draws, config.seed)
+            tests.append({"a": a, "b": b, "n": sets.n, "difference": test.difference, "p": test.p})
     return tests

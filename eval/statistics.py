@@ -1,5 +1,6 @@
 """How sure a number is: intervals over clips, jackknife for set distances, paired tests between methods."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -163,22 +164,33 @@ class Triple:
     real: np.ndarray
 
 
-def swap_label_p(distance: ClipDistance, clips: Triple, draws: int = 199, seed: int = 0) -> float:
-    """Two-sided p that methods a and b are equally far from the real clips: each clip's a/b label swapped at random.
+@dataclass(frozen=True)
+class SwapTest:
+    """`difference`: how much farther from the real clips method a is than b; its two-sided `p`, and `spread`, the
+    standard deviation of what swapped labels give instead."""
+
+    difference: float
+    p: float
+    spread: float
+
+
+def swap_test(distance: ClipDistance, clips: Triple, draws: int = 199, seed: int = 0) -> SwapTest:
+    """Are methods a and b equally far from the real clips? Each clip's a/b label swapped at random, `draws` times.
 
     Exact under the null, and the small-sample bias of the distance cancels in the difference.
     """
     rng = np.random.default_rng(seed)
 
     def gap(a: np.ndarray, b: np.ndarray) -> float:
-        return abs(distance(a, clips.real) - distance(b, clips.real))
+        return distance(a, clips.real) - distance(b, clips.real)
 
-    observed = gap(clips.a, clips.b)
-    hits = 0
-    for _ in range(draws):
+    observed, gaps = gap(clips.a, clips.b), np.zeros(draws)
+    for draw in range(draws):
         swap = rng.random(len(clips.real)) < 0.5
-        hits += gap(np.where(swap, clips.b, clips.a), np.where(swap, clips.a, clips.b)) >= observed - 1e-12
-    return (hits + 1) / (draws + 1)
+        gaps[draw] = gap(np.where(swap, clips.b, clips.a), np.where(swap, clips.a, clips.b))
+    hits = int(np.sum(np.abs(gaps) >= abs(observed) - 1e-12))
+    # Each pattern of swaps has its mirror, so the mean is known to be 0.
+    return SwapTest(observed, (hits + 1) / (draws + 1), float(np.sqrt(np.mean(gaps**2))) if draws else math.nan)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,6 +7,8 @@ import typer
 
 from common.progress import setup_logging
 
+SETS = Path("runs") / "sets"
+
 app = typer.Typer()
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
 
@@ -41,7 +43,7 @@ def sweep(
 
 eval_app = typer.Typer(
     invoke_without_command=True,
-    help="Videos to metrics and the report: the step of a recipe, or plan, run, report, compare, card and import.",
+    help="Videos to metrics and the report: the step of a recipe, or sets, inputs, import, plan, run and the others.",
 )
 app.add_typer(eval_app, name="eval")
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
@@ -71,16 +73,76 @@ def evaluate_step(
     run_flow(recipe, run, [*(settings or ()), *where, *again], "eval", "eval", force or retry)
 
 
+@eval_app.command("sets")
+def draw_test_set(
+    name: Annotated[str, typer.Argument(help="small_world, avspeech_semi, avspeech_face, hdtf100 or hdtf400_15s")],
+    run: Annotated[Path | None, typer.Option("--run", help="curated run that the clips are drawn from")] = None,
+    files: Annotated[Path | None, typer.Option("--files", help="of the sets of HDTF: folder of its text files")] = None,
+    count: Annotated[int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="list to write; default runs/sets/NAME.csv")] = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", help="also write it for curation.test_list: no training on its videos")
+    ] = None,
+) -> None:
+    """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
+    from common.runs import RunFolder
+    from curation.split import write_split
+    from eval.test_sets import draw_set, held_out, write_test_set
+
+    chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)
+    path = out or SETS / f"{name}.csv"
+    write_test_set(path, chosen)
+    if split:
+        write_split(split, held_out(chosen))
+    print(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
+
+
+@eval_app.command("inputs")
+def cut_test_set(
+    listed: Annotated[str, typer.Argument(metavar="LIST", help="file of `eval sets`, or name of a published list")],
+    run: Annotated[Path, typer.Option("--run", help="curated run that has the clips")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder to write; default runs/sets/<set>")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="for its face detector; default: the recipe of the run")] = "",
+    settings: SetOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Cut the inputs of a test set: pictures, sounds, real videos, and the lists for `generate` and `eval import`."""
+    setup_logging(verbose)
+    from common.runs import RunFolder
+    from eval.set_inputs import CLIPS, SAMPLES, write_inputs
+    from eval.test_sets import find_list, read_test_set
+    from pipelines.recipe import read_recipe
+
+    chosen, folder = read_test_set(find_list(listed)), RunFolder(run)
+    about = read_recipe(recipe or str(folder.recipe_yaml), tuple(settings or ()))
+    detector = about.model_paths(("face_detector",))["face_detector"]
+    target = out or SETS / chosen.name
+    outcomes = write_inputs(chosen, folder, target, about.curation.people, detector, about.executor)
+    bad = [outcome for outcome in outcomes if outcome.state != "kept"]
+    lines = [f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad]
+    done = f"{len(outcomes) - len(bad)} of {len(outcomes)} clips; {target / SAMPLES}, {target / CLIPS}"
+    print("\n".join([*lines, done]))
+
+
 @eval_app.command("import")
 def import_list(
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines: method, clip_id, video, reference, audio ...")],
     run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in")],
+    made: Annotated[
+        list[str] | None,
+        typer.Option("--made", help="METHOD=FOLDER of its <clip_id>.mp4, for the clips.csv of `eval inputs`"),
+    ] = None,
 ) -> None:
     """Videos of any system, as a list, into a run folder that `eval run` judges."""
     from common.runs import RunFolder
     from eval.foreign import import_videos
 
-    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run)).items()))
+    parts = [pair.partition("=") for pair in made or ()]
+    if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
+        raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
+    folders = {method: Path(folder) for method, _, folder in parts}
+    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
 
 
 @eval_app.command("plan")
@@ -142,18 +204,20 @@ def compare_runs(
     runs = RunFolder(Path(first)), RunFolder(Path(second))
     metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
     tables, methods = (read_metrics(runs[0]), read_metrics(runs[1])), (of_first or JUDGED, of_second or JUDGED)
-    found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]))
+    found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
     print("\n".join(difference_lines(found)))
 
 
 @eval_app.command("card")
 def result_card(
     run: Annotated[Path, typer.Option("--run", help="a judged run folder")],
-    test_set: Annotated[Path | None, typer.Option("--test-set", help="list that the clips are of, as CSV")] = None,
+    test_set: Annotated[
+        str, typer.Option("--test-set", help="list that the clips are of; default: the one they were imported with")
+    ] = "",
 ) -> None:
     """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
     from common.runs import RunFolder
     from eval.card import write_card
-    from eval.test_sets import read_test_set
+    from eval.test_sets import find_list, read_test_set
 
-    print(write_card(RunFolder(run), read_test_set(test_set) if test_set else None))
+    print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

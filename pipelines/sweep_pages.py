@@ -23,7 +23,8 @@ INK, MARK, GREY = "#22303c", "#c8553d", "#8a949c"
 READ_AS = (
     "Mean over clips and seeds ± standard deviation between seeds. In brackets the paired difference to *{base}*: per "
     "clip, averaged over seeds, Wilcoxon's test with Holm's correction over the page; **bold** where it rejects in "
-    "the row's favour (p < 0.05), † where it rejects against it. FID and FVD are of whole sets and not tested."
+    "the row's favour (p < 0.05), † where it rejects against it. FID and FVD are of whole sets: theirs is the mean "
+    "over seeds with its 95 % interval over the seeds (Student's t), and not tested."
 )
 ORDERS_ONLY = "Other clips, sizes and judges: values are not to be compared, orders are."
 VERSIONS = ("torch", "diffusers", "peft", "deepspeed", "numpy", "scipy")
@@ -135,11 +136,19 @@ def _cell(entry: Entry) -> str:
     text = _number(entry.mean, digits) + (f" ± {entry.seed_sd:.{digits}f}" if entry.seed_sd is not None else "")
     if entry.difference is None:
         return text
-    text = f"{text} ({'+' if entry.difference > 0 else ''}{_number(entry.difference, digits)})"
+    text = f"{text} ({'+' if entry.difference > 0 else ''}{_number(entry.difference, digits)}{_between(entry)})"
     if is_better(entry):
         return f"**{text}**"
     worse = entry.p_holm is not None and entry.p_holm < 0.05 and METRICS[entry.metric].better != 0
     return f"{text} †" if worse else text
+
+
+def _between(entry: Entry) -> str:
+    """The interval of a difference that is not tested."""
+    if entry.metric not in SET_METRICS or entry.difference_low is None:
+        return ""
+    digits = METRICS[entry.metric].digits
+    return f"; {_number(entry.difference_low, digits)} .. {_number(entry.difference_high, digits)}"
 
 
 def _reported(config: SweepConfig, entries: Sequence[Entry], orders: Sequence[Ordering]) -> list[str]:

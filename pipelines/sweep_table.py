@@ -1,6 +1,7 @@
 """What a sweep found: a row's mean and its spread between seeds, and its paired difference to the base row.
 
-A clip's value is its mean over seeds before anything is tested, so that seeds do not pass for clips.
+A clip's value is its mean over seeds before anything is tested, so that seeds do not pass for clips. A distance of
+whole sets has one value per seed, and seeds are what its difference is sure by.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from common.runs import RunFolder
 from eval.clip_metrics import METRICS
@@ -28,7 +30,8 @@ class Entry:
 
     `mean` is over clips and seeds, `seed_sd` the standard deviation of the seeds' means (None with one seed), `low` and
     `high` the 95 % interval over clips; `clips` of `listed` have a value. What follows `seeds` is the difference to the
-    base row as in `eval.compare.Difference`, untested where the metric is of a whole set: a few seeds are too few.
+    base row as in `eval.compare.Difference`; where the metric is of a whole set, the mean of the seeds' differences
+    with its interval over seeds (None with one), untested: a few seeds are too few. `rests_on` says which of the two.
     `reported` is the paper's number, of other clips.
     """
 
@@ -53,6 +56,7 @@ class Entry:
     p_holm: float | None = None
     detectable: float | None = None
     removed: int = 0
+    rests_on: str = ""
     reported: float | None = None
 
 
@@ -118,9 +122,30 @@ def entry_of(
     if of_seed is base or not base:
         return entry
     shared = [seed for seed in of_seed if seed in base]
-    theirs = over_seeds({seed: by_clip(base[seed], JUDGED, metric) for seed in shared})
-    mine = over_seeds({seed: per_seed[seed] for seed in shared})
-    return _with_difference(entry, difference(metric, (row, "base"), (mine, theirs)))
+    of_base = {seed: by_clip(base[seed], JUDGED, metric) for seed in shared}
+    of_row = {seed: per_seed[seed] for seed in shared}
+    if metric in SET_METRICS:
+        return _with_difference(entry, between_sets(metric, row, of_row, of_base))
+    found = difference(metric, (row, "base"), (over_seeds(of_row), over_seeds(of_base)))
+    of_several = f", means of {len(shared)} seeds" if len(shared) > 1 else ""
+    return _with_difference(entry, found and replace(found, rests_on=found.rests_on + of_several))
+
+
+def between_sets(
+    metric: str, row: str, of_row: Mapping[int, Mapping[str, float]], of_base: Mapping[int, Mapping[str, float]]
+) -> Difference | None:
+    """The difference in a distance of whole sets: of each seed's two distances, its mean and the 95 % interval of
+    Student's t over the seeds; None where no seed has both."""
+    both = [seed for seed in of_row if WHOLE_SET in of_row[seed] and WHOLE_SET in of_base[seed]]
+    if not both:
+        return None
+    mine, theirs = (np.array([each[seed][WHOLE_SET] for seed in both]) for each in (of_row, of_base))
+    n, gaps = len(both), mine - theirs
+    found = Difference(metric, row, "base", n, 0, float(mine.mean()), float(theirs.mean()), float(gaps.mean()))
+    if n == 1:
+        return replace(found, rests_on="1 seed")
+    reach = float(stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / np.sqrt(n))
+    return replace(found, low=found.difference - reach, high=found.difference + reach, rests_on=f"{n} seeds")
 
 
 def over_seeds(per_seed: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -164,7 +189,9 @@ def _is(row: Mapping[str, Any], metric: str) -> bool:
 def _with_difference(entry: Entry, found: Difference | None) -> Entry:
     if found is None:
         return entry
-    shown = {name: getattr(found, name) for name in ("difference", "win_rate", "p", "detectable", "removed")}
+    shown = {
+        name: getattr(found, name) for name in ("difference", "win_rate", "p", "detectable", "removed", "rests_on")
+    }
     return replace(entry, difference_low=found.low, difference_high=found.high, **shown)
 
 

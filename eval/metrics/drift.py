@@ -1,9 +1,9 @@
 """Does a long video slowly leave its beginning? Colour and likeness over time, in windows of one second.
 
-Legend: T frames, W windows, E embedding width. Slopes are Theil-Sen medians, so one odd second moves nothing.
+Legend: T frames of H x W pixels, S windows, E embedding width, n faces. Slopes are Theil-Sen medians, so one odd second moves nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +20,10 @@ ENDS_SECONDS = 10.0  # the longest stretch of either end that "last less first" 
 LOWEST_SECONDS = 5.0
 LOST_LIKENESS = 0.1
 FEWEST_WINDOWS = 3
+HEAD_ROOM = 0.25  # of a face's width to either side and of its height above: hair
+CHIN = 0.1  # of its height above its lower edge, where shoulders may begin
+SHOULDERS = 4.0  # widths of a face; an adult's are three
+LEAST_BACKGROUND = 0.01  # of the picture
 
 
 @dataclass(frozen=True)
@@ -52,29 +56,52 @@ class IdentityDrift:
     windows: int
 
 
-def colour_drift(
-    frames: Iterable[np.ndarray],
-    reference: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    fps: float = FPS,
-) -> ColourDrift:
-    """Drift of frames (T, H, W, 3) uint8 RGB, which may come one by one.
-
-    `reference` (H, W, 3) is the picture that `shift` is measured against, else the first second; `mask` (H, W) bool
-    restricts all to a part of the picture, such as the background. UnscorableError for less than 3 s.
-    """
-    return judge_colours(colour_curve(frames, mask, fps), None if reference is None else colour_of(reference, mask))
-
-
 def colour_curve(frames: Iterable[np.ndarray], mask: np.ndarray | None = None, fps: float = FPS) -> np.ndarray:
-    """Colour (W, 5) as `colour_of` per second of frames (T, H, W, 3) uint8 RGB, from five frames of each."""
+    """Colour (S, 5) as `colour_of` per second of frames (T, H, W, 3) uint8 RGB, which may come one by one, from five
+    frames of each; `mask` (H, W) bool restricts it to a part of the picture."""
+    return colour_curves(frames, [mask], fps)[0]
+
+
+def colour_curves(
+    frames: Iterable[np.ndarray], masks: Sequence[np.ndarray | None], fps: float = FPS
+) -> list[np.ndarray]:
+    """A `colour_curve` for each of `masks`, the frames being gone through once."""
     step = max(1, round(fps * WINDOW_SECONDS / LOOKS_PER_WINDOW))
-    looks = [(n, colour_of(frame, mask)) for n, frame in enumerate(frames) if n % step == 0]
-    return window_means(np.array([colour for _, colour in looks]), np.array([n for n, _ in looks]) / fps)
+    looks = [(n, [colour_of(frame, mask) for mask in masks]) for n, frame in enumerate(frames) if n % step == 0]
+    seconds = np.array([n for n, _ in looks]) / fps
+    return [window_means(np.array([colours[at] for _, colours in looks]), seconds) for at in range(len(masks))]
+
+
+def background_mask(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels (H, W) that nobody covers whose face (n, 4), xyxy px, was seen in the course of a video.
+
+    A person is the head, half as wide again as the face and a quarter higher, and from the chin down everything between
+    shoulders four faces apart. All faces make one mask, for a background has to stay where it is to be compared.
+    UnscorableError without a face, and where less than a hundredth of the picture is left.
+    """
+    if not len(boxes):
+        raise UnscorableError("no background: no face is seen that it could be told from")
+    left = np.ones((height, width), bool)
+    for x0, y0, x1, y1 in np.asarray(boxes, np.float64):
+        hair = HEAD_ROOM * np.array([x1 - x0, y1 - y0])
+        _cover(left, x0 - hair[0], y0 - hair[1], x1 + hair[0], y1)
+        reach = SHOULDERS / 2 * (x1 - x0)
+        _cover(left, (x0 + x1) / 2 - reach, y1 - CHIN * (y1 - y0), (x0 + x1) / 2 + reach, height)
+    if left.mean() < LEAST_BACKGROUND:
+        raise UnscorableError("no background: people fill the picture")
+    return left
+
+
+def _cover(left: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> None:
+    low, high = np.floor([max(0, x0), max(0, y0)]).astype(int), np.ceil([max(0, x1), max(0, y1)]).astype(int)
+    left[low[1] : high[1], low[0] : high[0]] = False
 
 
 def judge_colours(curve: np.ndarray, begin: np.ndarray | None = None) -> ColourDrift:
-    """Drift of a `colour_curve` (W, 5); `begin` (5,) is what `shift` is measured from, else the first second."""
+    """Drift of a `colour_curve` (S, 5); `begin` (5,) is what `shift` is measured from, else the first second.
+
+    UnscorableError for less than 3 s.
+    """
     _need_windows(len(curve))
     lightness, green_red, blue_yellow, contrast, saturation = (slope_per_minute(values) for values in curve.T)
     return ColourDrift(
@@ -133,7 +160,7 @@ def colour_difference(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def window_means(values: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Means (W, k) over whole windows of one second of values (n, k) taken at `seconds` (n,).
+    """Means (S, k) over whole windows of one second of values (n, k) taken at `seconds` (n,).
 
     NaN values are left out, a window of nothing else is NaN; the second that is less than half there is dropped.
     """
@@ -150,7 +177,7 @@ def window_means(values: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def slope_per_minute(curve: np.ndarray) -> float:
-    """Theil-Sen slope per minute of one value per window (W,), NaN left out; 0 for fewer than two."""
+    """Theil-Sen slope per minute of one value per window (S,), NaN left out; 0 for fewer than two."""
     known = np.flatnonzero(np.isfinite(curve))
     if len(known) < 2:
         return 0.0

@@ -64,16 +64,18 @@ def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
     look = Look(
         seen(
             sync={"by_window": by_window, "window_start": np.int64(2), "windows": 40, **scalars},
-            sound={"speech": speech, "onsets": np.zeros(0)},
+            sound={"speech": speech, "quiet": ~speech, "onsets": np.zeros(0)},
             lips={"changes": changes, "start": np.int64(0)},
         )
     )
     found = measured(look)
     assert (found["sync_c_speech"].value, found["sync_c_speech"].n) == (6.0, 18)
-    assert (found["lip_dynamics"].value, found["silent_lips"].value, found["silent_lips"].n) == (0.8, 0.1, 21)
-    talking = Seen({**look.own.arrays, "sound": {"status": np.array("ok"), "speech": np.ones(60, bool)}})
+    assert (found["lip_dynamics"].value, found["silent_lips"].value, found["silent_lips"].n) == (0.8, 0.1, 20)
+    talking, still = (
+        Seen({**look.own.arrays, "sound": {"status": np.array("ok"), "speech": spoken, "quiet": ~spoken}})
+        for spoken in (np.ones(60, bool), np.zeros(60, bool))
+    )
     assert measured(Look(talking))["silent_lips"].status.startswith("no silence")
-    still = Seen({**look.own.arrays, "sound": {"status": np.array("ok"), "speech": np.zeros(60, bool)}})
     assert {measured(Look(still))[name].status[:9] for name in ("sync_c_speech", "lip_dynamics")} == {"no speech"}
 
 
@@ -81,7 +83,7 @@ def test_drawn_lips_that_babble_in_silence_are_told_from_closed_ones() -> None:
     """The sound is silent throughout: lips that speak on are restless, closed ones are not."""
     clip = draw_clip(41, 2.0)
     closed = FAULTS["off_screen"](Truth("off_screen", 41, seconds=2.0)).frames
-    sound = {"speech": np.zeros(50, bool)}
+    sound = {"speech": np.zeros(50, bool), "quiet": np.ones(50, bool)}
     values = []
     for frames in (clip.frames, closed):
         changes = mouth_changes(crop_track(frames, clip.boxes, SIDE))
@@ -96,10 +98,13 @@ def test_joins_and_drift_of_a_long_video() -> None:
     jumps[99] += 10
     colours = np.zeros((10, 5))
     colours[:, 0] = 50 + np.arange(10) / 10  # 6 per minute
-    look = Look(seen(course={"jumps": jumps, "colours": colours}), seams=(100,))
+    behind = np.tile(colours[:1], (10, 1)) + np.arange(10)[:, None] * [0, 0, 0.2, 0, 0]  # 12 per minute
+    look = Look(seen(course={"jumps": jumps, "colours": colours}, background={"colours": behind}), seams=(100,))
     found = measured(look)
     assert found["seam_z"].value > 3 and found["seam_p"].value <= 0.02 and found["seam_z"].n == 1
     assert found["colour_drift"].value == pytest.approx(6) and found["saturation_drift"].value == 0
+    assert found["background_drift"].value == pytest.approx(12) and found["background_drift"].n == 10
+    assert found["background_shift"].value > 1.0 > found["colour_shift"].value
     assert measured(Look(look.own))["seam_z"].status == "no seam: the video is one chunk"
     short = Look(seen(course={"jumps": jumps[:49], "colours": colours[:2]}))
     assert measured(short)["colour_drift"].status == "too short: 2 s measured where drift needs 3"

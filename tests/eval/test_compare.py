@@ -12,8 +12,12 @@ from eval.compare import (
     compare_methods,
     detectable_difference,
     difference,
+    difference_lines,
     read_metrics,
+    set_difference,
 )
+from eval.kept import KeptFeatures, NotKeptError
+from eval.study import ScoreConfig
 
 
 def table(method, values, metric="sync_c", seed=0, protocol="paper"):
@@ -22,6 +26,15 @@ def table(method, values, metric="sync_c", seed=0, protocol="paper"):
          "protocol": protocol, "seed": seed}
         for clip, value in values.items()
     ]  # fmt: skip
+
+
+def kept(rng, shift, real, draws=199, weights="w"):
+    own = {clip: rows + shift + rng.normal(0, 0.3, rows.shape) for clip, rows in real.items()}
+    return KeptFeatures(own, real, weights, ScoreConfig(swap_draws=draws))
+
+
+def real_clips(rng, count=12):
+    return {f"c{number}": rng.normal(size=(2, 6)) for number in range(count)}
 
 
 def clips(rng, mean, count=30):
@@ -51,6 +64,50 @@ def test_of_a_set_only_the_difference_is_known():
     found = difference("fid", ("a", "b"), ({"": 5.0}, {"": 7.0}))
     assert (found.difference, found.n, found.p, found.low) == (-2.0, 1, None, None)
     assert adjusted([found]) == [found]
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid"])
+def test_a_planted_difference_of_sets_is_found_and_two_copies_have_none(metric):
+    rng = np.random.default_rng(3)
+    real = real_clips(rng)
+    near, far = kept(rng, 0.0, real), kept(rng, 1.0, real)
+    found = set_difference(metric, ("a", "b"), (near, far), {})
+    assert (found.n, found.removed, found.p) == (12, 0, 1 / 200) and found.rests_on == "199 swaps of 12 clips"
+    assert found.difference == found.mean_a - found.mean_b and found.low < found.difference < found.high < 0
+    assert 0 < found.detectable < -found.difference
+    copy = KeptFeatures({clip: rows.copy() for clip, rows in near.own.items()}, real, "w", near.scores)
+    same = set_difference(metric, ("a", "b"), (near, copy), {})
+    assert (same.difference, same.p, same.low, same.high, same.detectable) == (0.0, 1.0, 0.0, 0.0, 0.0)
+
+
+def test_sets_of_equally_far_methods_are_not_told_apart():
+    rng = np.random.default_rng(4)
+    values = []
+    for _ in range(40):
+        real = real_clips(rng, 8)
+        values.append(set_difference("kid", ("a", "b"), (kept(rng, 0.5, real, 49), kept(rng, 0.5, real, 49)), {}).p)
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_sets_are_compared_on_the_same_real_clips_by_the_same_network():
+    rng = np.random.default_rng(5)
+    real = real_clips(rng)
+    first, second = kept(rng, 0.0, real), kept(rng, 0.0, {**real, "c3": rng.normal(size=(2, 6))})
+    speakers = {clip: f"s{number // 2}" for number, clip in enumerate(real)}
+    found = set_difference("fid", ("a", "b"), (first, second), speakers)
+    assert (found.n, found.removed) == (11, 1) and found.rests_on == "199 swaps of 6 groups of 11 clips"
+    assert set_difference("fid", ("a", "b"), (kept(rng, 0.0, real, 0),) * 2, {}).p is None
+    assert set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, {})), {}) is None
+    with pytest.raises(NotKeptError, match="different weights"):
+        set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, real, weights="v")), {})
+
+
+def test_without_features_two_distances_are_all_there_is_and_the_line_says_so(tmp_path):
+    tables = table("a", {"": 5.0}, "fid"), table("b", {"": 7.0}, "fid")
+    runs = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    (found,) = compare_methods(tables, ("a", "b"), ("a", "b"), ("fid",), None, runs)
+    assert found.p is None and found.rests_on.startswith("one distance each: ") and "not judged" in found.rests_on
+    assert difference_lines([found])[-1].endswith(found.rests_on)
 
 
 def test_clips_of_one_speaker_are_one_witness():

@@ -30,7 +30,7 @@ def test_each_key_depends_on_what_its_extractor_depends_on_and_on_nothing_else()
     assert changed() == set()
     assert changed(video_sha256="w") == set(BY_NAME) - {"sound"}
     assert changed(audio_sha256="t") == {"sync", "sound"} and changed(real_sha256="t") == {"fidelity"}
-    assert changed(hashes={"face_detector": "e"}) == {"sync", "identity", "lips"}
+    assert changed(hashes={"face_detector": "e"}) == {"sync", "identity", "lips", "background"}
     assert changed(hashes={"sync_scorer": "e"}) == {"sync"} and changed(hashes={"pose": "e"}) == {"pose"}
     assert changed(hashes={"fid_features": "e"}) == {"fid"}
     assert changed(replace(CONFIG, sync=SyncRules(min_track=50))) == {"sync", "lips"}
@@ -43,7 +43,7 @@ def test_only_missing_weights_stop_an_extractor() -> None:
     assert BY_NAME["sync"].missing({"sync_scorer": "c"}) == []
     assert BY_NAME["identity"].missing({"face_detector": "e"}) == ["face_identity"]
     assert [name for name, extractor in BY_NAME.items() if not extractor.missing({})] == [
-        "lips", "sound", "course", "fidelity",
+        "lips", "sound", "course", "background", "fidelity",
     ]  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def test_every_extractor_with_weights_gives_its_arrays(looked_at: dict[str, dict
     identity = looked_at["identity"]
     assert identity["embeddings"].shape == (15, 512) and float(identity["fps"]) == 5
     assert len(looked_at["lips"]["changes"]) == len(looked_at["course"]["jumps"]) - 1 == 73
-    assert looked_at["sound"]["speech"].shape == (75,) and looked_at["sync"]["by_window"].shape == (70, 31)
+    assert looked_at["background"]["colours"].shape == looked_at["course"]["colours"].shape == (3, 5)
+    assert looked_at["sound"]["speech"].shape == looked_at["sound"]["quiet"].shape == (75,)
+    assert looked_at["sync"]["by_window"].shape == (70, 31)
     assert set(looked_at["fidelity"]["psnr"]) == {100.0}
 
 

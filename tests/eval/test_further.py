@@ -8,11 +8,15 @@ def test_drift_is_read_from_the_description_of_the_video(tmp_path):
     run = RunFolder(tmp_path)
     assert drift(run) == []
     colour = {"total": 1.5, "shift": 0.5, "contrast": -2.0, "saturation": 0.0, "lightness": 1.0}
-    found = {"colour": colour, "identity": {"status": "no weights: models.face_detector"}}
+    found = {
+        "colour": colour,
+        "background": {"total": 0.25, "shift": 0.1},
+        "identity": {"status": "no weights: models.face_detector"},
+    }
     write_json(run.videos / "demo.json", {"drift": found})
     rows = drift(run)
-    assert [row["value"] for row in rows[:4]] == [1.5, 0.5, -2.0, 0.0]
-    assert rows[4] == {"label": "Likeness", "status": "no weights: models.face_detector"} and len(rows) == 5
+    assert [row["value"] for row in rows[:6]] == [1.5, 0.5, -2.0, 0.0, 0.25, 0.1]
+    assert rows[6] == {"label": "Likeness", "status": "no weights: models.face_detector"} and len(rows) == 7
 
 
 def test_metrics_outside_the_main_table_are_shown_where_they_have_a_value(tmp_path):

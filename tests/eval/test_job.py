@@ -21,6 +21,7 @@ from common.executors import ExecutorConfig
 from common.media import write_video
 from common.runs import RunFolder, read_json, write_json
 from eval.clip_metrics import CLIP_METRICS
+from eval.compare import compare_methods
 from eval.extractors import FeatureConfig
 from eval.job import EvalConfig, ManifestError, evaluate, read_manifest
 from eval.metrics.sync import SyncRules
@@ -147,6 +148,18 @@ def test_the_brighter_method_is_further_from_the_real_clips(judged: RunFolder) -
         "value": None, "clips": 3, "n": 0, "coverage": 0.0,
         "unscored": {"skipped: no weights": 3}, "status": "skipped: no weights",
     }  # fmt: skip
+
+
+def test_what_the_distances_rest_on_is_found_again(judged: RunFolder) -> None:
+    table = pq.read_table(judged.report / "metrics.parquet").to_pylist()
+    found = compare_methods((table, table), ("adapter", "base"), ("a", "b"), ("fid", "kvd"), None, (judged, judged))
+    scores = read_json(judged.report / "scores.json")
+    for each in found:
+        assert each.rests_on == "9 swaps of 3 clips"
+        for method, value in (("adapter", each.mean_a), ("base", each.mean_b)):
+            assert value == pytest.approx(scores["methods"][method][each.metric]["value"])
+        (test,) = (test for test in scores["comparisons"] if test["metric"] == each.metric)
+        assert (each.p, each.difference) == (test["p"], pytest.approx(test["difference"]))
 
 
 def test_the_demo_video_has_a_sync_curve(judged: RunFolder) -> None:

@@ -13,7 +13,7 @@ from eval.statistics import (
     mean_interval,
     paired_test,
     sign_flip_p,
-    swap_label_p,
+    swap_test,
 )
 
 
@@ -126,7 +126,7 @@ def test_swapping_labels_of_equal_methods_is_uniform_and_of_unequal_ones_is_not(
     def draw(shift: float) -> float:
         real = rng.normal(size=(n, 1, 6))
         a, b = (real + rng.normal(s, 0.5, size=real.shape) for s in (0.0, shift))
-        return swap_label_p(kernel_between([*a, *b, *real]), clips, draws=99)
+        return swap_test(kernel_between([*a, *b, *real]), clips, draws=99).p
 
     assert stats.kstest([draw(0.0) for _ in range(80)], "uniform").pvalue > 0.01
     assert draw(2.0) <= 0.02

@@ -41,6 +41,7 @@ def planted_sweep(tmp_path):
     for row, mean in MEANS.items():
         for seed in CONFIG.seeds:
             values = mean + of_clip + 0.2 * (seed - 1) + rng.normal(0, 0.05, CLIPS)
-            write_scores(places, row, seed, {"sync_c": {f"c{i}": float(value) for i, value in enumerate(values)}})
+            scores = {"sync_c": {f"c{i}": float(value) for i, value in enumerate(values)}}
+            write_scores(places, row, seed, scores, fid=10.0 if row == "ours" else 10.5)
     write_scores(places, "long", 0, {"seam_z": {"long-0": 1.5}})
     return CONFIG, places

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from common.media import write_video
+from common.executors import ExecutorConfig
+from common.media import probe, write_video
 from common.runs import RunFolder, read_json
+from eval.test_sets import read_test_set
 from pipelines.cli import app
+from pipelines.drawn import DrawnConfig, draw_kept_clips
 
-FAST = ["--set", "eval.scores.resamples=50"]
+ALONE = ["--set", "executor.workers=1"]  # in this process: others would import everything again
+FAST = ["--set", "eval.scores.resamples=50", *ALONE]
 
 
 def call(*words):
@@ -47,9 +51,40 @@ def test_from_a_list_to_a_card(listed):
     assert call("eval", "report", "--run", run).strip() == page
     lines = call("eval", "compare", f"{run}:ours", f"{run}:theirs").splitlines()
     psnr = next(line.split() for line in lines if "PSNR" in line)
-    assert psnr[-2:] == ["6", "0"] and "1.00" in psnr
+    assert psnr[-3:] == ["0", "6", "clips"] and "1.00" in psnr
     card = call("eval", "card", "--run", run).strip()
     assert card.endswith("card.md") and read_json(RunFolder(run).report / "card.json")["test_set"]["clips"] == 6
+
+
+def test_from_a_test_set_to_a_card_that_names_it(tmp_path):
+    """Drawn clips, a list of them, what a system is given, what it makes of it, and what it is judged by."""
+    world, judged, sets, out = (tmp_path / name for name in ("world", "judged", "set.csv", "set"))
+    draw_kept_clips(DrawnConfig(0, 2, 0.4, half_body_every=0), RunFolder(world), ExecutorConfig(workers=1))
+    told = call("eval", "sets", "small_world", "--run", world, "--out", sets)
+    content, sha256 = sets.read_bytes(), read_test_set(sets).sha256
+    assert told == f"small_world: 2 clips, {sha256}\n{sets}\n"
+    call("eval", "sets", "small_world", "--run", world, "--out", sets)
+    assert sets.read_bytes() == content
+    here = ["--recipe", "demo", *ALONE]
+    assert "2 of 2 clips" in call("eval", "inputs", sets, "--run", world, "--out", out, *here)
+    quick = [f"generate.{setting}" for setting in ("steps=1", "chunk_frames=17", "overlap=5")]
+    quick = [word for setting in quick for word in ("--set", setting)]
+    assert "2 of 2 made" in call("generate", "--list", out / "samples.jsonl", "--out", tmp_path / "made", *quick)
+    made = f"ours={tmp_path / 'made'}"
+    assert call("eval", "import", out / "clips.csv", "--made", made, "--run", judged) == "ours 2, ground_truth 2\n"
+    call("eval", "run", "--recipe", "folder", "--run", judged, *FAST)
+    call("eval", "card", "--run", judged)
+    card = read_json(RunFolder(judged).report / "card.json")
+    about = {name: card["test_set"][name] for name in ("name", "list", "listed", "outside", "clips")}
+    assert about == {"name": "small_world", "list": sha256, "listed": 2, "outside": 0, "clips": 2}
+    assert card["methods"]["ours"]["psnr"]["n"] == 2 and card["methods"]["ours"]["psnr"]["value"] > 8
+    first = next((tmp_path / "made").glob("*.mp4"))
+    assert probe(first).duration == probe(out / "real" / first.name).duration == pytest.approx(9 / 25)
+
+
+def test_what_is_made_says_of_which_method(listed):
+    result = CliRunner().invoke(app, ["eval", "import", "x.csv", "--run", str(listed / "r"), "--made", "ours"])
+    assert result.exit_code == 2 and "METHOD=FOLDER" in result.output
 
 
 def test_what_was_not_judged_is_one_sentence(listed):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.sweep_table import context_rows, is_better, orderings, over_seeds, sweep_entries
+from pipelines.sweep_table import between_sets, context_rows, is_better, orderings, over_seeds, sweep_entries
 
 CLIPS = 16
 
@@ -32,10 +32,25 @@ def test_a_planted_difference_far_below_the_spread_of_clips_is_found(planted_swe
 def test_sets_and_what_has_no_weights_are_said_and_not_tested(planted_sweep):
     entries = sweep_entries(*planted_sweep)
     fid, hkc = entry(entries, "worse", "fid"), entry(entries, "worse", "hkc")
-    assert (fid.mean, fid.seed_sd, fid.difference, fid.p, fid.low) == (11.0, 1.0, 0.0, None, None)
+    assert (fid.mean, fid.seed_sd, fid.difference, fid.p, fid.low) == (11.5, 1.0, 0.5, None, None)
+    assert (fid.difference_low, fid.difference_high, fid.rests_on) == (0.5, 0.5, "3 seeds")
+    assert entry(entries, "worse", "sync_c").rests_on == "16 clips, means of 3 seeds"
     assert (hkc.mean, hkc.status, hkc.listed) == (None, "skipped: no weights", 1)
     assert entry(entries, "long", "seam_z").seeds == 1  # two seeds are not made yet
     assert not [each for each in entries if each.row == "long" and each.metric == "sync_c"]
+
+
+def test_a_difference_of_sets_is_as_sure_as_its_seeds_agree():
+    base = {seed: {"": 10.0 + 3 * seed} for seed in range(3)}
+    row = {seed: {"": 11.0 + 4 * seed} for seed in range(3)}  # farther by 1, 2 and 3
+    found = between_sets("fid", "row", row, base)
+    reach = 4.302653 / 3**0.5  # Student's t of two degrees of freedom
+    assert (found.difference, found.low, found.high) == pytest.approx((2.0, 2.0 - reach, 2.0 + reach))
+    same = between_sets("fid", "row", base, base)
+    assert (same.difference, same.low, same.high, same.rests_on) == (0.0, 0.0, 0.0, "3 seeds")
+    one = between_sets("fid", "row", {0: row[0], 1: {}}, base)
+    assert (one.difference, one.low, one.rests_on) == (1.0, None, "1 seed")
+    assert between_sets("fid", "row", {0: {}}, base) is None
 
 
 def test_a_row_meets_the_base_row_on_the_seeds_that_both_have(planted_sweep):

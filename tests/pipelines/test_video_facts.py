@@ -37,5 +37,19 @@ def test_a_planted_tint_and_a_planted_jump_are_reported(tmp_path):
     assert worse["colour"]["shift"] > 5 > 2 > still["colour"]["shift"]
     assert worse["seam"]["z"][0] > 3 > worse["seam"]["z"][1] and still["seam"]["mean_z"] < 3
     assert still["identity"]["coverage"] > 0.9 and still["identity"]["lowest"] > 0.9
+    assert worse["background"]["green_red"] > still["background"]["green_red"] + 20
+    assert worse["background"]["shift"] > 5 > 1 > still["background"]["shift"]
     alone = drift_report(tmp_path / "still.mp4", frames[0], [0], {})
-    assert "one chunk" in alone["seam"]["status"] and "face_detector" in alone["identity"]["status"]
+    assert "one chunk" in alone["seam"]["status"] and alone["colour"] == still["colour"]
+    assert alone["identity"] == alone["background"] == {"status": "no weights: models.face_detector"}
+
+
+def test_a_person_who_changes_colour_leaves_the_background_alone(tmp_path):
+    clip = draw_clip(HELD_OUT_SEED + 3, 4.0, "half")
+    rise = np.linspace(0, 60, len(clip.frames))[:, None, None, None] * [1, 0, 0]
+    person = np.zeros((96, 96, 1), bool)
+    person[14:52, 30:66] = person[72:, 26:70] = True  # what of head and body is always a person
+    write_video(tmp_path / "flushed.mp4", np.clip(clip.frames + rise * person, 0, 255).astype(np.uint8), None, crf=10)
+    models = {"face_detector": model_paths()["face_detector"], "face_identity": None}
+    drift = drift_report(tmp_path / "flushed.mp4", clip.frames[0], [0], models)
+    assert drift["colour"]["total"] > 20 > 5 > drift["background"]["total"] and drift["background"]["shift"] < 1

@@ -4,8 +4,23 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.metrics.drift import colour_difference, colour_drift, identity_drift
+from eval.metrics.drift import (
+    ColourDrift,
+    background_mask,
+    colour_curve,
+    colour_curves,
+    colour_difference,
+    colour_of,
+    identity_drift,
+    judge_colours,
+)
 from eval.records import UnscorableError
+
+
+def colour_drift(
+    frames: np.ndarray, reference: np.ndarray | None = None, mask: np.ndarray | None = None
+) -> ColourDrift:
+    return judge_colours(colour_curve(frames, mask), None if reference is None else colour_of(reference, mask))
 
 
 def lab_video(lab: np.ndarray, side: int = 24) -> np.ndarray:
@@ -53,6 +68,31 @@ def test_only_what_the_mask_shows_is_measured() -> None:
     assert colour_drift(frames, mask=below).total < 0.5 < 50 < colour_drift(frames, mask=~below).total
     with pytest.raises(UnscorableError, match="no pixel"):
         colour_drift(frames, mask=np.zeros((24, 24), bool))
+
+
+def test_a_drift_behind_a_person_and_one_of_the_person_are_told_apart() -> None:
+    steady, drifting = (lab_video(ramp(12, (30, 0, 0), (rate, 0, 0)), 48) for rate in (0, 30))
+    box = np.array([[18.0, 12.0, 26.0, 22.0]])
+    behind = background_mask(box, 48, 48)
+    person = np.zeros((48, 48), bool)
+    person[10:22, 17:27] = person[22:, 10:34] = True  # hair to the chin, shoulders three faces apart to the lower edge
+    for where, expected in ((~person, 30.0), (person, 0.0)):
+        frames = np.where(where[..., None], drifting, steady)
+        whole, background = (judge_colours(curve) for curve in colour_curves(frames, [None, behind]))
+        assert background.lightness == pytest.approx(expected, abs=0.3)
+        assert whole.lightness == pytest.approx(30 * where.mean(), abs=0.3)
+
+
+def test_the_background_is_what_no_face_or_body_was_ever_before() -> None:
+    left = background_mask(np.array([[40.0, 20.0, 60.0, 40.0]]), 100, 100)
+    assert left[:15].all() and not left[15:40, 35:65].any() and left[15:38, :35].all() and left[15:38, 65:].all()
+    assert not left[38:, 10:90].any() and left[38:, :10].all() and left[38:, 90:].all()
+    both = background_mask(np.array([[40.0, 20.0, 60.0, 40.0], [60.0, 20.0, 80.0, 40.0]]), 100, 100)
+    assert (both <= left).all() and not both[15:38, 65:85].any()
+    with pytest.raises(UnscorableError, match="no face is seen"):
+        background_mask(np.zeros(0), 100, 100)
+    with pytest.raises(UnscorableError, match="people fill the picture"):
+        background_mask(np.array([[-5.0, 2.0, 100.0, 95.0]]), 100, 100)
 
 
 def test_the_difference_of_two_colours_is_that_of_the_published_test_data() -> None:

@@ -1,0 +1,66 @@
+"""Do the lips rest while nothing is heard? Which frames of a sound are silent, and how far the mouth moves in them.
+
+Legend: T frames at 25 fps, n changes of the mouth (`perception.lips.mouth_changes`), of which entry i compares the
+frames i and i + STEP of the track of the face.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from eval.records import UnscorableError
+from perception.lips import STEP
+from perception.speech import AUDIBLE_BELOW_PEAK_DB, RATE, SILENCE_DB, speech_at
+
+FPS = 25
+LEVELS_PER_FRAME = 4  # 10 ms each: a sound that begins within a frame is heard
+ABOVE_NOISE_DB = 6.0
+SHORTEST_END = FPS  # frames of a pause before or after all speech; sync is put right by up to 15
+NOISE_BELOW_PEAK_DB = 20.0  # at least so far down is what passes for the noise of a room
+
+
+def quiet_frames(wave: np.ndarray) -> np.ndarray:
+    """Frames (T,) of a sound (T*640,) at 16 kHz that lie in a pause of 0.3 s or more and in which nothing is heard.
+
+    That no voice is heard is not enough: s, f and t have none, and lips shape them at either end of every pause. Heard
+    is what reaches -50 dB of full scale, 35 dB below the loudest and 6 dB over the quietest tenth of the sound, the
+    highest of these; in noise less than 20 dB below the voice no frame is quiet. A pause before the first or after the
+    last voice counts from a second on: shorter ones may be words cut off, or sound that is missing because it was moved
+    to where the lips are.
+    """
+    hop = RATE // FPS // LEVELS_PER_FRAME
+    frames = len(wave) // (LEVELS_PER_FRAME * hop)
+    if not frames:
+        return np.zeros(0, bool)
+    whole = wave[: frames * LEVELS_PER_FRAME * hop].astype(np.float64)
+    power = np.square(whole).reshape(frames, LEVELS_PER_FRAME, hop).mean(axis=2)
+    level = 10 * np.log10(power + 1e-12)
+    peak, noise = (float(np.percentile(level, share)) for share in (95, 10))
+    room = min(noise + ABOVE_NOISE_DB, peak - NOISE_BELOW_PEAK_DB)
+    heard = level >= max(SILENCE_DB, peak - AUDIBLE_BELOW_PEAK_DB, room)
+    return ~heard.any(axis=1) & _pauses(speech_at(wave, (np.arange(frames) + 0.5) / FPS))
+
+
+def _pauses(speech: np.ndarray) -> np.ndarray:
+    """Frames (T,) of pauses, those at either end left out where they are shorter than a second."""
+    pause, spoken = ~speech, np.flatnonzero(speech)
+    if len(spoken) and spoken[0] < SHORTEST_END:
+        pause[: spoken[0]] = False
+    if len(spoken) and len(speech) - 1 - spoken[-1] < SHORTEST_END:
+        pause[spoken[-1] :] = False
+    return pause
+
+
+def silent_lips(changes: np.ndarray, quiet: np.ndarray, start: int = 0) -> tuple[float, int]:
+    """Median of the `changes` (n,) of a mouth whose frames are all `quiet` (T,), and their number.
+
+    `start` is the frame that the first change begins with; frames beyond the end of the sound are left out. Drawn
+    mouths at rest read 0.1 (what turning the head leaves, 0.2 at most), talking ones 0.6. It says how much the mouth
+    moves, not whether it is closed: one that flickers shut reads as moving, one that stands open as resting. Short
+    clips have few pauses or none, and three changes say little. UnscorableError without such frames.
+    """
+    frames = start + np.arange(len(changes) + STEP)
+    still = np.concatenate([quiet, np.zeros(1, bool)])[np.minimum(frames, len(quiet))]
+    silent = sliding_window_view(still, STEP + 1).all(axis=1) if len(changes) else np.zeros(0, bool)
+    if not silent.any():
+        raise UnscorableError("no silence: no pause of 0.3 s in which nothing is heard while the face is seen")
+    return float(np.median(changes[silent])), int(silent.sum())
