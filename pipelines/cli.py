@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli_calibrate import app as calibrate_command
 from pipelines.cli_data import app as data_commands
 from pipelines.cli_eval import app as eval_commands
 from pipelines.cli_generate import app as generate_command
@@ -19,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(data_commands)
 app.add_typer(eval_commands)
 app.add_typer(generate_command)
+app.add_typer(calibrate_command)
 app.add_typer(watch_command)
 log = logging.getLogger(__name__)
 

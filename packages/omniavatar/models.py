@@ -1,6 +1,8 @@
 """The four networks of generation: where their weights lie, how they are loaded, and a name for them."""
 
+import gc
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,9 @@ from omniavatar.attention import choose_attention
 from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder
 from omniavatar.checkpoints import load_adapter
 from omniavatar.extra_lora import merge_extra_lora
-from omniavatar.ranks import join_ranks, own_device
+from omniavatar.ranks import in_turn, join_ranks, own_device
+from omniavatar.sequence import SequenceGroup
+from omniavatar.sharding import shard_blocks
 from omniavatar.streaming import stream_blocks
 from omniavatar.text_encoder import TextEncoder, load_text_encoder
 from omniavatar.transformer import AvatarTransformer, load_base
@@ -28,10 +32,12 @@ class LoadConfig:
     `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
     works on tiles: less memory, slightly other latents and pixels. `offload` "blocks" keeps the transformer's blocks in
     the memory of the host and copies each as it runs: same output, room for two of them, slower. `share_sequence`: the
-    processes of a torchrun call make one video together, on a GPU each, and the first writes it. `merge` False leaves
-    the adapter's LoRA beside the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of
-    a LoRA for the base, merged `extra_lora_scale` times (see extra_lora.py); with one that needs few steps set steps,
-    shift and guidance to suit.
+    processes of a torchrun call make one video together, on a GPU each, and the first writes it. `shard` besides: each
+    keeps its part of the blocks of transformer and text encoder, and a block is gathered as it runs; with `offload`
+    "blocks" these parts are in the memory of the host. They are loaded in turn, so a machine holds the weights once and
+    its parts. `merge` False leaves the adapter's LoRA beside the weights: more work, and in bf16 no rounding of their
+    sum. `extra_lora` is the file of a LoRA for the base, merged `extra_lora_scale` times (see extra_lora.py); with one
+    that needs few steps set steps, shift and guidance to suit.
     """
 
     device: str = "auto"
@@ -41,9 +47,17 @@ class LoadConfig:
     tiled_vae: bool = False
     offload: Literal["none", "blocks"] = "none"
     share_sequence: bool = False
+    shard: bool = False
     merge: bool = True
     extra_lora: str = ""
     extra_lora_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shard and not self.share_sequence:
+            raise ValueError(
+                "load.shard is set without load.share_sequence: the parts of a block lie with the processes that make "
+                "one video together; set both and start by torchrun, or load.offload=blocks for one GPU."
+            )
 
     def resolved(self) -> tuple[torch.device, torch.dtype]:
         """Device and precision of this machine. Raises ValueError for a device that is not there."""
@@ -94,8 +108,38 @@ class AvatarModels:
 
 def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
     """Load all networks for generation. Errors as of each loader, of LoadConfig and `choose_attention`."""
+    if config.offload == "blocks" or config.shard:
+        gc.collect()  # a model loaded so before, and gone, is held by rings of hooks, with all of its memory
     device, dtype = config.resolved()
-    device = own_device(device) if config.share_sequence else device
+    ranks = parts = None
+    if config.share_sequence:
+        device = own_device(device)
+        ranks = join_ranks(device)
+        # A group of its own: the next block is gathered while tokens of this one are exchanged.
+        parts = join_ranks(device) if config.shard else None
+    with in_turn(parts) if parts else nullcontext():
+        transformer = _load_transformer(paths, config, dtype)
+        if ranks:
+            transformer.share_sequence(ranks)
+        chosen = _place(transformer, device, config, parts)
+        text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
+        umt5 = text_encoder.model
+        if parts:
+            shard_blocks(umt5, [umt5.shared, *umt5.encoder.block], parts, device, config.offload == "blocks")
+        else:
+            umt5.to(device)
+    vae = load_vae(paths.vae, dtype).to(device)
+    vae.set_tiling(config.tiled_vae)
+    audio_encoder = load_audio_encoder(paths.audio_encoder)
+    audio_encoder.model.to(device)
+    files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
+    settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
+    identity = fingerprint([*_file_marks(files), str(dtype), *settings])
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, ranks.rank if ranks else 0)
+
+
+def _load_transformer(paths: ModelPaths, config: LoadConfig, dtype: torch.dtype) -> AvatarTransformer:
+    """The transformer with its adapter and what else is merged into it, on the host."""
     transformer = load_base(paths.transformer, dtype)
     transformer.round_timestep = config.round_timestep
     if paths.adapter is not None:
@@ -104,28 +148,22 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
             merge_lora(transformer)
     if config.extra_lora:
         merge_extra_lora(transformer, config.extra_lora, config.extra_lora_scale)
-    rank = join_ranks(transformer, device) if config.share_sequence else 0
-    chosen = _place(transformer.eval().requires_grad_(False), device, config)
-    vae = load_vae(paths.vae, dtype).to(device)
-    vae.set_tiling(config.tiled_vae)
-    text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
-    audio_encoder = load_audio_encoder(paths.audio_encoder)
-    text_encoder.model.to(device)
-    audio_encoder.model.to(device)
-    files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
-    settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
-    identity = fingerprint([*_file_marks(files), str(dtype), *settings])
-    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, rank)
+    return transformer.eval().requires_grad_(False)
 
 
-def _place(transformer: AvatarTransformer, device: torch.device, config: LoadConfig) -> str:
+def _place(
+    transformer: AvatarTransformer, device: torch.device, config: LoadConfig, parts: SequenceGroup | None
+) -> str:
     """Put the transformer where it computes, and return the name of its attention kernel."""
-    if config.offload == "none":
+    if config.offload == "none" and parts is None:
         transformer.to(device)
         return choose_attention(transformer, config.attention)
     transformer.dit.blocks[0].to(device)  # which kernel runs is tried with a block's weights
     chosen = choose_attention(transformer, config.attention)
-    stream_blocks(transformer, device)
+    if parts:
+        shard_blocks(transformer, transformer.dit.blocks, parts, device, config.offload == "blocks")
+    else:
+        stream_blocks(transformer, device)
     return chosen
 
 

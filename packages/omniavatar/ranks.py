@@ -1,12 +1,16 @@
 """Several processes that make one video: each holds a part of the tokens of every sample (see sequence.py)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from omniavatar.sequence import SequenceGroup
-from omniavatar.transformer import AvatarTransformer
+
+LONGEST_LOADING = timedelta(hours=2)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -16,18 +20,32 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def join_ranks(model: AvatarTransformer, device: torch.device) -> int:
-    """Share every sample of `model` among the processes of one torchrun call, and return the number of this one.
+def join_ranks(device: torch.device) -> SequenceGroup:
+    """The processes of one torchrun call, to share a model's samples among (`AvatarTransformer.share_sequence`).
 
     All of them must make the same calls in the same order; each gets the whole result. Raises ValueError when there is
-    no such call, and where the model's heads cannot be dealt to that many.
+    no such call.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" not in os.environ:
             raise ValueError("load.share_sequence is set, but this is one process; start it by torchrun, or unset it.")
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    ranks = SequenceGroup(dist.new_group())
-    model.share_sequence(ranks)
-    return ranks.rank
+    return SequenceGroup(dist.new_group())
+
+
+@contextmanager
+def in_turn(ranks: SequenceGroup) -> Iterator[None]:
+    """What stands in this context is done by one process of each machine after the other."""
+    turn = int(os.environ.get("LOCAL_RANK", ranks.rank))
+    turns = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+    # A group of its own: the one of the GPUs gives up after ten minutes.
+    waiting = dist.new_group(backend="gloo", timeout=LONGEST_LOADING)
+    for _ in range(turn):
+        dist.barrier(waiting)
+    try:
+        yield
+    finally:
+        for _ in range(turn, turns):
+            dist.barrier(waiting)

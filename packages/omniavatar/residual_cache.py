@@ -6,14 +6,19 @@ Source: TeaCache (arXiv 2411.19108), whose polynomials for Wan2.1 these are; wit
 thresholds of 0.05 to 0.15. The picture becomes another one: figures are in the README.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from omniavatar.flow import TIMESTEPS, sigma_schedule
+from omniavatar.kept import KeptResidual
+from omniavatar.sequence import SequenceGroup
 from omniavatar.transformer import AvatarTransformer
 
 DEGREE = 4
@@ -24,6 +29,14 @@ POLYNOMIALS = {
 }
 
 
+class Change(NamedTuple):
+    """Relative L1 changes from one computed step of a pass to the next: of the modulation, and of what the blocks added
+    to the tokens."""
+
+    modulation: float
+    residual: float
+
+
 def polynomial_of(model: AvatarTransformer) -> tuple[float, ...]:
     """The published polynomial for a model of this size. Raises ValueError for any other than Wan2.1 1.3B and 14B."""
     config = model.dit.config
@@ -31,7 +44,7 @@ def polynomial_of(model: AvatarTransformer) -> tuple[float, ...]:
     if size not in POLYNOMIALS:
         raise ValueError(
             f"cache_threshold needs a polynomial, and none is known for {size[0]} blocks of width {size[1]}; set "
-            "cache_polynomial to what omniavatar.residual_cache.fit_polynomial finds, or cache_threshold to 0."
+            "cache_polynomial to what `omniavatar calibrate` finds, or cache_threshold to 0."
         )
     return POLYNOMIALS[size]
 
@@ -41,7 +54,8 @@ def modulation_changes(model: AvatarTransformer, steps: int, shift: float) -> li
     """Relative L1 change of the modulation from each step to the next, steps - 1 of them."""
     device = model.dit.scale_shift_table.device
     timesteps = sigma_schedule(steps, shift)[:-1].to(device) * TIMESTEPS
-    return _changes([model.modulation(timestep[None]) for timestep in timesteps])
+    modulations = [model.modulation(timestep[None]) for timestep in timesteps]
+    return [_change(before, now) for before, now in pairwise(modulations)]
 
 
 def plan_steps(changes: Sequence[float], threshold: float, polynomial: Sequence[float]) -> list[bool]:
@@ -57,13 +71,41 @@ def plan_steps(changes: Sequence[float], threshold: float, polynomial: Sequence[
     return computed
 
 
-def fit_polynomial(changes: Sequence[float], residuals: Sequence[Tensor]) -> tuple[float, ...]:
-    """The polynomial of a model, from one chunk of which every step was computed: `modulation_changes` of its schedule,
-    and what the blocks added at each step (`KeptResidual.value`). Raises ValueError for fewer than six steps."""
-    if len(residuals) != len(changes) + 1 or len(changes) <= DEGREE:
-        raise ValueError(f"{len(residuals)} residuals, {len(changes)} changes; expected one more, of {DEGREE + 2} on.")
-    return tuple(float(factor) for factor in np.polyfit(changes, _changes(residuals), DEGREE))
+@contextmanager
+def measured_changes(model: AvatarTransformer) -> Iterator[list[Change]]:
+    """A list that every change is added to while this context is open, of sampling that computes every step but keeps
+    residuals: a `cache_threshold` of 1 with the `cache_polynomial` (1,)."""
+    found: list[Change] = []
+    last: WeakKeyDictionary[KeptResidual, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+    def look(_: Any, given: tuple[Any, ...], out: Tensor) -> None:
+        timestep, residual = given[1], given[-1]
+        if residual is None:
+            return
+        now = model.modulation(timestep[:1]), residual.value
+        if residual in last:
+            modulation, added = last[residual]
+            found.append(Change(_change(modulation, now[0]), _change(added, now[1], model.dit.ranks)))
+        last[residual] = now
+
+    hook = model.dit.register_forward_hook(look)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
-def _changes(values: Sequence[Tensor]) -> list[float]:
-    return [((now - before).abs().mean() / before.abs().mean()).item() for before, now in pairwise(values)]
+def fit_polynomial(changes: Sequence[Change]) -> tuple[float, ...]:
+    """The polynomial of a model, from what `measured_changes` saw. Raises ValueError for fewer than six steps."""
+    seen = len({change.modulation for change in changes})
+    if seen <= DEGREE:
+        raise ValueError(f"{seen} changes from step to step were measured; expected {DEGREE + 1}: {DEGREE + 2} steps.")
+    modulation, residual = np.array(changes).T
+    return tuple(float(factor) for factor in np.polyfit(modulation, residual, DEGREE))
+
+
+def _change(before: Tensor, now: Tensor, ranks: SequenceGroup | None = None) -> float:
+    """Relative L1 change, of all tokens where `ranks` hold a part each."""
+    sums = torch.stack([torch.linalg.vector_norm(x, 1, dtype=torch.float32) for x in (now - before, before)])
+    difference, size = (ranks.total(sums) if ranks else sums).tolist()
+    return float(difference / size)

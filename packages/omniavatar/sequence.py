@@ -41,6 +41,12 @@ class SequenceGroup:
         gathered: Tensor = _Gather.apply(part, self)
         return gathered.flatten(0, 1).unflatten(0, (self.size, -1)).transpose(0, 1).flatten(1, 2)[:, :tokens]
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of every rank's `x`, without gradient."""
+        summed = x.clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
+
     def heads_for_tokens(self, part: Tensor, tokens: int) -> Tensor:
         """(B, s, H, D), own tokens -> (B, S, H / P, D), all tokens of own heads."""
         by_rank = part.unflatten(2, (self.size, -1)).movedim(2, 0)

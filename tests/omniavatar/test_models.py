@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +42,14 @@ def test_models_load_from_their_folders(
     assert len({loaded.identity, half.identity, load_models(replace(paths, adapter=None)).identity}) == 3
     streamed = load_models(paths, LoadConfig(offload="blocks"))
     assert np.array_equal(exact, clip(streamed))
+    block = weakref.ref(streamed.transformer.dit.blocks[0])
+    del streamed
+    gc.disable()
+    try:
+        load_models(paths, LoadConfig(offload="blocks"))
+        assert block() is None  # the base that drew a portrait makes room for the model of the video
+    finally:
+        gc.enable()
 
 
 def test_lora_may_stay_beside_the_weights_and_another_may_join_it(

@@ -1,4 +1,5 @@
-"""One process's side of it; what two make together is compared in tests/pipelines/test_cli_generate.py."""
+"""One process's side of it; what two make together is compared in tests/pipelines/test_cli_generate.py,
+and that they take turns in test_sharding.py."""
 
 import pytest
 import torch
@@ -8,6 +9,13 @@ from omniavatar.ranks import join_ranks, own_device
 from omniavatar.transformer import AvatarTransformer
 
 
+@pytest.fixture
+def alone() -> None:
+    """A group of one process, as of a torchrun call with one."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     given = [torch.device(name) for name in ("cuda", "cuda:1", "cpu")]
@@ -15,17 +23,19 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatc
 
 
 @torch.inference_mode()
-def test_a_group_of_one_computes_the_same(avatar: AvatarTransformer, given: tuple[torch.Tensor, ...]) -> None:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def test_a_group_of_one_computes_the_same(
+    avatar: AvatarTransformer, given: tuple[torch.Tensor, ...], alone: None
+) -> None:
     expected = avatar(*given)
-    assert join_ranks(avatar, torch.device("cpu")) == 0 and avatar.dit.ranks is not None
+    ranks = join_ranks(torch.device("cpu"))
+    avatar.share_sequence(ranks)
+    assert ranks.rank == 0 and avatar.dit.ranks is ranks
     assert (avatar(*given) - expected).abs().max() < 1e-5
 
 
-def test_one_process_alone_is_told_how_to_start(avatar: AvatarTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_alone_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     if dist.is_initialized():
         dist.destroy_process_group()
     with pytest.raises(ValueError, match="torchrun"):
-        join_ranks(avatar, torch.device("cpu"))
+        join_ranks(torch.device("cpu"))

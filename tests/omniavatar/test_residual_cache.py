@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from omniavatar.models import AvatarModels
 from omniavatar.presets import GenerateConfig
 from omniavatar.residual_cache import (
     POLYNOMIALS,
+    Change,
     fit_polynomial,
+    measured_changes,
     modulation_changes,
     plan_steps,
     polynomial_of,
@@ -40,12 +43,40 @@ def test_changes_are_those_of_the_modulation(base: AvatarTransformer) -> None:
 
 
 def test_a_planted_polynomial_is_found_again() -> None:
-    changes = np.linspace(0.05, 0.4, 12)
-    grown = np.polyval((3.0, -2.0, 1.5, 0.4, 0.1), changes)
-    residuals = [torch.full((1, 4, 8), size, dtype=torch.float64) for size in np.cumprod([1.0, *(1 + grown)])]
-    assert fit_polynomial(list(changes), residuals) == pytest.approx((3.0, -2.0, 1.5, 0.4, 0.1), rel=1e-6)
-    with pytest.raises(ValueError, match="3 residuals"):
-        fit_polynomial([0.1, 0.1], residuals[:3])
+    planted = (3.0, -2.0, 1.5, 0.4, 0.1)
+    changes = [Change(x, float(np.polyval(planted, x))) for x in np.linspace(0.05, 0.4, 12)]
+    off = [Change(x, y + sign * 0.01) for x, y in changes for sign in (1, -1)]
+    assert fit_polynomial(changes) == pytest.approx(planted, rel=1e-6)
+    assert fit_polynomial(off) == pytest.approx(planted, rel=1e-6)
+    with pytest.raises(ValueError, match="4 changes .* 6 steps"):
+        fit_polynomial(4 * changes[:4])
+
+
+def test_changes_measured_are_those_of_the_blocks_pass_by_pass(avatar: AvatarTransformer) -> None:
+    """Three passes, two of them from the third of six steps on: by hand, with tokens from hooks."""
+    torch.manual_seed(0)
+    noise, text, negative, audio = (torch.randn(1, *shape) for shape in ((16, 3, 4, 4), (5, 24), (5, 24), (9, 64)))
+    given = noise, text, negative, build_condition(torch.randn(1, 16, 1, 4, 4), 3, 1), audio, None, 6, 2.0
+    tokens: list[torch.Tensor] = []
+    avatar.dit.blocks[0].register_forward_pre_hook(lambda _, given: tokens.append(given[0]))
+    avatar.dit.blocks[-1].register_forward_hook(lambda _, given, out: tokens.append(out))
+    guidance = Guidance(3.0, 2.0, start=0.3)
+    with measured_changes(avatar) as changes:
+        denoise(avatar, *given, guidance, computed=[True] * 6)
+    added = [out - before for before, out in zip(tokens[::2], tokens[1::2], strict=True)]
+    passes = {"heard": [added[0], added[1], *added[4::3]], "silent": added[3::3], "negative": added[2::3]}
+    expected = [
+        ((now - before).abs().mean() / before.abs().mean()).item()
+        for residuals in passes.values()
+        for before, now in pairwise(residuals)
+    ]
+    assert sorted(change.residual for change in changes) == pytest.approx(sorted(expected), rel=1e-4)
+    foreseen = modulation_changes(avatar, 6, 2.0)
+    expected = [*foreseen[:2], *np.repeat(foreseen[2:], 3)]
+    assert [change.modulation for change in changes] == pytest.approx(expected, rel=1e-4)
+    seen = len(changes)
+    denoise(avatar, *given, guidance, computed=[True] * 6)
+    assert len(changes) == seen
 
 
 def test_polynomials_are_known_for_the_two_published_sizes(base: AvatarTransformer) -> None:

@@ -57,9 +57,9 @@ def test_it_ends_in_a_video_as_long_as_its_sound(undisturbed, request_):
     facts = probe(undisturbed / "a.mp4")
     assert facts.duration == pytest.approx(len(read_audio(request_.audio)) / 16_000) and facts.has_audio
     told = read_json(undisturbed / "a.json")
-    assert told["chunk_starts"] == [0, 48, 76, 104, 132] and told["frames"] == 150
+    assert told["chunk_starts"] == [0, 48, 72, 96, 120, 144] and told["frames"] == 150
     assert set(told["models"]) == {"transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"}
-    assert told["drift"]["identity"]["lowest"] > 0.5 and len(told["drift"]["seam"]["z"]) == 4
+    assert told["drift"]["identity"]["lowest"] > 0.5 and len(told["drift"]["seam"]["z"]) == 5
 
 
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, tmp_path):
@@ -73,7 +73,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     made = {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*.safetensors")}
-    assert not (tmp_path / "a.mp4").exists() and 2 <= len(made) < 5
+    assert not (tmp_path / "a.mp4").exists() and 2 <= len(made) < 6
     _command(*_generate(tmp_path, request_, "--set", "generate.steps=5"))
     assert (tmp_path / "a.mp4").read_bytes() == (undisturbed / "a.mp4").read_bytes()
     assert (tmp_path / "a.json").read_bytes() == (undisturbed / "a.json").read_bytes()
@@ -84,7 +84,7 @@ def test_two_processes_make_one_video_together(request_, tmp_path):
     """Their own tokens and parts of blocks each, over gloo, steps left out: the frames of one process that streams."""
     scipy.io.wavfile.write(tmp_path / "short.wav", 16_000, read_audio(request_.audio)[:16_000])
     request = replace(request_, audio=tmp_path / "short.wav")
-    settings = ["steps=5", "chunk_frames=21", "blend=0", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
+    settings = ["steps=5", "chunk_frames=21", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
     by_hand = [part for setting in settings for part in ("--set", f"generate.{setting}")]
     _command(*_generate(tmp_path / "alone", request, *by_hand))
     line = [str(part) for part in _generate(tmp_path / "two", request, *by_hand)]
