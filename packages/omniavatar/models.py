@@ -32,12 +32,13 @@ class LoadConfig:
     `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
     works on tiles: less memory, slightly other latents and pixels. `offload` "blocks" keeps the transformer's blocks in
     the memory of the host and copies each as it runs: same output, room for two of them, slower. `share_sequence`: the
-    processes of a torchrun call make one video together, on a GPU each, and the first writes it. `shard` besides: each
-    keeps its part of the blocks of transformer and text encoder, and a block is gathered as it runs; with `offload`
-    "blocks" these parts are in the memory of the host. They are loaded in turn, so a machine holds the weights once and
-    its parts. `merge` False leaves the adapter's LoRA beside the weights: more work, and in bf16 no rounding of their
-    sum. `extra_lora` is the file of a LoRA for the base, merged `extra_lora_scale` times (see extra_lora.py); with one
-    that needs few steps set steps, shift and guidance to suit.
+    processes of a torchrun call make one video together, on a GPU each, and the first writes it; `share_branches`: they
+    do so by taking the passes of guidance (two or three a step) in turn, each with all tokens. `shard` besides
+    `share_sequence`: each keeps its part of the blocks of transformer and text encoder, and a block is gathered as it
+    runs; with `offload` "blocks" these parts are in the memory of the host. They are loaded in turn, so a machine holds
+    the weights once and its parts. `merge` False leaves the adapter's LoRA beside the weights: more work, and in bf16
+    no rounding of their sum. `extra_lora` is the file of a LoRA for the base, merged `extra_lora_scale` times (see
+    extra_lora.py); with one that needs few steps set steps, shift and guidance to suit.
     """
 
     device: str = "auto"
@@ -47,12 +48,18 @@ class LoadConfig:
     tiled_vae: bool = False
     offload: Literal["none", "blocks"] = "none"
     share_sequence: bool = False
+    share_branches: bool = False
     shard: bool = False
     merge: bool = True
     extra_lora: str = ""
     extra_lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.share_branches and self.share_sequence:
+            raise ValueError(
+                "load.share_sequence and load.share_branches are both set, and processes share either the tokens of a "
+                "pass or the passes; unset one."
+            )
         if self.shard and not self.share_sequence:
             raise ValueError(
                 "load.shard is set without load.share_sequence: the parts of a block lie with the processes that make "
@@ -85,7 +92,8 @@ class ModelPaths:
 class AvatarModels:
     """The four networks, on one device, and a name for these weights that keeps cached chunks of others apart.
 
-    `rank`: number of this process among those that make one video together; only 0 writes.
+    `rank`: number of this process among those that make one video together; only 0 writes. `branches`: the processes
+    that share the passes of guidance.
     """
 
     transformer: AvatarTransformer
@@ -94,6 +102,7 @@ class AvatarModels:
     audio_encoder: AudioEncoder
     identity: str = ""
     rank: int = 0
+    branches: SequenceGroup | None = None
 
     @property
     def device(self) -> torch.device:
@@ -112,14 +121,14 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
         gc.collect()  # a model loaded so before, and gone, is held by rings of hooks, with all of its memory
     device, dtype = config.resolved()
     ranks = parts = None
-    if config.share_sequence:
+    if config.share_sequence or config.share_branches:
         device = own_device(device)
         ranks = join_ranks(device)
         # A group of its own: the next block is gathered while tokens of this one are exchanged.
         parts = join_ranks(device) if config.shard else None
     with in_turn(parts) if parts else nullcontext():
         transformer = _load_transformer(paths, config, dtype)
-        if ranks:
+        if ranks and config.share_sequence:
             transformer.share_sequence(ranks)
         chosen = _place(transformer, device, config, parts)
         text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
@@ -135,7 +144,8 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
     files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
     settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
     identity = fingerprint([*_file_marks(files), str(dtype), *settings])
-    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, ranks.rank if ranks else 0)
+    branches = ranks if config.share_branches else None
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, ranks.rank if ranks else 0, branches)
 
 
 def _load_transformer(paths: ModelPaths, config: LoadConfig, dtype: torch.dtype) -> AvatarTransformer:

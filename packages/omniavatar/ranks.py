@@ -1,4 +1,5 @@
-"""Several processes that make one video: each holds a part of the tokens of every sample (see sequence.py)."""
+"""Several processes that make one video: each holds a part of the tokens of every sample (see sequence.py), or takes
+some of the passes of guidance (see sampler.py)."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def join_ranks(device: torch.device) -> SequenceGroup:
-    """The processes of one torchrun call, to share a model's samples among (`AvatarTransformer.share_sequence`).
+    """The processes of one torchrun call, to share a model's work among.
 
     All of them must make the same calls in the same order; each gets the whole result. Raises ValueError when there is
     no such call.
@@ -30,7 +31,7 @@ def join_ranks(device: torch.device) -> SequenceGroup:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            raise ValueError("load.share_sequence is set, but this is one process; start it by torchrun, or unset it.")
+            raise ValueError("load.share_... is set, but this is one process; start it by torchrun, or unset it.")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return SequenceGroup(dist.new_group())
 

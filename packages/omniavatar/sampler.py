@@ -14,6 +14,7 @@ from torch import Tensor
 
 from omniavatar.flow import TIMESTEPS, euler_step, sigma_schedule
 from omniavatar.kept import KeptResidual, KeptSound, KeptText
+from omniavatar.sequence import SequenceGroup
 from omniavatar.transformer import AvatarTransformer
 
 
@@ -56,6 +57,12 @@ class Guidance:
         return [taken for taken in every if taken.weight != 0]
 
 
+def share_of(passes: Sequence[Pass], rank: int, size: int) -> list[Pass]:
+    """The passes of a step that one of `size` processes computes. Dealt from the last, which every step has, so that a
+    kind of pass, with what is kept of it, stays with one process."""
+    return list(passes[::-1][rank::size])
+
+
 @torch.inference_mode()
 def denoise(
     model: AvatarTransformer,
@@ -70,6 +77,7 @@ def denoise(
     guidance: Guidance,
     on_step: Callable[[], None] = lambda: None,
     computed: Sequence[bool] | None = None,
+    branches: SequenceGroup | None = None,
 ) -> Tensor:
     """Solve the flow from noise (B, 16, T, h, w) to clean latents of the same shape by Euler steps, in float32.
 
@@ -78,7 +86,8 @@ def denoise(
     (the noise there never matters, the timestep is the same for all frames). Silence in guidance is zeros in place of
     the wav2vec2 states, as in training; where `audio` is nothing but zeros, the passes with and without it are one.
     Source: paper section 3.4, wan_video.py. `on_step` is called after each step. Where `computed` of a step is False,
-    a pass takes what the blocks added at its last computed one (residual_cache.py); None computes all.
+    a pass takes what the blocks added at its last computed one (residual_cache.py); None computes all. Processes of
+    `branches` take the passes of a step in turn, and each gets their sum: of two or three, that many keep busy.
     """
     hears = audio is not None and bool(audio.any())
     forwards = _Forwards(text, negative_text, condition, audio, keeps_residuals=computed is not None)
@@ -87,13 +96,16 @@ def denoise(
         timestep = torch.full((len(latents),), sigma * TIMESTEPS, device=latents.device)
         passes = guidance.passes(hears, step / steps)
         reuse = computed is not None and not computed[step]
+        own = passes if branches is None else share_of(passes, branches.rank, branches.size)
         velocity = torch.zeros_like(latents)
-        for group in [passes] if guidance.batched else [[taken] for taken in passes]:
+        for group in [own] if guidance.batched and own else [[taken] for taken in own]:
             times = len(group)
             given = forwards.of(group, reuse)
             out = model(latents.repeat(times, 1, 1, 1, 1), timestep.repeat(times), *given).float()
             for taken, part in zip(group, out.chunk(times), strict=True):
                 velocity += taken.weight * part
+        if branches is not None:
+            velocity = branches.total(velocity)
         latents = _hold(euler_step(latents, velocity, sigma, next_sigma), prefix)
         on_step()
     return latents

@@ -135,6 +135,7 @@ def sample_chunk(
         ),
         on_step=on_step,
         computed=_computed_steps(models, config),
+        branches=models.branches,
     )
 
 

@@ -1,5 +1,5 @@
-"""Two processes over gloo, forked by one that imports for both. A whole video of two is compared in
-tests/pipelines/test_cli_generate.py."""
+"""Two processes over gloo, forked by one that imports for both: weights in pieces, and passes of guidance in turn. A
+whole video of two is compared in tests/pipelines/test_cli_generate.py."""
 
 import json
 import os
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from omniavatar.adapter import inject_lora
 from omniavatar.ranks import in_turn, join_ranks
+from omniavatar.sampler import Guidance, denoise
 from omniavatar.sharding import shard_blocks
 from omniavatar.transformer import build_condition
 from tests.omniavatar.conftest import make_avatar, make_umt5, randomise
@@ -70,6 +71,23 @@ given = noisy, torch.tensor([500.0]), text, condition, sound
 umt5 = make_umt5().requires_grad_(False)
 umt5.set_input_embeddings(umt5.shared)
 ids = torch.tensor([[3, 4, 5, 6]])
+def guided(guidance, computed):
+    model, calls = make_avatar().requires_grad_(False), []
+    model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    sampled = dict(noise=noisy, text=text, negative_text=text.flip(1), condition=condition, audio=sound, prefix=picture)
+    settings = dict(steps=4, shift=2.0, guidance=guidance, computed=computed)
+    expected = denoise(model, **sampled, **settings)
+    calls.clear()
+    worst = (denoise(model, **sampled, **settings, branches=ranks) - expected).abs().max().item()
+    return {"worst": worst, "calls": calls}
+
+
+picture = torch.randn(1, 16, 1, 4, 4)
+turns = {
+    "three, then one": guided(Guidance(4.0, 2.5, stop=0.5), None),
+    "two, steps left out": guided(Guidance(4.0, 4.0), [True, False, True, False]),
+    "batched": guided(Guidance(4.0, 2.5, batched=True), None),
+}
 found = {
     "plain": avatar(),
     "half precision, LoRA beside": avatar(half=True, together=True, lora=True),
@@ -77,7 +95,7 @@ found = {
     "text": sharded(umt5, [umt5.shared, *umt5.encoder.block], lambda: umt5(input_ids=ids)[0]),
 }
 with open(f"{sys.argv[1]}/{ranks.rank}.json", "w") as file:
-    json.dump(found, file)
+    json.dump({"sharded": found, "guided": turns}, file)
 dist.barrier()
 dist.destroy_process_group()
 if child:
@@ -87,12 +105,32 @@ os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes saw, by kind of model."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("two")
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", TWO, str(folder)], env=os.environ | meeting, check=True, timeout=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def found(two: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of weights in pieces, by kind of model."""
+    return [seen["sharded"] for seen in two]
+
+
+def test_passes_taken_in_turn_give_the_same(two: list[dict[str, Any]]) -> None:
+    one, other = (seen["guided"] for seen in two)
+    assert max(each["worst"] for seen in (one, other) for each in seen.values()) < 1e-5
+    # Three passes: one process has the last and the first, the other what is between; one pass: the other waits.
+    assert [len(seen["three, then one"]["calls"]) for seen in (one, other)] == [2 + 2 + 1 + 1, 1 + 1]
+    assert [len(seen["two, steps left out"]["calls"]) for seen in (one, other)] == [4, 4]
+    assert [seen["batched"]["calls"] for seen in (one, other)] == [[2] * 4, [1] * 4]
+
+
+def test_tokens_or_passes_are_shared_and_not_both() -> None:
+    with pytest.raises(ValueError, match=r"share_sequence and load\.share_branches are both set"):
+        LoadConfig(share_sequence=True, share_branches=True)
 
 
 def test_blocks_in_pieces_compute_the_same(found: list[dict[str, Any]]) -> None:
