@@ -84,7 +84,7 @@ def test_two_processes_make_one_video_together(request_, tmp_path):
     """Their own tokens and parts of blocks each, over gloo, steps left out: the frames of one process that streams."""
     scipy.io.wavfile.write(tmp_path / "short.wav", 16_000, read_audio(request_.audio)[:16_000])
     request = replace(request_, audio=tmp_path / "short.wav")
-    settings = ["steps=5", "chunk_frames=21", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
+    settings = ["steps=3", "chunk_frames=21", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
     by_hand = [part for setting in settings for part in ("--set", f"generate.{setting}")]
     _command(*_generate(tmp_path / "alone", request, *by_hand))
     line = [str(part) for part in _generate(tmp_path / "two", request, *by_hand)]
