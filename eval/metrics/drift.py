@@ -1,6 +1,7 @@
 """Does a long video slowly leave its beginning? Colour and likeness over time, in windows of one second.
 
-Legend: T frames of H x W pixels, S windows, E embedding width, n faces. Slopes are Theil-Sen medians, so one odd second moves nothing.
+Legend: T frames of H x W pixels, S windows, E embedding width, n faces. Slopes are Theil-Sen medians, so one odd second
+moves nothing.
 """
 
 from collections.abc import Iterable, Sequence
