@@ -68,11 +68,11 @@ def stream_video(
     chunks = plan_chunks(frames_of(request.wave), config.chunk_frames, config.overlap, config.blend)
     left = frames_of(request.wave) + config.keep_reference
     held = np.empty(0)
-    # The end of a chunk waits for the next one, which fades into it.
     for made in _chunks(models, request, chunks, config, cache_folder):
         if len(made.shared):
             held = np.concatenate([held[: -len(made.shared)], fade(held[-len(made.shared) :], made.shared)])
         ready = np.concatenate([held, made.frames]) if len(held) else made.frames
+        # The end of a chunk waits for the next one, which fades into it.
         ready, held = ready[: len(ready) - config.blend], ready[len(ready) - config.blend :]
         if len(ready) and left:
             yield ready[:left]
