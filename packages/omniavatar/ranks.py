@@ -31,7 +31,10 @@ def join_ranks(device: torch.device) -> SequenceGroup:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            raise ValueError("load.share_... is set, but this is one process; start it by torchrun, or unset it.")
+            raise ValueError(
+                "load.share_sequence or load.share_branches is set, but this is one process; start it by torchrun, or "
+                "unset it."
+            )
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return SequenceGroup(dist.new_group())
 
