@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runs import hash_path
-from perception.faces import load_face_detector
 from perception.features import Protocol, frame_features, load_feature_net, video_features
-from perception.identity import load_face_identity
 from perception.pose import POINTS, PoseEstimator, load_pose_estimator
 
 
@@ -49,14 +47,6 @@ def clip_extractor(path: Path | str, protocol: Protocol = "paper", stride: int =
     net = load_feature_net(path)
     name = f"i3d/{protocol}/stride {stride}"
     return FeatureExtractor(name, "1", hash_path(path), lambda frames: video_features(net, frames, protocol, stride))
-
-
-def identity_extractor(path: Path | str, face_pack: Path | str) -> FeatureExtractor:
-    """CSIM: a row of 512 and length one per frame, of its largest face; NaN where none is seen, so that coverage can be
-    told from likeness. OnnxError, FaceDetectorError as the loaders."""
-    net, detector = load_face_identity(path), load_face_detector(face_pack)
-    weights = f"{hash_path(path)}+{hash_path(face_pack)}"
-    return FeatureExtractor("arcface", "1", weights, lambda frames: net.embed_frames(frames, detector))
 
 
 def pose_extractor(folder: Path | str) -> FeatureExtractor:

@@ -24,6 +24,7 @@ from eval.scores import score_methods
 from eval.sections import number, one_of_each
 from eval.study import ScoreConfig, Study
 from eval.summary import KEYS
+from eval.test_sets import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 SYNC_C = {"ground_truth": 8.0, "adapter": 7.0, "swapped_audio": 4.0, "base": 3.5}
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
@@ -145,6 +146,24 @@ def test_the_page_shows_what_the_files_say(page: str) -> None:
     ):  # fmt: skip
         assert shown in text or shown in page, shown
     assert "<script>alert" not in page
+
+
+def test_the_page_names_the_list_its_clips_are_of(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    write_scores(run)
+    assert "Test set" not in write_report(run, {}).read_text()
+    clips = tuple(TestClip(f"h{i}", f"v{i}.mp4", 0.0, 1.2) for i in range(10))
+    listed = TestSet("small_world", "whole picture, v1", 0, clips)
+    write_test_set(Path(run.root) / TEST_SET_FILE, listed)
+    rows = [
+        {"method": "adapter", "clip_id": name, "video": f"videos/{name}.mp4", "reference": ""}
+        for name in ("h0", "h1", "stranger")
+    ]
+    Path(run.root, "videos").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), run.videos / "manifest.parquet")
+    text = " ".join(re.sub(r"<[^>]+>", "", write_report(run, {}).read_text()).split())
+    about = f"Test set small_world (list {listed.sha256[:12]}, whole picture, v1): 2 of its 10 clips were judged"
+    assert f"{about}, and 1 that are not in it" in text
 
 
 def test_colours_follow_the_page_and_plots_keep_their_ids_apart(page: str) -> None:

@@ -5,21 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx import helper
 
 from common.runs import sha256_file
 from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
-from perception.extractors import (
-    FeatureExtractor,
-    clip_extractor,
-    frame_extractor,
-    identity_extractor,
-    pose_extractor,
-)
+from perception.extractors import clip_extractor, frame_extractor, pose_extractor
 from perception.features import frame_features, load_feature_net, video_features
 from perception.pose import DETECTOR_FILE, POSE_FILE
-from tests.drawn_face_pack import write_face_pack
-from tests.perception.small_networks import write_constant, write_network
+from tests.perception.small_networks import write_constant
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +43,6 @@ def test_a_stamp_tells_protocols_and_weights_apart(nets: Path) -> None:
     assert strict.stamp != paper.stamp
     video = nets / "i3d_torchscript.pt"
     assert clip_extractor(video, stride=4).stamp != clip_extractor(video).stamp
-
-
-def test_identity_rows_are_missing_where_no_face_is_seen(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["y"]),
-    ]
-    weight = np.random.default_rng(1).normal(size=(147, 512)).astype(np.float32)
-    path = tmp_path / "w600k_r50.onnx"
-    write_network(path, nodes, {"weight": weight}, {"x": [1, 3, 112, 112]}, {"y": [1, 512]})
-    shown = np.zeros((3, 64, 64, 3), np.uint8)
-    shown[0, 32:48, 16:32] = shown[2, 16:32, 32:48] = 255
-    extractor: FeatureExtractor = identity_extractor(path, write_face_pack(tmp_path / "pack"))
-    rows = extractor(shown)
-    assert rows.shape == (3, 512) and rows.dtype == np.float32
-    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
-    assert rows[0] @ rows[2] == pytest.approx(1, abs=1e-3)  # the same square, moved by whole pixels
-    assert extractor.stamp["weights"].startswith(sha256_file(path))
 
 
 def test_pose_rows_are_points_and_scores_of_the_surest_person(tmp_path: Path) -> None:
