@@ -1,4 +1,4 @@
-"""The table of a sweep as files: Markdown to read, CSV and Parquet to ask, plots of metrics over knobs."""
+"""The table of a sweep as files: Markdown to read, CSV and Parquet to ask, with plots."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
 from common.recipe import dump_recipe
 from common.runs import atomic_write, read_json
@@ -16,10 +15,9 @@ from eval.clip_metrics import METRICS
 from eval.records import SET_METRICS
 from eval.reported import Ordering
 from pipelines.sweep import Places, SweepConfig
-from pipelines.sweep_table import COLUMNS, Entry, context_rows, is_better, orderings, sweep_entries
+from pipelines.sweep_plots import ARROWS, write_plots
+from pipelines.sweep_table import COLUMNS, Entry, context_rows, is_better, is_worse, orderings, sweep_entries
 
-ARROWS = {1: " ↑", -1: " ↓", 0: ""}
-INK, MARK, GREY = "#22303c", "#c8553d", "#8a949c"
 READ_AS = (
     "Mean over clips and seeds ± standard deviation between seeds. In brackets the paired difference to *{base}*: per "
     "clip, averaged over seeds, Wilcoxon's test with Holm's correction over the page; **bold** where it rejects in "
@@ -82,34 +80,6 @@ def markdown(
     return "\n".join([*lines, "", "## Versions", "", *_versions(config, places)]) + "\n"
 
 
-def write_plots(config: SweepConfig, entries: Sequence[Entry], folder: Path) -> list[Path]:
-    """One PNG for every knob that two rows or more stand on: metrics over it, with the spread between seeds."""
-    made = []
-    for knob in sorted({name for row in config.rows.values() for name in row.knobs}):
-        at = {name: row.knobs[knob] for name, row in config.rows.items() if knob in row.knobs}
-        found = [entry for entry in entries if entry.row in at and entry.mean is not None]
-        metrics = [name for name in dict.fromkeys(e.metric for e in found) if sum(e.metric == name for e in found) > 1]
-        if not metrics:
-            continue
-        figure = Figure(figsize=(3.1 * min(4, len(metrics)), 2.5 * -(-len(metrics) // 4)), layout="constrained")
-        for number, metric in enumerate(metrics):
-            points = sorted((at[e.row], e) for e in found if e.metric == metric)
-            ax = figure.add_subplot(-(-len(metrics) // 4), min(4, len(metrics)), number + 1)
-            xs, ys = [x for x, _ in points], [e.mean or 0.0 for _, e in points]
-            ax.errorbar(xs, ys, yerr=[e.seed_sd or 0.0 for _, e in points], color=INK, marker="o", ms=4, capsize=3)
-            marked = [(x, e.mean) for x, e in points if e.row in (config.base, config.long_base)]
-            ax.plot(*zip(*marked, strict=True), "o", color=MARK, ms=7) if marked else None
-            ax.set_title(METRICS[metric].label + ARROWS[METRICS[metric].better], fontsize=10, color=INK)
-            ax.set_xlabel(knob, fontsize=9, color=GREY)
-            ax.tick_params(labelsize=8, colors=GREY)
-            ax.spines[["top", "right"]].set_visible(False)
-        path = folder / f"{knob}.png"
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=120, metadata={"Software": None})
-        made.append(path)
-    return made
-
-
 def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> list[str]:
     if not entries:
         return ["No row is finished."]
@@ -139,8 +109,7 @@ def _cell(entry: Entry) -> str:
     text = f"{text} ({'+' if entry.difference > 0 else ''}{_number(entry.difference, digits)}{_between(entry)})"
     if is_better(entry):
         return f"**{text}**"
-    worse = entry.p_holm is not None and entry.p_holm < 0.05 and METRICS[entry.metric].better != 0
-    return f"{text} †" if worse else text
+    return f"{text} †" if is_worse(entry) else text
 
 
 def _between(entry: Entry) -> str:

@@ -169,9 +169,16 @@ def orderings(entries: Sequence[Entry]) -> list[Ordering]:
 
 def is_better(entry: Entry) -> bool:
     """Whether the tests say that the row is better than the base row in this metric."""
-    way = METRICS[entry.metric].better
-    found = entry.p_holm is not None and entry.p_holm < 0.05 and entry.difference is not None
-    return found and (entry.difference or 0.0) * way > 0
+    return _rejects(entry) and (entry.difference or 0.0) * METRICS[entry.metric].better > 0
+
+
+def is_worse(entry: Entry) -> bool:
+    """Whether the tests say that the row is worse than the base row in this metric."""
+    return _rejects(entry) and (entry.difference or 0.0) * METRICS[entry.metric].better < 0
+
+
+def _rejects(entry: Entry) -> bool:
+    return entry.p_holm is not None and entry.p_holm < 0.05
 
 
 def _tables(config: SweepConfig, places: Places, row: str) -> dict[int, Table]:
