@@ -154,7 +154,7 @@ def set_difference(
     if not config.swap_draws:
         return replace(found, rests_on=_count(sets.n, n))
     quantiles = float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
-    how = f"{config.swap_draws} swaps of {_count(sets.n, n)}"
+    how = f"{test.draws} swaps of {_count(sets.n, n)}"
     return replace(found, p=test.p, detectable=quantiles * test.spread, rests_on=how)
 
 

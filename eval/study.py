@@ -18,12 +18,13 @@ class ScoreConfig:
     """How numbers are summed up.
 
     `comparisons` names pairs "a>b". FID and FVD with thousands of features over many frames cost minutes per distance:
-    lower `swap_draws` (label permutations, 0 = no test) and `jackknife_groups` for them.
+    lower `swap_draws` (label permutations at most, 0 = no test) and `jackknife_groups` for them. So few cannot give a p
+    below 1 / (swap_draws + 1), which Holm's correction multiplies by the number of tests.
     """
 
     comparisons: tuple[str, ...] = ("adapter>swapped_audio", "adapter>base")
     resamples: int = 10_000
-    swap_draws: int = 199
+    swap_draws: int = 499
     jackknife_groups: int = 100
     seed: int = 0
 

@@ -6,6 +6,7 @@ from scipy import stats
 
 from eval.metrics.frechet import frechet_between, kernel_between
 from eval.statistics import (
+    SwapTest,
     Triple,
     half_split_distances,
     holm,
@@ -130,6 +131,24 @@ def test_swapping_labels_of_equal_methods_is_uniform_and_of_unequal_ones_is_not(
 
     assert stats.kstest([draw(0.0) for _ in range(80)], "uniform").pvalue > 0.01
     assert draw(2.0) <= 0.02
+
+
+def test_where_nothing_is_to_be_found_few_swaps_are_drawn_and_say_the_same() -> None:
+    rng = np.random.default_rng(9)
+    n = 16
+    clips = Triple(np.arange(n), np.arange(n, 2 * n), np.arange(2 * n, 3 * n))
+    real = rng.normal(size=(n, 1, 6))
+    rows = {shift: real + rng.normal(shift, 0.5, size=real.shape) for shift in (0.0, 0.01, 2.0)}
+
+    def between(shift: float, enough: int = 50) -> SwapTest:
+        return swap_test(kernel_between([*rows[0.0], *rows[shift], *real]), clips, enough=enough)
+
+    near, all_of_them, far = between(0.01), between(0.01, enough=500), between(2.0)
+    assert 50 <= near.draws < 200 and all_of_them.draws == 499
+    assert near.p == pytest.approx(all_of_them.p, abs=0.15) and near.spread == pytest.approx(
+        all_of_them.spread, rel=0.3
+    )
+    assert (far.draws, far.p) == (499, 1 / 500)  # 14 tests after Holm: 0.03
 
 
 def test_halves_of_one_set_show_the_bias_of_the_frechet_distance() -> None:
