@@ -56,13 +56,13 @@ def open_place(hire: Callable[[], Worker], job: Callable[[], Job], lane: str = "
         try:
             return Place(lane, hire, job, worker, worker.load(job()))
         except worker.death:
-            worker.stop(now=True)
+            worker.stop()
             worker = hire()
 
 
 def fill(place: Place) -> None:
     """Put a fresh worker where one died or has to be stopped."""
-    place.worker.stop(now=True)
+    place.worker.stop()
     fresh = open_place(place.hire, place.job, place.lane)
     place.worker, place.loading, place.running = fresh.worker, fresh.loading, None
 

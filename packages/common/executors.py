@@ -176,7 +176,7 @@ def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[list[Pla
             if finished and _kept and not alone:
                 _kept.put(_worker_kind(config, place.lane), place.worker)
             else:
-                place.worker.stop(now=not finished)
+                place.worker.stop()
 
 
 def _worker_kind(config: ExecutorConfig, lane: str) -> WorkerKind:

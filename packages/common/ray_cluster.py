@@ -67,7 +67,7 @@ class RayWorker:
         future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
         return future
 
-    def stop(self, now: bool) -> None:
+    def stop(self) -> None:
         """End the actor; it is gone already when its Ray is."""
         import ray
 

@@ -17,7 +17,7 @@ BATCH_ROWS = 65_536
 @contextmanager
 def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
     """An in-memory DuckDB that spills into `folder`, not into the current one, when its memory is used up."""
-    import duckdb  # workers know the words of the ledger and never its engine, which complains when they end
+    import duckdb  # workers know the words of the ledger and never its engine
 
     config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
     with duckdb.connect(config=config | {"temp_directory": str(folder / ".spill")}) as connection:

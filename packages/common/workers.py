@@ -44,8 +44,8 @@ class Worker(Protocol):
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Begin one unit."""
 
-    def stop(self, now: bool) -> None:
-        """End the worker, in the middle of a unit if `now`."""
+    def stop(self) -> None:
+        """End the worker, in the middle of a unit if it has one."""
 
 
 class InProcessWorker:
@@ -72,7 +72,7 @@ class InProcessWorker:
         future.set_result(self._job.attempt(unit, attempt))
         return future
 
-    def stop(self, now: bool) -> None:
+    def stop(self) -> None:
         """Let go of the job."""
         self._job = None
 
@@ -99,11 +99,11 @@ class ProcessWorker:
         """Begin one unit in the process."""
         return self._pool.submit(_attempt, unit, attempt)
 
-    def stop(self, now: bool) -> None:
-        """End the process."""
-        if now:
-            for process in self._processes:
-                process.kill()
+    def stop(self) -> None:
+        """Kill the process. It may die at any moment, so nothing waits for its end, and libraries that complain when
+        an interpreter is taken down (DuckDB of what it leaks) have nothing to say."""
+        for process in self._processes:
+            process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -118,7 +118,7 @@ class Shelf:
         try:
             worker.load(None)
         except worker.death:
-            worker.stop(now=True)
+            worker.stop()
         else:
             self._idle.setdefault(kind, []).append(worker)
 
@@ -135,7 +135,7 @@ class Shelf:
         """End the kept workers, those of one kind excepted."""
         for kind in [kind for kind in self._idle if kind != besides]:
             for worker in self._idle.pop(kind):
-                worker.stop(now=True)
+                worker.stop()
 
 
 _job: Job | None = None  # of this spawned process

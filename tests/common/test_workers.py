@@ -38,7 +38,7 @@ class Weights:
 def worker() -> Iterator[ProcessWorker]:
     worker = ProcessWorker()
     yield worker
-    worker.stop(now=True)
+    worker.stop()
 
 
 def test_a_process_takes_one_job_after_the_other_and_frees_the_former(worker: ProcessWorker) -> None:
@@ -64,7 +64,7 @@ def test_stopping_now_interrupts_a_unit() -> None:
     worker.load(Weights("a"))
     pid = worker.submit({"unit": "u"}, 1).result().outputs["pid"]
     process = psutil.Process(pid)
-    worker.stop(now=True)
+    worker.stop()
     assert not psutil.wait_procs([process], timeout=20)[1]
 
 
