@@ -176,14 +176,11 @@ def _seams(video: Path) -> tuple[int, ...]:
 
 
 def _demo_unit(run: RunFolder) -> list[dict]:
-    """The long video at the head of the report, judged against the sound it was driven with."""
-    video = run.videos / "demo.mp4"
-    if not video.exists():
+    """The long video at the head of the report, judged against its own sound: what drove it may begin earlier."""
+    if not (run.videos / "demo.mp4").exists():
         return []
-    relative = str(video.relative_to(run.root))
-    about = read_json(run.videos / "demo.json") if (run.videos / "demo.json").exists() else {}
-    audio = about.get("audio") or relative
-    return [_unit(run, DEMO, relative, OF_DEMO, audio if (Path(run.root) / audio).exists() else relative)]
+    video = str((run.videos / "demo.mp4").relative_to(run.root))
+    return [_unit(run, DEMO, video, OF_DEMO, video)]
 
 
 def _demo_sync(seen: Seen, ready: set[str]) -> dict:

@@ -31,13 +31,18 @@ def jpeg_uri(picture: np.ndarray, height: int | None = None) -> str:
 
 def frame_strip(path: Path, frames: int = STRIP_FRAMES, start: float = 0.0, end: float | None = None) -> str | None:
     """Evenly spaced frames between two times (s) side by side as one JPEG; None when the file cannot be read."""
+    strip = side_by_side(path, frames, start, end)
+    return None if strip is None else jpeg_uri(strip, STRIP_HEIGHT)
+
+
+def side_by_side(path: Path, frames: int, start: float = 0.0, end: float | None = None) -> np.ndarray | None:
+    """Evenly spaced frames of a video in one picture (H, frames * W, 3); None when the file cannot be read."""
     try:
         positions = index_video(path).sample(25.0, start, end)
         chosen = positions[np.linspace(0, len(positions) - 1, min(frames, len(positions))).round().astype(int)]
-        pictures = read_frames(path, [int(i) for i in chosen])
+        return np.concatenate(list(read_frames(path, [int(i) for i in chosen])), axis=1)
     except (FileNotFoundError, MediaError, IndexError):
         return None
-    return jpeg_uri(np.concatenate(list(pictures), axis=1), STRIP_HEIGHT)
 
 
 def file_picture(path: Path) -> str | None:

@@ -16,13 +16,14 @@ from eval.records import SET_METRICS
 from eval.reported import Ordering
 from pipelines.sweep import Places, SweepConfig
 from pipelines.sweep_plots import ARROWS, write_plots
+from pipelines.sweep_strips import write_strips
 from pipelines.sweep_table import COLUMNS, Entry, context_rows, is_better, is_worse, orderings, sweep_entries
 
 READ_AS = (
     "Mean over clips and seeds ± standard deviation between seeds. In brackets the paired difference to *{base}*: per "
     "clip, averaged over seeds, Wilcoxon's test with Holm's correction over the page; **bold** where it rejects in "
-    "the row's favour (p < 0.05), † where it rejects against it. FID and FVD are of whole sets: theirs is the mean "
-    "over seeds with its 95 % interval over the seeds (Student's t), and not tested."
+    "the row's favour (p < 0.05), † where it rejects against it. FID and FVD are of whole sets and long videos few: "
+    "theirs is the mean over seeds with its 95 % interval over the seeds (Student's t), and not tested."
 )
 ORDERS_ONLY = "Other clips, sizes and judges: values are not to be compared, orders are."
 VERSIONS = ("torch", "diffusers", "peft", "deepspeed", "numpy", "scipy")
@@ -38,11 +39,11 @@ def write_results(config: SweepConfig, places: Places, folder: Path, command: st
     table = pa.Table.from_pylist([asdict(entry) for entry in [*entries, *context]], _schema())
     with atomic_write(folder / "table.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
-    plots = write_plots(config, entries, folder / "plots")
+    pictures = [*write_strips(config, places, folder / "plots"), *write_plots(config, entries, folder / "plots")]
     text = {
         "table.csv": _csv(table),
         "sweep.yaml": dump_recipe(config),
-        "table.md": markdown(config, places, entries, context, plots, command),
+        "table.md": markdown(config, places, entries, context, pictures, command),
     }
     for name, content in text.items():
         with atomic_write(folder / name) as temporary:
@@ -55,7 +56,7 @@ def markdown(
     places: Places,
     entries: Sequence[Entry],
     context: Sequence[Entry],
-    plots: Sequence[Path],
+    pictures: Sequence[Path],
     command: str,
 ) -> str:
     """The whole page."""
@@ -76,7 +77,7 @@ def markdown(
         lines += _table(long, config.long_metrics)
     if orders := orderings(short):
         lines += ["", "## Reported by the paper", "", *_reported(config, short, orders)]
-    lines += ["", "## Plots", "", *(f"![{plot.stem}](plots/{plot.name})" for plot in plots)] if plots else []
+    lines += ["", "## Pictures", "", *(f"![{path.stem}](plots/{path.name})" for path in pictures)] if pictures else []
     return "\n".join([*lines, "", "## Versions", "", *_versions(config, places)]) + "\n"
 
 
@@ -104,7 +105,7 @@ def _cell(entry: Entry) -> str:
         return entry.status
     digits = METRICS[entry.metric].digits
     text = _number(entry.mean, digits) + (f" ± {entry.seed_sd:.{digits}f}" if entry.seed_sd is not None else "")
-    if entry.difference is None:
+    if entry.difference is None or not METRICS[entry.metric].better:
         return text
     text = f"{text} ({'+' if entry.difference > 0 else ''}{_number(entry.difference, digits)}{_between(entry)})"
     if is_better(entry):
@@ -114,7 +115,7 @@ def _cell(entry: Entry) -> str:
 
 def _between(entry: Entry) -> str:
     """The interval of a difference that is not tested."""
-    if entry.metric not in SET_METRICS or entry.difference_low is None:
+    if entry.p is not None or entry.difference_low is None:
         return ""
     digits = METRICS[entry.metric].digits
     return f"; {_number(entry.difference_low, digits)} .. {_number(entry.difference_high, digits)}"

@@ -27,8 +27,8 @@ def write_plots(config: SweepConfig, entries: Sequence[Entry], folder: Path) -> 
 
 
 def _write_rows(config: SweepConfig, entries: Sequence[Entry], long: bool, path: Path) -> Path | None:
-    """A panel a metric, a line a row: the paired difference to the base row with its 95 % interval."""
-    found = [e for e in entries if e.long == long and e.difference is not None]
+    """A panel a metric that has a better end, a line a row: the paired difference to the base row, 95 % interval."""
+    found = [e for e in entries if e.long == long and e.difference is not None and METRICS[e.metric].better]
     metrics, rows = (list(dict.fromkeys(names)) for names in ([e.metric for e in found], [e.row for e in found]))
     if not found:
         return None

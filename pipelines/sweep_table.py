@@ -1,7 +1,7 @@
 """What a sweep found: a row's mean and its spread between seeds, and its paired difference to the base row.
 
 A clip's value is its mean over seeds before anything is tested, so that seeds do not pass for clips. A distance of
-whole sets has one value per seed, and seeds are what its difference is sure by.
+whole sets has one value per seed, and long videos are few: seeds are what their differences are sure by.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from scipy import stats
 
 from common.runs import RunFolder
 from eval.clip_metrics import METRICS
-from eval.compare import Difference, adjusted, by_clip, check_protocols, difference, read_metrics
+from eval.compare import Difference, Table, adjusted, by_clip, check_protocols, difference, read_metrics
 from eval.records import SET_METRICS, WHOLE_SET
 from eval.reported import Ordering, ordering, read_reported
 from eval.statistics import mean_interval
@@ -21,7 +21,6 @@ from eval.study import FLOOR, TRUTH
 from pipelines.sweep import Places, RowConfig, SweepConfig
 
 JUDGED = "adapter"
-Table = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Entry:
 
     `mean` is over clips and seeds, `seed_sd` the standard deviation of the seeds' means (None with one seed), `low` and
     `high` the 95 % interval over clips; `clips` of `listed` have a value. What follows `seeds` is the difference to the
-    base row as in `eval.compare.Difference`; where the metric is of a whole set, the mean of the seeds' differences
-    with its interval over seeds (None with one), untested: a few seeds are too few. `rests_on` says which of the two.
-    `reported` is the paper's number, of other clips.
+    base row as in `eval.compare.Difference`; where the metric is of a whole set or clips are too few to test, the mean
+    of the seeds' differences with its interval over seeds (None with one), untested: a few seeds are too few.
+    `rests_on` says which of the two. `reported` is the paper's number, of other clips.
     """
 
     row: str
@@ -65,7 +64,7 @@ COLUMNS = tuple(column.name for column in fields(Entry))
 
 def sweep_entries(config: SweepConfig, places: Places) -> list[Entry]:
     """Every row in every metric of the table, from the rows that are finished; Holm's correction is over all tests."""
-    tables = {row: _tables(config, places, row) for row in config.rows}
+    tables = {row: row_tables(config, places, row) for row in config.rows}
     check_protocols(*(table for of_seed in tables.values() for table in of_seed.values()))
     entries: list[Entry] = []
     for long, base, metrics in ((False, config.base, config.metrics), (True, config.long_base, config.long_metrics)):
@@ -81,7 +80,7 @@ def sweep_entries(config: SweepConfig, places: Places) -> list[Entry]:
 
 def context_rows(config: SweepConfig, places: Places) -> list[Entry]:
     """The ground truth and the floor beside the rows, as the base row's first seed has them."""
-    tables = _tables(config, places, config.base)
+    tables = row_tables(config, places, config.base)
     first = dict(list(tables.items())[:1])
     rows = []
     for method, label in ((TRUTH, "ground truth"), (FLOOR, "real against real")):
@@ -125,21 +124,28 @@ def entry_of(
     of_base = {seed: by_clip(base[seed], JUDGED, metric) for seed in shared}
     of_row = {seed: per_seed[seed] for seed in shared}
     if metric in SET_METRICS:
-        return _with_difference(entry, between_sets(metric, row, of_row, of_base))
+        return _with_difference(entry, between_seeds(metric, row, of_row, of_base))
     found = difference(metric, (row, "base"), (over_seeds(of_row), over_seeds(of_base)))
-    of_several = f", means of {len(shared)} seeds" if len(shared) > 1 else ""
-    return _with_difference(entry, found and replace(found, rests_on=found.rests_on + of_several))
+    if found is not None and found.low is None and len(shared) > 1:
+        seeds = between_seeds(metric, row, of_row, of_base)
+        found = seeds and replace(seeds, removed=found.removed, rests_on=f"{seeds.rests_on} of {found.rests_on}")
+    elif found is not None and len(shared) > 1:
+        found = replace(found, rests_on=f"{found.rests_on}, means of {len(shared)} seeds")
+    return _with_difference(entry, found)
 
 
-def between_sets(
+def between_seeds(
     metric: str, row: str, of_row: Mapping[int, Mapping[str, float]], of_base: Mapping[int, Mapping[str, float]]
 ) -> Difference | None:
-    """The difference in a distance of whole sets: of each seed's two distances, its mean and the 95 % interval of
+    """The mean of each seed's difference over the clips, or whole sets, that both have, and the 95 % interval of
     Student's t over the seeds; None where no seed has both."""
-    both = [seed for seed in of_row if WHOLE_SET in of_row[seed] and WHOLE_SET in of_base[seed]]
+    shared = {seed: sorted(of_row[seed].keys() & of_base[seed].keys()) for seed in of_row}
+    both = [seed for seed, clips in shared.items() if clips]
     if not both:
         return None
-    mine, theirs = (np.array([each[seed][WHOLE_SET] for seed in both]) for each in (of_row, of_base))
+    mine, theirs = (
+        np.array([np.mean([each[seed][clip] for clip in shared[seed]]) for seed in both]) for each in (of_row, of_base)
+    )
     n, gaps = len(both), mine - theirs
     found = Difference(metric, row, "base", n, 0, float(mine.mean()), float(theirs.mean()), float(gaps.mean()))
     if n == 1:
@@ -181,7 +187,8 @@ def _rejects(entry: Entry) -> bool:
     return entry.p_holm is not None and entry.p_holm < 0.05
 
 
-def _tables(config: SweepConfig, places: Places, row: str) -> dict[int, Table]:
+def row_tables(config: SweepConfig, places: Places, row: str) -> dict[int, Table]:
+    """Seed -> the long table of a row, of the seeds that are judged."""
     folders = {seed: places.row(row, seed) for seed in config.seeds}
     done = {seed: folder for seed, folder in folders.items() if (folder / "report" / "metrics.parquet").exists()}
     return {seed: read_metrics(RunFolder(folder)) for seed, folder in done.items()}

@@ -1,12 +1,10 @@
 """A sweep whose scores are planted, for its table and its pages."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from common.query import METRICS_SCHEMA
 from pipelines.sweep import Places, RowConfig, SweepConfig
+from tests.pipelines.planted_scores import write_scores
 
 CLIPS = 16
 CONFIG = SweepConfig(
@@ -20,17 +18,6 @@ CONFIG = SweepConfig(
     metrics=("sync_c", "fid", "hkc"), long_metrics=("seam_z",),
 )  # fmt: skip
 MEANS = {"ours": 6.0, "worse": 5.0, "same": 6.0}
-
-
-def write_scores(places, row, seed, values, fid=10.0):
-    """metric -> clip -> value of one row and seed, and one FID."""
-    lines = [("adapter", clip, name, value) for name, found in values.items() for clip, value in found.items()]
-    lines += [("adapter", "", "fid", fid + seed), ("ground_truth", "c0", "sync_c", 8.0)]
-    rows = [dict(zip(METRICS_SCHEMA.names, (*x, "ok", 1, "paper", seed), strict=True)) for x in lines]
-    rows.append(rows[0] | {"metric": "hkc", "value": None, "status": "skipped: no weights"})
-    path = places.row(row, seed) / "report" / "metrics.parquet"
-    path.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, METRICS_SCHEMA), path)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.sweep_table import between_sets, context_rows, is_better, orderings, over_seeds, sweep_entries
+from pipelines.sweep import Places, RowConfig, SweepConfig
+from pipelines.sweep_table import between_seeds, context_rows, is_better, orderings, over_seeds, sweep_entries
+from tests.pipelines.planted_scores import write_scores
 
 CLIPS = 16
 
@@ -43,14 +45,27 @@ def test_sets_and_what_has_no_weights_are_said_and_not_tested(planted_sweep):
 def test_a_difference_of_sets_is_as_sure_as_its_seeds_agree():
     base = {seed: {"": 10.0 + 3 * seed} for seed in range(3)}
     row = {seed: {"": 11.0 + 4 * seed} for seed in range(3)}  # farther by 1, 2 and 3
-    found = between_sets("fid", "row", row, base)
+    found = between_seeds("fid", "row", row, base)
     reach = 4.302653 / 3**0.5  # Student's t of two degrees of freedom
     assert (found.difference, found.low, found.high) == pytest.approx((2.0, 2.0 - reach, 2.0 + reach))
-    same = between_sets("fid", "row", base, base)
+    same = between_seeds("fid", "row", base, base)
     assert (same.difference, same.low, same.high, same.rests_on) == (0.0, 0.0, 0.0, "3 seeds")
-    one = between_sets("fid", "row", {0: row[0], 1: {}}, base)
+    one = between_seeds("fid", "row", {0: row[0], 1: {}}, base)
     assert (one.difference, one.low, one.rests_on) == (1.0, None, "1 seed")
-    assert between_sets("fid", "row", {0: {}}, base) is None
+    assert between_seeds("fid", "row", {0: {}}, base) is None
+
+
+def test_two_long_videos_are_as_sure_as_their_seeds_agree(tmp_path):
+    places, rows = Places(tmp_path), {"ours": RowConfig(), "a": RowConfig(long=4.0), "b": RowConfig(long=4.0)}
+    config = SweepConfig("s", "lips", "ours", rows, long_base="a", long_metrics=("seam_z",))
+    for seed in config.seeds:
+        for row, gaps in (("a", (0.0, 0.0)), ("b", (0.5 + seed, 1.5 + seed))):  # apart by 1, 2 and 3 on the mean
+            values = {f"long-{number}": 5.0 * number + gap for number, gap in enumerate(gaps)}
+            write_scores(places, row, seed, {"seam_z": values})
+    found = entry(sweep_entries(config, places), "b", "seam_z")
+    reach = 4.302653 / 3**0.5
+    assert (found.difference, found.difference_low, found.difference_high) == pytest.approx((2, 2 - reach, 2 + reach))
+    assert (found.rests_on, found.p) == ("3 seeds of 2 clips", None)
 
 
 def test_a_row_meets_the_base_row_on_the_seeds_that_both_have(planted_sweep):
