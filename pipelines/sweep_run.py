@@ -31,6 +31,8 @@ _BY_NAME = {step.name: step for step in STEPS}
 DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
 DATA_STEP_ROLES = tuple({role for step in DATA_STEPS for role in step.roles})
 Work = Callable[[Mapping[str, Any]], Outcome]
+# Another one does again what an older version left: 2 hears long videos with their own sound.
+VERSIONS = {"trainings": "1", "rows": "2"}
 
 
 def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[Outcome]:
@@ -64,7 +66,7 @@ def _do(
 ) -> list[Outcome]:
     """Bring cells through a kind of work; those that failed. The ledger keeps the tries, the steps within know what is
     done."""
-    stage = Stage(f"sweep_{kind}", "1", {}, {}, partial(make_worker, kind, config, places))
+    stage = Stage(f"sweep_{kind}", VERSIONS[kind], {}, {}, partial(make_worker, kind, config, places))
     units = [_unit(cell) for cell in todo]
     outcomes = run_stage(stage, units, Ledger(places.out / "ledger"), executor)
     ends = zip(todo, units, outcomes, strict=True)
