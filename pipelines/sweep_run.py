@@ -32,7 +32,7 @@ DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
 DATA_STEP_ROLES = tuple({role for step in DATA_STEPS for role in step.roles})
 Work = Callable[[Mapping[str, Any]], Outcome]
 # Another one does again what an older version left: 2 hears long videos with their own sound.
-VERSIONS = {"trainings": "1", "rows": "2"}
+VERSIONS = {"bases": "1", "trainings": "1", "rows": "2"}
 
 
 def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[Outcome]:
