@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.executors import ExecutorConfig
-from common.runs import RunFolder
+from common.runs import RunFolder, read_json
 from eval.job import read_manifest
 from pipelines.sweep import Places, RowConfig, SweepConfig, cell_of
 from pipelines.sweep_pages import write_results
@@ -30,6 +30,9 @@ CONFIG = SweepConfig(
         "guided": RowConfig(set={"generate": {"audio_guidance": 3.0}}),
         "joined": RowConfig(long=3.2, set={"generate": {"overlap": 9}}),
         "broken": RowConfig(set={"videos": {"frames": 400}}),
+        "small_base": RowConfig(
+            network={"num_layers": 2}, set={"train": {"model": {"variant": "base", "init": "random"}}}
+        ),
     },
     set=SET, seeds=(0,), long_base="joined", long_clips=1,
 )  # fmt: skip
@@ -64,6 +67,14 @@ def test_rows_share_the_training_and_the_data(done):
         r["metric"] for r in pq.read_table(joined.report / "metrics.parquet").to_pylist() if r["value"] is not None
     }
     assert {"seam_z", "colour_drift", "sync_c"} <= scored
+
+
+def test_a_base_is_trained_in_the_size_that_its_row_asks_for(done):
+    places, _ = done
+    (base,) = places.out.glob("trainings/*/checkpoints/base")
+    assert read_json(base / "config.json")["num_layers"] == 2
+    assert base.parent.parent == places.training(cell_of(CONFIG, "small_base", 0, places).training)
+    assert not (places.out / "rows" / "small_base").exists()
 
 
 def test_a_row_that_cannot_be_made_fails_alone_and_is_said(done, tmp_path):
