@@ -32,6 +32,7 @@ SCRIPTS = {
     "lips while speaking": ("lips", "sound"),
     "lips in silence": ("lips", "sound"),
     "colour drift": ("course",),
+    "colour drift behind people": ("background",),
     "jumps at joins": ("course",),
 }
 
