@@ -35,6 +35,7 @@ DRIFT = {
         ("mean_z", "Jump at the joins", "z", 2),
         ("share", "Joins that stand out (z > 3)", "share", 2),
         ("p", "Joins against other frames", "p", 3),
+        ("p_latent", "Joins against other frames that begin a latent", "p", 3),
     ),
 }
 
