@@ -1,7 +1,7 @@
 """What is seen? The caption that came with the video, else a captioning model's, else the recipe's words."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.executors import Stage
+from common.constants import FPS
 from common.ledger import Outcome
-from common.media import FPS, read_frames
+from common.media import read_frames
+from common.stage import Stage
+from curation.config import CaptionConfig
 from perception.captioner import Captioner, load_captioner
-
-PROMPT = (
-    "These are frames of one video of a talking person, in order. Describe the video in one line of three parts joined "
-    "by ' - ': first what the first frame shows (the person, clothes, pose, framing), then how the person behaves "
-    "(expression, gestures, movement), then the background. Name only what can be seen."
-)
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    """`default` describes every clip that no caption came with while no captioner is set; empty leaves such clips
-    pending on a captioner. The captioner sees `frames` frames spread over the clip and answers `prompt`, which asks
-    for OmniAvatar's order (first frame, behaviour, background), greedily in at most `max_tokens` tokens."""
-
-    default: str = "A person is talking to the camera."
-    frames: int = 3
-    prompt: str = PROMPT
-    max_tokens: int = 160
 
 
 def caption_fields(config: CaptionConfig, source: Mapping[str, Any], captioner: bool = False) -> dict[str, Any]:

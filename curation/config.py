@@ -1,21 +1,285 @@
 """The recipe's `curation:` section."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from common.constants import Reader
 from common.runs import plain
-from curation.captions import CaptionConfig
-from curation.cut import CutConfig
-from curation.download import DownloadConfig
-from curation.duplicates import DuplicatesConfig
-from curation.framing import FramingConfig
-from curation.people import PeopleConfig
-from curation.quality import QualityConfig
-from curation.scan import ScanConfig
-from curation.select import SelectConfig
-from curation.speaker import SpeakerConfig
-from curation.sync import SyncConfig
-from curation.text import TextConfig
+from perception.config import Variant
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Where the videos are.
+
+    Here already: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
+    line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
+    gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
+    "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (`curation.hdtf_sets`;
+    cut them with cut.use_segments: exact), the first drawn with `seed`. In text files empty lines and lines that begin
+    with # are passed over. `name` goes into the `source` field of the clips; empty means folder, urls, avspeech_train,
+    avspeech_test or hdtf.
+    """
+
+    path: str = ""
+    kind: Literal["folder", "list", "urls", "avspeech", "hdtf", "hdtf100", "hdtf400_15s"] = "folder"
+    name: str = ""
+    seed: int = 0
+
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class ExitConfig:
+    """One exit = one worker.
+
+    `proxy` (URL), `source_address` (a local IP address) and `cookies` (a file in Netscape format, which the site's
+    answers update) say who it is; empty means this machine without an account. `per_hour` look-ups at most,
+    `pause_seconds` (least, most) between two videos, `request_pause_seconds` between the requests of one look-up.
+    Media come at `max_bytes_per_second` at most (0: no bound); a server slower than `min_bytes_per_second` is given up.
+    """
+
+    name: str = "here"
+    proxy: str = ""
+    cookies: str = ""
+    source_address: str = ""
+    per_hour: float = 300.0
+    pause_seconds: tuple[float, float] = (2.0, 8.0)
+    request_pause_seconds: float = 0.5
+    max_bytes_per_second: int = 3_000_000
+    min_bytes_per_second: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
+        if self.per_hour <= 0:
+            raise ValueError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
+        if not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
+            raise ValueError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
+
+
+@dataclass(frozen=True)
+class RestConfig:
+    """What an exit does after a bot check or a rate limit: it rests `cooldown_seconds`, twice as long after each
+    further one up to `max_cooldown_seconds`, and after `give_up_after` of them in a row it leaves the rest of the queue
+    to other exits or to the next run."""
+
+    cooldown_seconds: float = 1800.0
+    max_cooldown_seconds: float = 6 * HOUR
+    give_up_after: int = 6
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """What is fetched, through which exits.
+
+    Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; what lies there already is taken. The best
+    picture up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up before
+    the first is fetched; look-ups count against the limits of the exits (`sweep_per_hour` replaces their rate for it,
+    0 keeps it), so for a forecast a sample is enough (`curation.plan`). `canary`, the address of a video that is
+    known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble of
+    the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
+    """
+
+    folder: str = ""
+    exits: tuple[ExitConfig, ...] = (ExitConfig(),)
+    rest: RestConfig = RestConfig()
+    canary: str = ""
+    max_height: int = 720
+    prefer_codec: Literal["h264", "vp9", "av1"] = "h264"
+    sweep: bool = False
+    sweep_per_hour: float = 0.0
+    network_tries: int = 4
+    backoff_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        names = [exit.name for exit in self.exits]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"exits are named {names}: expected at least one, each with its own name.")
+        if self.network_tries < 1 or self.max_height < 1:
+            raise ValueError(f"network_tries {self.network_tries}, max_height {self.max_height}: expected 1 or more.")
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """All that decides which bytes come."""
+        return {"max_height": self.max_height, "prefer_codec": self.prefer_codec}
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """`shot_threshold`, `shot_min_content`: as PySceneDetect's adaptive detector has them (ratio of a change to those
+    around it; least change); `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces
+    are looked for in; `reader` decodes."""
+
+    shot_threshold: float = 3.0
+    shot_min_content: float = 15.0
+    min_shot: int = 15
+    face_interval: float = 0.2
+    reader: Reader = "pyav"
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """`max_seconds`: a longer shot is cut into equal pieces. `min_seconds`: a shorter one stays a row without a file
+    or scores; keep it at or below `select.min_seconds`.
+
+    `use_segments`, where a data set names spans of the video: "expand" keeps the pieces of shots that such a span
+    touches (OmniAvatar's clips reach 20 s, AVSpeech's spans 10 s), "exact" cuts the spans themselves, "ignore" takes
+    all shots. Where the data set names a square to crop, the clip is that, `crop_side` px wide."""
+
+    min_seconds: float = 2.0
+    max_seconds: float = 20.0
+    use_segments: Literal["expand", "exact", "ignore"] = "expand"
+    crop_side: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_seconds <= self.max_seconds / 2:
+            raise ValueError(
+                f"cut.min_seconds {self.min_seconds} and cut.max_seconds {self.max_seconds}: expected "
+                "0 < min_seconds <= max_seconds / 2, or pieces of a long shot would be too short."
+            )
+        if self.crop_side < 2 or self.crop_side % 2:
+            raise ValueError(f"cut.crop_side {self.crop_side}: expected an even number of pixels, such as 512.")
+
+
+@dataclass(frozen=True)
+class PeopleConfig:
+    """`min_overlap` of boxes in successive looks, `max_gap` seconds without a detection inside a track; a face counts
+    as a person when its track spans `min_share` of the clip and was seen in `min_density` of the looks meanwhile: a
+    pattern that passes for a face now and then is none."""
+
+    min_overlap: float = 0.4
+    max_gap: float = 1.0
+    min_share: float = 0.5
+    min_density: float = 0.5
+
+
+@dataclass(frozen=True)
+class SpeakerConfig:
+    """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
+    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.lips`)."""
+
+    min_speaking_pct: float = 25.0
+    min_sync_c: float = 3.0
+    min_lip_motion: float = 0.4
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """`max_shift` frames searched each way; an offset of at most `max_correction` frames is put right when the
+    confidence is at least `min_correction_c`."""
+
+    max_shift: int = 15
+    max_correction: int = 10
+    min_correction_c: float = 3.0
+
+
+@dataclass(frozen=True)
+class FramingConfig:
+    """Without body points: "semi" when `semi_from` heights of the face fit below the chin, "full" from `full_from`
+    (a standing adult has about eight). With them, looked for `frames_per_second` times a second: a joint counts
+    from a score of `min_score`, and decides when it is seen in `min_share` of the frames.
+    """
+
+    semi_from: float = 1.8
+    full_from: float = 6.5
+    frames_per_second: float = 2.0
+    min_score: float = 0.3
+    min_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A pair of frames `seconds_apart` is looked at every `interval` seconds: text stands still for so long, the people
+    around it do not."""
+
+    interval: float = 1.0
+    seconds_apart: float = 0.4
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """`frames_per_second` looked at, the whole picture each: a face crop scores far lower (paper, table 1).
+
+    `frames` "even" takes just these, as Q-Align's authors do; "key" takes the stored key frame nearest to each, which
+    costs a fraction of the decoding. `variant` names one of the three prompts in use; their numbers differ.
+    """
+
+    frames_per_second: float = 1.0
+    frames: Literal["even", "key"] = "even"
+    variant: Variant = "scorer"
+
+
+PROMPT = (
+    "These are frames of one video of a talking person, in order. Describe the video in one line of three parts joined "
+    "by ' - ': first what the first frame shows (the person, clothes, pose, framing), then how the person behaves "
+    "(expression, gestures, movement), then the background. Name only what can be seen."
+)
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """`default` describes every clip that no caption came with while no captioner is set; empty leaves such clips
+    pending on a captioner. The captioner sees `frames` frames spread over the clip and answers `prompt`, which asks
+    for OmniAvatar's order (first frame, behaviour, background), greedily in at most `max_tokens` tokens."""
+
+    default: str = "A person is talking to the camera."
+    frames: int = 3
+    prompt: str = PROMPT
+    max_tokens: int = 160
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """Two clips are one when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192
+    picture bits differ and their loudness curves correlate by `min_sound_correlation`: people look alike, and sentences
+    sound alike, but not both at once. Two clips cut differently share something when two of their pictures differ in
+    at most `max_overlap_bits` of 64 and `min_overlap` seconds of sound correlate by `min_overlap_correlation` (less, as
+    a shift by part of 0.1 s blurs the curve)."""
+
+    max_different_bits: int = 32
+    min_sound_correlation: float = 0.97
+    max_seconds_apart: float = 0.2
+    max_overlap_bits: int = 12
+    min_overlap: float = 3.0
+    min_overlap_correlation: float = 0.8
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Thresholds; a clip is refused when it is below a `min_` or above a `max_`.
+
+    `min_sync_c`, `min_iqa` (on 1 to 5; the paper's "40" of 0..100 is 2.6) and 3 to 20 s are OmniAvatar's; `max_offset`
+    is what the sound may still be off, `max_drift` what its offset may change from the first third to the last, in
+    frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less than
+    `min_lip_motion` are still (`perception.lips`); `min_speaking_pct` of its frames the face must speak by the
+    active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data set's
+    point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
+    frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
+    `split_seed`, become the test split with all their clips.
+    """
+
+    min_seconds: float = 3.0
+    max_seconds: float = 20.0
+    min_sync_c: float = 4.0
+    chance_sync_c: float = 2.0
+    max_offset: int = 1
+    max_drift: int = 1
+    min_lip_motion: float = 0.4
+    min_speaking_pct: float = 25.0
+    max_xy_distance: float = 0.15
+    min_iqa: float = 2.6
+    max_faces: int = 1
+    min_face_px: float = 32.0
+    min_side: int = 256
+    min_speech_pct: float = 30.0
+    max_music_ratio: float = 0.36
+    max_text_area_pct: float = 0.7
+    max_static_pct: float = 80.0
+    min_fps: float = 20.0
+    test_share: float = 0.1
+    split_seed: int = 0
 
 
 @dataclass(frozen=True)

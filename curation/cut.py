@@ -3,47 +3,26 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from common.clips import clip_id
-from common.executors import Stage
 from common.ledger import Outcome
-from common.media import MediaError, cut_clip, probe
+from common.media import cut_clip
+from common.media_index import probe
+from common.media_open import MediaError
 from common.runs import sha256_file
+from common.stage import Stage
+from curation.config import CutConfig
 from curation.duplicates import fingerprint_clip
 
 RULE_VERSION = "1"  # part of every clip id: raise it when the same video would be cut elsewhere
 FRAME = 0.04
 STILL_CHANGE = 2  # of 255, in any cell of the scan's grid: what a good codec does to a frame that repeats the last
-
-
-@dataclass(frozen=True)
-class CutConfig:
-    """`max_seconds`: a longer shot is cut into equal pieces. `min_seconds`: a shorter one stays a row without a file
-    or scores; keep it at or below `select.min_seconds`.
-
-    `use_segments`, where a data set names spans of the video: "expand" keeps the pieces of shots that such a span
-    touches (OmniAvatar's clips reach 20 s, AVSpeech's spans 10 s), "exact" cuts the spans themselves, "ignore" takes
-    all shots. Where the data set names a square to crop, the clip is that, `crop_side` px wide."""
-
-    min_seconds: float = 2.0
-    max_seconds: float = 20.0
-    use_segments: Literal["expand", "exact", "ignore"] = "expand"
-    crop_side: int = 512
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_seconds <= self.max_seconds / 2:
-            raise ValueError(
-                f"cut.min_seconds {self.min_seconds} and cut.max_seconds {self.max_seconds}: expected "
-                "0 < min_seconds <= max_seconds / 2, or pieces of a long shot would be too short."
-            )
-        if self.crop_side < 2 or self.crop_side % 2:
-            raise ValueError(f"cut.crop_side {self.crop_side}: expected an even number of pixels, such as 512.")
 
 
 def split_shots(config: CutConfig, duration: float, cuts: Sequence[float]) -> list[tuple[int, float, float]]:

@@ -6,16 +6,17 @@ sources -> [sweep: is it still there?] -> download -> one file per video, checke
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from common.executors import Stage
 from common.ledger import Outcome, State
+from common.stage import Stage
+from curation.config import DownloadConfig, ExitConfig
 from curation.download_errors import Failure, FailureClass, Rule
-from curation.exit import Exit, ExitConfig, RestConfig
+from curation.exit import Exit
 from curation.remote import Row
 from curation.stored import fetch_stored, is_stored
 from curation.video_folder import VideoFolder, check_talk
@@ -34,42 +35,6 @@ STATES: dict[Rule, State] = {
     Rule.BACK_OFF: "failed",
     Rule.MEND: "failed",
 }
-
-
-@dataclass(frozen=True)
-class DownloadConfig:
-    """What is fetched, through which exits.
-
-    Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; what lies there already is taken. The best
-    picture up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up before
-    the first is fetched; look-ups count against the limits of the exits (`sweep_per_hour` replaces their rate for it,
-    0 keeps it), so for a forecast a sample is enough (`curation.plan`). `canary`, the address of a video that is
-    known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble of
-    the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
-    """
-
-    folder: str = ""
-    exits: tuple[ExitConfig, ...] = (ExitConfig(),)
-    rest: RestConfig = RestConfig()
-    canary: str = ""
-    max_height: int = 720
-    prefer_codec: Literal["h264", "vp9", "av1"] = "h264"
-    sweep: bool = False
-    sweep_per_hour: float = 0.0
-    network_tries: int = 4
-    backoff_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        names = [exit.name for exit in self.exits]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"exits are named {names}: expected at least one, each with its own name.")
-        if self.network_tries < 1 or self.max_height < 1:
-            raise ValueError(f"network_tries {self.network_tries}, max_height {self.max_height}: expected 1 or more.")
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """All that decides which bytes come."""
-        return {"max_height": self.max_height, "prefer_codec": self.prefer_codec}
 
 
 def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, do: Do) -> list[Row]:

@@ -5,15 +5,17 @@ Clips are cut by one deterministic encoder, so equal pictures and sound give equ
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from common.media import probe, read_audio, read_frames
+from common.media import read_frames
+from common.media_index import probe
+from common.media_sound import read_audio
 from common.runs import atomic_write
+from curation.config import DuplicatesConfig
 
 Row = dict[str, Any]
 
@@ -25,22 +27,6 @@ SOUND_KEYS = 1 << 16  # keys of the sound begin here, beyond those of the pictur
 LOUDNESS_STEP = 0.1  # seconds
 QUIET_DB = -60.0
 FINGERPRINT = ("unit", "cut_sha256", "duration", "hashes", "loudness")
-
-
-@dataclass(frozen=True)
-class DuplicatesConfig:
-    """Two clips are one when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192
-    picture bits differ and their loudness curves correlate by `min_sound_correlation`: people look alike, and sentences
-    sound alike, but not both at once. Two clips cut differently share something when two of their pictures differ in
-    at most `max_overlap_bits` of 64 and `min_overlap` seconds of sound correlate by `min_overlap_correlation` (less, as
-    a shift by part of 0.1 s blurs the curve)."""
-
-    max_different_bits: int = 32
-    min_sound_correlation: float = 0.97
-    max_seconds_apart: float = 0.2
-    max_overlap_bits: int = 12
-    min_overlap: float = 3.0
-    min_overlap_correlation: float = 0.8
 
 
 def fingerprint_clip(file: Path) -> dict[str, Any]:

@@ -12,51 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.runs import read_json, write_json
+from curation.config import HOUR, ExitConfig, RestConfig
 
 logger = logging.getLogger(__name__)
 
-HOUR = 3600.0
 BURST_SECONDS = 60.0  # an exit that was idle may catch up on this much
-
-
-@dataclass(frozen=True)
-class ExitConfig:
-    """One exit = one worker.
-
-    `proxy` (URL), `source_address` (a local IP address) and `cookies` (a file in Netscape format, which the site's
-    answers update) say who it is; empty means this machine without an account. `per_hour` look-ups at most,
-    `pause_seconds` (least, most) between two videos, `request_pause_seconds` between the requests of one look-up.
-    Media come at `max_bytes_per_second` at most (0: no bound); a server slower than `min_bytes_per_second` is given up.
-    """
-
-    name: str = "here"
-    proxy: str = ""
-    cookies: str = ""
-    source_address: str = ""
-    per_hour: float = 300.0
-    pause_seconds: tuple[float, float] = (2.0, 8.0)
-    request_pause_seconds: float = 0.5
-    max_bytes_per_second: int = 3_000_000
-    min_bytes_per_second: int = 10_000
-
-    def __post_init__(self) -> None:
-        if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
-        if self.per_hour <= 0:
-            raise ValueError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
-        if not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
-            raise ValueError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
-
-
-@dataclass(frozen=True)
-class RestConfig:
-    """What an exit does after a bot check or a rate limit: it rests `cooldown_seconds`, twice as long after each
-    further one up to `max_cooldown_seconds`, and after `give_up_after` of them in a row it leaves the rest of the queue
-    to other exits or to the next run."""
-
-    cooldown_seconds: float = 1800.0
-    max_cooldown_seconds: float = 6 * HOUR
-    give_up_after: int = 6
 
 
 @dataclass

@@ -4,7 +4,7 @@ Framing is "head" (head and shoulders), "semi" (to the hips, with arms) or "full
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.executors import Stage
+from common.constants import FPS
 from common.ledger import Outcome
-from common.media import FPS, read_frames
-from curation.people import PeopleConfig, find_tracks
+from common.media import read_frames
+from common.stage import Stage
+from curation.config import FramingConfig, PeopleConfig
+from curation.people import find_tracks
 from perception.faces import FaceDetector, load_face_detector
 from perception.pose import Pose, PoseEstimator, load_pose_estimator
 from perception.tracks import Track, overlap
@@ -25,20 +27,6 @@ ANGLES = ("yaw", "pitch", "roll")
 ANGLES_FILE = "1k3d68.onnx"
 PERCENTILES = (5, 50, 95)
 MIN_OVERLAP = 0.3  # of a detected face with the track's box, to be the same face
-
-
-@dataclass(frozen=True)
-class FramingConfig:
-    """Without body points: "semi" when `semi_from` heights of the face fit below the chin, "full" from `full_from`
-    (a standing adult has about eight). With them, looked for `frames_per_second` times a second: a joint counts
-    from a score of `min_score`, and decides when it is seen in `min_share` of the frames.
-    """
-
-    semi_from: float = 1.8
-    full_from: float = 6.5
-    frames_per_second: float = 2.0
-    min_score: float = 0.3
-    min_share: float = 0.5
 
 
 def framing_roles(models: Mapping[str, Path | None]) -> dict[str, Path]:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from common.clips import CLIP_SCHEMA, read_clips, write_clips
-from common.executors import ExecutorConfig, Stage, kept_workers, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import kept_workers, run_stage
 from common.ledger import Ledger
 from common.progress import progress
 from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
+from common.stage import Stage
 from curation.captions import caption_fields
-from curation.config import CurationConfig
+from curation.config import CurationConfig, SelectConfig, SourcesConfig
 from curation.cut import clip_rows, cut_row, cut_stage
 from curation.download import fetch_sources
 from curation.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
@@ -24,8 +26,8 @@ from curation.judging import judge_clips
 from curation.people import find_tracks, people_fields
 from curation.probe import probe_stage
 from curation.scan import scan_stage
-from curation.select import SelectConfig, select
-from curation.sources import SourcesConfig, list_sources
+from curation.select import select
+from curation.sources import list_sources
 from curation.split import assign_split, read_split
 from curation.summary import CurationSummary, summarise, write_sources
 from curation.takedown import part_taken_down

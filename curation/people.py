@@ -1,25 +1,13 @@
 """Who is in the clip? Face tracks from the scan's boxes; which of them speaks is left to sync."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.media import FPS
+from common.constants import FPS
+from curation.config import PeopleConfig
 from perception.tracks import Track, track_faces
-
-
-@dataclass(frozen=True)
-class PeopleConfig:
-    """`min_overlap` of boxes in successive looks, `max_gap` seconds without a detection inside a track; a face counts
-    as a person when its track spans `min_share` of the clip and was seen in `min_density` of the looks meanwhile: a
-    pattern that passes for a face now and then is none."""
-
-    min_overlap: float = 0.4
-    max_gap: float = 1.0
-    min_share: float = 0.5
-    min_density: float = 0.5
 
 
 def find_tracks(config: PeopleConfig, row: Mapping[str, Any]) -> list[Track]:

@@ -11,7 +11,7 @@ from math import ceil
 
 import numpy as np
 
-from curation.download import DownloadConfig
+from curation.config import DownloadConfig
 from curation.pilot import BASES, Pilot, resample
 from curation.rates import (
     ALIVE,

@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.recipe import load_recipe
-from curation.cut import CutConfig
-from curation.select import SelectConfig
-from curation.sync import SyncConfig
+from curation.config import CutConfig, SelectConfig, SyncConfig
 
 PRESETS = Path(__file__).parent / "presets"
 

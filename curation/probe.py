@@ -4,10 +4,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from common.executors import Stage
 from common.ledger import Outcome
-from common.media import MediaError, probe
+from common.media_index import probe
+from common.media_open import MediaError
 from common.runs import sha256_file
+from common.stage import Stage
 
 # A sound file or a picture with a video's name is, to the user, no video.
 REASONS = {"no_video": "not_a_video"}

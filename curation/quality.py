@@ -1,31 +1,21 @@
 """Is the picture good? Q-Align's image task on some frames of a clip, averaged."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from common.executors import Stage
+from common.constants import FPS
 from common.ledger import Outcome
-from common.media import FPS, index_video, read_frames
-from perception.qalign import QAlign, Variant, load_qalign
-
-
-@dataclass(frozen=True)
-class QualityConfig:
-    """`frames_per_second` looked at, the whole picture each: a face crop scores far lower (paper, table 1).
-
-    `frames` "even" takes just these, as Q-Align's authors do; "key" takes the stored key frame nearest to each, which
-    costs a fraction of the decoding. `variant` names one of the three prompts in use; their numbers differ.
-    """
-
-    frames_per_second: float = 1.0
-    frames: Literal["even", "key"] = "even"
-    variant: Variant = "scorer"
+from common.media import read_frames
+from common.media_index import index_video
+from common.stage import Stage
+from curation.config import QualityConfig
+from perception.qalign import QAlign, load_qalign
 
 
 def quality_stage(config: QualityConfig, folder: Path, model: Path, model_hash: str) -> Stage:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
-from common.media import MediaError, probe
+from common.media_index import probe
+from common.media_open import MediaError
 from common.runs import RunFolder, sha256_file
+from common.stage import Stage
+from curation.config import DownloadConfig
 from curation.content import hash_content
 from curation.cut import RULE_VERSION, cut_row
-from curation.download import DownloadConfig, fetch_sources
+from curation.download import fetch_sources
 from curation.hdtf import fit_crops
 from curation.remote import remote_row
 from curation.sources import VIDEO_SUFFIXES

@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader
 
 from common.query import connect, run_query
 from common.runs import RunFolder, atomic_write, read_json, write_json
+from curation.config import SelectConfig
 from curation.pilot import read_pilot
 from curation.plan import Plan
-from curation.select import SelectConfig
 from curation.select_sql import decided_sql
 from curation.thumbnails import thumbnail
 from curation.yields import hours_lines, in_hours

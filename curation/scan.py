@@ -12,9 +12,13 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from numpy.lib.stride_tricks import sliding_window_view
 
-from common.executors import Stage
 from common.ledger import Outcome
-from common.media import MediaError, Reader, decode_stored, index_video, planes, to_rgb
+from common.media import decode_stored
+from common.media_decode import planes, to_rgb
+from common.media_index import index_video
+from common.media_open import MediaError
+from common.stage import Stage
+from curation.config import ScanConfig
 from perception.faces import FaceDetector, load_face_detector
 
 SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
@@ -27,19 +31,6 @@ FULL_RANGE = np.stack(
     [np.clip(np.rint(level), 0, 255) for level in ((LEVELS - 16) * 255 / 219, *[(LEVELS - 128) * 255 / 224 + 128] * 2)],
     axis=-1,
 )[None].astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class ScanConfig:
-    """`shot_threshold`, `shot_min_content`: as PySceneDetect's adaptive detector has them (ratio of a change to those
-    around it; least change); `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces
-    are looked for in; `reader` decodes."""
-
-    shot_threshold: float = 3.0
-    shot_min_content: float = 15.0
-    min_shot: int = 15
-    face_interval: float = 0.2
-    reader: Reader = "pyav"
 
 
 def scan_stage(config: ScanConfig, face_pack: Path | None, face_hash: str) -> Stage:

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from curation.config import SelectConfig
 
 Row = Mapping[str, Any]
 
@@ -16,42 +17,6 @@ UNFIT = {"still_picture", "low_frame_rate", "low_quality"}
 
 # Refusals of the file itself, which no threshold can undo.
 FILE_REASONS = frozenset({"unreadable", "truncated", "not_a_video", "unsupported", "no_audio", "bad_crop"})
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """Thresholds; a clip is refused when it is below a `min_` or above a `max_`.
-
-    `min_sync_c`, `min_iqa` (on 1 to 5; the paper's "40" of 0..100 is 2.6) and 3 to 20 s are OmniAvatar's; `max_offset`
-    is what the sound may still be off, `max_drift` what its offset may change from the first third to the last, in
-    frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less than
-    `min_lip_motion` are still (`perception.lips`); `min_speaking_pct` of its frames the face must speak by the
-    active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data set's
-    point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
-    frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
-    `split_seed`, become the test split with all their clips.
-    """
-
-    min_seconds: float = 3.0
-    max_seconds: float = 20.0
-    min_sync_c: float = 4.0
-    chance_sync_c: float = 2.0
-    max_offset: int = 1
-    max_drift: int = 1
-    min_lip_motion: float = 0.4
-    min_speaking_pct: float = 25.0
-    max_xy_distance: float = 0.15
-    min_iqa: float = 2.6
-    max_faces: int = 1
-    min_face_px: float = 32.0
-    min_side: int = 256
-    min_speech_pct: float = 30.0
-    max_music_ratio: float = 0.36
-    max_text_area_pct: float = 0.7
-    max_static_pct: float = 80.0
-    min_fps: float = 20.0
-    test_share: float = 0.1
-    split_seed: int = 0
 
 
 def select(config: SelectConfig, row: Row) -> dict[str, Any]:

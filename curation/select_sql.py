@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from string import Formatter
 
-from curation.select import FILE_REASONS, NEEDED_ROLES, NOBODY_SPEAKS, UNFIT, SelectConfig
+from curation.config import SelectConfig
+from curation.select import FILE_REASONS, NEEDED_ROLES, NOBODY_SPEAKS, UNFIT
 
 # What is wrong with a row whatever else is: fault -> condition. Those named like a reason are given as that reason, in
 # this order but for sync; a field without a value is no fault.

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from common.storage import is_url
 from curation.avspeech import list_avspeech
+from curation.config import SourcesConfig
 from curation.hdtf import list_hdtf
 from curation.hdtf_sets import list_hdtf_set
 from curation.remote import SAFE_ID, WATCH, SourcesError, read_lines, remote_row, youtube_id
@@ -18,25 +18,6 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
 )
-
-
-@dataclass(frozen=True)
-class SourcesConfig:
-    """Where the videos are.
-
-    Here already: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
-    line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
-    gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
-    "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (`curation.hdtf_sets`;
-    cut them with cut.use_segments: exact), the first drawn with `seed`. In text files empty lines and lines that begin
-    with # are passed over. `name` goes into the `source` field of the clips; empty means folder, urls, avspeech_train,
-    avspeech_test or hdtf.
-    """
-
-    path: str = ""
-    kind: Literal["folder", "list", "urls", "avspeech", "hdtf", "hdtf100", "hdtf400_15s"] = "folder"
-    name: str = ""
-    seed: int = 0
 
 
 def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:

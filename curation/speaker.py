@@ -14,10 +14,14 @@ import cv2
 import numpy as np
 import torch
 
-from common.executors import Stage
+from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.ledger import Outcome
-from common.media import AUDIO_RATE, FPS, MediaError, decode_video, read_audio
-from curation.people import PeopleConfig, annotated_distances, find_tracks, people_fields
+from common.media import decode_video
+from common.media_open import MediaError
+from common.media_sound import read_audio
+from common.stage import Stage
+from curation.config import PeopleConfig, SpeakerConfig
+from curation.people import annotated_distances, find_tracks, people_fields
 from perception.active_speaker import CROP_SIDE, ActiveSpeaker, load_active_speaker, speaking_scores
 from perception.lips import SIDE, lip_motion
 from perception.syncnet import crop_track
@@ -25,18 +29,7 @@ from perception.tracks import Track
 
 Row = Mapping[str, Any]
 
-SAMPLES_PER_FRAME = round(AUDIO_RATE / FPS)
 READS = ("unit", "source_sha256", "t_start", "t_end", "crop", "size", "faces", "x", "y", "point_at")
-
-
-@dataclass(frozen=True)
-class SpeakerConfig:
-    """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
-    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.lips`)."""
-
-    min_speaking_pct: float = 25.0
-    min_sync_c: float = 3.0
-    min_lip_motion: float = 0.4
 
 
 DEFAULT_SPEAKER = SpeakerConfig()

@@ -3,9 +3,10 @@
 from functools import partial
 from typing import Any
 
-from common.executors import Stage
 from common.ledger import Outcome
-from common.media import MediaError, read_audio
+from common.media_open import MediaError
+from common.media_sound import read_audio
+from common.stage import Stage
 from perception.loudness import integrated_loudness, silent_ends
 from perception.speech import speech_activity
 

@@ -4,7 +4,7 @@ Sign (measured by planted shifts in the tests): offset > 0 = the sound leads the
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.executors import Stage
+from common.constants import AUDIO_RATE
 from common.ledger import Outcome
-from common.media import AUDIO_RATE, read_audio
+from common.media_sound import read_audio
+from common.stage import Stage
+from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
 from curation.cut import FRAME, cut_row
 from curation.drift import measure_drift
-from curation.people import PeopleConfig, find_tracks
-from curation.speaker import DEFAULT_SPEAKER, READS, SpeakerConfig, face_crops, speaker_fields, track_sound
+from curation.people import find_tracks
+from curation.speaker import DEFAULT_SPEAKER, READS, face_crops, speaker_fields, track_sound
 from perception.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
 from perception.tracks import Track
-
-
-@dataclass(frozen=True)
-class SyncConfig:
-    """`max_shift` frames searched each way; an offset of at most `max_correction` frames is put right when the
-    confidence is at least `min_correction_c`."""
-
-    max_shift: int = 15
-    max_correction: int = 10
-    min_correction_c: float = 3.0
 
 
 def sync_stage(

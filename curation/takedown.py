@@ -19,7 +19,8 @@ from common.clips import read_clips, write_clips
 from common.forget import forget_units, named_by
 from common.ledger import Ledger, Outcome
 from common.runs import RunFolder, atomic_write, read_json, write_json
-from curation.select import SelectConfig, select
+from curation.config import SelectConfig
+from curation.select import select
 from curation.summary import SOURCES_FILE
 from curation.versions import withdraw
 

@@ -1,7 +1,7 @@
 """Is text burned into the picture, and how near the face? Pairs of frames over the clip; needs no weights."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.executors import Stage
+from common.constants import FPS
 from common.ledger import Outcome
-from common.media import FPS, read_frames
-from curation.people import PeopleConfig, find_tracks
+from common.media import read_frames
+from common.stage import Stage
+from curation.config import PeopleConfig, TextConfig
+from curation.people import find_tracks
 from perception.text_area import nearness, text_mask
 from perception.tracks import Track
 
 EYES_DOWN_TO = 0.6  # of a face's box, from its top
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """A pair of frames `seconds_apart` is looked at every `interval` seconds: text stands still for so long, the people
-    around it do not."""
-
-    interval: float = 1.0
-    seconds_apart: float = 0.4
 
 
 def text_stage(config: TextConfig, people: PeopleConfig, folder: Path) -> Stage:

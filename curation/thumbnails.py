@@ -6,7 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.media import MediaError, index_video, read_frames
+from common.media import read_frames
+from common.media_index import index_video
+from common.media_open import MediaError
 
 HEIGHT = 96
 

@@ -15,7 +15,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
 from common.query import connect
 from common.runs import RunFolder, atomic_write, plain, read_json, write_json

@@ -23,8 +23,8 @@ from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from common.runs import disk_guard
+from curation.config import ExitConfig
 from curation.download_errors import Failure, FailureClass, classify
-from curation.exit import ExitConfig
 
 logger = logging.getLogger(__name__)
 Info = dict[str, Any]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from common.query import connect
 from common.runs import atomic_write
-from curation.select import SelectConfig
+from curation.config import SelectConfig
 from curation.select_sql import decided_sql, yield_sql
 
 MS_PER_HOUR = 3_600_000

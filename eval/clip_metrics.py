@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from common.constants import FPS
 from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats
 from eval.metrics.body import BodyMotion, HandScores, body_motion, hand_scores, joint_runs
 from eval.metrics.drift import ColourDrift, IdentityDrift, identity_drift, judge_colours
@@ -16,7 +17,6 @@ from eval.metrics.sync import confidence_of
 from eval.records import NO_WEIGHTS, SET_METRICS, Look, Metric, Record, UnscorableError
 from perception.lips import STEP
 
-FPS = 25.0
 SPEAKING_PERCENTILE = 75
 Value = tuple[float, int]
 

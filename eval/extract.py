@@ -14,7 +14,8 @@ import torch
 
 from common.ledger import Outcome
 from common.runs import disk_guard
-from eval.extractors import EXTRACTORS, Extract, Extractor, FeatureConfig
+from eval.config import FeatureConfig
+from eval.extractors import EXTRACTORS, Extract, Extractor
 from eval.records import Arrays, UnscorableError
 from eval.sight import Sight, read_sight
 from perception.features import FeatureError

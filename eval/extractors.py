@@ -4,18 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from common.constants import FPS
 from common.runs import fingerprint
+from eval.config import FeatureConfig
 from eval.metrics.beats import sound_onsets
 from eval.metrics.drift import background_mask, colour_curve
 from eval.metrics.fidelity import fidelity
 from eval.metrics.lips import quiet_frames
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.seam import frame_jumps
-from eval.metrics.sync import SyncJudge, SyncRules, longest_track
+from eval.metrics.sync import SyncJudge, longest_track
 from eval.records import Arrays
 from eval.sight import Sight
 from perception.extractors import clip_extractor, frame_extractor, pose_extractor
@@ -26,27 +27,10 @@ from perception.qalign import load_qalign
 from perception.speech import speech_at
 from perception.syncnet import crop_track, load_syncnet
 
-FPS = 25.0
 PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture
 Models = Mapping[str, Path]
 Extract = Callable[[Sight], Arrays]
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """Which frames and windows the networks see; two protocols, never mixed in one table.
-
-    `paper`: FID on every frame, FVD on one window from the start. `strict`: FID on 16 frames spread over the clip
-    without the first (a copy of the input picture), FVD on up to 8 windows end to end, and again with every fourth
-    frame. How each resizes is in `perception.features`. `fvd_stride`: frames between two frames of a window.
-    `identity_every`: the likeness of faces is measured in one frame of so many.
-    """
-
-    protocol: Literal["paper", "strict"] = "paper"
-    fvd_stride: int = 1
-    identity_every: int = 1
-    sync: SyncRules = SyncRules()
 
 
 @dataclass(frozen=True)

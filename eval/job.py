@@ -6,22 +6,25 @@ every aggregate is computed from the cache alone.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
+from common.stage import Stage
 from eval.clip_metrics import clip_records
+from eval.config import EvalConfig
 from eval.extract import ExtractJob, is_lost, load_arrays
-from eval.extractors import EXTRACTORS, JUDGE_ROLES, FeatureConfig
+from eval.extractors import EXTRACTORS, JUDGE_ROLES
 from eval.records import NO_WEIGHTS, Look, Record, Seen
 from eval.scores import score_methods
-from eval.study import FLOOR, ScoreConfig, Study
+from eval.study import FLOOR, Study
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,6 @@ OF_REFERENCE = ("fid", "fvd", "fvd_slow", "identity", "pose")
 OF_PICTURE = ("identity",)
 OF_DEMO = ("sync",)
 DEMO_LEAVES_OUT = ("by_window", "window_start")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How videos are looked at and how their numbers are summed up."""
-
-    features: FeatureConfig = FeatureConfig()
-    scores: ScoreConfig = ScoreConfig()
 
 
 class ManifestError(ValueError):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.runs import RunFolder, read_json, sha256_file
+from eval.config import FeatureConfig, ScoreConfig
 from eval.extract import is_lost, load_arrays
-from eval.extractors import EXTRACTORS, Extractor, FeatureConfig
+from eval.extractors import EXTRACTORS, Extractor
 from eval.job import ManifestError, read_manifest
-from eval.study import ScoreConfig
 
 SUMMING = ("resamples", "swap_draws", "jackknife_groups", "seed")
 

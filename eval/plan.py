@@ -7,9 +7,10 @@ from pathlib import Path
 from common.ledger import ledger_rows
 from common.runs import RunFolder, hash_path
 from eval.clip_metrics import METRICS
+from eval.config import EvalConfig
 from eval.extract import ExtractJob, is_lost
 from eval.extractors import EXTRACTORS, JUDGE_ROLES
-from eval.job import EvalConfig, read_manifest, units_of
+from eval.job import read_manifest, units_of
 from eval.study import FLOOR
 
 

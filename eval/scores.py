@@ -8,10 +8,11 @@ from dataclasses import asdict
 import numpy as np
 
 from eval.clip_metrics import CLIP_METRICS
+from eval.config import ScoreConfig
 from eval.records import Record
 from eval.set_scores import set_records, set_scores
 from eval.statistics import holm, mean_interval, paired_test
-from eval.study import FEWEST_CLIPS, FLOOR, TRUTH, Score, ScoreConfig, Study
+from eval.study import FEWEST_CLIPS, FLOOR, TRUTH, Score, Study
 
 
 def score_methods(study: Study, config: ScoreConfig) -> tuple[Score, list[Record]]:

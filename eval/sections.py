@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from common.media import AUDIO_RATE, MediaError, probe, read_audio
+from common.constants import AUDIO_RATE
+from common.media_index import probe
+from common.media_open import MediaError
+from common.media_sound import read_audio
 from common.progress import MetricLog
 from common.runs import RunFolder
 from eval import plots

@@ -12,7 +12,8 @@ from common.ledger import ledger_files, ledger_sql
 from common.media import decode_video
 from common.runs import RunFolder
 from common.tables import connection_beside
-from curation.people import PeopleConfig, find_tracks
+from curation.config import PeopleConfig
+from curation.people import find_tracks
 from perception.faces import FaceDetector
 
 Row = Mapping[str, Any]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.config import ScoreConfig
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
 from eval.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
 from eval.statistics import Triple, half_split_distances, jackknife_se, swap_test
-from eval.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, ScoreConfig, Study
+from eval.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, Study
 
 DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
     "fid": frechet_between,

@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.media import MediaError, read_audio, read_video
+from common.media import read_video
+from common.media_open import MediaError
+from common.media_sound import read_audio
 from eval.records import UnscorableError
 from perception.faces import Face, FaceDetector
 

@@ -14,32 +14,6 @@ Score = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
-    """How numbers are summed up.
-
-    `comparisons` names pairs "a>b". FID and FVD with thousands of features over many frames cost minutes per distance:
-    lower `swap_draws` (label permutations at most, 0 = no test) and `jackknife_groups` for them. So few cannot give a p
-    below 1 / (swap_draws + 1), which Holm's correction multiplies by the number of tests.
-    """
-
-    comparisons: tuple[str, ...] = ("adapter>swapped_audio", "adapter>base")
-    resamples: int = 10_000
-    swap_draws: int = 499
-    jackknife_groups: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for pair in self.comparisons:
-            if pair.count(">") != 1 or not all(pair.split(">")):
-                raise ValueError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'adapter>base'.")
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The comparisons as (a, b)."""
-        return [(a, b) for a, _, b in (pair.partition(">") for pair in self.comparisons)]
-
-
-@dataclass(frozen=True)
 class Study:
     """All that was seen: per-clip records, arrays per "method/clip_id", and the arrays of each clip's real video.
 

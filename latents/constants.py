@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,10 +9,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from common.runs import atomic_write, hash_path
+from latents.config import AudioKind
 from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder, restore_duplicate
 
 FILE_NAME = "constants.safetensors"
-AudioKind = Literal["features", "waveform"]
 FULL_SCALE = 32768  # of a stored waveform: int16
 
 

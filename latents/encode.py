@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from common.constants import SAMPLES_PER_FRAME
 from common.runs import hash_path
-from latents.constants import AudioKind, Constants, to_samples, to_wave
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, drop_duplicate, load_audio_encoder
+from latents.config import AudioKind
+from latents.constants import Constants, to_samples, to_wave
+from omniavatar.audio_encoder import AudioEncoder, drop_duplicate, load_audio_encoder
 from omniavatar.text_encoder import TextEncoder, load_text_encoder
 from omniavatar.vae import WanVAE, load_vae
 

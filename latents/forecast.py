@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.constants import FPS, SAMPLES_PER_FRAME
 from common.runs import read_json
 from latents.bill import KINDS
+from latents.config import LatentsConfig
 from latents.encode import Encoders, encode_clip, nearest_bucket
-from latents.job import LatentsConfig
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME
 
-FPS = 25
 HALF = 2  # bytes of float16
 PER_SAMPLE = 4096  # headers, metadata and padding, about
 PROBES = (5, 13)  # frames

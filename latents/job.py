@@ -6,7 +6,7 @@ not depend on who encoded what when. A killed job goes on at the next clip.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -16,15 +16,19 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
-from common.media import read_audio, read_video
+from common.media import read_video
+from common.media_sound import read_audio
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
 from common.shard_sample import pack_tensors, read_tensors, write_parts
 from common.shards import ShardWriter
+from common.stage import Stage
 from latents.bill import write_bill
-from latents.constants import AudioKind, write_constants
+from latents.config import LatentsConfig
+from latents.constants import write_constants
 from latents.encode import (
     Encoders,
     encode_clip,
@@ -34,7 +38,8 @@ from latents.encode import (
     make_constants,
     nearest_bucket,
 )
-from omniavatar.models import LoadConfig
+from omniavatar.config import LoadConfig
+from omniavatar.models import resolve_device
 
 Clip = Mapping[str, Any]
 ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]
@@ -42,29 +47,6 @@ ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]
 
 VERSION = "2"
 CONTENTS = "contents.json"
-
-
-@dataclass(frozen=True)
-class LatentsConfig:
-    """Buckets are (height, width) in pixels, multiples of 16; the defaults are the "480p" set of the paper's system.
-
-    `audio` "waveform" stores 16 kHz sound instead of wav2vec2 states, 32 kB a second instead of 500; training then runs
-    wav2vec2. `device` "auto" is a GPU where there is one (on Ray: where `gpus_per_worker` reserves one), `dtype` "auto"
-    bf16 there and fp32 on a CPU. Both change the bytes: latents of another kind of device are encoded anew.
-    """
-
-    buckets: tuple[tuple[int, int], ...] = ((400, 720), (720, 720), (720, 400))
-    references: int = 4
-    audio: AudioKind = "features"
-    samples_per_shard: int = 128
-    threads: int = 1
-    device: str = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        for bucket in self.buckets:
-            if bucket[0] % 16 or bucket[1] % 16:
-                raise ValueError(f"bucket {bucket} is not a multiple of 16 in both directions, which the model needs")
 
 
 def read_clip(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +105,7 @@ def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Litera
         device = "cuda" if executor.gpus_per_worker else "cpu"
     if executor.kind == "ray" and device.startswith("cuda"):
         return device, "fp32" if config.dtype == "fp32" else "bf16"
-    found, dtype = LoadConfig(device, config.dtype).resolved()
+    found, dtype = resolve_device(LoadConfig(device, config.dtype))
     return str(found), "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
@@ -132,7 +114,7 @@ def make_worker(
 ) -> Callable[[Clip], Outcome]:
     """Load the encoders; the function returned encodes one clip into a file of the cache."""
     torch.set_num_threads(config.threads)
-    place = LoadConfig(config.device, config.dtype).resolved()
+    place = resolve_device(LoadConfig(config.device, config.dtype))
     encoders = load_encoders(models, config.references, config.audio, *place)
     return partial(encode_to_cache, encoders, config, Path(cache), read)
 

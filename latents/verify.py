@@ -18,8 +18,8 @@ from common.jsonlines import JsonLines
 from common.progress import progress
 from common.runs import RunFolder, fingerprint
 from common.shard_index import INDEX, read_part
-from common.shard_sample import META, TENSORS
-from common.shards import TAR_END, ShardError, ShardReader
+from common.shard_sample import META, TENSORS, ShardError
+from common.shards import TAR_END, ShardReader
 
 LOG = "verify.jsonl"  # in the run's cache: shards found good by a verification that has not come to its end
 

@@ -7,13 +7,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
-from common.media import MediaError
+from common.media_open import MediaError
 from common.runs import atomic_write, plain
-from omniavatar.inputs import InputError, Request
+from common.stage import Stage
+from omniavatar.config import GenerateConfig, Request
+from omniavatar.inputs import InputError
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from pipelines.animate import animate, load_avatar
 from pipelines.sample_list import Sample
 from pipelines.video_facts import model_hash

@@ -12,10 +12,10 @@ import numpy as np
 from common.clips import read_clips
 from common.runs import RunFolder
 from eval.metrics.fidelity import psnr
+from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_video
 from omniavatar.inputs import InputError, read_request
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.residual_cache import fit_polynomial, measured_changes, modulation_changes, plan_steps
 from omniavatar.scene import ClipRequest
 from pipelines.sample_list import read_samples

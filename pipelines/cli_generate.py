@@ -44,7 +44,8 @@ def generate(
         return _make_list(samples, seconds, out if out != OUT else samples.with_suffix(""), preset, recipe, changes)
     if image is None and audio is None and not prompt:
         return run_flow(recipe, run, changes, "generate", "generate", force)
-    from omniavatar.inputs import Request, read_request
+    from omniavatar.config import Request
+    from omniavatar.inputs import read_request
     from pipelines.animate import animate
     from pipelines.recipe import read_recipe
 
@@ -73,7 +74,7 @@ def _make_list(samples: Path, seconds: float, out: Path, preset: str, recipe: st
 
 def _settings(preset: str, settings: list[str] | None, retry: bool) -> tuple[str, ...]:
     """The preset as settings of the recipe, then what was set by hand."""
-    from omniavatar.presets import preset as settings_of
+    from omniavatar.config import preset as settings_of
 
     named = settings_of(preset) if preset else {}
     again = ["executor.retry=true"] if retry else []

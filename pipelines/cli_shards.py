@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.progress import setup_logging
+from omniavatar.models import resolve_device
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -41,13 +42,13 @@ def verify(
 
 def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: list[str] | None) -> list[str]:
     from latents.sheet import decode_samples, write_sheet
-    from omniavatar.models import LoadConfig
+    from omniavatar.config import LoadConfig
     from omniavatar.vae import load_vae
     from pipelines.recipe import read_recipe
     from pipelines.steps import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    device, dtype = LoadConfig(chosen.latents.device, chosen.latents.dtype).resolved()
+    device, dtype = resolve_device(LoadConfig(chosen.latents.device, chosen.latents.dtype))
     vae = load_vae(require(chosen.model_paths(), ("vae",))["vae"], dtype, device)
     decoded = decode_samples(run, vae, pictures, seed)
     sheet = run.report / "shards.png"
@@ -71,7 +72,7 @@ def forecast(
     from latents.forecast import even_lengths, read_widths
     from latents.forecast import forecast as make_forecast
     from latents.forecast import probe as measure
-    from omniavatar.models import LoadConfig
+    from omniavatar.config import LoadConfig
     from pipelines.recipe import read_recipe
     from pipelines.steps import GENERATION_ROLES, require
 
@@ -82,7 +83,7 @@ def forecast(
     lengths = even_lengths(clips, hours, config.buckets[0]) if clips else _kept_lengths(run or Path())
     speed = _speed(run) if run else None
     if probe:
-        place = LoadConfig(config.device, config.dtype).resolved()
+        place = resolve_device(LoadConfig(config.device, config.dtype))
         encoders = load_encoders(
             require(chosen.model_paths(), GENERATION_ROLES[1:5]), config.references, config.audio, *place
         )

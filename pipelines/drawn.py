@@ -4,32 +4,21 @@ The clips are files and rows as curation leaves them, so that every later step i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.clips import write_clips
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import RunFolder, sha256_file
+from common.stage import Stage
 from miniature.figure import Framing
 from miniature.world import HELD_OUT_SEED, draw_clip
-
-HALF_BODY_EVERY = 5
-WINDOW_SECONDS = 49 / 25
-
-
-@dataclass(frozen=True)
-class DrawnConfig:
-    """How many clips are drawn for training and held out, `seconds` long; every `half_body_every`-th shows half a body,
-    none with 0."""
-
-    train: int = 1800
-    test: int = 48
-    seconds: float = WINDOW_SECONDS
-    half_body_every: int = HALF_BODY_EVERY
+from pipelines.config import HALF_BODY_EVERY, DrawnConfig
 
 
 def draw_kept_clips(config: DrawnConfig, run: RunFolder, executor: ExecutorConfig) -> None:

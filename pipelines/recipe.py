@@ -5,20 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.recipe import load_recipe
 from common.roles import MODEL_ROLES
-from curation.config import CurationConfig
+from curation.config import CurationConfig, SourcesConfig
 from curation.preset import PRESETS
-from curation.sources import SourcesConfig
-from eval.job import EvalConfig
-from latents.job import LatentsConfig
-from miniature.faults import SmallWorldConfig
+from eval.config import EvalConfig
+from latents.config import LatentsConfig
+from miniature.config import SmallWorldConfig
 from miniature.weights import model_paths
-from omniavatar.presets import GenerateConfig
-from pipelines.drawn import DrawnConfig
-from pipelines.videos import VideosConfig
-from pipelines.watch import SamplesConfig
+from omniavatar.config import GenerateConfig
+from pipelines.config import DrawnConfig, SamplesConfig, VideosConfig
 from training.config import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"

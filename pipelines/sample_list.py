@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniavatar.inputs import Request
+from omniavatar.config import Request
 
 COLUMNS = ("prompt", "image", "audio", "seconds", "seed", "name")
 SEPARATOR = "@@"

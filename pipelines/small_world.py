@@ -16,22 +16,26 @@ from pathlib import Path
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.runs import RunFolder
-from latents.job import LatentsConfig, encode_clips
+from latents.config import LatentsConfig
+from latents.job import encode_clips
 from miniature.train_text_encoder import TEXT_DIM
 from miniature.weights import WEIGHT_PATHS
-from pipelines.drawn import DrawnConfig, draw_kept_clips
-from training.checkpoint import CheckpointConfig
-from training.config import TrainConfig
-from training.data import DataConfig
-from training.engine import EngineConfig
+from pipelines.config import DrawnConfig
+from pipelines.drawn import draw_kept_clips
+from training.config import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from training.export import DIFFUSERS
 from training.launch import launch
-from training.model import ModelConfig
-from training.objective import ObjectiveConfig
-from training.optimizer import OptimizerConfig
-from training.validate import ValidationConfig
 
 log = logging.getLogger(__name__)
 

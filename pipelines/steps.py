@@ -21,7 +21,7 @@ from latents.job import encode_clips
 from miniature.faults import draw_sources
 from miniature.truth import score_truth
 from miniature.world import HELD_OUT_SEED, draw_clip
-from omniavatar.inputs import Request
+from omniavatar.config import Request
 from pipelines.dag import Context, Step, step_seconds
 from pipelines.drawn import draw_kept_clips
 from pipelines.videos import make_videos

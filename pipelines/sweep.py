@@ -16,7 +16,7 @@ from typing import Any
 
 from common.recipe import RecipeError, load_recipe
 from common.runs import fingerprint, hash_path, plain, read_json, write_json
-from omniavatar.presets import preset
+from omniavatar.config import preset
 from pipelines.recipe import Recipe, read_recipe
 
 SWEEPS = Path(__file__).parent / "sweeps"

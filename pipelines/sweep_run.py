@@ -14,12 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
 from common.progress import progress
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
-from omniavatar.inputs import Request
+from common.stage import Stage
+from omniavatar.config import Request
 from pipelines.animate import MODEL_ROLES, animate
 from pipelines.dag import Context, Step, run_steps
 from pipelines.steps import STEPS, draw_long_input, require

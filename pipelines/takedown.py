@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.runs import RunFolder
-from curation.select import SelectConfig
+from curation.config import SelectConfig
 from curation.takedown import begin, finish, forget_clips, left_outside, still_named, tombstone
 from latents.takedown import forget_latents, shards_version
 

@@ -7,7 +7,7 @@ the text-to-video model from the caption alone. All are judged against the right
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,34 +18,25 @@ import pyarrow.parquet as pq
 import torch
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig, Stage, run_stage
+from common.constants import SAMPLES_PER_FRAME
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
-from common.media import read_audio, read_video, write_video
+from common.media import read_video
+from common.media_sound import read_audio
+from common.media_write import write_video
 from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME
+from common.stage import Stage
+from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
-from omniavatar.inputs import Request
 from omniavatar.models import AvatarModels, load_models
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest
 from omniavatar.video_file import write_avatar_video
 from pipelines.animate import MODEL_ROLES, animate, model_paths
+from pipelines.config import VideosConfig
 from pipelines.video_facts import model_hash
 
-GENERATED = ("adapter", "swapped_audio", "base")
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
-
-
-@dataclass(frozen=True)
-class VideosConfig:
-    """`clips` held-out clips of `frames` video frames (4n), made `batch` at a time; `floor` real clips of training."""
-
-    clips: int = 24
-    frames: int = 48
-    batch: int = 8
-    floor: int = 24
-    methods: tuple[str, ...] = GENERATED
-    long: Request | None = None
 
 
 class NoTestClipsError(ValueError):

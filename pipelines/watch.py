@@ -8,7 +8,7 @@ yet sampled.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,22 @@ import torch
 from common.clips import read_clips
 from common.progress import MetricLog, progress
 from common.runs import RunFolder
-from eval.metrics.sync import SyncJudge, SyncRules, UnscorableError
+from eval.config import SyncRules
+from eval.metrics.sync import SyncJudge
+from eval.records import UnscorableError
+from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import load_models
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest
 from omniavatar.video_file import write_avatar_video
 from perception.faces import load_face_detector
 from perception.syncnet import load_syncnet
 from pipelines.animate import model_paths
+from pipelines.config import SamplesConfig
 from pipelines.training_curves import draw_training_curves
 from pipelines.videos import clip_seed, opening
 
 RIGHT, SWAPPED = "right", "swapped"
-
-
-@dataclass(frozen=True)
-class SamplesConfig:
-    """`clips` held-out clips of `frames` video frames (4n) are animated by every exported adapter, `steps` each.
-
-    A process that waits looks for new adapters every `every_seconds`.
-    """
-
-    clips: int = 8
-    frames: int = 48
-    steps: int = 0  # of the sampler; 0 = the recipe's
-    every_seconds: float = 10.0
 
 
 class NothingToSampleError(ValueError):

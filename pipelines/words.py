@@ -5,8 +5,7 @@ from typing import Any
 
 from common.runs import RunFolder, read_json
 from curation.download_summary import recorded_downloads, summarise_downloads
-from curation.job import summarise
-from curation.summary import SOURCES_FILE
+from curation.summary import SOURCES_FILE, summarise
 
 
 def closing_words(run: RunFolder) -> list[str]:

@@ -13,16 +13,17 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
+from training.config import CheckpointConfig, ModelConfig
 from training.engine import Engine
 from training.engine_resize import sharded_over, to_universal
 from training.export import export, replaced
-from training.model import ModelConfig
 from training.report import LOG_FILES
+from training.state import TrainState
 
 logger = logging.getLogger(__name__)
 ORIGIN = "origin.json"
@@ -30,39 +31,6 @@ BEST, NUMBERED = "best", "adapters"
 EXPORTS = ("adapter", "base", BEST, NUMBERED)
 UNIVERSAL = "universal-"
 """Before a checkpoint's name: the same checkpoint for any number of ranks, until the next one is saved."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save; the end of training always does. `keep`: how many to leave on disk.
-
-    `export_every_steps`: at these steps too, with a copy of the adapter that stays, for those who watch; 0 = no copies.
-    """
-
-    every_steps: int = 0
-    every_seconds: float = 300.0
-    export_every_steps: int = 0
-    keep: int = 2
-    export_dtype: Literal["fp32", "bf16"] = "fp32"
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """The whole state of a training beside weights and optimizer. `step` is also the position in the data."""
-
-    step: int = 0
-    elapsed: float = 0.0  # seconds of training, over all restarts
-    skipped: int = 0  # steps that were not taken: out of line, or a gradient that was not finite
-    skipped_in_a_row: int = 0
-    bad: tuple[str, ...] = ()  # clips that could not be read and were replaced
-    losses: tuple[float, ...] = ()  # of the last steps that were taken
-    blamed: dict[str, int] = field(default_factory=dict)  # clip -> steps that were not taken because of it
-    quarantined: tuple[str, ...] = ()  # clips that are used no more
-    phase_starts: tuple[int, ...] = (0,)  # first step of each phase so far
-    phase_lowest: float | None = None  # held-out loss of this phase
-    phase_stale: int = 0  # validations since then
-    best_loss: float | None = None  # lowest held-out loss so far, and its step: what `best/` holds
-    best_step: int = 0
 
 
 class Checkpoints:

@@ -1,20 +1,245 @@
 """The whole configuration of a training, and what of it its result depends on."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from common.hashes import remembered_hash
-from training.checkpoint import CheckpointConfig
-from training.data import DataConfig
-from training.engine_settings import WITHOUT_EFFECT, EngineConfig
-from training.model import ModelConfig
-from training.objective import ObjectiveConfig
-from training.optimizer import OptimizerConfig
-from training.phases import Phase, check_phases
-from training.survive import SurviveConfig
-from training.validate import ValidationConfig
-from training.windows import index_digest
+from omniavatar.config import AudioEntry, Recompute, Variant
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the weights come from.
+
+    `variant`: "base" is plain text-to-video; the others hear, and train LoRA (the paper's), all weights ("full") or the
+    audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
+    `adapter`: folder to go on from, with its own `audio_entry` and rank; None starts a fresh one, whose first output
+    equals the base model's. `audio_entry`: how the sound enters; "multi" is the paper's, the others its comparisons.
+    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what self-attention gave, for
+    one more tensor of the tokens' size and a seventh less work at 14B; "none" keeps all, "offload" the inputs in the
+    memory of the host. `round_timestep`: as upstream does, for going on from weights its authors published.
+    """
+
+    base: Path = Path()
+    variant: Variant = "lora"
+    init: Literal["path", "random"] = "path"
+    adapter: Path | None = None
+    lora_rank: int = 128
+    lora_alpha: float = 64.0
+    audio_entry: AudioEntry = "multi"
+    gradient_checkpointing: Recompute = "none"
+    round_timestep: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """True for text-to-video without picture and sound."""
+        return self.variant == "base"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which windows are trained, and how many make up a step.
+
+    `durations`: the window is the longest of them that fits the clip and the token cap, so that few lengths share many
+    clips; () takes every length as it comes. `audio_encoder`: folder of the wav2vec2 that hears shards which hold sound
+    instead of its features.
+    """
+
+    split: str = "train"
+    batch: int = 1  # samples of one micro-batch; all have the same shape
+    micro_batches: int = 1  # micro-batches of one optimizer step, over all ranks and accumulation
+    max_latents: int = 0  # longest window in latent frames; 0 = as the token cap allows
+    min_latents: int = 1  # shortest window in latent frames; clips without one are left out
+    durations: tuple[int, ...] = ()  # lengths of windows in latent frames
+    longest_side: int = 0  # in pixels; clips with a larger picture are left out; 0 = none are
+    max_tokens: int = 30_000
+    token_rule: Literal["strict", "official"] = "strict"
+    shuffle_audio: bool = False  # control experiment: every clip gets another clip's sound
+    audio_encoder: Path | None = None
+    readers: int = 1  # threads that read ahead; the samples are the same at any number
+    max_bad: int = 100  # samples that cannot be read before a training gives up
+
+    def __post_init__(self) -> None:
+        wrong = [length for length in self.durations if length < 1]
+        if wrong:
+            raise ValueError(f"durations holds {wrong[0]}; expected latent frames, 1 or more")
+        if self.readers < 1:
+            raise ValueError(f"readers is {self.readers}; expected at least 1")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Rates and ranges of everything that chance decides."""
+
+    prefix: tuple[int, int] = (1, 4)  # clean latent frames at the start, both ends included
+    audio_dropout: float = 0.1
+    text_dropout: float = 0.1
+    zero_first_audio: float = (
+        0.5  # how often a sample with a prefix of one gets the zero first audio frame of inference
+    )
+    first_reference: float = 0.0  # how often the reference is the clip's first frame instead of a random one
+    shift: float = 5.0
+    sigma: Literal["grid", "uniform", "logit_normal"] = "grid"
+    weighting: Literal["bell", "uniform"] = "bell"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, then constant, then (over the last part of the run) linear to zero."""
+
+    lr: float = 5e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01  # not on tensors of one dimension
+    warmup: int = 100  # steps
+    decay: float = 0.0  # last fraction of the run over which the rate falls to zero; 0 = constant
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}; expected a fraction of the run between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the model is sharded and in which precision it runs.
+
+    `sequence_parallel`: so many neighbouring ranks hold each sample together, tokens divided by it; for samples that
+    are too long for one. `build`: "sharded" builds a frozen base that no rank ever holds whole, at stage 3; "auto" does
+    where a base of 8 GB or more is loaded by several ranks. `hpz_ranks` (stage 3): so many neighbouring ranks, those of
+    one machine, hold the weights once more among them, and gather from there instead of over the network.
+    `offload_parameters` (stage 3), `offload_optimizer` (1 to 3): shards, or moments and master copy, wait in the memory
+    of the host. The buckets and limits count elements and change speed and memory, not results.
+    """
+
+    stage: Literal[0, 1, 2, 3] = 3
+    autocast: Literal["none", "bf16"] = "none"
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
+    clip: float = 1.0  # largest norm of the gradient
+    threads: int = 1  # CPU threads of each process
+    sequence_parallel: int = 1
+    build: Literal["auto", "whole", "sharded"] = "auto"
+    hpz_ranks: int = 1
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    reduce_bucket: int = 50_000_000  # gradients reduced at a time; a LoRA of 14B has 600 million of them in all
+    prefetch_bucket: int = 50_000_000  # stage 3: weights gathered ahead of their use
+    live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
+    persistent_below: int = 100_000  # stage 3: smaller tensors are whole on every rank
+    collective_timeout: float = (
+        3600.0  # seconds a rank waits for others; above survive.stuck_seconds, which says for whom
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_parallel", "hpz_ranks", "reduce_bucket"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} is {getattr(self, name)}; expected at least 1")
+        needs = {"build": self.build == "sharded", "hpz_ranks": self.hpz_ranks > 1}
+        needs["offload_parameters"] = self.offload_parameters
+        for name, asked in needs.items():
+            if asked and self.stage < 3:
+                raise ValueError(f"engine.{name} is {getattr(self, name)} at stage {self.stage}; it needs stage 3")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("engine.offload_optimizer is True at stage 0; it needs stage 1, 2 or 3")
+
+
+# Where and how fast, but not what: a training goes on when these change.
+WITHOUT_EFFECT = (
+    "threads",
+    "sequence_parallel",
+    "build",
+    "hpz_ranks",
+    "offload_parameters",
+    "offload_optimizer",
+    "reduce_bucket",
+    "prefetch_bucket",
+    "live_parameters",
+    "persistent_below",
+    "collective_timeout",
+)
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """`every` counts steps, 0 = never. The first `samples` clips of `split` are used, at each of `sigmas`."""
+
+    every: int = 0
+    split: str = "test"
+    samples: int = 16
+    sigmas: tuple[float, ...] = (0.3, 0.6, 0.85)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save; the end of training always does. `keep`: how many to leave on disk.
+
+    `export_every_steps`: at these steps too, with a copy of the adapter that stays, for those who watch; 0 = no copies.
+    """
+
+    every_steps: int = 0
+    every_seconds: float = 300.0
+    export_every_steps: int = 0
+    keep: int = 2
+    export_dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class SurviveConfig:
+    """What a training puts up with.
+
+    A step whose loss exceeds `spike` times the median of the last `history` steps is not taken (0 = never judged; nor
+    is a step before half a history is there). A clip that was the worst of `quarantine_after` such steps is not used
+    any more. Ranks of which one died or hung are started again together, `restarts` times without progress.
+    """
+
+    spike: float = 5.0
+    history: int = 100
+    quarantine_after: int = 3
+    restarts: int = 3
+    stuck_seconds: float = 1800.0  # no movement of any rank for so long: one hangs; longer than any validation or save
+    save_seconds: float = 60.0  # what ranks that were asked to stop get to save, before they are ended
+
+    def __post_init__(self) -> None:
+        if 0 < self.spike <= 1 or self.spike < 0:
+            raise ValueError(f"survive.spike is {self.spike}; expected a factor above 1, or 0 to take every step")
+        if self.quarantine_after < 1:
+            raise ValueError(f"survive.quarantine_after is {self.quarantine_after}; expected 1 or more")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training. It is over after `steps`, or when `patience` validations in a row brought no new lowest
+    held-out loss, whichever comes first; 0 = not by this rule. The last phase lasts to the end of the training.
+
+    The other fields stand for those of the same name in `data`, `objective` and `optimizer`; None leaves them as they
+    are.
+    """
+
+    name: str
+    steps: int = 0
+    patience: int = 0
+    longest_side: int | None = None
+    max_tokens: int | None = None
+    durations: tuple[int, ...] | None = None
+    first_reference: float | None = None
+    audio_dropout: float | None = None
+    text_dropout: float | None = None
+    lr: float | None = None
+
+
+def check_phases(phases: Sequence[Phase], validates: bool) -> None:
+    """Raise ValueError for phases of which one would never end, or two have one name."""
+    for number, phase in enumerate(phases):
+        if phase.name in [other.name for other in phases[:number]]:
+            raise ValueError(f"two phases are called '{phase.name}'; give each a name of its own")
+        if phase.steps < 0 or phase.patience < 0:
+            raise ValueError(
+                f"phase '{phase.name}' has steps {phase.steps}, patience {phase.patience}; expected 0 or more"
+            )
+        last = number == len(phases) - 1
+        if not last and not phase.steps and not phase.patience:
+            raise ValueError(f"phase '{phase.name}' has no end, but another one follows; set its steps or its patience")
+        if phase.patience and not last and not validates:
+            raise ValueError(f"phase '{phase.name}' waits for the held-out loss; set validation.every above 0")
 
 
 @dataclass(frozen=True)
@@ -42,29 +267,3 @@ class TrainConfig:
         if self.steps <= 0 and self.minutes <= 0:
             raise ValueError(f"steps is {self.steps} and minutes is {self.minutes}; set one of them above 0")
         check_phases(self.phases, self.validation.every > 0)
-
-
-def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:
-    """What the result of a training depends on, flat: not its limits, nor where and how often it reports.
-
-    `hashes`: where the content hash of the weights is remembered.
-    """
-    settings = asdict(config)
-    for free in ("shards", "steps", "minutes", "validation", "checkpoint"):
-        del settings[free]
-    for free in WITHOUT_EFFECT:
-        del settings["engine"][free]
-    for free in ("restarts", "stuck_seconds", "save_seconds"):
-        del settings["survive"][free]
-    for free in ("readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
-        del settings["data"][free]
-    flat = {f"{part}.{key}": v for part, keys in settings.items() if isinstance(keys, dict) for key, v in keys.items()}
-    flat |= {"phases": settings["phases"]} if config.phases else {}
-    flat |= {
-        "seed": config.seed,
-        "model.base": remembered_hash(config.model.base, hashes)[:16],
-        "shards": index_digest(shards),
-    }
-    if config.model.adapter:
-        flat["model.adapter"] = remembered_hash(config.model.adapter, hashes)[:16]
-    return flat

@@ -2,41 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
+from training.config import DataConfig
+
 PIXELS = 8  # of a picture, per latent pixel and side
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which windows are trained, and how many make up a step.
-
-    `durations`: the window is the longest of them that fits the clip and the token cap, so that few lengths share many
-    clips; () takes every length as it comes. `audio_encoder`: folder of the wav2vec2 that hears shards which hold sound
-    instead of its features.
-    """
-
-    split: str = "train"
-    batch: int = 1  # samples of one micro-batch; all have the same shape
-    micro_batches: int = 1  # micro-batches of one optimizer step, over all ranks and accumulation
-    max_latents: int = 0  # longest window in latent frames; 0 = as the token cap allows
-    min_latents: int = 1  # shortest window in latent frames; clips without one are left out
-    durations: tuple[int, ...] = ()  # lengths of windows in latent frames
-    longest_side: int = 0  # in pixels; clips with a larger picture are left out; 0 = none are
-    max_tokens: int = 30_000
-    token_rule: Literal["strict", "official"] = "strict"
-    shuffle_audio: bool = False  # control experiment: every clip gets another clip's sound
-    audio_encoder: Path | None = None
-    readers: int = 1  # threads that read ahead; the samples are the same at any number
-    max_bad: int = 100  # samples that cannot be read before a training gives up
-
-    def __post_init__(self) -> None:
-        wrong = [length for length in self.durations if length < 1]
-        if wrong:
-            raise ValueError(f"durations holds {wrong[0]}; expected latent frames, 1 or more")
-        if self.readers < 1:
-            raise ValueError(f"readers is {self.readers}; expected at least 1")
 
 
 class Bucket(NamedTuple):

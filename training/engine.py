@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from omniavatar.sequence import SequenceGroup
 from omniavatar.transformer import AvatarTransformer
+from training.config import EngineConfig
 from training.engine_build import gathered
-from training.engine_settings import EngineConfig, deepspeed_settings  # before DeepSpeed: it names the accelerator
+from training.engine_settings import deepspeed_settings
 
 # isort: split
 import deepspeed

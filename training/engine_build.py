@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniavatar.adapter import Variant
-from training.engine_settings import EngineConfig, deepspeed_settings  # before DeepSpeed: it names the accelerator
+from omniavatar.config import Variant
+from training.config import EngineConfig
+from training.engine_settings import deepspeed_settings
 
 # isort: split
 import deepspeed

@@ -15,19 +15,12 @@ import torch
 from torch import Tensor
 
 from common.runs import disk_guard, read_json, sync, write_json
-from omniavatar.checkpoints import (
-    WEIGHTS_FILE,
-    AdapterConfig,
-    CheckpointError,
-    save_adapter,
-    save_base,
-    to_our_name,
-)
+from omniavatar.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
 from omniavatar.diffusers_lora import read_diffusers_lora, save_diffusers_lora
-from omniavatar.tensor_files import read_tensors
+from omniavatar.tensor_files import CheckpointError, read_tensors
 from omniavatar.transformer import AvatarTransformer
+from training.config import ModelConfig
 from training.engine import Engine
-from training.model import ModelConfig
 
 DIFFUSERS = "diffusers"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from omniavatar.recompute import Recompute
-from training.data import DataConfig
-from training.engine_settings import EngineConfig
+from omniavatar.config import Recompute
+from training.config import DataConfig, EngineConfig
 from training.flops import Network
 from training.memory import Memory, memory
 

@@ -21,8 +21,8 @@ communication, fragments) is not in here.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from omniavatar.recompute import Recompute
-from training.engine_settings import EngineConfig
+from omniavatar.config import Recompute
+from training.config import EngineConfig
 from training.flops import PACKED, PATCH, Network, hearing_layers
 
 FLOAT, HALF = 4, 2

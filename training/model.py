@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,43 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omniavatar.adapter import Variant, inject_lora, mark_trainable
-from omniavatar.audio_entry import AudioEntry
+from omniavatar.adapter import inject_lora, mark_trainable
 from omniavatar.checkpoints import load_adapter
-from omniavatar.recompute import Recompute
 from omniavatar.tensor_files import CheckpointError, build_empty, is_finite
 from omniavatar.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
+from training.config import EngineConfig, ModelConfig
 from training.engine_build import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
-from training.engine_settings import EngineConfig
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Where the weights come from.
-
-    `variant`: "base" is plain text-to-video; the others hear, and train LoRA (the paper's), all weights ("full") or the
-    audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
-    `adapter`: folder to go on from, with its own `audio_entry` and rank; None starts a fresh one, whose first output
-    equals the base model's. `audio_entry`: how the sound enters; "multi" is the paper's, the others its comparisons.
-    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what self-attention gave, for
-    one more tensor of the tokens' size and a seventh less work at 14B; "none" keeps all, "offload" the inputs in the
-    memory of the host. `round_timestep`: as upstream does, for going on from weights its authors published.
-    """
-
-    base: Path = Path()
-    variant: Variant = "lora"
-    init: Literal["path", "random"] = "path"
-    adapter: Path | None = None
-    lora_rank: int = 128
-    lora_alpha: float = 64.0
-    audio_entry: AudioEntry = "multi"
-    gradient_checkpointing: Recompute = "none"
-    round_timestep: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """True for text-to-video without picture and sound."""
-        return self.variant == "base"
 
 
 def build_model(

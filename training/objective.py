@@ -5,7 +5,7 @@ Each rule of the paper's section 3 (and of the authors' answers, spec section 4.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,23 +14,8 @@ from torch import Tensor
 from omniavatar.flow import add_noise, draw_sigma, loss_weight, velocity_target
 from omniavatar.text_encoder import pad_text
 from omniavatar.transformer import build_condition
+from training.config import ObjectiveConfig
 from training.windows import MicroBatch, Sample
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Rates and ranges of everything that chance decides."""
-
-    prefix: tuple[int, int] = (1, 4)  # clean latent frames at the start, both ends included
-    audio_dropout: float = 0.1
-    text_dropout: float = 0.1
-    zero_first_audio: float = (
-        0.5  # how often a sample with a prefix of one gets the zero first audio frame of inference
-    )
-    first_reference: float = 0.0  # how often the reference is the clip's first frame instead of a random one
-    shift: float = 5.0
-    sigma: Literal["grid", "uniform", "logit_normal"] = "grid"
-    weighting: Literal["bell", "uniform"] = "bell"
 
 
 @dataclass(frozen=True)

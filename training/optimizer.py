@@ -1,24 +1,9 @@
 """Which weights decay, and the learning rate of a step."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up, then constant, then (over the last part of the run) linear to zero."""
-
-    lr: float = 5e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01  # not on tensors of one dimension
-    warmup: int = 100  # steps
-    decay: float = 0.0  # last fraction of the run over which the rate falls to zero; 0 = constant
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}; expected a fraction of the run between 0 and 1")
+from training.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omniavatar.recompute import Recompute
-from training.config import TrainConfig
+from omniavatar.config import Recompute
+from training.config import EngineConfig, TrainConfig
 from training.data import Bucket, window_bucket
 from training.devices import Device
-from training.engine_settings import EngineConfig
 from training.fit import IN_ONE_MACHINE, Setting, faster_and_fits, smallest_change
 from training.flops import Network, Work, work
 from training.memory import FLOAT, HALF, Memory, Parameters, parameters

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from training.engine_settings import EngineConfig
+from training.config import EngineConfig
 from training.plan import USABLE, Plan
 
 

@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.ray_cluster import connect_ray
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import read_json
-from common.shards import read_index
+from common.shard_index import read_index
 from latents.constants import read_constants
+from training.config import ModelConfig
 from training.data import Bucket
 from training.export import adapter_config
 from training.flops import Network, network_of
 from training.memory import HALF
-from training.model import ModelConfig
 
 PUBLISHED = {
     "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},

@@ -7,37 +7,15 @@ that goes on decides as one that never stopped.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from training.checkpoint import TrainState
+from training.config import SurviveConfig
+from training.state import TrainState
 from training.windows import BadSamplesError
 
 MOST_SKIPS_IN_A_ROW = 10
 MOST_QUARANTINED = 1_000
 MOST_BLAMED = 10_000  # clips that were blamed and not yet left out; the oldest are forgiven first
-
-
-@dataclass(frozen=True)
-class SurviveConfig:
-    """What a training puts up with.
-
-    A step whose loss exceeds `spike` times the median of the last `history` steps is not taken (0 = never judged; nor
-    is a step before half a history is there). A clip that was the worst of `quarantine_after` such steps is not used
-    any more. Ranks of which one died or hung are started again together, `restarts` times without progress.
-    """
-
-    spike: float = 5.0
-    history: int = 100
-    quarantine_after: int = 3
-    restarts: int = 3
-    stuck_seconds: float = 1800.0  # no movement of any rank for so long: one hangs; longer than any validation or save
-    save_seconds: float = 60.0  # what ranks that were asked to stop get to save, before they are ended
-
-    def __post_init__(self) -> None:
-        if 0 < self.spike <= 1 or self.spike < 0:
-            raise ValueError(f"survive.spike is {self.spike}; expected a factor above 1, or 0 to take every step")
-        if self.quarantine_after < 1:
-            raise ValueError(f"survive.quarantine_after is {self.quarantine_after}; expected 1 or more")
 
 
 class TrainingDivergedError(RuntimeError):

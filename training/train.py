@@ -22,7 +22,7 @@ from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
 from training.checkpoint import Checkpoints, adopt_origin
-from training.config import TrainConfig, origin
+from training.config import TrainConfig
 from training.data import Bucket
 from training.devices import peak_memory, peak_of
 from training.engine import Engine, StepResult, join_group, leave_group
@@ -33,6 +33,7 @@ from training.model import build_model
 from training.objective import draw, make_batch, sample_losses
 from training.optimizer import build_optimizer, learning_rate
 from training.phases import WHOLE, handed_over, in_phase, judged, number_of_phase
+from training.provenance import origin
 from training.report import Report
 from training.survive import found_bad, is_spike, step_skipped, step_taken, why_skipped
 from training.tally import Tally

@@ -11,23 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from training.config import ObjectiveConfig, ValidationConfig
 from training.data import PIXELS, Bucket
 from training.engine import Engine
-from training.objective import Batch, ObjectiveConfig, draw, make_batch, sample_losses
+from training.objective import Batch, draw, make_batch, sample_losses
 from training.windows import ClipWindows, MicroBatch
 
 FIXED_SEED = 20_000_003  # the same noise in every run, so that curves of different runs compare
 SOUNDS = ("right", "swapped", "silent")
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """`every` counts steps, 0 = never. The first `samples` clips of `split` are used, at each of `sigmas`."""
-
-    every: int = 0
-    split: str = "test"
-    samples: int = 16
-    sigmas: tuple[float, ...] = (0.3, 0.6, 0.85)
 
 
 @dataclass(frozen=True)

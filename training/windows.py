@@ -18,7 +18,8 @@ from common.shard_index import read_index
 from common.shard_sample import ShardError
 from common.shards import ShardReader
 from latents.constants import Constants, read_constants
-from training.data import Account, Bucket, DataConfig, account_of, window_bucket
+from training.config import DataConfig
+from training.data import Account, Bucket, account_of, window_bucket
 from training.order import Cost, Order, Place
 
 logger = logging.getLogger(__name__)

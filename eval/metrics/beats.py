@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 
+from common.constants import AUDIO_RATE, FPS
 from eval.records import UnscorableError
 
-FPS, RATE = 25.0, 16_000
 SIGMA = 0.1  # seconds
 SPEED_SMOOTHING = 2.0  # frames
 HOP, WINDOW = 160, 512  # samples: 10 and 32 ms
@@ -35,7 +35,7 @@ def sound_onsets(wave: np.ndarray) -> np.ndarray:
         return np.zeros(0)
     above = flux > uniform_filter1d(flux, 2 * MEAN_REACH + 1) + RISE * flux.max()
     peaks = np.flatnonzero(above & (flux == maximum_filter1d(flux, 2 * PEAK_REACH + 1)))
-    return peaks * HOP / RATE
+    return peaks * HOP / AUDIO_RATE
 
 
 def motion_beats(runs: Sequence[np.ndarray], starts: Sequence[int], fps: float = FPS) -> np.ndarray:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import savgol_filter
 
+from common.constants import FPS
 from eval.records import UnscorableError
 from perception.pose import LEFT_HAND, RIGHT_HAND
 
-FPS = 25.0
 SURE = 0.3  # score from which a point counts as seen
 SHOULDERS, WRISTS, HANDS = (5, 6), (9, 10), (LEFT_HAND, RIGHT_HAND)
 MOVING = (0, 7, 8, 9, 10)  # nose, elbows, wrists: what moves against the shoulders

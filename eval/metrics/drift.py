@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from scipy.stats import theilslopes
 
+from common.constants import FPS
 from eval.metrics.likeness import cosines
 from eval.records import UnscorableError
 
-FPS = 25.0
 WINDOW_SECONDS = 1.0
 LOOKS_PER_WINDOW = 5  # frames in which a second's colour is measured
 ENDS_SECONDS = 10.0  # the longest stretch of either end that "last less first" compares

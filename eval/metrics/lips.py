@@ -7,11 +7,11 @@ frames i and i + STEP of the track of the face.
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from common.constants import AUDIO_RATE, FPS
 from eval.records import UnscorableError
 from perception.lips import STEP
-from perception.speech import AUDIBLE_BELOW_PEAK_DB, RATE, SILENCE_DB, speech_at
+from perception.speech import AUDIBLE_BELOW_PEAK_DB, SILENCE_DB, speech_at
 
-FPS = 25
 LEVELS_PER_FRAME = 4  # 10 ms each: a sound that begins within a frame is heard
 ABOVE_NOISE_DB = 6.0
 SHORTEST_END = FPS  # frames of a pause before or after all speech; sync is put right by up to 15
@@ -27,7 +27,7 @@ def quiet_frames(wave: np.ndarray) -> np.ndarray:
     last voice counts from a second on: shorter ones may be words cut off, or sound that is missing because it was moved
     to where the lips are.
     """
-    hop = RATE // FPS // LEVELS_PER_FRAME
+    hop = AUDIO_RATE // FPS // LEVELS_PER_FRAME
     frames = len(wave) // (LEVELS_PER_FRAME * hop)
     if not frames:
         return np.zeros(0, bool)

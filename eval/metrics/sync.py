@@ -5,25 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.constants import SAMPLES_PER_FRAME
+from eval.config import SyncRules
 from eval.records import UnscorableError
 from perception.faces import Face, FaceDetector
-from perception.syncnet import SAMPLES_PER_FRAME, WINDOW_FRAMES, SyncNet, crop_track, sync_scores
+from perception.syncnet import WINDOW_FRAMES, SyncNet, crop_track, sync_scores
 from perception.tracks import Track, track_faces
 
 BLUNT = 4  # half the width of the median filter behind the curve, frames
-
-
-@dataclass(frozen=True)
-class SyncRules:
-    """`max_shift` in frames to each side (15 in the reference); `min_track` frames a face must be seen for.
-
-    The reference asks for more than 100 frames, which no 3 s clip has, so the number used is part of every result. The
-    detector looks at one frame in `look_every` (1 in the reference); boxes in between are interpolated.
-    """
-
-    max_shift: int = 15
-    min_track: int = 25
-    look_every: int = 1
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 from common.dispatch import LoadError, Pause, Place, attempts, open_place
+from common.executor_config import ExecutorConfig
 from common.ledger import STATES, Ledger, Outcome, StageLog, State, key_table
 from common.progress import ProgressBar, progress
 from common.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_room
 from common.runner import Runner
-from common.stage import ExecutorConfig, Stage, StageError
+from common.stage import Stage, StageError
 from common.status import Heartbeat
 from common.tries import Tries
 from common.workers import InProcessWorker, ProcessWorker, Shelf, Unit, Worker, WorkerKind
-
-__all__ = ["ExecutorConfig", "Stage", "StageError", "kept_workers", "run_stage", "stream_stage"]
 
 FAILED = STATES.index("failed")  # from here on a unit may be tried again
 

@@ -12,30 +12,11 @@ from pathlib import Path
 import numpy as np
 from av.video.frame import VideoFrame
 
-from common.media_decode import Reader, planes, stored_frames, to_rgb
-from common.media_index import Probe, VideoIndex, index_video, probe
-from common.media_open import MediaError
+from common.constants import AUDIO_RATE, FPS, Reader
+from common.media_decode import stored_frames, to_rgb
+from common.media_index import VideoIndex, index_video
 from common.media_sound import read_audio
-from common.media_write import AUDIO_RATE, FPS, write_video
-
-__all__ = [
-    "AUDIO_RATE",
-    "FPS",
-    "MediaError",
-    "Probe",
-    "Reader",
-    "cut_clip",
-    "decode_stored",
-    "decode_video",
-    "index_video",
-    "planes",
-    "probe",
-    "read_audio",
-    "read_frames",
-    "read_video",
-    "to_rgb",
-    "write_video",
-]
+from common.media_write import write_video
 
 
 def decode_video(

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
@@ -22,11 +21,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from common.constants import Reader
 from common.media_decord import decord_frames
 from common.media_index import VideoIndex, quarter_turns
 from common.media_open import MediaError, open_decoder, open_media, video_stream
 
-Reader = Literal["pyav", "decord"]
 # One picture out for each picture in; pictures that are not flagged as two fields pass untouched.
 DEINTERLACE = "mode=send_frame:parity=auto:deint=interlaced"
 SEEK_EARLIER = (0.0, 1.0)  # s; MPEG-TS finds by stamp only the packet after

@@ -9,9 +9,10 @@ import av
 import numpy as np
 from av.container import InputContainer
 
+from common.constants import AUDIO_RATE
 from common.media_index import index_video
 from common.media_open import MediaError, audio_stream, open_media, video_stream
-from common.media_write import AUDIO_RATE, audio_frame
+from common.media_write import audio_frame
 
 # Stamps that stray less than this from the running sample count are rounding, not a gap in the sound.
 AUDIO_JITTER = 0.02

@@ -18,10 +18,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from common.constants import AUDIO_RATE, FPS
 from common.runs import atomic_write
 
-FPS = 25.0
-AUDIO_RATE = 16000
 AUDIO_BIT_RATE = 64_000
 # Fine enough for every usual frame rate; the clock of MPEG.
 VARIABLE_TICK = Fraction(1, 90_000)

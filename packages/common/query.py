@@ -13,7 +13,7 @@ from common.jsonlines import JsonLines
 from common.ledger import ledger_files, ledger_sql
 from common.queries import QUERIES
 from common.runs import atomic_write, fingerprint
-from common.shards import INDEX_SCHEMA
+from common.shard_index import INDEX_SCHEMA
 from common.tables import connection_beside, quoted
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.

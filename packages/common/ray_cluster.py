@@ -11,8 +11,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from common.executor_config import ExecutorConfig
 from common.ledger import Outcome
-from common.stage import ExecutorConfig, Stage, StageError
+from common.stage import Stage, StageError
 from common.workers import Job, Shelf, Unit, WorkerKind
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long Ray may take to give room for all workers, and for one

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.constants import FPS
 from common.runs import sync
 from common.shard_sample import Packed, ShardError
 
-FPS = 25
 INDEX = "index.parquet"
 NEXT = ".next"  # folder of files that are about to replace those of the same name, all of them
 INDEX_SCHEMA = pa.schema(

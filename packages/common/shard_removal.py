@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from common.runs import disk_guard, sync, write_json
 from common.shard_index import INDEX, NEXT, finish_removal, merge_parts, read_part, write_part
-from common.shards import TAR_END, ShardError
+from common.shard_sample import ShardError
+from common.shards import TAR_END
 
 
 def remove_samples(

@@ -31,8 +31,6 @@ from common.shard_index import (
 )
 from common.shard_sample import ShardError, pack_sample, unpack_head, unpack_tensors, write_parts
 
-__all__ = ["INDEX_SCHEMA", "ShardError", "ShardReader", "ShardWriter", "read_index"]
-
 # Reads a range of a mapping; a disk error is an OSError then, where looking at the bytes would end the process.
 _POPULATE_READ = 22
 TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)

@@ -5,28 +5,18 @@ the annotated row of a data set that names the speaker (`segments`), and under `
 never reads.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common.media import write_video
+from common.media_write import write_video
 from common.progress import progress
 from common.runs import read_json, write_json
+from miniature.config import SmallWorldConfig
 from miniature.figure import Framing
 from miniature.planted import FAULTS, Source, Truth
 
 DRIFTS = (6, -6, 8, -8, 7, -7)  # frames from the first frame to the last
-
-
-@dataclass(frozen=True)
-class SmallWorldConfig:
-    """How many sources of each kind are drawn; `seed` is the first clip number, counted up for every source."""
-
-    clean: int = 30
-    offset: int = 21
-    each_fault: int = 3
-    seconds: float = 3.6
-    seed: int = 500_000
 
 
 def plan(config: SmallWorldConfig) -> list[Truth]:

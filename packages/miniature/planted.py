@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.constants import SAMPLES_PER_FRAME
 from miniature.figure import Framing, draw_identity, draw_motion, render
 from miniature.voice import draw_speaker, music, silence, speak
 from miniature.world import DrawnClip, draw_clip
 
-SAMPLES_PER_FRAME = 640
 _SPARE_FRAMES = 12  # drawn on either side of an offset clip, so that shifted sound is real sound
 _ANOTHER_PERSON = 50_000  # seeds between the two people of one source
 _SUBTITLES = ("AND THEN", "SHE SAYS", "NO MORE", "GOOD DAY", "WE KNOW", "LET US GO", "IT IS SO")

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from miniature.recorded import record
 from miniature.timed import TimedTraining, train_command
-from miniature.voice import N_PHONES, SAMPLE_RATE
+from miniature.voice import N_PHONES
 from miniature.world import HELD_OUT_SEED, draw_clip
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME, AudioEncoder, load_audio_encoder, normalise
+from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder, normalise
 
 HIDDEN = 48
 CONFIG = {
@@ -88,7 +89,7 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 600, judged: in
     figures = measure(reader, judged)
     training.record(final=True, **figures)
     reader.encoder.save_pretrained(out)
-    Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=False).save_pretrained(
+    Wav2Vec2FeatureExtractor(sampling_rate=AUDIO_RATE, do_normalize=True, return_attention_mask=False).save_pretrained(
         out
     )
     load_audio_encoder(out)

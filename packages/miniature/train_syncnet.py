@@ -14,21 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from common.constants import SAMPLES_PER_FRAME
 from miniature.damage import Damage
 from miniature.recorded import record
 from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
-from perception.syncnet import (
-    SAMPLES_PER_FRAME,
-    SyncNet,
-    SyncNetWidths,
-    audio_windows,
-    crop_track,
-    lip_volume,
-    load_syncnet,
-    mfcc,
-    sync_scores,
-)
+from perception.mfcc import mfcc
+from perception.syncnet import SyncNet, SyncNetWidths, audio_windows, crop_track, lip_volume, load_syncnet, sync_scores
 
 WIDTHS = SyncNetWidths((4, 16, 24, 24, 24, 48), (6, 16, 24, 24, 32, 48), embedding=64, crop_size=64)
 SYNC_C_TARGET = 8.5

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-SAMPLE_RATE = 16_000
+from common.constants import AUDIO_RATE, FPS
+
 GRID_RATE = 200
-FPS = 25
 _GRID_PER_FRAME = GRID_RATE // FPS
-_SAMPLES_PER_GRID = SAMPLE_RATE // GRID_RATE
+_SAMPLES_PER_GRID = AUDIO_RATE // GRID_RATE
 
 # Columns: F1 F2 F3 in Hz, voicing, noise bands (3.8-7.5, 1.8-4.2, 0.8-7 kHz), lip opening, spread, teeth, shortest and
 # longest duration in ms. Silence comes first; vowels next, so that slices of the order name the classes.
@@ -103,13 +103,13 @@ def silence(frames: int) -> Speech:
 
 def music(frames: int, rng: np.random.Generator) -> np.ndarray:
     """Steady chords with a drum: sound that is no speech, (frames*640,) float32 at 16 kHz."""
-    seconds = np.arange(frames * 640) / SAMPLE_RATE
+    seconds = np.arange(frames * 640) / AUDIO_RATE
     beat = float(rng.uniform(0.4, 0.6))
     root = 110 * 2 ** (rng.integers(0, 12) / 12)
     steps = np.array([0, 5, 7, 3])[(seconds / (4 * beat)).astype(int) % 4]
     sound = np.zeros_like(seconds)
     for interval in (0, 4, 7, 12):
-        phase = 2 * np.pi * np.cumsum(root * 2 ** ((steps + interval) / 12)) / SAMPLE_RATE
+        phase = 2 * np.pi * np.cumsum(root * 2 ** ((steps + interval) / 12)) / AUDIO_RATE
         sound += np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
     drum = np.exp(-(seconds % beat) * 40) * rng.standard_normal(len(seconds))
     sound = 0.12 * sound + 0.25 * drum
@@ -148,7 +148,7 @@ def _synthesise(speaker: Speaker, acoustic: np.ndarray, stress: np.ndarray, rng:
     samples = len(acoustic) * _SAMPLES_PER_GRID
     drift = gaussian_filter1d(rng.standard_normal(len(acoustic)), 0.15 * GRID_RATE, mode="nearest")
     pitch = speaker.pitch * (1 + 0.35 * drift + 0.15 * stress)
-    phase = 2 * np.pi * np.cumsum(_to_samples(pitch, samples)) / SAMPLE_RATE
+    phase = 2 * np.pi * np.cumsum(_to_samples(pitch, samples)) / AUDIO_RATE
     formants = acoustic @ _FORMANTS * speaker.formant_scale
     loudness = (acoustic @ _VOICING) * (1 + 0.4 * stress)
     voiced = np.zeros(samples)
@@ -172,7 +172,7 @@ def _resonance(frequency: np.ndarray, formants: np.ndarray) -> np.ndarray:
 
 def _noise_bands(samples: int, rng: np.random.Generator) -> list[np.ndarray]:
     spectrum = np.fft.rfft(rng.standard_normal(samples))
-    frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    frequency = np.fft.rfftfreq(samples, 1 / AUDIO_RATE)
     return [np.fft.irfft(spectrum * ((frequency > low) & (frequency < high)), samples) for low, high in _NOISE_BANDS]
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from common.constants import FPS
 from miniature.figure import Drawing, Framing, describe, draw_identity, draw_motion, render
-from miniature.voice import FPS, draw_speaker, speak
+from miniature.voice import draw_speaker, speak
 
 HELD_OUT_SEED = 1_000_000
 """Clips of this seed and above are never trained on; training draws its seeds from 0 to 99,999."""

@@ -1,13 +1,10 @@
 """What is trained on top of the frozen video model: LoRA, the patch embedding and the audio modules."""
 
-from typing import Literal
-
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
+from omniavatar.config import Variant
 from omniavatar.transformer import AvatarTransformer
-
-Variant = Literal["lora", "full", "frozen_dit", "base"]
 
 # Ten linears per block: q, k, v, o of both attentions and the two of the feed-forward (paper section 3.4).
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

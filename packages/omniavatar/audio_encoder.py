@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from common.constants import SAMPLES_PER_FRAME
 from omniavatar.key_names import audio_to_transformers
 from omniavatar.tensor_files import build_empty, fill_module, read_tensors
 
-SAMPLE_RATE = 16_000
-SAMPLES_PER_FRAME = 640
 _TRAINING_ONLY = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "masked_spec_embed")
 
 

@@ -9,15 +9,14 @@ Shapes: B batch, T latent frames, P = (h/2) * (w/2) tokens of a latent frame, F 
 What a layer gives is added to the tokens before its block runs, and is zero for a fresh layer.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
-
-AudioEntry = Literal["multi", "single", "cross_attention"]
+from omniavatar.config import AudioEntry
 
 FIRST_AUDIO_BLOCK = 2
 HEAD_DIM = 64  # of the cross-attention

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from common.runs import read_json, write_json
 from omniavatar.adapter import inject_lora, is_trained, lora_layers
-from omniavatar.audio_entry import AudioEntry, audio_tensor_names, audio_width
+from omniavatar.audio_entry import audio_tensor_names, audio_width
+from omniavatar.config import AudioEntry
 from omniavatar.key_names import dit_to_diffusers, dit_to_original
 from omniavatar.tensor_files import (
     CheckpointError,
@@ -28,8 +29,6 @@ from omniavatar.tensor_files import (
     write_torch_file,
 )
 from omniavatar.transformer import AvatarTransformer, config_to_original, to_avatar
-
-__all__ = ["AdapterConfig", "CheckpointError", "adapter_tensors", "load_adapter", "save_adapter", "save_base"]
 
 WEIGHTS_FILE = "pytorch_model.pt"
 CONFIG_FILE = "config.json"

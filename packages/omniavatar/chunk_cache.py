@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from common.runs import atomic_write, fingerprint
 from omniavatar.chunks import Chunk
+from omniavatar.config import GenerateConfig
 from omniavatar.joins import MadeChunk
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest, seed_of
 
 

@@ -16,10 +16,10 @@ import torch
 from common.progress import ProgressBar, progress
 from omniavatar.chunk_cache import ChunkCache
 from omniavatar.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
+from omniavatar.config import GenerateConfig
 from omniavatar.images import to_frames
 from omniavatar.joins import MadeChunk, fade, finish_chunk, next_prefix
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import (
     ClipRequest,
     Scene,

@@ -6,16 +6,17 @@ Pictures become uint8 RGB (H, W, 3), sounds float32 mono (N,).
 import io
 import math
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from common.media import AUDIO_RATE, read_audio, read_video
+from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
+from common.media import read_video
 from common.media_open import audio_stream, open_media
-from omniavatar.audio_encoder import SAMPLES_PER_FRAME
+from common.media_sound import read_audio
+from omniavatar.config import Request
 
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger picture is averaged down on reading
@@ -35,17 +36,6 @@ class Sound(NamedTuple):
     heard: np.ndarray
     played: np.ndarray
     rate: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """One video to make, as files: `image` a picture (or a video, whose first frame counts), `audio` a sound or video
-    file. Without an image the base draws one from the prompt; without a sound `seconds` of silence are made."""
-
-    image: Path | None = None
-    audio: Path | None = None
-    prompt: str = ""
-    seconds: float = 0.0
 
 
 class Inputs(NamedTuple):

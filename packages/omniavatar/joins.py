@@ -12,8 +12,8 @@ from torch import Tensor
 from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.chunks import Chunk, latent_length
 from omniavatar.colour import hold_colours
+from omniavatar.config import GenerateConfig
 from omniavatar.images import to_frames
-from omniavatar.presets import GenerateConfig
 from omniavatar.vae import WanVAE
 
 # Latents decoded again before the prefix where latents are carried: a causal decoder that begins at the prefix itself

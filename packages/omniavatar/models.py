@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -14,6 +13,7 @@ from omniavatar.adapter import merge_lora
 from omniavatar.attention import choose_attention
 from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder
 from omniavatar.checkpoints import load_adapter
+from omniavatar.config import LoadConfig
 from omniavatar.extra_lora import merge_extra_lora
 from omniavatar.ranks import in_turn, join_ranks, own_device
 from omniavatar.sequence import SequenceGroup
@@ -24,56 +24,14 @@ from omniavatar.transformer import AvatarTransformer, load_base
 from omniavatar.vae import WanVAE, load_vae
 
 
-@dataclass(frozen=True)
-class LoadConfig:
-    """Where and in which precision the networks run; wav2vec2 is always float32.
-
-    `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
-    `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
-    works on tiles: less memory, slightly other latents and pixels. `offload` "blocks" keeps the transformer's blocks in
-    the memory of the host and copies each as it runs: same output, room for two of them, slower. `share_sequence`: the
-    processes of a torchrun call make one video together, on a GPU each, and the first writes it; `share_branches`: they
-    do so by taking the passes of guidance (two or three a step) in turn, each with all tokens. `shard` besides
-    `share_sequence`: each keeps its part of the blocks of transformer and text encoder, and a block is gathered as it
-    runs; with `offload` "blocks" these parts are in the memory of the host. They are loaded in turn, so a machine holds
-    the weights once and its parts. `merge` False leaves the adapter's LoRA beside the weights: more work, and in bf16
-    no rounding of their sum. `extra_lora` is the file of a LoRA for the base, merged `extra_lora_scale` times (see
-    extra_lora.py); with one that needs few steps set steps, shift and guidance to suit.
-    """
-
-    device: str = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: str = "auto"
-    round_timestep: bool = False
-    tiled_vae: bool = False
-    offload: Literal["none", "blocks"] = "none"
-    share_sequence: bool = False
-    share_branches: bool = False
-    shard: bool = False
-    merge: bool = True
-    extra_lora: str = ""
-    extra_lora_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.share_branches and self.share_sequence:
-            raise ValueError(
-                "load.share_sequence and load.share_branches are both set, and processes share either the tokens of a "
-                "pass or the passes; unset one."
-            )
-        if self.shard and not self.share_sequence:
-            raise ValueError(
-                "load.shard is set without load.share_sequence: the parts of a block lie with the processes that make "
-                "one video together; set both and start by torchrun, or load.offload=blocks for one GPU."
-            )
-
-    def resolved(self) -> tuple[torch.device, torch.dtype]:
-        """Device and precision of this machine. Raises ValueError for a device that is not there."""
-        gpus = torch.cuda.device_count()
-        device = torch.device(("cuda" if gpus else "cpu") if self.device == "auto" else self.device)
-        if device.type == "cuda" and (device.index or 0) >= gpus:
-            raise ValueError(f"load.device is {self.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
-        kind = ("bf16" if device.type == "cuda" else "fp32") if self.dtype == "auto" else self.dtype
-        return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
+def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:
+    """Device and precision that `config` means on this machine. Raises ValueError for a device that is not there."""
+    gpus = torch.cuda.device_count()
+    device = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"load.device is {config.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
+    kind = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
+    return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
 
 
 @dataclass(frozen=True)
@@ -119,7 +77,7 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
     """Load all networks for generation. Errors as of each loader, of LoadConfig and `choose_attention`."""
     if config.offload == "blocks" or config.shard:
         gc.collect()  # a model loaded so before, and gone, is held by rings of hooks, with all of its memory
-    device, dtype = config.resolved()
+    device, dtype = resolve_device(config)
     ranks = parts = None
     if config.share_sequence or config.share_branches:
         device = own_device(device)

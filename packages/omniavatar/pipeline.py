@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.media import AUDIO_RATE
+from common.constants import AUDIO_RATE
+from omniavatar.config import GenerateConfig, LoadConfig
+from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
-from omniavatar.models import AvatarModels, LoadConfig, ModelPaths, load_models
-from omniavatar.presets import GenerateConfig
-from omniavatar.presets import preset as settings_of
+from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.video_file import sound_track, write_avatar_video, write_settings
 
 ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")

@@ -14,8 +14,6 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Recompute = Literal["none", "full", "selective", "offload"]
-
 # Every fused kernel behind torch's scaled_dot_product_attention.
 _ATTENTION = frozenset(
     {

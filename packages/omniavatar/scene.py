@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniavatar.audio_encoder import SAMPLE_RATE, SAMPLES_PER_FRAME
+from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.chunks import FIRST_PREFIX, Chunk
+from omniavatar.config import GenerateConfig
 from omniavatar.images import choose_size, fit_image
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.sampler import Guidance, denoise
 from omniavatar.text_encoder import pad_text
@@ -55,7 +55,7 @@ def frames_of(wave: np.ndarray) -> int:
     return math.ceil(len(wave) / SAMPLES_PER_FRAME)
 
 
-def with_lead_in(wave: np.ndarray, config: GenerateConfig, rate: int = SAMPLE_RATE) -> np.ndarray:
+def with_lead_in(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
     """The sound (N,) behind the seconds of silence that the config puts before it."""
     return np.pad(wave, (round(config.lead_in * rate), 0)) if wave.ndim == 1 else wave
 

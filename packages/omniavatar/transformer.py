@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.runs import read_json
-from omniavatar.audio_entry import AudioEntry, audio_blocks, audio_modules
+from omniavatar.audio_entry import audio_blocks, audio_modules
 from omniavatar.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.config import AudioEntry, Recompute
 from omniavatar.kept import KeptResidual, KeptSound, KeptText, TextAttention
 from omniavatar.key_names import dit_to_diffusers, dit_to_original
-from omniavatar.recompute import Recompute, recomputing
+from omniavatar.recompute import recomputing
 from omniavatar.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
 

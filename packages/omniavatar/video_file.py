@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from common.media import AUDIO_RATE, FPS, write_video
+from common.constants import AUDIO_RATE, FPS
+from common.media_write import write_video
 from common.runs import write_json
-from omniavatar.presets import GenerateConfig
+from omniavatar.config import GenerateConfig
 from omniavatar.scene import with_lead_in
 
 LIBRARIES = ("torch", "diffusers", "transformers", "av", "omniavatar-stack")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.runs import hash_path
-from perception.features import Protocol, frame_features, load_feature_net, video_features
+from perception.config import Protocol
+from perception.features import frame_features, load_feature_net, video_features
 from perception.pose import POINTS, PoseEstimator, load_pose_estimator
 
 

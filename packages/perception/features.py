@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perception.config import Protocol
 from perception.i3d import I3D
 from perception.inception import FIDInception
 from perception.state_dicts import differences
-
-Protocol = Literal["paper", "strict"]
 
 WINDOW = 16  # frames the published I3D protocols look at
 STRICT_WINDOWS = 8  # of a clip, not overlapping

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-SAMPLES_PER_FRAME = 640
+from common.constants import SAMPLES_PER_FRAME
+
 SIDE = 96  # px, of the crop (perception.syncnet.crop_track) that is looked at
 # The mouth in such a crop, whose upper 71 % are the face's box: rows, columns.
 MOUTH = (slice(42, 67), slice(29, 67))

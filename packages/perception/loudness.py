@@ -4,14 +4,15 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import lfilter
 
-RATE = 16_000
+from common.constants import AUDIO_RATE
+
 BLOCK_SECONDS, BLOCKS_PER_SECOND = 0.4, 10
 ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS; LU below the mean of what passes the first gate
 STEP = 320  # samples, 20 ms
 SILENCE_DB, AUDIBLE_BELOW_PEAK_DB = -50.0, 35.0
 
 
-def integrated_loudness(wave: np.ndarray, rate: int = RATE) -> float | None:
+def integrated_loudness(wave: np.ndarray, rate: int = AUDIO_RATE) -> float | None:
     """Loudness in LUFS of mono sound (n,) in [-1, 1]; None for less than 0.4 s or for silence (below -70 LUFS)."""
     block = round(BLOCK_SECONDS * rate)
     if len(wave) < block:
@@ -46,12 +47,12 @@ def k_weighting(rate: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndar
     return (shelf / scale, poles / scale), (np.array([1.0, -2.0, 1.0]), low / low[0])
 
 
-def silent_ends(wave: np.ndarray, rate: int = RATE) -> tuple[float, float]:
+def silent_ends(wave: np.ndarray, rate: int = AUDIO_RATE) -> tuple[float, float]:
     """Seconds without audible sound at the beginning and at the end of mono sound (n,); both whole when all is silent.
 
     Audible is what lies above -50 dB of full scale and within 35 dB of the loud parts, in steps of 20 ms.
     """
-    step = round(STEP * rate / RATE)
+    step = round(STEP * rate / AUDIO_RATE)
     blocks = np.asarray(wave[: len(wave) // step * step], np.float64).reshape(-1, step)
     level = 10 * np.log10(np.maximum(np.square(blocks).mean(axis=1), 1e-12))
     loud = np.percentile(level, 95) if len(level) else SILENCE_DB

@@ -5,7 +5,8 @@ from functools import cache
 import numpy as np
 from scipy.fft import dct
 
-SAMPLE_RATE = 16_000
+from common.constants import AUDIO_RATE
+
 COEFFICIENTS = 13
 _WINDOW, _HOP = 400, 160  # 25 ms, 10 ms
 _FFT, _FILTERS, _LIFTER, _PRE_EMPHASIS = 512, 26, 22, 0.97
@@ -34,8 +35,8 @@ def mfcc(wave: np.ndarray) -> np.ndarray:
 @cache
 def _mel_filters() -> np.ndarray:
     """Triangles (26, 257) evenly spaced in mel from 0 to 8 kHz, their corners rounded down to FFT bins."""
-    mel = np.linspace(0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), _FILTERS + 2)
-    corners = np.floor((_FFT + 1) * 700 * (10 ** (mel / 2595) - 1) / SAMPLE_RATE)
+    mel = np.linspace(0, 2595 * np.log10(1 + AUDIO_RATE / 2 / 700), _FILTERS + 2)
+    corners = np.floor((_FFT + 1) * 700 * (10 ** (mel / 2595) - 1) / AUDIO_RATE)
     low, middle, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     bins = np.arange(_FFT // 2 + 1)
     rising = (bins - low) / np.maximum(middle - low, 1)

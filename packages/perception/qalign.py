@@ -17,12 +17,12 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
+from perception.config import Variant
 from perception.qalign_bits import Bits
 from perception.qalign_model import Owl, OwlConfig, QAlignError
 from perception.qalign_weights import check_weights, load_weights
 
 Task = Literal["quality", "aesthetics"]
-Variant = Literal["scorer", "automodel", "pyiqa"]
 Scale = Literal["1-5", "0-1"]
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import binary_closing, gaussian_filter1d
 
-RATE = 16_000
+from common.constants import AUDIO_RATE
+
 HOP = 256  # 16 ms
 WINDOW = 1024  # 64 ms: partials of a voice or an instrument stand apart in the spectrum
 FLOOR_DB = -120.0
@@ -69,8 +70,8 @@ def speech_at(wave: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     spectrum = _power_spectrum(wave)
     level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
     speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
-    window = np.round((np.asarray(seconds) * RATE - WINDOW / 2) / HOP).astype(int)
-    inside = (np.asarray(seconds) >= 0) & (np.asarray(seconds) < len(wave) / RATE)
+    window = np.round((np.asarray(seconds) * AUDIO_RATE - WINDOW / 2) / HOP).astype(int)
+    inside = (np.asarray(seconds) >= 0) & (np.asarray(seconds) < len(wave) / AUDIO_RATE)
     return inside & speech[np.clip(window, 0, len(speech) - 1)]
 
 

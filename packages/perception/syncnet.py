@@ -17,10 +17,10 @@ from scipy.ndimage import median_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.constants import SAMPLES_PER_FRAME
 from perception.mfcc import COEFFICIENTS, mfcc
 from perception.state_dicts import differences
 
-SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 5
 WINDOW_CEPSTRA, CEPSTRA_PER_FRAME = 20, 4
 MIN_FRAMES = WINDOW_FRAMES + 1

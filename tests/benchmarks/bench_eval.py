@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import sha256_file
 from eval.clip_metrics import METRICS
+from eval.config import FeatureConfig
 from eval.extract import ExtractJob, load_arrays
-from eval.extractors import EXTRACTORS, FeatureConfig
+from eval.extractors import EXTRACTORS
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip
 from tests.benchmarks.measure import Row, compare

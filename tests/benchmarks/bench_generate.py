@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerFast
 from omniavatar.adapter import inject_lora, merge_lora
 from omniavatar.audio_encoder import AudioEncoder
 from omniavatar.chunks import Chunk, plan_chunks
+from omniavatar.config import GenerateConfig
 from omniavatar.flow import euler_step, sigma_schedule
 from omniavatar.generate import generate_video
 from omniavatar.images import to_frames
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.residual_cache import modulation_changes, plan_steps
 from omniavatar.scene import ClipRequest, Scene, chunk_noise, prepare
 from omniavatar.text_encoder import TextEncoder

@@ -13,8 +13,11 @@ import pytest
 from scenedetect import detect
 from scenedetect.detectors import AdaptiveDetector
 
-from common.media import decode_stored, decode_video, index_video, probe, read_audio, read_frames, read_video
-from curation.scan import ScanConfig, scan_source
+from common.media import decode_stored, decode_video, read_frames, read_video
+from common.media_index import index_video, probe
+from common.media_sound import read_audio
+from curation.config import ScanConfig
+from curation.scan import scan_source
 from miniature.world import draw_clip
 from perception.faces import Face
 from tests.benchmarks.measure import ROUNDS, Row, compare, cpu_seconds

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.benchmarks.measure import ROUNDS, Row, cpu_seconds
-from training.data import DataConfig, window_bucket
+from training.config import DataConfig
+from training.data import window_bucket
 from training.order import Order
 
 CLIPS, SIZES = 774_207, ((50, 90), (90, 90), (90, 50))

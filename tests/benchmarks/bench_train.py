@@ -15,17 +15,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from omniavatar.adapter import LORA_TARGETS
-from omniavatar.audio_entry import AudioEntry
 from omniavatar.checkpoints import save_base
-from omniavatar.recompute import Recompute
+from omniavatar.config import AudioEntry, Recompute
 from omniavatar.transformer import AvatarTransformer, build_condition, new_base
 from tests.benchmarks.measure import Row, compare
+from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from training.engine import Engine, join_group
-from training.engine_settings import EngineConfig
 from training.flops import network_of, work
-from training.model import ModelConfig, build_model
-from training.objective import Batch, ObjectiveConfig, sample_losses
-from training.optimizer import OptimizerConfig, build_optimizer
+from training.model import build_model
+from training.objective import Batch, sample_losses
+from training.optimizer import build_optimizer
 
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 1024, "num_layers": 4, "text_dim": 64}
 RANK, AUDIO, FRAMES, TEXT, ROUNDS = 16, 64, 3, 64, 3

@@ -16,9 +16,11 @@ import numpy as np
 import psutil
 import pytest
 
-from common.executors import ExecutorConfig, Stage, StageError, kept_workers, run_stage, stream_stage
+from common.executor_config import ExecutorConfig
+from common.executors import kept_workers, run_stage, stream_stage
 from common.ledger import Ledger, Outcome, ledger_rows
 from common.runs import DiskFullError, RunFolder
+from common.stage import Stage, StageError
 from common.status import read_status
 
 HERE, POOL = ExecutorConfig(workers=1), ExecutorConfig(workers=2)

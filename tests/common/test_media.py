@@ -10,18 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from common.media import (
-    MediaError,
-    cut_clip,
-    decode_video,
-    index_video,
-    probe,
-    read_audio,
-    read_frames,
-    read_video,
-    write_video,
-)
-from common.media_write import audio_frame
+from common.media import cut_clip, decode_video, read_frames, read_video
+from common.media_index import index_video, probe
+from common.media_open import MediaError
+from common.media_sound import read_audio
+from common.media_write import audio_frame, write_video
 from common.runs import DiskFullError
 
 BITS = 8

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from common import media_decode, media_open
-from common.media import cut_clip, decode_stored, decode_video, planes, probe, read_audio, read_frames, read_video
+from common.media import cut_clip, decode_stored, decode_video, read_frames, read_video
+from common.media_decode import planes
+from common.media_index import probe
 from common.media_open import MediaError
+from common.media_sound import read_audio
 from common.media_write import audio_frame
 from tests.common.test_media import click_times, clicks, number_of, numbered
 

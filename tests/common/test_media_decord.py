@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import decode_stored, decode_video, read_frames, read_video, to_rgb
+from common.media import decode_stored, decode_video, read_frames, read_video
+from common.media_decode import to_rgb
 from common.media_open import MediaError
 from tests.common.test_media_decode import CODECS, encode, textured
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import MediaError, index_video, probe, read_audio, write_video
+from common.media_index import index_video, probe
+from common.media_open import MediaError
+from common.media_sound import read_audio
+from common.media_write import write_video
 from tests.common.test_media import clicks, numbered
 
 

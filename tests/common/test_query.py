@@ -10,7 +10,8 @@ from common.ledger import Ledger, Outcome
 from common.progress import MetricLog
 from common.queries import QUERIES
 from common.query import QueryError, connect, materialise, run_query
-from common.shards import INDEX_SCHEMA, ShardWriter
+from common.shard_index import INDEX_SCHEMA
+from common.shards import ShardWriter
 
 VIEWS = ["clips", "metrics", "outcomes", "shards", "sources", "steps"]
 

@@ -11,9 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from common.executors import ExecutorConfig, Stage, StageError, kept_workers, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import kept_workers, run_stage
 from common.ledger import Ledger, ledger_rows
 from common.runs import DiskFullError
+from common.stage import Stage, StageError
 from tests.common.test_executors import (
     HERE,
     PATHS,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.shard_index import read_index
 from common.shard_removal import remove_samples
-from common.shards import ShardError, ShardReader, ShardWriter, read_index
+from common.shard_sample import ShardError
+from common.shards import ShardReader, ShardWriter
 from tests.common.test_shards import PATHS, contents, draw_sample, write
 
 

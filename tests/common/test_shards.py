@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from common.shards import INDEX_SCHEMA, ShardError, ShardReader, ShardWriter, read_index
+from common.shard_index import INDEX_SCHEMA, read_index
+from common.shard_sample import ShardError
+from common.shards import ShardReader, ShardWriter
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.media import write_video
-from curation.cut import CutConfig, clip_rows, cut_row
+from common.media_write import write_video
+from curation.config import CutConfig, ScanConfig
+from curation.cut import clip_rows, cut_row
 from curation.probe import probe_source
-from curation.scan import ScanConfig, scan_source
+from curation.scan import scan_source
 from perception.faces import Face
 
 MEMORY = 2 << 30  # bytes of address space beyond what the libraries take

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
 from common.media import read_frames
-from curation.captions import PROMPT, CaptionConfig, caption_fields, captions_stage
+from curation.captions import caption_fields, captions_stage
+from curation.config import PROMPT, CaptionConfig
 from curation.cut import cut_row
 from perception.captioner import load_captioner
 from tests.curation.conftest import clip_row, draw_talk, write_talk

@@ -6,7 +6,8 @@ from pathlib import Path
 import av
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
 from common.runs import sha256_file
 from curation.content import content_stage, hash_content

@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import probe, read_audio, read_video, write_video
+from common.media import read_video
+from common.media_index import probe
+from common.media_sound import read_audio
+from common.media_write import write_video
 from common.runs import sha256_file
-from curation.cut import CutConfig, clip_rows, cut_row, cut_stage, split_shots
+from curation.config import CutConfig
+from curation.cut import clip_rows, cut_row, cut_stage, split_shots
 from tests.common.test_media import click_times, clicks, number_of, numbered
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 

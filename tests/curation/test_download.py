@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, Outcome
 from common.runs import read_json, sha256_file
-from curation.download import DownloadConfig, Fetcher, download_stage, fetch_sources, sweep_stage
-from curation.exit import Exit, ExitConfig, RestConfig
+from curation.config import DownloadConfig, ExitConfig, RestConfig
+from curation.download import Fetcher, download_stage, fetch_sources, sweep_stage
+from curation.exit import Exit
 from curation.remote import refused_row, remote_row
 from curation.video_site import YT_DLP_VERSION
 from tests.curation.conftest import draw_talk, write_talk

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import write_video
+from common.media_write import write_video
+from curation.config import DuplicatesConfig
 from curation.cut import cut_row
 from curation.duplicates import (
-    DuplicatesConfig,
     best_overlap,
     find_overlaps,
     fingerprint_clip,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.exit import Exit, ExitConfig, RestConfig
+from curation.config import ExitConfig, RestConfig
+from curation.exit import Exit
 
 HOUR = 3600.0
 REST = RestConfig(cooldown_seconds=100, max_cooldown_seconds=350, give_up_after=4)

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
+from curation.config import FramingConfig, PeopleConfig
 from curation.cut import cut_row
 from curation.framing import (
-    FramingConfig,
     angle_fields,
     body_fields,
     framing_fields,
@@ -18,7 +19,6 @@ from curation.framing import (
     head_angles,
     owner_of,
 )
-from curation.people import PeopleConfig
 from miniature.weights import weights_dir
 from perception.faces import load_face_detector
 from perception.pose import DETECTOR_FILE, POINTS, POSE_FILE, Pose

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.cut import CutConfig, clip_rows
+from curation.config import CutConfig
+from curation.cut import clip_rows
 from curation.hdtf import SUBSETS
 from curation.hdtf_sets import list_hdtf_set
 from curation.remote import WATCH, SourcesError

@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.ledger import ledger_rows
 from common.query import connect
 from common.runs import RunFolder
-from curation.config import CurationConfig
+from curation.config import CurationConfig, SelectConfig, SourcesConfig, SpeakerConfig, SyncConfig
 from curation.job import curate, reselect
-from curation.select import SelectConfig
-from curation.sources import SourcesConfig
-from curation.speaker import SpeakerConfig
 from curation.summary import CurationSummary, summarise
-from curation.sync import SyncConfig
 from tests.curation.conftest import Talk, draw_talk, write_talk
 
 SELECT = SelectConfig(min_sync_c=0.3, min_side=64, min_face_px=12)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from curation.people import PeopleConfig, annotated_distances, find_tracks, people_fields
+from curation.config import PeopleConfig
+from curation.people import annotated_distances, find_tracks, people_fields
 
 LEFT, RIGHT = [10.0, 10.0, 30.0, 34.0], [60.0, 10.0, 76.0, 26.0]
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from curation.avspeech import list_avspeech
-from curation.download import DownloadConfig
-from curation.exit import ExitConfig
+from curation.config import DownloadConfig, ExitConfig
 from curation.pilot import BASES, Pilot, read_pilot
 from curation.plan import Listed, Machines, listed, make_plan
 from curation.rates import ALIVE, HOURS_PER_VIDEO, KEPT, RATES

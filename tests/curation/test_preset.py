@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.recipe import RecipeError
+from curation.config import SelectConfig
 from curation.preset import preset_names, read_preset
-from curation.select import SelectConfig, select
+from curation.select import select
 from pipelines.recipe import read_recipe
 from tests.curation.test_select import GOOD
 

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
-from common.media import index_video, read_frames
+from common.media import read_frames
+from common.media_index import index_video
+from curation.config import QualityConfig
 from curation.cut import cut_row
-from curation.quality import QualityConfig, quality_stage, score_quality
+from curation.quality import quality_stage, score_quality
 from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
 from perception.qalign import load_qalign
 from tests.curation.conftest import clip_row, draw_talk, write_talk

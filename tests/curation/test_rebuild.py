@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips, write_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.media import read_video
 from common.runs import RunFolder, sha256_file
-from curation.download import DownloadConfig
-from curation.exit import ExitConfig
+from curation.config import DownloadConfig, ExitConfig
 from curation.rebuild import rebuild
 from curation.versions import freeze, withdraw
 from tests.curation.conftest import draw_talk, write_talk

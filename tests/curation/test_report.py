@@ -11,13 +11,13 @@ import pytest
 
 from common.clips import write_clips
 from common.ledger import Ledger, Outcome
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import RunFolder, write_json
-from curation.download import DownloadConfig
+from curation.config import DownloadConfig, SelectConfig
 from curation.pilot import read_pilot
 from curation.plan import Machines, listed, make_plan
 from curation.report import histogram, save_plan, write_curation_report
-from curation.select import SelectConfig, select
+from curation.select import select
 from curation.summary import SOURCES_SCHEMA
 from tests.curation.test_select_sql import GOOD
 

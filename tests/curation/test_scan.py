@@ -11,9 +11,11 @@ from scenedetect import detect
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from common.media import decode_stored, write_video
+from common.media import decode_stored
+from common.media_write import write_video
 from curation import scan as module
-from curation.scan import ScanConfig, find_cuts, scan_source, small_picture
+from curation.config import ScanConfig
+from curation.scan import find_cuts, scan_source, small_picture
 from miniature.world import draw_clip
 from perception.faces import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from common.clips import read_clips, write_clips
-from curation.select import SelectConfig, select
+from curation.config import SelectConfig
+from curation.select import select
 
 CONFIG = SelectConfig(min_sync_c=4.0, min_iqa=2.6, min_side=64, min_face_px=16)
 GOOD = {

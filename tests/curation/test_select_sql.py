@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from common.clips import CLIP_SCHEMA
-from curation.select import SelectConfig, select
+from curation.config import SelectConfig
+from curation.select import select
 from curation.select_sql import FAULTS, decided_sql, yield_sql
 
 # Field -> the values around which rows are drawn.

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from curation.sources import SourcesConfig, SourcesError, list_sources
+from curation.config import SourcesConfig
+from curation.remote import SourcesError
+from curation.sources import list_sources
 
 
 def touch(*paths: Path) -> None:

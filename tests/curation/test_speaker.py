@@ -6,19 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
+from curation.config import PeopleConfig, SpeakerConfig
 from curation.cut import cut_row
-from curation.people import PeopleConfig, find_tracks
-from curation.speaker import (
-    Evidence,
-    SpeakerConfig,
-    active_speaker_stage,
-    choose_speaker,
-    face_crops,
-    lips_stage,
-    speaker_fields,
-)
+from curation.people import find_tracks
+from curation.speaker import Evidence, active_speaker_stage, choose_speaker, face_crops, lips_stage, speaker_fields
 from miniature.planted import FAULTS, Truth
 from miniature.world import draw_clip
 from tests.changing_face import write_active_speaker

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger, ledger_rows
-from curation.download import DownloadConfig, fetch_sources
+from curation.config import DownloadConfig, SourcesConfig
+from curation.download import fetch_sources
 from curation.plan import listed
-from curation.sources import SourcesConfig, list_sources
+from curation.sources import list_sources
 from curation.stored import is_stored
 from tests.common.object_store import object_store
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import AUDIO_RATE, cut_clip, read_audio
+from common.constants import AUDIO_RATE
+from common.media import cut_clip
+from common.media_sound import read_audio
 from common.runs import sha256_file
+from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
 from curation.cut import cut_row
-from curation.people import PeopleConfig
-from curation.speaker import SpeakerConfig
-from curation.sync import SyncConfig, score_sync
+from curation.sync import score_sync
 from perception.syncnet import load_syncnet
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 

@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.ledger import ledger_rows
 from common.query import connect, materialise
 from common.runs import RunFolder, read_json
-from curation.config import CurationConfig
+from curation.config import CurationConfig, SelectConfig, SourcesConfig
 from curation.job import curate
-from curation.select import SelectConfig
-from curation.sources import SourcesConfig, list_sources
+from curation.sources import list_sources
 from curation.takedown import begin, finish, forget_clips, left_outside, part_taken_down, still_named, tombstone
 from tests.curation.conftest import draw_talk, write_talk
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.executors import ExecutorConfig, run_stage
+from common.executor_config import ExecutorConfig
+from common.executors import run_stage
 from common.ledger import Ledger
+from curation.config import PeopleConfig, TextConfig
 from curation.cut import cut_row
-from curation.people import PeopleConfig
-from curation.text import TextConfig, text_stage
+from curation.text import text_stage
 from miniature.planted import write_text
 from miniature.world import draw_clip
 from tests.curation.conftest import Talk, clip_row, write_talk

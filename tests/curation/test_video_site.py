@@ -7,8 +7,8 @@ import av
 import pytest
 
 from common.runs import DiskFullError
+from curation.config import ExitConfig
 from curation.download_errors import Failure, FailureClass
-from curation.exit import ExitConfig
 from curation.video_site import Site, check_usable, describe
 from tests.curation.conftest import draw_talk, write_talk
 from tests.curation.web import serve

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import write_clips
-from curation.select import SelectConfig, select
+from curation.config import SelectConfig
+from curation.select import select
 from curation.summary import SOURCES_SCHEMA
 from curation.yields import draw_yield, funnel_table, hours_lines, parse_axis, yield_lines, yield_table
 from tests.curation.test_select_sql import GOOD, draw_rows

@@ -7,14 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.executors import ExecutorConfig
-from common.media import write_video
+from common.executor_config import ExecutorConfig
+from common.media_write import write_video
 from common.runs import RunFolder, read_json, save_provenance, write_json
 from eval.card import examples, make_card, write_card
 from eval.compare import CompareError
-from eval.extractors import FeatureConfig
-from eval.job import EvalConfig, evaluate
-from eval.study import ScoreConfig
+from eval.config import EvalConfig, FeatureConfig, ScoreConfig
+from eval.job import evaluate
 from eval.test_sets import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 RECIPE = "name: r\nweights: miniature\ngenerate: {steps: 25, audio_guidance: 2.5}\n"

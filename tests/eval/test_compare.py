@@ -16,8 +16,8 @@ from eval.compare import (
     read_metrics,
     set_difference,
 )
+from eval.config import ScoreConfig
 from eval.kept import KeptFeatures, NotKeptError
-from eval.study import ScoreConfig
 
 
 def table(method, values, metric="sync_c", seed=0, protocol="paper"):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import sha256_file
 from eval import extract
+from eval.config import FeatureConfig
 from eval.extract import ExtractJob, load_arrays, run_extractor, save_arrays
-from eval.extractors import EXTRACTORS, FeatureConfig
+from eval.extractors import EXTRACTORS
 from eval.records import UnscorableError
 from eval.sight import Sight
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.config import FeatureConfig, SyncRules
 from eval.extract import run_extractor
-from eval.extractors import EXTRACTORS, JUDGE_ROLES, FeatureConfig, frame_choice
-from eval.metrics.sync import SyncRules
+from eval.extractors import EXTRACTORS, JUDGE_ROLES, frame_choice
 from eval.sight import Sight
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip

@@ -17,16 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.executors import ExecutorConfig
-from common.media import write_video
+from common.executor_config import ExecutorConfig
+from common.media_write import write_video
 from common.runs import RunFolder, read_json, write_json
 from eval.clip_metrics import CLIP_METRICS
 from eval.compare import compare_methods
-from eval.extractors import FeatureConfig
-from eval.job import EvalConfig, ManifestError, evaluate, read_manifest
-from eval.metrics.sync import SyncRules
+from eval.config import EvalConfig, FeatureConfig, ScoreConfig, SyncRules
+from eval.job import ManifestError, evaluate, read_manifest
 from eval.records import NOT_NAMED
-from eval.study import ScoreConfig
 from miniature.weights import model_paths
 from miniature.world import draw_clip
 from perception.syncnet import SyncNet, SyncNetWidths

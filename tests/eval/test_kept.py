@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.runs import RunFolder, sha256_file, write_json
+from eval.config import FeatureConfig
 from eval.extract import save_arrays
-from eval.extractors import EXTRACTORS, FeatureConfig
+from eval.extractors import EXTRACTORS
 from eval.kept import NotKeptError, kept_features
 
 (FID,) = (extractor for extractor in EXTRACTORS if extractor.name == "fid")

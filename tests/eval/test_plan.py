@@ -5,13 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.executors import ExecutorConfig
-from common.media import write_video
+from common.executor_config import ExecutorConfig
+from common.media_write import write_video
 from common.runs import RunFolder
-from eval.extractors import FeatureConfig
-from eval.job import EvalConfig, ManifestError, evaluate
+from eval.config import EvalConfig, FeatureConfig, ScoreConfig
+from eval.job import ManifestError, evaluate
 from eval.plan import plan_evaluation, plan_lines
-from eval.study import ScoreConfig
 
 CONFIG = EvalConfig(FeatureConfig(), ScoreConfig(resamples=20))
 

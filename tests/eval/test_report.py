@@ -13,16 +13,17 @@ import pytest
 from PIL import Image
 
 from common.clips import write_clips
-from common.media import write_video
+from common.media_write import write_video
 from common.progress import MetricLog
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, read_json, write_json
 from eval.clip_metrics import clip_records
+from eval.config import ScoreConfig
 from eval.records import Look, Seen
 from eval.report import headline, p_text, write_report
 from eval.scores import score_methods
 from eval.sections import number, one_of_each
-from eval.study import ScoreConfig, Study
+from eval.study import Study
 from eval.summary import KEYS
 from eval.test_sets import TEST_SET_FILE, TestClip, TestSet, write_test_set
 

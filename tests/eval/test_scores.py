@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from eval.clip_metrics import clip_records
+from eval.config import ScoreConfig
 from eval.records import NO_WEIGHTS, Look, Record, Seen
 from eval.scores import score_methods
 from eval.set_scores import FeatureSets
-from eval.study import FLOOR, REAL, ScoreConfig, Study
+from eval.study import FLOOR, REAL, Study
 
 CONFIG = ScoreConfig(comparisons=("adapter>base",), resamples=300, swap_draws=19)
 

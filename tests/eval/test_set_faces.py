@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from common.ledger import Ledger, Outcome
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import RunFolder
-from curation.people import PeopleConfig
+from curation.config import PeopleConfig
 from eval.set_faces import speaker_boxes, stored_looks
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip

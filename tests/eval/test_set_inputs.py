@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips, write_clips
-from common.executors import ExecutorConfig
-from common.media import read_audio, read_video, write_video
+from common.executor_config import ExecutorConfig
+from common.media import read_video
+from common.media_sound import read_audio
+from common.media_write import write_video
 from common.runs import RunFolder
-from curation.people import PeopleConfig
+from curation.config import PeopleConfig
 from eval.set_inputs import CLIPS, SAMPLES, write_inputs
 from eval.test_sets import FACE_RULE, HDTF_RULE, TEST_SET_FILE, WHOLE_RULE, ListError, TestClip, TestSet, read_test_set
 from miniature.weights import model_paths

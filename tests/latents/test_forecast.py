@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from common.runs import RunFolder
-from common.shards import read_index
+from common.shard_index import read_index
 from latents.bill import KINDS, last_bill
+from latents.config import LatentsConfig
 from latents.encode import Encoders
 from latents.forecast import PER_SAMPLE, Length, Speed, Widths, even_lengths, forecast, probe, read_widths
-from latents.job import LatentsConfig, encode_clips
+from latents.job import encode_clips
 from tests.latents.test_job import CONFIG, HERE, Drawn, row
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.ledger import Outcome
-from common.media import write_video
+from common.media_write import write_video
 from common.runs import RunFolder, hash_path, sha256_file
-from common.shards import ShardError, ShardReader, read_index
+from common.shard_index import read_index
+from common.shard_sample import ShardError
+from common.shards import ShardReader
+from latents.config import LatentsConfig
 from latents.constants import read_constants
-from latents.job import LatentsConfig, encode_clips, make_worker, placed, read_clip
+from latents.job import encode_clips, make_worker, placed, read_clip
 
 CONFIG = LatentsConfig(buckets=((32, 32), (48, 32)), references=2, samples_per_shard=2)
 HERE = ExecutorConfig(workers=1)

@@ -10,7 +10,8 @@ import pytest
 
 from common.jsonlines import JsonLines
 from common.runs import RunFolder
-from common.shards import INDEX_SCHEMA, ShardWriter, read_index
+from common.shard_index import INDEX_SCHEMA, read_index
+from common.shards import ShardWriter
 from latents.verify import LOG, shard_stamp, verify_shards
 
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"

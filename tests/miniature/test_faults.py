@@ -3,9 +3,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from common.media import MediaError, probe, read_audio, read_video
+from common.media import read_video
+from common.media_index import probe
+from common.media_open import MediaError
+from common.media_sound import read_audio
 from common.runs import read_json, sha256_file
-from miniature.faults import SmallWorldConfig, draw_sources, plan, source_name
+from miniature.config import SmallWorldConfig
+from miniature.faults import draw_sources, plan, source_name
 from miniature.planted import FAULTS
 
 TINY = SmallWorldConfig(clean=2, offset=3, each_fault=1, seconds=2.0)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 from omniavatar.audio_encoder import AudioEncoder
-from omniavatar.audio_entry import AudioEntry
+from omniavatar.config import AudioEntry
 from omniavatar.models import AvatarModels
 from omniavatar.text_encoder import TextEncoder
 from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar

@@ -7,15 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.adapter import inject_lora
-from omniavatar.audio_entry import (
-    AudioEntry,
-    FrameAttention,
-    FrameProjection,
-    audio_blocks,
-    audio_modules,
-    audio_tensor_names,
-)
-from omniavatar.checkpoints import AdapterConfig, CheckpointError, load_adapter, save_adapter
+from omniavatar.audio_entry import FrameAttention, FrameProjection, audio_blocks, audio_modules, audio_tensor_names
+from omniavatar.checkpoints import AdapterConfig, load_adapter, save_adapter
+from omniavatar.config import AudioEntry
+from omniavatar.tensor_files import CheckpointError
 from omniavatar.transformer import AvatarTransformer, build_condition
 
 LORA_14B = 613_416_960

@@ -8,7 +8,6 @@ from torch import Tensor
 from omniavatar.adapter import inject_lora, merge_lora
 from omniavatar.checkpoints import (
     AdapterConfig,
-    CheckpointError,
     adapter_tensors,
     load_adapter,
     official_lora_names,
@@ -16,7 +15,7 @@ from omniavatar.checkpoints import (
     save_base,
     to_official_name,
 )
-from omniavatar.tensor_files import build_empty, read_tensors
+from omniavatar.tensor_files import CheckpointError, build_empty, read_tensors
 from omniavatar.transformer import AvatarTransformer, build_condition, load_base, new_base, to_avatar
 from tests.omniavatar.conftest import make_avatar, make_base
 

@@ -7,9 +7,9 @@ import pytest
 
 from omniavatar.chunk_cache import ChunkCache
 from omniavatar.chunks import plan_chunks
+from omniavatar.config import GenerateConfig
 from omniavatar.generate import stream_video
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest
 
 CONFIG = GenerateConfig(

@@ -7,11 +7,11 @@ import torch
 
 from omniavatar.chunks import plan_chunks
 from omniavatar.colour import hold_colours
+from omniavatar.config import GenerateConfig, preset
 from omniavatar.generate import chunk_starts, draw_portrait, generate_clips, generate_video, stream_video
 from omniavatar.images import to_frames
 from omniavatar.joins import fade
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig, preset
 from omniavatar.sampler import Guidance, denoise
 from omniavatar.scene import ClipRequest, chunk_noise, prepare, sample_chunk
 from omniavatar.transformer import AvatarTransformer, build_condition

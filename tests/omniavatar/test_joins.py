@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from omniavatar.chunks import plan_chunks
+from omniavatar.config import GenerateConfig
 from omniavatar.joins import LATENT_CONTEXT, fade, finish_chunk, next_prefix
-from omniavatar.presets import GenerateConfig
 from omniavatar.vae import WanVAE
 
 CONFIG = GenerateConfig(overlap=5, chunk_frames=13, blend=0, colour_match="none")

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from omniavatar.adapter import inject_lora, lora_layers
 from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
+from omniavatar.config import GenerateConfig, LoadConfig
 from omniavatar.generate import generate_clips
-from omniavatar.models import AvatarModels, LoadConfig, ModelPaths, load_models
-from omniavatar.presets import GenerateConfig
+from omniavatar.models import AvatarModels, ModelPaths, load_models, resolve_device
 from omniavatar.transformer import AvatarTransformer
 
 CONFIG = GenerateConfig(steps=2, shift=2.0, height=32, width=32)
@@ -80,8 +80,8 @@ def test_lora_may_stay_beside_the_weights_and_another_may_join_it(
 
 
 def test_where_the_networks_run() -> None:
-    device, dtype = LoadConfig().resolved()
+    device, dtype = resolve_device(LoadConfig())
     assert (device.type, dtype) == (("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32))
-    assert LoadConfig("cpu", "bf16").resolved() == (torch.device("cpu"), torch.bfloat16)
+    assert resolve_device(LoadConfig("cpu", "bf16")) == (torch.device("cpu"), torch.bfloat16)
     with pytest.raises(ValueError, match="cuda:99"):
-        LoadConfig("cuda:99").resolved()
+        resolve_device(LoadConfig("cuda:99"))

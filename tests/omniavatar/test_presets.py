@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from omniavatar.presets import PRESETS, GenerateConfig, preset
+from omniavatar.config import PRESETS, GenerateConfig, preset
 
 
 def test_the_preset_default_is_the_defaults() -> None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from omniavatar.recompute import Recompute
+from omniavatar.config import Recompute
 from omniavatar.transformer import AvatarTransformer, build_condition
 
 BLOCKS, ATTENTIONS = 6, 12  # each block attends to itself and to the text

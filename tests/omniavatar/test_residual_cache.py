@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from omniavatar.chunks import plan_chunks
+from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.residual_cache import (
     POLYNOMIALS,
     Change,

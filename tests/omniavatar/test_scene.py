@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
-from omniavatar.presets import GenerateConfig
 from omniavatar.scene import ClipRequest, chunk_noise, frame_size, frames_of, prepare, with_lead_in
 
 CONFIG = GenerateConfig(height=32, width=32)

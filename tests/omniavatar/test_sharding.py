@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omniavatar.models import LoadConfig
+from omniavatar.config import LoadConfig
 from training.launch import free_port
 
 TWO = """

@@ -8,8 +8,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omniavatar.audio_entry import AudioEntry
 from omniavatar.checkpoints import save_base, to_official_name
+from omniavatar.config import AudioEntry
 from omniavatar.tensor_files import CheckpointError, build_empty
 from omniavatar.transformer import AvatarTransformer, build_condition, load_base, new_base, to_avatar
 

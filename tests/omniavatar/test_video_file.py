@@ -5,9 +5,10 @@ import av
 import numpy as np
 import pytest
 
-from common.media import decode_video, read_audio, read_video
+from common.media import decode_video, read_video
+from common.media_sound import read_audio
 from common.runs import read_json
-from omniavatar.presets import GenerateConfig
+from omniavatar.config import GenerateConfig
 from omniavatar.video_file import sound_track, write_avatar_video, write_settings
 
 

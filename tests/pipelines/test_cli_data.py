@@ -8,7 +8,7 @@ import pytest
 
 from common.clips import write_clips
 from common.runs import RunFolder
-from curation.select import SelectConfig
+from curation.config import SelectConfig
 from curation.summary import SOURCES_SCHEMA
 from curation.yields import yield_table
 from tests.curation.frozen import make_run, write_videos

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from common.executors import ExecutorConfig
-from common.media import probe, write_video
+from common.executor_config import ExecutorConfig
+from common.media_index import probe
+from common.media_write import write_video
 from common.runs import RunFolder, read_json
 from eval.test_sets import read_test_set
 from pipelines.cli import app
-from pipelines.drawn import DrawnConfig, draw_kept_clips
+from pipelines.config import DrawnConfig
+from pipelines.drawn import draw_kept_clips
 
 ALONE = ["--set", "executor.workers=1"]  # in this process: others would import everything again
 FAST = ["--set", "eval.scores.resamples=50", *ALONE]

@@ -6,11 +6,12 @@ import cv2
 from typer.testing import CliRunner
 
 from common.clips import write_clips
-from common.executors import ExecutorConfig
-from common.media import write_video
+from common.executor_config import ExecutorConfig
+from common.media_write import write_video
 from common.runs import RunFolder
-from common.shards import read_index
-from latents.job import LatentsConfig, encode_clips
+from common.shard_index import read_index
+from latents.config import LatentsConfig
+from latents.job import encode_clips
 from miniature.weights import model_paths
 from miniature.world import draw_clip
 from pipelines.cli_shards import app

@@ -1,11 +1,12 @@
 import numpy as np
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.media import read_video
 from common.runs import RunFolder, sha256_file
 from miniature.world import HELD_OUT_SEED, draw_clip
-from pipelines.drawn import DrawnConfig, draw_kept_clips, drawn_rows
+from pipelines.config import DrawnConfig
+from pipelines.drawn import draw_kept_clips, drawn_rows
 
 
 def test_held_out_clips_are_never_trained_on():

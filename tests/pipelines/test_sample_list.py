@@ -1,6 +1,6 @@
 import pytest
 
-from omniavatar.inputs import Request
+from omniavatar.config import Request
 from pipelines.sample_list import ListError, read_samples
 
 

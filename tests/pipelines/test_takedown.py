@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards import ShardReader
-from curation.select import SelectConfig
+from curation.config import SelectConfig
 from curation.versions import freeze, read_version
-from latents.job import LatentsConfig, encode_clips
+from latents.config import LatentsConfig
+from latents.job import encode_clips
 from pipelines.takedown import take_down
 from tests.curation.frozen import RULES, make_run, write_videos
 from tests.latents.conftest import encoder_folders

@@ -1,4 +1,5 @@
-from pipelines.videos import VideosConfig, plan_units
+from pipelines.config import VideosConfig
+from pipelines.videos import plan_units
 
 
 def _clip(number, side):

@@ -4,14 +4,15 @@ from dataclasses import replace
 import cv2
 import pytest
 
-from common.executors import ExecutorConfig
+from common.executor_config import ExecutorConfig
 from common.media import read_video
 from common.progress import MetricLog
 from common.runs import RunFolder
 from miniature.weights import model_paths
-from pipelines.drawn import DrawnConfig, draw_kept_clips
+from pipelines.config import DrawnConfig, SamplesConfig
+from pipelines.drawn import draw_kept_clips
 from pipelines.recipe import read_recipe
-from pipelines.watch import NothingToSampleError, SamplesConfig, exported, watch
+from pipelines.watch import NothingToSampleError, exported, watch
 
 SAMPLING = replace(read_recipe("demo").generate, steps=2, text_guidance=1.0, audio_guidance=1.0)
 CONFIG = SamplesConfig(clips=2, frames=28)

@@ -14,11 +14,7 @@ from common.shards import ShardWriter
 from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import save_base
 from omniavatar.transformer import new_base
-from training.config import TrainConfig
-from training.data import DataConfig
-from training.engine import EngineConfig
-from training.model import ModelConfig
-from training.optimizer import OptimizerConfig
+from training.config import DataConfig, EngineConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 LAYERS, TEXT_DIM, HIDDEN = 4, 12, 6
 DIT = {

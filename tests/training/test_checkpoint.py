@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from common.runs import DiskFullError, RunFolder, disk_guard, read_json
-from training.checkpoint import CheckpointConfig, TrainState, adopt_origin
-from training.config import TrainConfig
-from training.optimizer import OptimizerConfig
+from training.checkpoint import adopt_origin
+from training.config import CheckpointConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from training.state import TrainState
 from training.train import train
-from training.validate import ValidationConfig
 
 
 def test_a_run_folder_changes_between_trainings_without_losing_either(tmp_path: Path) -> None:

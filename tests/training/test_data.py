@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.data import Bucket, DataConfig, account_of, token_cap, window_bucket
+from training.config import DataConfig
+from training.data import Bucket, account_of, token_cap, window_bucket
 
 # Spec training 5.1: size in pixels, tokens of a latent frame, latent frames, video frames and seconds within 30,000.
 STRICT = [

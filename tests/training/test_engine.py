@@ -6,12 +6,11 @@ import deepspeed
 import pytest
 import torch
 
-from omniavatar.audio_entry import AudioEntry
-from omniavatar.recompute import Recompute
+from omniavatar.config import AudioEntry, Recompute
 from tests.training.short_runs import LR, ShortConfig, ShortRun, batches, build, by_engine, by_plain_torch, by_ranks
-from training.engine import Engine, EngineConfig, join_group
-from training.model import ModelConfig
-from training.objective import ObjectiveConfig, sample_losses
+from training.config import EngineConfig, ModelConfig, ObjectiveConfig
+from training.engine import Engine, join_group
+from training.objective import sample_losses
 
 
 @pytest.fixture

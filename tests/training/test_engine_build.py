@@ -13,10 +13,10 @@ from omniavatar.adapter import inject_lora, lora_layers, mark_trainable
 from omniavatar.checkpoints import AdapterConfig, save_adapter
 from omniavatar.tensor_files import CheckpointError
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from training.config import EngineConfig, ModelConfig
 from training.engine import join_group
 from training.engine_build import builds_in_shards, gathered, in_shards, without_draws
-from training.engine_settings import EngineConfig
-from training.model import ModelConfig, build_model
+from training.model import build_model
 
 SHARDED = EngineConfig(build="sharded")
 

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from common.runs import DiskFullError, RunFolder
-from training.checkpoint import CheckpointConfig
-from training.config import TrainConfig
+from training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from training.engine_resize import ConversionError, sharded_over, to_universal
 from training.launch import launch
-from training.optimizer import OptimizerConfig
 from training.train import train
 
 AtStage = Callable[[int], TrainConfig]

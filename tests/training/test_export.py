@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from common.runs import DiskFullError, RunFolder
-from omniavatar.checkpoints import AdapterConfig, CheckpointError, load_adapter
+from omniavatar.checkpoints import AdapterConfig, load_adapter
 from omniavatar.diffusers_lora import read_diffusers_lora
+from omniavatar.tensor_files import CheckpointError
 from omniavatar.transformer import load_base
-from training.checkpoint import CheckpointConfig
-from training.config import TrainConfig
+from training.config import CheckpointConfig, ModelConfig, TrainConfig
 from training.engine import join_group
 from training.export import adapter_config, confirm, export, replaced
-from training.model import ModelConfig
 from training.train import Trainer, train
 
 

@@ -1,7 +1,6 @@
 from dataclasses import replace
 
-from training.data import DataConfig
-from training.engine_settings import EngineConfig
+from training.config import DataConfig, EngineConfig
 from training.fit import Setting, faster_and_fits, smallest_change
 from training.flops import network_of
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniavatar.adapter import Variant, inject_lora, mark_trainable
-from omniavatar.audio_entry import AudioEntry
-from omniavatar.recompute import Recompute
+from omniavatar.adapter import inject_lora, mark_trainable
+from omniavatar.config import AudioEntry, Recompute, Variant
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
 from training.flops import Network, network_of, work
 

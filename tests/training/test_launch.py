@@ -12,10 +12,8 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from training.checkpoint import CheckpointConfig
-from training.config import TrainConfig
+from training.config import CheckpointConfig, SurviveConfig, TrainConfig
 from training.launch import TrainingFailedError, last_checkpoint, launch
-from training.survive import SurviveConfig
 from training.train import train
 
 

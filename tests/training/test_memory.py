@@ -12,16 +12,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omniavatar.adapter import Variant, inject_lora, mark_trainable
-from omniavatar.audio_entry import AudioEntry
-from omniavatar.recompute import Recompute
+from omniavatar.adapter import inject_lora, mark_trainable
+from omniavatar.config import AudioEntry, Recompute, Variant
 from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from training.config import EngineConfig, OptimizerConfig
 from training.engine import Engine, join_group
 from training.engine_build import cast_frozen
-from training.engine_settings import EngineConfig
 from training.flops import Network, network_of
 from training.memory import Parameters, activations, memory, parameters
-from training.optimizer import OptimizerConfig, build_optimizer
+from training.optimizer import build_optimizer
 
 BIG = network_of({}, "lora", 128, "multi")
 MIXED = EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16")

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from omniavatar.adapter import lora_layers
-from omniavatar.audio_entry import AudioEntry, audio_tensor_names
+from omniavatar.audio_entry import audio_tensor_names
 from omniavatar.checkpoints import AdapterConfig, save_adapter
-from omniavatar.recompute import Recompute
+from omniavatar.config import AudioEntry, Recompute
 from omniavatar.transformer import load_base
+from training.config import ModelConfig
 from training.export import adapter_config
-from training.model import ModelConfig, build_model
+from training.model import build_model
 
 AUDIO_DIM = 24
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from omniavatar.flow import loss_weight
-from training.objective import Batch, Draw, ObjectiveConfig, draw, make_batch, sample_losses
+from training.config import ObjectiveConfig
+from training.objective import Batch, Draw, draw, make_batch, sample_losses
 from training.windows import MicroBatch, Sample
 
 DRAWS = 12_000

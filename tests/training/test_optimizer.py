@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from training.config import OptimizerConfig
+from training.optimizer import build_optimizer, learning_rate
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero_over_the_last_part() -> None:

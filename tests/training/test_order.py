@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from training.data import Bucket, DataConfig, window_bucket
+from training.config import DataConfig
+from training.data import Bucket, window_bucket
 from training.flops import network_of, work
 from training.order import Cost, Order
 from training.sizes import PUBLISHED

@@ -7,15 +7,19 @@ import torch
 
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
-from training.checkpoint import TrainState
-from training.config import TrainConfig
-from training.data import DataConfig
+from training.config import (
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Phase,
+    TrainConfig,
+    ValidationConfig,
+    check_phases,
+)
 from training.engine import join_group
-from training.objective import ObjectiveConfig
-from training.optimizer import OptimizerConfig
-from training.phases import Phase, check_phases, handed_over, in_phase, judged, number_of_phase
+from training.phases import handed_over, in_phase, judged, number_of_phase
+from training.state import TrainState
 from training.train import Trainer, train
-from training.validate import ValidationConfig
 
 SMALL = Phase("480p", steps=3, longest_side=832, durations=(5, 13), first_reference=1.0, lr=1e-4)
 MIXED = Phase("mixed", audio_dropout=0.2)

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainConfig
-from training.data import DataConfig
+from training.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
 from training.devices import named_device
-from training.engine_settings import EngineConfig
 from training.flops import network_of
 from training.memory import parameters
-from training.model import ModelConfig
 from training.plan import exchanged, mean_and_slowest, plan, received
 
 A100 = named_device("A100-80GB")

@@ -2,10 +2,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import TrainConfig
+from training.config import EngineConfig, ModelConfig, TrainConfig
 from training.devices import named_device
-from training.engine_settings import EngineConfig
-from training.model import ModelConfig
 from training.plan import plan
 from training.plan_words import plan_lines
 

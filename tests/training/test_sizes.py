@@ -4,8 +4,8 @@ import pytest
 
 from common.runs import write_json
 from omniavatar.checkpoints import AdapterConfig
+from training.config import ModelConfig
 from training.data import Bucket
-from training.model import ModelConfig
 from training.sizes import PAPER_CLIPS, PAPER_SIZE, clips_to_train, network_to_train, sample_bytes
 
 

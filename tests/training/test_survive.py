@@ -11,18 +11,9 @@ import torch
 
 from common.runs import RunFolder
 from common.shards import ShardReader, ShardWriter
-from training.checkpoint import TrainState
-from training.config import TrainConfig
-from training.data import DataConfig
-from training.survive import (
-    SurviveConfig,
-    TrainingDivergedError,
-    found_bad,
-    is_spike,
-    step_skipped,
-    step_taken,
-    worst_clip,
-)
+from training.config import DataConfig, SurviveConfig, TrainConfig
+from training.state import TrainState
+from training.survive import TrainingDivergedError, found_bad, is_spike, step_skipped, step_taken, worst_clip
 from training.train import train
 from training.windows import BadSamplesError, ClipWindows
 

@@ -17,18 +17,20 @@ from common.runs import RunFolder
 from common.shards import ShardReader, ShardWriter
 from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import load_adapter
-from omniavatar.recompute import Recompute
+from omniavatar.config import Recompute
 from omniavatar.transformer import load_base
-from training.checkpoint import CheckpointConfig
-from training.config import TrainConfig
-from training.data import DataConfig
+from training.config import (
+    CheckpointConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from training.engine import join_group
 from training.flops import Network, work
-from training.objective import ObjectiveConfig
-from training.optimizer import OptimizerConfig
 from training.survive import TrainingDivergedError
 from training.train import Trainer, train
-from training.validate import ValidationConfig
 from training.worker import UNFINISHED
 
 AtStage = Callable[[int], TrainConfig]

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.data import Bucket, DataConfig
+from training.config import DataConfig, EngineConfig, ObjectiveConfig, ValidationConfig
+from training.data import Bucket
 from training.engine import Engine, join_group
-from training.engine_settings import EngineConfig
-from training.objective import ObjectiveConfig
-from training.validate import HeldOut, ValidationConfig, grouped, shape_name
+from training.validate import HeldOut, grouped, shape_name
 from training.windows import ClipWindows
 
 

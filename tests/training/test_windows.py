@@ -10,9 +10,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from common.runs import hash_path
 from common.shards import ShardReader, ShardWriter
-from latents.constants import AudioKind, Constants, to_samples, to_wave, write_constants
+from latents.config import AudioKind
+from latents.constants import Constants, to_samples, to_wave, write_constants
 from omniavatar.audio_encoder import drop_duplicate, load_audio_encoder
-from training.data import Bucket, DataConfig
+from training.config import DataConfig
+from training.data import Bucket
 from training.windows import BadSamplesError, ClipWindows, MicroBatch, Store, index_digest, stream
 
 Named = list[list[tuple[str, int]]]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics.sync import SyncJudge, SyncRules, confidence_of
+from eval.config import SyncRules
+from eval.metrics.sync import SyncJudge, confidence_of
 from eval.records import UnscorableError
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip

@@ -1,0 +1,9 @@
+"""Numbers and choices that several folders share."""
+
+from typing import Literal
+
+Reader = Literal["pyav", "decord"]
+
+FPS = 25  # video frames a second, everywhere after the source is probed
+AUDIO_RATE = 16_000  # samples a second of all audio that models see
+SAMPLES_PER_FRAME = AUDIO_RATE // FPS

@@ -1,0 +1,30 @@
+"""Where stages run: the recipe's `executor` section."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """Where stages run. `workers`: 0 = all cores (of this machine, or of the Ray cluster).
+
+    "process" with one worker runs in the calling process, with more on spawned processes. `ray_address`: "local"
+    starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; anything else is handed to
+    `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only) may be fractions.
+
+    A unit that fails is tried `retry_failed` times more, one whose worker dies `retry_deaths` times more; the latter is
+    then quarantined. Neither is touched again by later runs, unless `retry` gives all of them a new set of tries.
+    """
+
+    kind: Literal["process", "ray"] = "process"
+    workers: int = 0
+    ray_address: str = "local"
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    retry_failed: int = 2
+    retry_deaths: int = 2
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}: expected 0 (all cores) or a positive number.")
