@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from common.constants import FPS
-from common.ledger import Outcome
-from common.media import read_frames
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.video import read_frames
 from curation.config import CaptionConfig
 from perception.captioner import Captioner, load_captioner
 

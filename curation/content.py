@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from common.ledger import Outcome
-from common.media import decode_stored
-from common.media_sound import read_audio
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.audio import read_audio
+from common.media.video import decode_stored
 from common.runs import sha256_file
-from common.stage import Stage
 
 
 def hash_content(file: Path) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from common.clips import clip_id
-from common.ledger import Outcome
-from common.media import cut_clip
-from common.media_index import probe
-from common.media_open import MediaError
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.index import probe
+from common.media.open import MediaError
+from common.media.video import cut_clip
 from common.runs import sha256_file
-from common.stage import Stage
 from curation.config import CutConfig
 from curation.duplicates import fingerprint_clip
 

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.ledger import Outcome, State
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome, State
 from curation.config import DownloadConfig, ExitConfig
 from curation.download_errors import Failure, FailureClass, Rule
 from curation.exit import Exit

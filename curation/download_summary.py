@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.ledger import Outcome, ledger_rows
+from common.ledger.store import Outcome, ledger_rows
 
 RISING = 1.5  # times as many refusals in the second half as in the first are no accident ...
 RISING_SHARE = 0.02  # ... where they are more than this share

@@ -11,9 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.media import read_frames
-from common.media_index import probe
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
+from common.media.video import read_frames
 from common.runs import atomic_write
 from curation.config import DuplicatesConfig
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from common.constants import FPS
-from common.ledger import Outcome
-from common.media import read_frames
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.video import read_frames
 from curation.config import FramingConfig, PeopleConfig
 from curation.people import find_tracks
 from perception.faces import FaceDetector, load_face_detector

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from common.clips import CLIP_SCHEMA, read_clips, write_clips
-from common.executor_config import ExecutorConfig
-from common.executors import kept_workers, run_stage
-from common.ledger import Ledger
+from common.executors.config import ExecutorConfig
+from common.executors.run import kept_workers, run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger
 from common.progress import progress
 from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from common.stage import Stage
 from curation.captions import caption_fields
 from curation.config import CurationConfig, SelectConfig, SourcesConfig
 from curation.cut import clip_rows, cut_row, cut_stage

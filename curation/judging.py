@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.executors.stage import Stage
 from common.runs import hash_path
-from common.stage import Stage
 from curation.captions import captions_stage
 from curation.config import CurationConfig
 from curation.framing import framing_fields, framing_roles, framing_stage

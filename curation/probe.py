@@ -4,18 +4,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from common.ledger import Outcome
-from common.media_index import probe
-from common.media_open import MediaError
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.index import probe
+from common.media.open import MediaError
 from common.runs import sha256_file
-from common.stage import Stage
 
 # A sound file or a picture with a video's name is, to the user, no video.
 REASONS = {"no_video": "not_a_video"}
 
 
 def probe_stage() -> Stage:
-    """The stage over source rows; its outputs are the fields of common.media.Probe and the file's sha256."""
+    """The stage over source rows; its outputs are the fields of common.media.video.Probe and the file's sha256."""
     return Stage("probe", "2", {}, {}, partial(_make), reads=("unit", "bytes", "mtime_ns"))
 
 

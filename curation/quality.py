@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from common.constants import FPS
-from common.ledger import Outcome
-from common.media import read_frames
-from common.media_index import index_video
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.index import index_video
+from common.media.video import read_frames
 from curation.config import QualityConfig
 from perception.qalign import QAlign, load_qalign
 

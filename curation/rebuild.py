@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media_index import probe
-from common.media_open import MediaError
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.index import probe
+from common.media.open import MediaError
 from common.runs import RunFolder, sha256_file
-from common.stage import Stage
 from curation.config import DownloadConfig
 from curation.content import hash_content
 from curation.cut import RULE_VERSION, cut_row

@@ -12,12 +12,12 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from numpy.lib.stride_tricks import sliding_window_view
 
-from common.ledger import Outcome
-from common.media import decode_stored
-from common.media_decode import planes, to_rgb
-from common.media_index import index_video
-from common.media_open import MediaError
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.decode import planes, to_rgb
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import decode_stored
 from curation.config import ScanConfig
 from perception.faces import FaceDetector, load_face_detector
 

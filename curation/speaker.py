@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
-from common.ledger import Outcome
-from common.media import decode_video
-from common.media_open import MediaError
-from common.media_sound import read_audio
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.audio import read_audio
+from common.media.open import MediaError
+from common.media.video import decode_video
 from curation.config import PeopleConfig, SpeakerConfig
 from curation.people import annotated_distances, find_tracks, people_fields
 from perception.active_speaker import CROP_SIDE, ActiveSpeaker, load_active_speaker, speaking_scores

@@ -3,10 +3,10 @@
 from functools import partial
 from typing import Any
 
-from common.ledger import Outcome
-from common.media_open import MediaError
-from common.media_sound import read_audio
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.audio import read_audio
+from common.media.open import MediaError
 from perception.loudness import integrated_loudness, silent_ends
 from perception.speech import speech_activity
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from common.ledger import Outcome
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
 from common.storage import exists, fetch, is_url
 from curation.remote import Row
 

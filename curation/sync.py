@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from common.constants import AUDIO_RATE
-from common.ledger import Outcome
-from common.media_sound import read_audio
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.audio import read_audio
 from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
 from curation.cut import FRAME, cut_row
 from curation.drift import measure_drift

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
-from common.forget import forget_units, named_by
-from common.ledger import Ledger, Outcome
+from common.ledger.forget import forget_units, named_by
+from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
 from curation.select import select

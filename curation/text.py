@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from common.constants import FPS
-from common.ledger import Outcome
-from common.media import read_frames
-from common.stage import Stage
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.video import read_frames
 from curation.config import PeopleConfig, TextConfig
 from curation.people import find_tracks
 from perception.text_area import nearness, text_mask

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.media import read_frames
-from common.media_index import index_video
-from common.media_open import MediaError
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import read_frames
 
 HEIGHT = 96
 

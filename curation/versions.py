@@ -15,12 +15,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger
+from common.ledger.tables import BATCH_ROWS
 from common.query import connect
 from common.runs import RunFolder, atomic_write, plain, read_json, write_json
-from common.tables import BATCH_ROWS
 from curation.content import content_stage
 
 FORMAT = 1

@@ -6,8 +6,8 @@ A video appears there whole and checked or not at all; what is half fetched lies
 from pathlib import Path
 from typing import Any
 
-from common.media_index import Probe, probe
-from common.media_open import MediaError
+from common.media.index import Probe, probe
+from common.media.open import MediaError
 from common.runs import read_json, sha256_file, sync, write_json
 from curation.download_errors import Failure, FailureClass
 from curation.hdtf import fit_crops

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.ledger import Outcome
+from common.ledger.store import Outcome
 from common.runs import disk_guard
 from eval.config import FeatureConfig
 from eval.extractors import EXTRACTORS, Extract, Extractor

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from common.stage import Stage
 from eval.clip_metrics import clip_records
 from eval.config import EvalConfig
 from eval.extract import ExtractJob, is_lost, load_arrays

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from common.media import read_frames
-from common.media_index import index_video
-from common.media_open import MediaError
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import read_frames
 
 STRIP_FRAMES = 6
 STRIP_HEIGHT = 128

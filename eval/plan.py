@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.ledger import ledger_rows
+from common.ledger.store import ledger_rows
 from common.runs import RunFolder, hash_path
 from eval.clip_metrics import METRICS
 from eval.config import EvalConfig

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from common.constants import AUDIO_RATE
-from common.media_index import probe
-from common.media_open import MediaError
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
+from common.media.open import MediaError
 from common.progress import MetricLog
 from common.runs import RunFolder
 from eval import plots

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.ledger import ledger_files, ledger_sql
-from common.media import decode_video
+from common.ledger.store import ledger_files, ledger_sql
+from common.ledger.tables import connection_beside
+from common.media.video import decode_video
 from common.runs import RunFolder
-from common.tables import connection_beside
 from curation.config import PeopleConfig
 from curation.people import find_tracks
 from perception.faces import FaceDetector

@@ -23,16 +23,16 @@ import scipy.io.wavfile
 
 from common.clips import stream_clips
 from common.constants import AUDIO_RATE, FPS
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media import decode_video
-from common.media_index import index_video
-from common.media_open import MediaError
-from common.media_sound import read_audio
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.audio import read_audio
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import decode_video
+from common.media.write import write_video
 from common.runs import RunFolder, atomic_write, hash_path, sha256_file
-from common.stage import Stage
 from curation.config import PeopleConfig
 from eval.set_faces import Look, speaker_boxes, stored_looks
 from eval.test_sets import (

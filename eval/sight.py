@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.media import read_video
-from common.media_open import MediaError
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.open import MediaError
+from common.media.video import read_video
 from eval.records import UnscorableError
 from perception.faces import Face, FaceDetector
 

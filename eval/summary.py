@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from common.ledger import ledger_rows
+from common.ledger.store import ledger_rows
 from common.runs import RunFolder, read_json
 
 KEYS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from common.jsonlines import JsonLines
-from common.ledger import Outcome
+from common.ledger.jsonlines import JsonLines
+from common.ledger.store import Outcome
 from common.runs import RunFolder
-from common.shard_index import read_index
+from common.shards.index import read_index
 
 logger = logging.getLogger(__name__)
 LOG = "latents.jsonl"

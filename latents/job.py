@@ -16,16 +16,16 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media import read_video
-from common.media_sound import read_audio
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.audio import read_audio
+from common.media.video import read_video
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
-from common.shard_sample import pack_tensors, read_tensors, write_parts
-from common.shards import ShardWriter
-from common.stage import Stage
+from common.shards.sample import pack_tensors, read_tensors, write_parts
+from common.shards.store import ShardWriter
 from latents.bill import write_bill
 from latents.config import LatentsConfig
 from latents.constants import write_constants

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.runs import RunFolder, atomic_write
-from common.shards import ShardReader
+from common.shards.store import ShardReader
 from latents.encode import fit_frames
 from latents.job import ReadClip, read_clip
 from omniavatar.vae import WanVAE

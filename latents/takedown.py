@@ -6,8 +6,8 @@ from typing import Any
 
 from common.clips import stream_clips
 from common.runs import RunFolder, fingerprint, read_json
-from common.shard_index import finish_removal, read_index
-from common.shard_removal import remove_samples
+from common.shards.index import finish_removal, read_index
+from common.shards.removal import remove_samples
 from latents.job import CONTENTS, clips_digest
 
 VERSION = "version.json"

@@ -14,12 +14,12 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from common.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines
 from common.progress import progress
 from common.runs import RunFolder, fingerprint
-from common.shard_index import INDEX, read_part
-from common.shard_sample import META, TENSORS, ShardError
-from common.shards import TAR_END, ShardReader
+from common.shards.index import INDEX, read_part
+from common.shards.sample import META, TENSORS, ShardError
+from common.shards.store import TAR_END, ShardReader
 
 LOG = "verify.jsonl"  # in the run's cache: shards found good by a verification that has not come to its end
 

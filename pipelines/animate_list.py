@@ -7,12 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media_open import MediaError
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.open import MediaError
 from common.runs import atomic_write, plain
-from common.stage import Stage
 from omniavatar.config import GenerateConfig, Request
 from omniavatar.inputs import InputError
 from omniavatar.models import AvatarModels

@@ -59,7 +59,7 @@ def plan(
 @app.command()
 def status(run: RunOption = Path("runs/demo")) -> None:
     """How a run stands, stage by stage: while it works, from another terminal, or after a crash."""
-    from common.status_table import status_lines
+    from common.executors.status_table import status_lines
 
     print("\n".join(status_lines(run)))
 

@@ -25,7 +25,7 @@ def sweep(
 ) -> None:
     """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
     setup_logging(verbose)
-    from common.executor_config import ExecutorConfig
+    from common.executors.config import ExecutorConfig
     from pipelines.sweep import Places, read_sweep
     from pipelines.sweep_pages import write_results
     from pipelines.sweep_run import run_sweep

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from common.clips import write_clips
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.write import write_video
 from common.runs import RunFolder, sha256_file
-from common.stage import Stage
 from miniature.figure import Framing
 from miniature.world import HELD_OUT_SEED, draw_clip
 from pipelines.config import HALF_BODY_EVERY, DrawnConfig

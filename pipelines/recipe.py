@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.recipe import load_recipe
 from common.roles import MODEL_ROLES
 from curation.config import CurationConfig, SourcesConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from common.clips import read_clips
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.runs import RunFolder
 from latents.config import LatentsConfig
 from latents.job import encode_clips

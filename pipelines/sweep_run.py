@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
 from common.progress import progress
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
-from common.stage import Stage
 from omniavatar.config import Request
 from pipelines.animate import MODEL_ROLES, animate
 from pipelines.dag import Context, Step, run_steps

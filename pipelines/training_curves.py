@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines
 from common.runs import RunFolder, atomic_write
 
 Rows = Sequence[Mapping[str, Any]]

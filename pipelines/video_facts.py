@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.media import decode_video
+from common.media.video import decode_video
 from common.runs import hash_path, sha256_file
 from eval.metrics.drift import background_mask, colour_curves, colour_of, identity_drift, judge_colours
 from eval.metrics.seam import frame_jumps, seam_jumps

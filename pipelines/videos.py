@@ -19,14 +19,14 @@ import torch
 
 from common.clips import read_clips
 from common.constants import SAMPLES_PER_FRAME
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
-from common.media import read_video
-from common.media_sound import read_audio
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.audio import read_audio
+from common.media.video import read_video
+from common.media.write import write_video
 from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
-from common.stage import Stage
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from common.media_index import probe
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
 from common.runs import read_json
 
 TINY = Path(__file__).parent / "tiny.yaml"

@@ -8,8 +8,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from common.executor_config import ExecutorConfig
-from common.ray_cluster import connect_ray
+from common.executors.config import ExecutorConfig
+from common.executors.ray_cluster import connect_ray
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write
 from training.config import TrainConfig

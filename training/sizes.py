@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import read_json
-from common.shard_index import read_index
+from common.shards.index import read_index
 from latents.constants import read_constants
 from training.config import ModelConfig
 from training.data import Bucket

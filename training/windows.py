@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from common.runs import fingerprint
-from common.shard_index import read_index
-from common.shard_sample import ShardError
-from common.shards import ShardReader
+from common.shards.index import read_index
+from common.shards.sample import ShardError
+from common.shards.store import ShardReader
 from latents.constants import Constants, read_constants
 from training.config import DataConfig
 from training.data import Account, Bucket, account_of, window_bucket

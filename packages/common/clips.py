@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
 from common.runs import atomic_write, disk_guard
-from common.tables import BATCH_ROWS, batches, connection_beside, quoted
 
 GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()

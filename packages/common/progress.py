@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from common.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines
 from common.runs import OWN_FOLDERS, atomic_write
 
 T = TypeVar("T")

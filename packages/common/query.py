@@ -9,12 +9,12 @@ import duckdb
 import pyarrow as pa
 
 from common.clips import CLIP_SCHEMA
-from common.jsonlines import JsonLines
-from common.ledger import ledger_files, ledger_sql
+from common.ledger.jsonlines import JsonLines
+from common.ledger.store import ledger_files, ledger_sql
+from common.ledger.tables import connection_beside, quoted
 from common.queries import QUERIES
 from common.runs import atomic_write, fingerprint
-from common.shard_index import INDEX_SCHEMA
-from common.tables import connection_beside, quoted
+from common.shards.index import INDEX_SCHEMA
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
 STEPS_SCHEMA = pa.schema(

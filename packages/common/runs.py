@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def ledger(self) -> Path:
-        """Folder of the ledger (`common.ledger`)."""
+        """Folder of the ledger (`common.ledger.store`)."""
         return self._folder("ledger")
 
     @property
@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """Folder of tar shards and their index (`common.shards`)."""
+        """Folder of tar shards and their index (`common.shards.store`)."""
         return self._folder("shards")
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from common.media import read_video
-from common.media_write import write_video
+from common.media.video import read_video
+from common.media.write import write_video
 
 CLEAN_CRF = 18  # what the project's own clips are written with: part of a good picture
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common.media_write import write_video
+from common.media.write import write_video
 from common.progress import progress
 from common.runs import read_json, write_json
 from miniature.config import SmallWorldConfig

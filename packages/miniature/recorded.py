@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.media import read_video
-from common.media_sound import read_audio
-from common.media_write import write_video
+from common.media.audio import read_audio
+from common.media.video import read_video
+from common.media.write import write_video
 from miniature.world import DrawnClip
 
 

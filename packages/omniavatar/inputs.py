@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
-from common.media import read_video
-from common.media_open import audio_stream, open_media
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.open import audio_stream, open_media
+from common.media.video import read_video
 from omniavatar.config import Request
 
 SMALLEST_SIDE = 32
@@ -134,7 +134,7 @@ def read_sound(path: Path | str) -> Sound:
     """The sound of any file ffmpeg reads (wav, mp3, flac, m4a, mp4, ...), mixed to mono.
 
     It is played back at its own rate where AAC has it, else at 48 kHz. Raises FileNotFoundError, InputError and
-    common.media.MediaError.
+    common.media.video.MediaError.
     """
     with open_media(path) as container:
         stream = audio_stream(container)

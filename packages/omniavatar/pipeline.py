@@ -32,7 +32,7 @@ class AvatarOutput:
     prompt: str
 
     def save(self, path: Path | str) -> None:
-        """Write an mp4 with the sound, and its settings as JSON beside it. Errors as of common.media.write_video."""
+        """Write an mp4 with the sound, and its settings as JSON beside it. Errors as of common.media.video.write_video."""
         write_avatar_video(path, self.frames, self.wave, self.rate)
         count, height, width, _ = self.frames.shape
         starts = chunk_starts(count, height, width, self.config)

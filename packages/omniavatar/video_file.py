@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.constants import AUDIO_RATE, FPS
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import write_json
 from omniavatar.config import GenerateConfig
 from omniavatar.scene import with_lead_in
@@ -29,7 +29,7 @@ def write_avatar_video(
     640 i to 640 (i + 1).
 
     The sound (N,) at `rate` is cut or padded with silence to the picture's length: `count` frames where they come one
-    by one. Errors as of common.media.write_video.
+    by one. Errors as of common.media.video.write_video.
     """
     if count is None:
         count = len(frames) if isinstance(frames, np.ndarray) else len(frames := list(frames))

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.executors import kept_workers, run_stage
-from common.ledger import Ledger, Outcome
-from common.stage import Stage
+from common.executors.config import ExecutorConfig
+from common.executors.run import kept_workers, run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
 from tests.benchmarks.measure import Row
 
 JOBS, SECONDS, ROUNDS = 12, 1.0, 3

@@ -13,9 +13,9 @@ import pytest
 from scenedetect import detect
 from scenedetect.detectors import AdaptiveDetector
 
-from common.media import decode_stored, decode_video, read_frames, read_video
-from common.media_index import index_video, probe
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import index_video, probe
+from common.media.video import decode_stored, decode_video, read_frames, read_video
 from curation.config import ScanConfig
 from curation.scan import scan_source
 from miniature.world import draw_clip

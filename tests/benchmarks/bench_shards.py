@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import webdataset
 
-from common.shards import ShardReader, ShardWriter
+from common.shards.store import ShardReader, ShardWriter
 from tests.benchmarks.measure import Row, compare
 
 SAMPLES = 8

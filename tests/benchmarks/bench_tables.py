@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import CLIP_SCHEMA
-from common.ledger import STATES, Ledger, key_table
+from common.ledger.store import STATES, Ledger, key_table
 from common.queries import QUERIES
 from common.query import connect, materialise
 from tests.benchmarks.measure import Row, compare

@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 
-from common.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines
 from tests.benchmarks.measure import ROUNDS, Row, table
 
 

@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import CLIP_SCHEMA, write_clips
-from common.ledger import Ledger, Outcome
+from common.ledger.store import Ledger, Outcome
 from common.progress import MetricLog
 from common.queries import QUERIES
 from common.query import QueryError, connect, materialise, run_query
-from common.shard_index import INDEX_SCHEMA
-from common.shards import ShardWriter
+from common.shards.index import INDEX_SCHEMA
+from common.shards.store import ShardWriter
 
 VIEWS = ["clips", "metrics", "outcomes", "shards", "sources", "steps"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder
-from common.stage import Stage
 from common.storage import Listing, Mirror, StorageError, exists, fetch, is_url, join, list_objects, publish
 from tests.common.object_store import object_store
 

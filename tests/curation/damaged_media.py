@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.media_write import write_video
+from common.media.write import write_video
 from curation.config import CutConfig, ScanConfig
 from curation.cut import clip_rows, cut_row
 from curation.probe import probe_source

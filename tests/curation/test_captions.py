@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger
-from common.media import read_frames
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger
+from common.media.video import read_frames
 from curation.captions import caption_fields, captions_stage
 from curation.config import PROMPT, CaptionConfig
 from curation.cut import cut_row

@@ -6,9 +6,9 @@ from pathlib import Path
 import av
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger
 from common.runs import sha256_file
 from curation.content import content_stage, hash_content
 from tests.curation.conftest import draw_talk, write_talk

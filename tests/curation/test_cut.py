@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.common.test_media import click_times, clicks, number_of, numbered
 
-from common.media import read_video
-from common.media_index import probe
-from common.media_sound import read_audio
-from common.media_write import write_video
+from common.media.audio import read_audio
+from common.media.index import probe
+from common.media.video import read_video
+from common.media.write import write_video
 from common.runs import sha256_file
 from curation.config import CutConfig
 from curation.cut import clip_rows, cut_row, cut_stage, split_shots
-from tests.common.test_media import click_times, clicks, number_of, numbered
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 
 CONFIG = CutConfig(2.0, 20.0)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, Outcome
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger, Outcome
 from common.runs import read_json, sha256_file
 from curation.config import DownloadConfig, ExitConfig, RestConfig
 from curation.download import Fetcher, download_stage, fetch_sources, sweep_stage

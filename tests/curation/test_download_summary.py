@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.ledger import Ledger, Outcome
+from common.ledger.store import Ledger, Outcome
 from curation.download_summary import recorded_downloads, summarise_downloads
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media_write import write_video
+from common.media.write import write_video
 from curation.config import DuplicatesConfig
 from curation.cut import cut_row
 from curation.duplicates import (

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips
-from common.executor_config import ExecutorConfig
-from common.ledger import ledger_rows
+from common.executors.config import ExecutorConfig
+from common.ledger.store import ledger_rows
 from common.query import connect
 from common.runs import RunFolder
 from curation.config import CurationConfig, SelectConfig, SourcesConfig, SpeakerConfig, SyncConfig

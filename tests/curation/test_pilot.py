@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.clips import write_clips
-from common.ledger import Ledger, Outcome
+from common.ledger.store import Ledger, Outcome
 from curation.pilot import read_pilot, resample
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger
-from common.media import read_frames
-from common.media_index import index_video
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger
+from common.media.index import index_video
+from common.media.video import read_frames
 from curation.config import QualityConfig
 from curation.cut import cut_row
 from curation.quality import quality_stage, score_quality

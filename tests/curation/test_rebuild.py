@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips, write_clips
-from common.executor_config import ExecutorConfig
-from common.media import read_video
+from common.executors.config import ExecutorConfig
+from common.media.video import read_video
 from common.runs import RunFolder, sha256_file
 from curation.config import DownloadConfig, ExitConfig
 from curation.rebuild import rebuild

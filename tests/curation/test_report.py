@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import write_clips
-from common.ledger import Ledger, Outcome
-from common.media_write import write_video
+from common.ledger.store import Ledger, Outcome
+from common.media.write import write_video
 from common.runs import RunFolder, write_json
 from curation.config import DownloadConfig, SelectConfig
 from curation.pilot import read_pilot

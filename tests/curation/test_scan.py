@@ -11,8 +11,8 @@ from scenedetect import detect
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
-from common.media import decode_stored
-from common.media_write import write_video
+from common.media.video import decode_stored
+from common.media.write import write_video
 from curation import scan as module
 from curation.config import ScanConfig
 from curation.scan import find_cuts, scan_source, small_picture

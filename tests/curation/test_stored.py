@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.executors import run_stage
-from common.ledger import Ledger, ledger_rows
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.ledger.store import Ledger, ledger_rows
 from curation.config import DownloadConfig, SourcesConfig
 from curation.download import fetch_sources
 from curation.plan import listed

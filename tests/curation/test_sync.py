@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.constants import AUDIO_RATE
-from common.media import cut_clip
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.video import cut_clip
 from common.runs import sha256_file
 from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
 from curation.cut import cut_row

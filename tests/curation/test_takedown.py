@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips
-from common.executor_config import ExecutorConfig
-from common.ledger import ledger_rows
+from common.executors.config import ExecutorConfig
+from common.ledger.store import ledger_rows
 from common.query import connect, materialise
 from common.runs import RunFolder, read_json
 from curation.config import CurationConfig, SelectConfig, SourcesConfig

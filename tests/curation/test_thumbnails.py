@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.media_write import write_video
+from common.media.write import write_video
 from curation.thumbnails import HEIGHT, thumbnail
 
 

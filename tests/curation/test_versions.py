@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips, write_clips
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.runs import RunFolder
 from curation.content import hash_content
 from curation.versions import SCHEMA, VersionError, compare, freeze, read_version, withdraw

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import sha256_file
 from curation.download_errors import Failure, FailureClass
 from curation.remote import remote_row

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.write import write_video
 from common.runs import RunFolder, read_json, save_provenance, write_json
 from eval.card import examples, make_card, write_card
 from eval.compare import CompareError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import sha256_file
 from eval import extract
 from eval.config import FeatureConfig

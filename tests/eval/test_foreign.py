@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import RunFolder
 from eval.foreign import import_videos
 from eval.job import ManifestError, read_manifest

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import eval.gallery
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import RunFolder
 from eval.gallery import best_median_worst, gallery
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.executor_config import ExecutorConfig
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.write import write_video
 from common.runs import RunFolder, read_json, write_json
 from eval.clip_metrics import CLIP_METRICS
 from eval.compare import compare_methods

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.write import write_video
 from common.runs import RunFolder
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig
 from eval.job import ManifestError, evaluate

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from common.clips import write_clips
-from common.media_write import write_video
+from common.media.write import write_video
 from common.progress import MetricLog
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, read_json, write_json

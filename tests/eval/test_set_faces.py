@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.ledger import Ledger, Outcome
-from common.media_write import write_video
+from common.ledger.store import Ledger, Outcome
+from common.media.write import write_video
 from common.runs import RunFolder
 from curation.config import PeopleConfig
 from eval.set_faces import speaker_boxes, stored_looks

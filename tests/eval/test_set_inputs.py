@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common.clips import read_clips, write_clips
-from common.executor_config import ExecutorConfig
-from common.media import read_video
-from common.media_sound import read_audio
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.audio import read_audio
+from common.media.video import read_video
+from common.media.write import write_video
 from common.runs import RunFolder
 from curation.config import PeopleConfig
 from eval.set_inputs import CLIPS, SAMPLES, write_inputs

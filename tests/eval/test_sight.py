@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.media_open import MediaError
-from common.media_write import write_video
+from common.media.open import MediaError
+from common.media.write import write_video
 from eval.records import UnscorableError
 from eval.sight import Sight, read_sight
 from perception.faces import Face

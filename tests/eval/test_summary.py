@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.clips import write_clips
-from common.ledger import Ledger, Outcome
+from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder, write_json
 from eval.summary import KEYS, summarize
 

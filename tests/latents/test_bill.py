@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.ledger import Outcome
+from common.ledger.store import Outcome
 from common.query import run_query
 from common.runs import RunFolder
-from common.shards import ShardWriter
+from common.shards.store import ShardWriter
 from latents.bill import last_bill, write_bill
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.runs import RunFolder
-from common.shard_index import read_index
+from common.shards.index import read_index
 from latents.bill import KINDS, last_bill
 from latents.config import LatentsConfig
 from latents.encode import Encoders

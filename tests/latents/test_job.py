@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.ledger import Outcome
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.ledger.store import Outcome
+from common.media.write import write_video
 from common.runs import RunFolder, hash_path, sha256_file
-from common.shard_index import read_index
-from common.shard_sample import ShardError
-from common.shards import ShardReader
+from common.shards.index import read_index
+from common.shards.sample import ShardError
+from common.shards.store import ShardReader
 from latents.config import LatentsConfig
 from latents.constants import read_constants
 from latents.job import encode_clips, make_worker, placed, read_clip

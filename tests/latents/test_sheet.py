@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common.media import read_video
-from common.media_write import write_video
+from common.media.video import read_video
+from common.media.write import write_video
 from common.runs import RunFolder
 from latents.encode import Encoders
 from latents.job import encode_clips

@@ -9,9 +9,9 @@ import pytest
 
 from common.clips import read_clips, write_clips
 from common.runs import RunFolder, read_json
-from common.shard_index import read_index
-from common.shard_sample import ShardError
-from common.shards import ShardReader
+from common.shards.index import read_index
+from common.shards.sample import ShardError
+from common.shards.store import ShardReader
 from latents.job import encode_clips
 from latents.takedown import forget_latents, shards_version
 from tests.latents.test_job import CONFIG, HERE, Drawn, row, shard_bytes

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines
 from common.runs import RunFolder
-from common.shard_index import INDEX_SCHEMA, read_index
-from common.shards import ShardWriter
+from common.shards.index import INDEX_SCHEMA, read_index
+from common.shards.store import ShardWriter
 from latents.verify import LOG, shard_stamp, verify_shards
 
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"

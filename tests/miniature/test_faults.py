@@ -3,10 +3,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from common.media import read_video
-from common.media_index import probe
-from common.media_open import MediaError
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
+from common.media.open import MediaError
+from common.media.video import read_video
 from common.runs import read_json, sha256_file
 from miniature.config import SmallWorldConfig
 from miniature.faults import draw_sources, plan, source_name

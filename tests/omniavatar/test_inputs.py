@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from common.media_open import MediaError
-from common.media_write import write_video
+from common.media.open import MediaError
+from common.media.write import write_video
 from omniavatar.config import Request
 from omniavatar.inputs import InputError, read_image, read_request, read_sound, silent_sound
 

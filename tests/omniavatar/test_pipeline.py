@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import omniavatar.pipeline
-from common.media_index import probe
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
 from common.runs import read_json
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip

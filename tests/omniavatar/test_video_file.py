@@ -5,8 +5,8 @@ import av
 import numpy as np
 import pytest
 
-from common.media import decode_video, read_video
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.video import decode_video, read_video
 from common.runs import read_json
 from omniavatar.config import GenerateConfig
 from omniavatar.video_file import sound_track, write_avatar_video, write_settings

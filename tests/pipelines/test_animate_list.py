@@ -7,8 +7,8 @@ import pytest
 import scipy.io.wavfile
 from PIL import Image
 
-from common.executor_config import ExecutorConfig
-from common.media_index import probe
+from common.executors.config import ExecutorConfig
+from common.media.index import probe
 from common.runs import read_json
 from miniature.world import HELD_OUT_SEED, draw_clip
 from pipelines.animate_list import RESULTS, animate_list

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from common.executor_config import ExecutorConfig
-from common.media_index import probe
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.index import probe
+from common.media.write import write_video
 from common.runs import RunFolder, read_json
 from eval.test_sets import read_test_set
 from pipelines.cli import app

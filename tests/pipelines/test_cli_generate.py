@@ -11,8 +11,8 @@ import scipy.io.wavfile
 import typer
 from safetensors.torch import load_file
 
-from common.media_index import probe
-from common.media_sound import read_audio
+from common.media.audio import read_audio
+from common.media.index import probe
 from common.runs import read_json
 from omniavatar.inputs import InputError
 from pipelines.cli import app

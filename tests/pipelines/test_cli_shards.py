@@ -6,10 +6,10 @@ import cv2
 from typer.testing import CliRunner
 
 from common.clips import write_clips
-from common.executor_config import ExecutorConfig
-from common.media_write import write_video
+from common.executors.config import ExecutorConfig
+from common.media.write import write_video
 from common.runs import RunFolder
-from common.shard_index import read_index
+from common.shards.index import read_index
 from latents.config import LatentsConfig
 from latents.job import encode_clips
 from miniature.weights import model_paths

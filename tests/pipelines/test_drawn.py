@@ -1,8 +1,8 @@
 import numpy as np
 
 from common.clips import read_clips
-from common.executor_config import ExecutorConfig
-from common.media import read_video
+from common.executors.config import ExecutorConfig
+from common.media.video import read_video
 from common.runs import RunFolder, sha256_file
 from miniature.world import HELD_OUT_SEED, draw_clip
 from pipelines.config import DrawnConfig

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.media_sound import read_audio
+from common.media.audio import read_audio
 from common.runs import RunFolder
 from miniature.world import draw_clip
 from omniavatar.inputs import read_image

@@ -5,7 +5,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from eval.job import read_manifest
 from pipelines.sweep import Places, RowConfig, SweepConfig, cell_of

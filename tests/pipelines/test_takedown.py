@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
-from common.shards import ShardReader
+from common.shards.store import ShardReader
 from curation.config import SelectConfig
 from curation.versions import freeze, read_version
 from latents.config import LatentsConfig

@@ -1,6 +1,6 @@
 import numpy as np
 
-from common.media_write import write_video
+from common.media.write import write_video
 from common.runs import hash_path
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip

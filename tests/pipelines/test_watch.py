@@ -4,8 +4,8 @@ from dataclasses import replace
 import cv2
 import pytest
 
-from common.executor_config import ExecutorConfig
-from common.media import read_video
+from common.executors.config import ExecutorConfig
+from common.media.video import read_video
 from common.progress import MetricLog
 from common.runs import RunFolder
 from miniature.weights import model_paths

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from common.shards import ShardWriter
+from common.shards.store import ShardWriter
 from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import save_base
 from omniavatar.transformer import new_base

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.executor_config import ExecutorConfig
+from common.executors.config import ExecutorConfig
 from common.runs import RunFolder
 from training.config import TrainConfig
 from training.launch import TrainingFailedError

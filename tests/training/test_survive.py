@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from common.shards import ShardReader, ShardWriter
+from common.shards.store import ShardReader, ShardWriter
 from training.config import DataConfig, SurviveConfig, TrainConfig
 from training.state import TrainState
 from training.survive import TrainingDivergedError, found_bad, is_spike, step_skipped, step_taken, worst_clip

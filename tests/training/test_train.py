@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
-from common.shards import ShardReader, ShardWriter
+from common.shards.store import ShardReader, ShardWriter
 from latents.constants import Constants, write_constants
 from omniavatar.checkpoints import load_adapter
 from omniavatar.config import Recompute

@@ -9,7 +9,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from common.runs import hash_path
-from common.shards import ShardReader, ShardWriter
+from common.shards.store import ShardReader, ShardWriter
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave, write_constants
 from omniavatar.audio_encoder import drop_duplicate, load_audio_encoder

@@ -1,0 +1,95 @@
+"""What a worker holds: a loaded stage that turns one unit into one measured Outcome, whatever the unit provokes."""
+
+import logging
+import resource
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from common.executors.stage import StageError, Work
+from common.executors.workers import Unit
+from common.ledger.store import Outcome
+from common.runs import DiskFullError, disk_guard, plain
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Runner:
+    """Holds the loaded stage inside a worker and turns one unit into one measured Outcome."""
+
+    def __init__(self, name: str, make: Callable[[], Work], gpus: float = 0.0) -> None:
+        self.name, self.make, self.gpus = name, make, gpus
+        self.work: Work | None = None
+        self.failure = "its models did not load."
+
+    def load(self) -> None:
+        """Make the stage function; a failure is reported by the first attempt."""
+        self.work, error = _caught(self.make)
+        self.failure = _describe(error) if error else ""
+
+    def attempt(self, unit: Unit, attempt: int) -> Outcome:
+        """Do one unit. Errors: StageError when the stage did not load; DiskFullError, which is nobody's fault."""
+        if self.work is None:
+            raise StageError(f"Stage '{self.name}' cannot start: {self.failure}")
+        work, (started, cpu) = self.work, _clock()
+        with suppress(OSError):  # where the kernel allows it, restart the peak memory count
+            Path("/proc/self/clear_refs").write_text("5")
+        outcome, error = _caught(lambda: _checked(work(unit), unit))
+        if outcome is None:
+            assert error is not None
+            outcome = Outcome(unit["unit"], "failed", message=_describe(error), error_class=type(error).__name__)
+        ended, cpu_end = _clock()
+        return replace(
+            outcome,
+            seconds=ended - started,
+            cpu_seconds=cpu_end - cpu,
+            gpu_seconds=(ended - started) * self.gpus,
+            peak_mb=_peak_mb(),
+            host=socket.gethostname(),
+            attempt=attempt,
+        )
+
+
+def _checked(outcome: Outcome, unit: Unit) -> Outcome:
+    if not isinstance(outcome, Outcome) or outcome.unit != unit["unit"]:
+        raise TypeError(f"the stage returned {outcome!r} for the unit '{unit['unit']}'; expected an Outcome of it.")
+    return replace(outcome, outputs=plain(outcome.outputs))  # as the ledger will give them back
+
+
+def _caught(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    # The one broad except of the project: whatever a clip provokes becomes that clip's row.
+    try:
+        with disk_guard():
+            return call(), None
+    except DiskFullError:
+        raise
+    except (Exception, SystemExit) as error:  # some libraries exit where they should raise
+        logger.debug("caught", exc_info=True)
+        return None, error
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" [{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}]" if trace else ""
+    return text[:2000] + where
+
+
+def _clock() -> tuple[float, float]:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _peak_mb() -> float:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,1 @@
+"""Durable outcomes: one row per unit and stage, as JSON lines that are sealed to Parquet."""

@@ -1,0 +1,285 @@
+"""The ledger: one durable row per unit x stage x fingerprint; a rejection or a failure is as durable as a success.
+
+A stage's rows lie in up to three kinds of files, each named after stage and fingerprint. While the stage runs they are
+appended to `.jsonl`; when that has grown large it is sealed into a numbered segment, `.000001.parquet`; in the end all
+is merged into `.parquet`, which holds every unit once. Readers take the last word on each unit from all of them, so a
+run killed anywhere loses no row and counts none twice.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from common.ledger.jsonlines import JsonLines
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.runs import atomic_write, plain
+
+State = Literal["kept", "rejected", "failed", "pending"]
+STATES: tuple[State, ...] = get_args(State)
+Key = tuple[str, str]  # unit, input hash
+SEAL_BYTES = 64 * 2**20  # of appended lines: about 150,000 rows, read in a second
+MERGE_SHARE = 8  # new rows are merged once they are an eighth of the old ones
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("stage", pa.string()),
+        ("fingerprint", pa.string()),
+        ("input_hash", pa.string()),
+        ("state", pa.string()),
+        ("reason", pa.string()),
+        ("attempt", pa.int32()),
+        ("error_class", pa.string()),
+        ("message", pa.string()),
+        ("host", pa.string()),
+        ("seconds", pa.float64()),
+        ("cpu_seconds", pa.float64()),
+        ("gpu_seconds", pa.float64()),
+        ("peak_mb", pa.float64()),
+        ("outputs", pa.string()),  # JSON
+        ("recorded", pa.timestamp("us")),  # UTC
+    ]
+)
+SQL_TYPES = {"string": "VARCHAR", "int32": "INTEGER", "double": "DOUBLE", "timestamp[us]": "TIMESTAMP"}
+KEY_SCHEMA = pa.schema([("position", pa.int64()), ("unit", pa.string()), ("input_hash", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one unit in one stage.
+
+    `outputs` holds JSON values only: scores and references, never pixels. `seconds`, `cpu_seconds`, `gpu_seconds` (wall
+    seconds x GPUs reserved), `peak_mb` (peak resident MB), `host` and `attempt` are filled in by the executor.
+    """
+
+    unit: str
+    state: State
+    reason: str = ""
+    message: str = ""
+    outputs: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    peak_mb: float = 0.0
+    host: str = ""
+    attempt: int = 1
+    error_class: str = ""
+
+
+OUTCOME_FIELDS = [item.name for item in fields(Outcome)]
+
+
+class Last(NamedTuple):
+    """The last word on a unit that may be tried again; `deaths` counts the workers it has taken along in a row."""
+
+    state: State
+    attempt: int
+    error_class: str = ""
+    deaths: int = 0
+
+
+class Ledger:
+    """The ledger folder of a run."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def open(self, stage: str, fingerprint: str) -> "StageLog":
+        """The log of one stage under one fingerprint. Errors: ValueError for a name that cannot be a file name."""
+        if not re.fullmatch(r"[A-Za-z0-9_]+", stage):
+            raise ValueError(f"Stage name '{stage}' must consist of letters, digits and underscores; rename the stage.")
+        return StageLog(self.folder, stage, fingerprint)
+
+
+class StageLog:
+    """Rows of one stage and fingerprint; one writer at a time."""
+
+    def __init__(self, folder: Path, stage: str, fingerprint: str) -> None:
+        self.folder, self.stage, self.fingerprint = folder, stage, fingerprint
+        self._name = f"{stage}-{fingerprint}"
+        self._parquet = folder / f"{self._name}.parquet"
+        self._lines = JsonLines(folder / f"{self._name}.jsonl")
+
+    def __enter__(self) -> "StageLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def done(self) -> Iterator[tuple[Key, Outcome]]:
+        """The last outcome of every (unit, input hash), whatever its state, read piece by piece."""
+        with connection_beside(self.folder) as connection:
+            for batch in batches(connection.sql(ledger_sql(self._files())), LEDGER_SCHEMA):
+                for row in batch.to_pylist():
+                    yield (row["unit"], row["input_hash"]), _outcome(row)
+
+    def last(self, keys: pa.Table) -> tuple[np.ndarray, dict[int, Last]]:
+        """The last word on every key of a `key_table`: an index into STATES or -1 for a unit not seen yet (int8), and,
+        by position, more of those that failed or are pending."""
+        states, unsettled = np.full(keys.num_rows, -1, np.int8), {}
+        sql = f"""SELECT position, list_position({list(STATES)}, state) - 1 AS code, attempt, error_class,
+                  CASE WHEN error_class = 'WorkerDied' THEN outputs END AS outputs
+                  FROM keys JOIN ({ledger_sql(self._files())}) USING (unit, input_hash)"""
+        with connection_beside(self.folder) as connection:
+            connection.register("keys", keys)
+            for batch in batches(connection.sql(sql)):
+                positions, codes = (batch[name].to_numpy() for name in ("position", "code"))
+                states[positions] = codes
+                for row in batch.filter(pa.array(codes >= STATES.index("failed"))).to_pylist():
+                    deaths = json.loads(row["outputs"] or "{}").get("deaths", 0)
+                    last = Last(STATES[row["code"]], row["attempt"], row["error_class"], deaths)
+                    unsettled[row["position"]] = last
+        return states, unsettled
+
+    def outcomes(self, keys: pa.Table) -> Iterator[Outcome]:
+        """The last outcome of each key of a `key_table`, in its order, piece by piece; unknown keys are left out."""
+        sql = f"SELECT l.* FROM keys JOIN ({ledger_sql(self._files())}) l USING (unit, input_hash) ORDER BY position"
+        with connection_beside(self.folder) as connection:
+            connection.register("keys", keys)
+            for batch in batches(connection.sql(sql), LEDGER_SCHEMA):
+                yield from map(_outcome, batch.to_pylist())
+
+    def lock(self) -> None:
+        """Become the one writer of this stage. Errors: RuntimeError when another run is."""
+        self._lines.open()
+
+    def append(self, key: Key, outcome: Outcome) -> None:
+        """Write one row, durable against the death of this process when the call returns.
+
+        Errors: DiskFullError; RuntimeError when another run writes this stage.
+        """
+        row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
+        row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": self.stage, "fingerprint": self.fingerprint}
+        row |= {"outputs": json.dumps(plain(outcome.outputs))}
+        size = self._lines.append(row | {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()})
+        if size >= SEAL_BYTES:
+            self._seal()
+
+    def is_open_ended(self) -> bool:
+        """Whether a run is appending at this moment, or was killed before it could merge its rows."""
+        return self._lines.path.exists()
+
+    def compact(self) -> None:
+        """Merge all rows into Parquet; killed at any moment it can be done again. Errors: DiskFullError; RuntimeError.
+
+        A few new rows beside very many old ones become a segment, merged when there are more of them.
+        """
+        self.lock()
+        segments = [file for file in self._files() if file not in (self._parquet, self._lines.path)]
+        old = self._parquet.stat().st_size if self._parquet.exists() else 0
+        new = sum(file.stat().st_size for file in [*segments, self._lines.path])
+        if old > SEAL_BYTES and new * MERGE_SHARE < old and len(segments) < MERGE_SHARE:
+            self._seal()
+        elif new:
+            self._write(self._parquet, self._files())
+            for file in segments:
+                file.unlink()
+        self._lines.remove()
+
+    def close(self) -> None:
+        """Let another run write this stage."""
+        self._lines.close()
+
+    def _files(self) -> list[Path]:
+        return ledger_files(self.folder, self.stage, self.fingerprint)
+
+    def _seal(self) -> None:
+        """Turn the appended lines into a segment and go on with none."""
+        numbers = [int(file.suffixes[0][1:]) for file in self._files() if _is_segment(file)]
+        if self._lines.path.stat().st_size:
+            number = max(numbers, default=0) + 1
+            self._write(self.folder / f"{self._name}.{number:06d}.parquet", [self._lines.path])
+            self._lines.clear()
+
+    def _write(self, target: Path, files: list[Path]) -> None:
+        # Sorted by unit: the row groups that hold a unit are found without reading the others.
+        sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
+        with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
+            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
+            connection.execute(f"COPY ({sql}) TO {quoted(temporary)} ({form})")
+
+
+def key_table(keys: Iterable[Key]) -> pa.Table:
+    """Keys with their position as an Arrow table, of about 50 bytes a row."""
+    left, pieces, position = iter(keys), [], 0
+    while piece := list(islice(left, BATCH_ROWS)):
+        units, hashes = zip(*piece, strict=True)
+        positions = pa.array(range(position, position + len(piece)), pa.int64())
+        pieces.append(pa.record_batch([positions, pa.array(map(clean, units)), pa.array(hashes)], schema=KEY_SCHEMA))
+        position += len(piece)
+    return pa.Table.from_batches(pieces, KEY_SCHEMA)
+
+
+def ledger_rows(folder: Path | str, stage: str = "*") -> pa.Table:
+    """All rows of the ledger (or of one stage), each unit x stage x fingerprint once, ordered by stage and unit."""
+    folder = Path(folder)
+    sql = f"SELECT * FROM ({ledger_sql(ledger_files(folder, stage))}) ORDER BY stage, fingerprint, unit, input_hash"
+    with connection_beside(folder) as connection:
+        return pa.Table.from_batches(batches(connection.sql(sql), LEDGER_SCHEMA), LEDGER_SCHEMA)
+
+
+def ledger_files(folder: Path | str, stage: str = "*", fingerprint: str = "*") -> list[Path]:
+    """The Parquet and JSON-lines files of the ledger, or of one stage."""
+    files = [file for kind in ("parquet", "jsonl") for file in sorted(Path(folder).glob(f"{stage}-*.{kind}"))]
+    # A name beginning with a dot is what a killed compaction was writing.
+    wanted = re.compile(r"[A-Za-z0-9_]+-" + (r"[^.]*" if fingerprint == "*" else re.escape(fingerprint)) + r"\..*")
+    return [file for file in files if wanted.fullmatch(file.name)]
+
+
+def ledger_sql(files: list[Path]) -> str:
+    """A DuckDB query giving the last word on every unit, with the columns of LEDGER_SCHEMA, also without any file."""
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault(file.name.split(".")[0], []).append(file)
+    columns = ", ".join(f"NULL::{SQL_TYPES[str(column.type)]} AS {column.name}" for column in LEDGER_SCHEMA)
+    parts = [part for group in groups.values() if (part := _stage_sql(group))]
+    return " UNION ALL BY NAME ".join([f"SELECT {columns} WHERE false", *parts])
+
+
+def _stage_sql(files: list[Path]) -> str:
+    """The rows of one stage and fingerprint: those merged before hold every unit once and are compared with none but
+    the later ones."""
+    segments = [quoted(file) for file in files if _is_segment(file)]
+    lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
+    merged = [f"SELECT * FROM read_parquet({quoted(file)})" for file in files if file.suffixes == [".parquet"]]
+    later = [f"SELECT * FROM read_parquet([{', '.join(segments)}])"] if segments else []
+    if lines:
+        columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
+        options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
+        # A torn line is read as a row of NULLs.
+        later.append(f"SELECT * FROM read_json([{', '.join(lines)}], {options}) WHERE unit IS NOT NULL")
+    if not later:
+        return merged[0] if merged else ""
+    last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY attempt DESC, recorded DESC) = 1"
+    recent = " UNION ALL BY NAME ".join(later)
+    if not merged:
+        return f"SELECT * FROM ({recent}) {last}"
+    return f"""SELECT * FROM (
+        WITH merged AS ({merged[0]}), recent AS MATERIALIZED ({recent}), again AS (SELECT unit, input_hash FROM recent)
+        SELECT * FROM merged ANTI JOIN again USING (unit, input_hash)
+        UNION ALL BY NAME
+        SELECT * FROM (
+            SELECT * FROM recent UNION ALL BY NAME SELECT * FROM merged SEMI JOIN again USING (unit, input_hash)
+        ) {last})"""
+
+
+def clean(value: Any) -> Any:
+    """Text as Parquet holds it: lone surrogates (undecodable file names) are escaped, NULs left out."""
+    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "") if isinstance(value, str) else value
+
+
+def _is_segment(file: Path) -> bool:
+    return file.suffix == ".parquet" and len(file.suffixes) == 2
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    values = {name: row[name] for name in OUTCOME_FIELDS}
+    return Outcome(**values | {"outputs": json.loads(row["outputs"])})

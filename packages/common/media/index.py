@@ -1,0 +1,214 @@
+"""What a media file holds, learnt from its packets and without decoding: streams, frame times, key frames, damage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from common.media.open import MediaError, audio_stream, check_bytes, open_decoder, open_media, video_stream
+
+# A frame distance this far from the median makes the frame rate variable; Matroska's rounding to 1 ms stays below it.
+UNEVEN_GAP = 0.2
+# Outside MP4 the announced duration is the only sign of a missing end; headers are rounded and streams end unevenly.
+MISSING_SECONDS = 1.0
+# What no recording of a person goes beyond; a damaged header may claim anything.
+MAX_SECONDS = 24 * 3600.0
+MAX_FRAMES = 10_000_000
+FRAME_RATES = (0.5, 1000.0)  # average frames per second
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file says about itself. Times in seconds; starts are on the container's clock.
+
+    `duration` runs from the first frame to the end of the last one, `fps` is the average over it, `max_frame_gap` the
+    longest distance between two frames. Width and height are those of the upright picture (rotation applied).
+    `interlaced` says that the first picture was stored as two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
+    """
+
+    duration: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    codec: str
+    has_audio: bool
+    audio_rate: int
+    audio_channels: int
+    audio_codec: str
+    video_start: float
+    audio_start: float
+    variable_frame_rate: bool
+    max_frame_gap: float
+    interlaced: bool
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Every frame of a video in presentation order.
+
+    `pts` (n,) int64 in units of `time_base`; `times` (n,) float64 seconds after the first frame; `keys` positions of
+    the frames at which decoding can start; `start` seconds of the first frame on the container's clock. `stamped` is
+    False where only the order of the frames can be trusted (AVI stores no presentation stamps).
+    """
+
+    pts: np.ndarray
+    times: np.ndarray
+    keys: np.ndarray
+    start: float
+    stamped: bool
+    probe: Probe
+
+    def sample(self, fps: float | None, start: float = 0.0, end: float | None = None) -> np.ndarray:
+        """Positions of the frames nearest to start, start + 1/fps, ... before `end`; every frame there if fps is None.
+
+        Returns (m,) int64, non-decreasing; a frame is repeated or left out where the rates differ.
+        """
+        stop = self.probe.duration if end is None else min(end, self.probe.duration)
+        if fps is None:
+            return np.flatnonzero((self.times >= start - 1e-6) & (self.times < stop - 1e-6))
+        count = max(0, round((stop - start) * fps))
+        wanted = start + np.arange(count) / fps
+        after = np.clip(np.searchsorted(self.times, wanted), 1, max(1, len(self.times) - 1))
+        before = after - 1
+        after = np.minimum(after, len(self.times) - 1)
+        # 1 ns in favour of the earlier frame: a tie between two frames must not depend on rounding.
+        closer_before = wanted - self.times[before] <= self.times[after] - wanted + 1e-9
+        return np.where(closer_before, before, after)
+
+
+def probe(path: str | Path) -> Probe:
+    """Describe a video from its packets, without decoding a frame.
+
+    Raises FileNotFoundError, or MediaError of kind unreadable, not_a_video, truncated or no_video. A file without
+    sound is described with `has_audio` False.
+    """
+    return index_video(path).probe
+
+
+def index_video(path: str | Path) -> VideoIndex:
+    """List a video's frames once; asking again for the same unchanged file is free. Raises what `probe` raises."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        status = None  # open_media words the error
+    return _index(str(path), status.st_size if status else 0, status.st_mtime_ns if status else 0)
+
+
+@lru_cache(maxsize=16)
+def _index(path: str, size: int, _mtime: int) -> VideoIndex:
+    with open_media(path) as container:
+        check_bytes(path, size, container)
+        stream = video_stream(container)
+        if stream is None:
+            raise MediaError("no_video", f"{path} has no video stream; expected a video file.")
+        packets = _read_packets(container, stream)
+        _check_times(path, container, packets)
+        # Two packets with one stamp are the two fields of one picture, or damage.
+        pts, first = np.unique(np.asarray(packets.pts, dtype=np.int64), return_index=True)
+        base = float(stream.time_base or 0)
+        start, times = float(pts[0] * base), (pts - pts[0]) * base
+        keys = np.flatnonzero(np.asarray(packets.keys)[first])
+        if not len(keys):
+            raise MediaError("unreadable", f"{path} has no key frame to start from; fetch the file again.")
+        stamped = container.format.name != "avi"
+        return VideoIndex(
+            pts, times, keys if stamped else keys[:1], start, stamped, _describe(container, stream, times, start)
+        )
+
+
+@dataclass
+class _Packets:
+    """Presentation stamps and key flags of the shown frames in file order; end of the last packet of any stream (s)."""
+
+    pts: list[int] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    end: float = 0.0
+
+
+def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
+    packets = _Packets()
+    ordered_only = container.format.name == "avi"
+    for packet in container.demux():
+        stamp = packet.dts if packet.pts is None or ordered_only else packet.pts
+        if stamp is None or packet.time_base is None:
+            continue
+        packets.end = max(packets.end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        # Frames before an edit list's start are decoded but never shown.
+        if packet.stream_index == stream.index and not packet.is_discard:
+            packets.pts.append(stamp)
+            packets.keys.append(packet.is_keyframe)
+            if len(packets.pts) > MAX_FRAMES:
+                raise MediaError("unreadable", f"{container.name} has over {MAX_FRAMES} frames; split the file.")
+    return packets
+
+
+def _check_times(path: str, container: InputContainer, packets: _Packets) -> None:
+    """Raise MediaError("truncated") when the packets end before the duration that the header announces."""
+    announced = ((container.start_time or 0) + (container.duration or 0)) / av.time_base
+    if not packets.pts or announced - packets.end > MISSING_SECONDS:
+        raise MediaError(
+            "truncated",
+            f"{path} holds {packets.end:.2f} s of the {announced:.2f} s its header announces; fetch the file again.",
+        )
+
+
+def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray, start: float) -> Probe:
+    gaps = np.diff(times)
+    usual = float(np.median(gaps)) if len(gaps) else 1 / float(stream.average_rate or 25)
+    duration = float(times[-1]) + usual
+    _check_rates(container, len(times), duration)
+    sound = audio_stream(container)
+    picture = _first_picture(container, stream)
+    turned = quarter_turns(picture) % 2 == 1
+    return Probe(
+        duration=duration,
+        fps=len(times) / duration,
+        frames=len(times),
+        width=picture.height if turned else picture.width,
+        height=picture.width if turned else picture.height,
+        codec=stream.codec_context.codec.canonical_name,
+        has_audio=sound is not None,
+        audio_rate=sound.rate if sound else 0,
+        audio_channels=sound.channels or 0 if sound else 0,
+        audio_codec=sound.codec_context.codec.canonical_name if sound else "",
+        video_start=start,
+        audio_start=float((sound.start_time or 0) * (sound.time_base or 0)) if sound else 0.0,
+        variable_frame_rate=bool(len(gaps) and np.abs(gaps - usual).max() > UNEVEN_GAP * usual),
+        max_frame_gap=float(gaps.max()) if len(gaps) else usual,
+        interlaced=bool(picture.interlaced_frame),
+    )
+
+
+def _check_rates(container: InputContainer, frames: int, duration: float) -> None:
+    """Raise MediaError for frame times that no camera makes."""
+    least, most = FRAME_RATES
+    if not 0 < duration <= MAX_SECONDS or not least <= frames / duration <= most:
+        raise MediaError(
+            "unreadable",
+            f"{container.name} claims {frames} frames in {duration:.3f} s; expected {least:g} to {most:g} per second "
+            f"and at most {MAX_SECONDS / 3600:g} h: fetch the file again.",
+        )
+
+
+def _first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame:
+    """The first picture; raises MediaError when it cannot be decoded."""
+    open_decoder(stream)
+    container.seek(stream.start_time or 0, stream=stream)
+    frame = next(container.decode(stream), None)
+    if frame is None:
+        raise MediaError("unreadable", f"{container.name} yields no picture; fetch the file again.")
+    return frame
+
+
+def quarter_turns(frame: VideoFrame) -> int:
+    """Quarter turns counter-clockwise that put a frame upright (telephones store sideways pictures with a flag)."""
+    return round(frame.rotation / 90) % 4

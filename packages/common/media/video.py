@@ -1,0 +1,108 @@
+"""Read, write and cut video with sound (PyAV).
+
+Pictures are uint8 RGB (T, H, W, 3); sound is float32 mono in [-1, 1]. Time 0 is the first video frame: stream start
+times of the container are honoured, so what is read together belongs together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from av.video.frame import VideoFrame
+
+from common.constants import AUDIO_RATE, FPS, Reader
+from common.media.audio import read_audio
+from common.media.decode import stored_frames, to_rgb
+from common.media.index import VideoIndex, index_video
+from common.media.write import write_video
+
+
+def decode_video(
+    path: str | Path,
+    start: float = 0.0,
+    end: float | None = None,
+    fps: float | None = FPS,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    reader: Reader = "pyav",
+) -> Iterator[np.ndarray]:
+    """Yield the frames (H, W, 3) shown between two times (s), resampled to `fps` by the nearest presentation time.
+
+    `fps` None yields every stored frame once; `crop` is x, y, width, height in the upright picture and `size` the
+    width and height after it. One pass, started at the key frame before `start`. Raises FileNotFoundError, MediaError
+    or ValueError for a crop outside the picture.
+    """
+    index = index_video(path)
+    wanted = index.sample(fps, start, end)
+    frames, shown = stored_frames(path, index, wanted, reader), -1
+    picture = np.empty(0, np.uint8)
+    for position in wanted:
+        if position != shown:
+            shown, picture = int(position), to_rgb(next(frames), size, crop)
+        yield picture
+
+
+def decode_stored(path: str | Path, reader: Reader = "pyav") -> Iterator[VideoFrame]:
+    """Every stored frame once, in presentation order and as it is stored; convert those you need with `to_rgb`, or look
+    at their `planes`. Frame number i is shown at `index_video(path).times[i]`. Raises what `decode_video` raises."""
+    index = index_video(path)
+    return stored_frames(path, index, np.arange(len(index.pts)), reader)
+
+
+def read_video(path: str | Path, fps: float | None = FPS, start: float = 0.0, end: float | None = None) -> np.ndarray:
+    """All frames of `decode_video` as one array (T, H, W, 3)."""
+    index = index_video(path)
+    pictures = np.empty((len(index.sample(fps, start, end)), *_shape(index)), np.uint8)
+    for number, picture in enumerate(decode_video(path, start, end, fps)):
+        pictures[number] = picture
+    return pictures
+
+
+def read_frames(path: str | Path, indices: Sequence[int], reader: Reader = "pyav") -> np.ndarray:
+    """Frames (n, H, W, 3) by their position in presentation order, in the order asked for, repeats allowed.
+
+    Decodes from the key frame before each, without the pictures that no other depends on, and only seeks where a key
+    frame lies between two wanted frames. Raises IndexError for a position outside the video, FileNotFoundError or
+    MediaError.
+    """
+    index = index_video(path)
+    wanted = np.asarray(indices, dtype=np.int64)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(index.pts)):
+        worst = wanted.min() if wanted.min() < 0 else wanted.max()
+        raise IndexError(f"Frame {worst} of {path} was asked for, but it has frames 0 to {len(index.pts) - 1}.")
+    unique, places = np.unique(wanted, return_inverse=True)
+    pictures = np.empty((len(unique), *_shape(index)), np.uint8)
+    for number, frame in enumerate(stored_frames(path, index, unique, reader)):
+        pictures[number] = to_rgb(frame)
+    return pictures if np.array_equal(unique, wanted) else pictures[places]
+
+
+def _shape(index: VideoIndex) -> tuple[int, int, int]:
+    return index.probe.height, index.probe.width, 3
+
+
+def cut_clip(
+    src: str | Path,
+    dst: str | Path,
+    start: float,
+    end: float,
+    audio_shift: float = 0.0,
+    fps: float = FPS,
+    crop: tuple[int, int, int, int] | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Cut [start, end) s of a video into a new file at `fps` with 16 kHz mono sound, both re-encoded.
+
+    The cut is exact to half a source frame. The sound is delayed by `audio_shift` s (negative: moved earlier) against
+    the picture, taken from beyond the cut where the source has it; it is as long as the picture. `crop` and `size` as
+    for `decode_video`. Raises what `read_audio` and `write_video` raise, and ValueError for an empty span or a crop
+    outside the picture.
+    """
+    count = len(index_video(src).sample(fps, start, end))
+    if not count:
+        raise ValueError(f"The span {start} to {end} s of {src} holds no frame; expected start < end inside the video.")
+    stop = start + count / fps
+    sound = read_audio(src, AUDIO_RATE, start - audio_shift, stop - audio_shift)
+    write_video(dst, decode_video(src, start, end, fps, size, crop), sound, fps)

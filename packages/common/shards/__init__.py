@@ -1,0 +1,1 @@
+"""Webdataset shards of latents: samples, index, window reads, removal."""

@@ -1,0 +1,118 @@
+"""The index of a shard folder: a row per sample, in parts beside the shards while they are written and merged after."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.constants import FPS
+from common.runs import sync
+from common.shards.sample import Packed, ShardError
+
+INDEX = "index.parquet"
+NEXT = ".next"  # folder of files that are about to replace those of the same name, all of them
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("video_id", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),  # file name beside the index
+        ("offset", pa.int64()),  # of the sample's first tar header
+        ("size", pa.int64()),  # bytes of both members with headers and padding
+        ("checksum", pa.string()),  # xxh3 of all before the first tensor, which holds the checksums of the tensors
+        ("frames", pa.int32()),
+        ("latent_frames", pa.int32()),
+        ("latent_height", pa.int32()),
+        ("latent_width", pa.int32()),
+        ("tokens_per_frame", pa.int32()),  # per latent frame, after 2 x 2 patches
+        ("tokens", pa.int32()),
+        ("text_tokens", pa.int32()),
+        ("audio_frames", pa.int32()),  # of audio features; 0 for a waveform
+        ("seconds", pa.float64()),
+        ("head_bytes", pa.int32()),  # before the first tensor
+        ("whole_bytes", pa.int64()),  # of the tensors before the latents
+        ("latents_bytes", pa.int64()),
+        ("audio_bytes", pa.int64()),
+        ("text_bytes", pa.int64()),
+        ("references_bytes", pa.int64()),
+    ]
+)
+
+
+def read_index(folder: Path | str) -> pa.Table:
+    """The index of a shard folder, rows in the order they were written. Errors: FileNotFoundError; ShardError when the
+    removal of samples was interrupted, or for shards of an older layout."""
+    path = Path(folder) / INDEX
+    if (path.parent / NEXT).exists():
+        raise ShardError(f"The removal of samples from {folder} was interrupted; run the same takedown again.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: the shards are absent or unfinished; run the latents job.")
+    names = pq.read_schema(path).names
+    if missing := [name for name in INDEX_SCHEMA.names if name not in names]:
+        raise ShardError(
+            f"{path} lacks the column '{missing[0]}': its shards are of an older layout; run the latents job."
+        )
+    return pq.read_table(path, schema=INDEX_SCHEMA)
+
+
+def index_row(
+    clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], packed: Packed
+) -> dict[str, Any]:
+    """What the index says of a sample, but for its place."""
+    _, latent_frames, height, width = tensors["latents"].shape
+    frames = 4 * (latent_frames - 1) + 1
+    return packed.sizes | {
+        "clip_id": clip_id,
+        "video_id": meta["video_id"],
+        "split": meta["split"],
+        "size": packed.size,
+        "checksum": packed.checksum,
+        "frames": frames,
+        "latent_frames": latent_frames,
+        "latent_height": height,
+        "latent_width": width,
+        "tokens_per_frame": (height // 2) * (width // 2),
+        "tokens": latent_frames * (height // 2) * (width // 2),
+        "text_tokens": tensors["text"].shape[0],
+        "seconds": frames / FPS,
+    }
+
+
+def write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
+    """Write the index of one shard."""
+    pq.write_table(table.replace_schema_metadata({"fingerprint": fingerprint}), path, compression="zstd")
+
+
+def read_part(path: Path) -> pa.Table:
+    """Read the index of one shard, of whatever layout."""
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False).replace_schema_metadata(None)
+
+
+def part_fingerprint(path: Path) -> str | None:
+    """What the samples of a shard were made from; None for a shard of an older layout."""
+    schema = pq.read_schema(path)
+    return (schema.metadata or {}).get(b"fingerprint", b"").decode() if schema.names == INDEX_SCHEMA.names else None
+
+
+def merge_parts(path: Path, parts: list[Path]) -> None:
+    """Write the index of all shards from their parts."""
+    schema = pq.read_schema(parts[0]).remove_metadata() if parts else INDEX_SCHEMA
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(read_part(part))
+
+
+def finish_removal(folder: Path) -> None:
+    """Bring a removal that was killed after its decision to its end; without one there is nothing to do."""
+    waiting = folder / NEXT
+    if not waiting.exists():
+        return
+    for file in sorted(waiting.iterdir()):
+        os.replace(file, folder / file.name)
+    sync(folder)
+    waiting.rmdir()

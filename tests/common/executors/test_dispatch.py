@@ -1,0 +1,106 @@
+"""The loop itself, with workers that die when the test says so; test_executors has real ones."""
+
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import pytest
+
+from common.executors.dispatch import LoadError, Pause, attempts, open_place
+from common.executors.workers import InProcessWorker, Job, Unit
+from common.ledger.store import Outcome
+
+
+class Gone(Exception):
+    """How the workers of this file die."""
+
+
+@dataclass
+class Scripted:
+    """A job that answers each unit with what its row says."""
+
+    log: list[str] = field(default_factory=list)
+
+    def load(self) -> None:
+        self.log.append("load")
+
+    def attempt(self, unit: Unit, attempt: int) -> Outcome:
+        self.log.append(f"{unit['unit']} {attempt}")
+        pause = unit.get("pauses", [])
+        outputs = {"pause_seconds": pause.pop()} if pause else {}
+        return Outcome(unit["unit"], "pending" if outputs else "kept", outputs=outputs, attempt=attempt)
+
+
+@dataclass
+class Mortal(InProcessWorker):
+    """Dies of the units whose row says so, and of nothing else."""
+
+    death = (Gone,)
+
+    def __init__(self, dies_loading: bool = False) -> None:
+        super().__init__()
+        self.dies_loading = dies_loading
+
+    def load(self, job: Job | None) -> "Future[None]":
+        if not self.dies_loading:
+            return super().load(job)
+        dead: Future[None] = Future()
+        dead.set_exception(Gone())
+        return dead
+
+    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
+        if not (self.dies_loading or unit.get("dies")):
+            return super().submit(unit, attempt)
+        dead: Future[Outcome] = Future()
+        dead.set_exception(Gone())
+        return dead
+
+
+def test_units_are_done_in_the_order_of_the_queue_and_those_added_later_at_its_end() -> None:
+    job, todo = Scripted(), deque([2, 0, 1])
+    rows = [{"unit": name} for name in "abc"]
+    ended = []
+    for index, outcome in attempts(rows, todo, lambda index: 1 + len(ended) // 3, [open_place(Mortal, lambda: job)]):
+        ended.append(index)
+        if len(ended) == 3:
+            todo.append(2)
+        assert outcome.unit == rows[index]["unit"]
+    assert ended == [2, 0, 1, 2] and job.log == ["load", "c 1", "a 1", "b 1", "c 2"]
+
+
+def test_the_dead_are_replaced_and_told_to_the_watcher_before_their_unit_is_blamed() -> None:
+    job, told = Scripted(), list[Pause]()
+    rows = [{"unit": "a"}, {"unit": "b", "dies": True}, {"unit": "c"}]
+    place = open_place(Mortal, lambda: job)
+    results = dict(attempts(rows, deque(range(3)), lambda index: 1, [place], watch=told.append))
+    assert (results[1].state, results[1].error_class) == ("failed", "WorkerDied") and len(told) == 1
+    assert results[0].state == results[2].state == "kept" and job.log == ["load", "a 1", "load", "c 1"]
+
+    def refuse(pause: Pause) -> None:
+        raise ConnectionError("the machine is gone")
+
+    with pytest.raises(ConnectionError):
+        list(attempts(rows, deque([1]), lambda index: 1, [open_place(Mortal, lambda: job)], watch=refuse))
+
+
+def test_who_dies_loading_before_anything_was_done_ends_it_all() -> None:
+    place = open_place(lambda: Mortal(dies_loading=True), Scripted)
+    with pytest.raises(LoadError, match="died loading its models"):
+        list(attempts([{"unit": "a"}], deque([0]), lambda index: 1, [place]))
+
+
+def test_a_resting_place_is_waited_for_and_a_busy_one_takes_its_unit() -> None:
+    first, second, told = Scripted(), Scripted(), list[Pause]()
+    rows: list[Unit] = [{"unit": "a", "pauses": [1.2]}, {"unit": "b", "pauses": [3.0]}]
+    places = [open_place(Mortal, lambda: first, "one"), open_place(Mortal, lambda: second, "two")]
+    todo, started, ended = deque([0, 1]), time.monotonic(), []
+    for index, outcome in attempts(rows, todo, lambda index: 1, places, watch=told.append):
+        ended.append((index, outcome.state))
+        if outcome.state == "pending":
+            todo.append(index)
+    assert ended == [(0, "pending"), (1, "pending"), (0, "kept"), (1, "kept")]
+    # Place one wakes first and does both; place two had its own unit before.
+    assert first.log == ["load", "a 1", "a 1", "b 1"] and second.log == ["load", "b 1"]
+    assert 1.2 <= time.monotonic() - started < 3.0
+    assert (told[0].busy, told[0].resting) == (0, 2) and 0 < told[0].seconds < 1.2

@@ -1,0 +1,136 @@
+"""The Ray executor against the calling process, on a real local Ray."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.common.test_executors import (
+    HERE,
+    PATHS,
+    calls,
+    draw_units,
+    fetching,
+    make_broken,
+    make_held,
+    run,
+    unmeasured,
+)
+
+from common.executors.config import ExecutorConfig
+from common.executors.run import kept_workers, run_stage
+from common.executors.stage import Stage, StageError
+from common.ledger.store import Ledger, ledger_rows
+from common.runs import DiskFullError
+
+RAY = ExecutorConfig("ray", 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    yield
+    import ray  # not before the executor has asked it to be quiet
+
+    ray.shutdown()
+
+
+def test_ray_equals_calling_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    units = draw_units(3, 40)
+    on_ray, here = run(tmp_path / "ray", units, RAY), run(tmp_path / "here", units, HERE)
+    assert unmeasured(on_ray) == unmeasured(here)
+    assert sorted(calls(tmp_path / "ray")) == sorted(calls(tmp_path / "here"))
+    assert run(tmp_path / "ray", units, RAY) == on_ray  # from the ledger
+    out, err = capfd.readouterr()
+    assert out == "" and all(line.startswith("judge: ") for line in err.splitlines())
+
+
+def test_death_of_an_actor_is_the_failure_of_its_unit_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    units = [{"unit": f"u{n}", "n": n, "kind": "die" if n == 1 else "keep"} for n in range(5)]
+    outcomes = run(tmp_path, units, RAY)
+    assert [outcome.state for outcome in outcomes] == ["kept", "failed", "kept", "kept", "kept"]
+    assert (outcomes[1].error_class, outcomes[1].attempt) == ("Quarantined", 3)
+    out, err = capfd.readouterr()
+    assert out == "" and all(line.startswith("judge: ") for line in err.splitlines())
+
+
+def test_errors_beyond_a_unit_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="^Stage 'sync' cannot start: The weights of sync_scorer are not at /nowhere"):
+        run_stage(Stage("sync", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path / "a"), RAY)
+    units: list[dict[str, Any]] = [{"unit": "b", "n": 1, "kind": "disk"}]
+    with pytest.raises(DiskFullError, match="^The disk is full"):
+        run(tmp_path / "b", units, RAY)
+    assert ledger_rows(tmp_path / "b" / "ledger").num_rows == 0
+    with pytest.raises(StageError, match="no room for one worker"):
+        run(tmp_path / "c", [{"unit": "c", "n": 1}], ExecutorConfig("ray", 1, gpus_per_worker=1.0))
+
+
+def test_kept_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
+    units = [{"unit": f"u{n}"} for n in range(6)]
+
+    def pids(number: int) -> set[int]:
+        outcomes = run_stage(Stage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), RAY)
+        return {outcome.outputs["pid"] for outcome in outcomes}
+
+    def actors() -> set[int]:
+        everybody = psutil.Process().children(recursive=True)
+        return {process.pid for process in everybody if "Host" in " ".join(process.cmdline())}
+
+    with kept_workers():
+        first, kept = pids(0), actors()
+        assert first <= kept and 1 <= len(kept) <= 2
+        assert pids(1) <= kept and actors() <= kept
+        # Lanes reserve no core, so they fit beside whatever is kept.
+        outcomes = run_stage(fetching(tmp_path, "a", "b", "c"), units, Ledger(tmp_path), RAY)
+        assert {outcome.state for outcome in outcomes} == {"kept"}
+    shared = replace(RAY, workers=0, cpus_per_worker=0.25)
+    assert len(run_stage(Stage("s3", "1", {}, {}, make_held), units, Ledger(tmp_path), shared)) == 6
+
+
+ONE_CPU = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import ray
+from common.executors.run import ExecutorConfig, Ledger, StageError, run_stage
+from tests.common.test_executors import fetching, run
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    ray.init(address="local", num_cpus=1, resources={"lane:a": 1}, include_dashboard=False, log_to_driver=False)
+    units = [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)]
+    if sys.argv[2] == "room":
+        config = ExecutorConfig("ray", 2)
+        assert len(run(folder, units[:3], config)) == 3
+        assert len(run_stage(fetching(folder, "a", "b"), units[:4], Ledger(folder / "ledger"), config)) == 4
+        assert ray.available_resources().get("lane:a", 1.0) == 1.0
+    try:
+        run(folder, units, ExecutorConfig("ray", 2))
+    except StageError as error:
+        print(error)
+"""
+
+
+def test_one_core_is_room_enough_and_a_killed_ray_is_an_error_to_go_on_from(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ONE_CPU)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "room"]
+    driver = subprocess.Popen(command, env=PATHS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 18:
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.1)
+    ours = psutil.Process(driver.pid).children(recursive=True)
+    for process in ours:
+        if process.name() == "raylet" or "Host" in process.name():
+            process.kill()
+    out, _ = driver.communicate(timeout=120)
+    assert "no node left in the middle of stage 'judge'" in out and driver.returncode == 0
+    rows = ledger_rows(tmp_path / "ledger", "judge").to_pylist()
+    assert {row["error_class"] for row in rows} <= {"", "WorkerDied"}  # nobody is quarantined for it
+    assert not psutil.wait_procs(ours, timeout=30)[1]
+    done, before = sum(row["state"] == "kept" for row in rows), len(calls(tmp_path))
+    outcomes = run(tmp_path, [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], HERE)
+    assert {outcome.state for outcome in outcomes} == {"kept"} and 4 <= done < 40
+    assert len(calls(tmp_path)) - before == 40 - done
