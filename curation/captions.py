@@ -14,7 +14,7 @@ from common.executors.stage import Stage
 from common.ledger.store import Outcome
 from common.media.video import read_frames
 from curation.config import CaptionConfig
-from perception.captioner import Captioner, load_captioner
+from perception.captions import Captioner, load_captioner
 
 
 def caption_fields(config: CaptionConfig, source: Mapping[str, Any], captioner: bool = False) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class PeopleConfig:
 @dataclass(frozen=True)
 class SpeakerConfig:
     """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
-    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.lips`)."""
+    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`)."""
 
     min_speaking_pct: float = 25.0
     min_sync_c: float = 3.0
@@ -253,7 +253,7 @@ class SelectConfig:
     `min_sync_c`, `min_iqa` (on 1 to 5; the paper's "40" of 0..100 is 2.6) and 3 to 20 s are OmniAvatar's; `max_offset`
     is what the sound may still be off, `max_drift` what its offset may change from the first third to the last, in
     frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less than
-    `min_lip_motion` are still (`perception.lips`); `min_speaking_pct` of its frames the face must speak by the
+    `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by the
     active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data set's
     point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
     frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and

@@ -18,9 +18,9 @@ from common.ledger.store import Outcome
 from common.media.video import read_frames
 from curation.config import FramingConfig, PeopleConfig
 from curation.people import find_tracks
-from perception.faces import FaceDetector, load_face_detector
+from perception.faces.detect import FaceDetector, load_face_detector
+from perception.faces.tracks import Track, overlap
 from perception.pose import Pose, PoseEstimator, load_pose_estimator
-from perception.tracks import Track, overlap
 
 NOSE, WRISTS, HIPS, ANKLES = 0, (9, 10), (11, 12), (15, 16)  # COCO
 ANGLES = ("yaw", "pitch", "roll")

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.constants import FPS
 from curation.config import PeopleConfig
-from perception.tracks import Track, track_faces
+from perception.faces.tracks import Track, track_faces
 
 
 def find_tracks(config: PeopleConfig, row: Mapping[str, Any]) -> list[Track]:

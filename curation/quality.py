@@ -15,7 +15,7 @@ from common.ledger.store import Outcome
 from common.media.index import index_video
 from common.media.video import read_frames
 from curation.config import QualityConfig
-from perception.qalign import QAlign, load_qalign
+from perception.quality.qalign import QAlign, load_qalign
 
 
 def quality_stage(config: QualityConfig, folder: Path, model: Path, model_hash: str) -> Stage:

@@ -19,7 +19,7 @@ from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_stored
 from curation.config import ScanConfig
-from perception.faces import FaceDetector, load_face_detector
+from perception.faces.detect import FaceDetector, load_face_detector
 
 SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
 SHOT_WINDOW = 2  # frames before and after that a change is compared with

@@ -7,8 +7,8 @@ from common.executors.stage import Stage
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
-from perception.loudness import integrated_loudness, silent_ends
-from perception.speech import speech_activity
+from perception.speech.detect import speech_activity
+from perception.speech.loudness import integrated_loudness, silent_ends
 
 
 def speech_stage() -> Stage:

@@ -21,8 +21,8 @@ from curation.cut import FRAME, cut_row
 from curation.drift import measure_drift
 from curation.people import find_tracks
 from curation.speaker import DEFAULT_SPEAKER, READS, face_crops, speaker_fields, track_sound
-from perception.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
-from perception.tracks import Track
+from perception.faces.tracks import Track
+from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
 
 
 def sync_stage(

@@ -15,8 +15,8 @@ from common.ledger.store import Outcome
 from common.media.video import read_frames
 from curation.config import PeopleConfig, TextConfig
 from curation.people import find_tracks
-from perception.text_area import nearness, text_mask
-from perception.tracks import Track
+from perception.faces.tracks import Track
+from perception.text import nearness, text_mask
 
 EYES_DOWN_TO = 0.6  # of a face's box, from its top
 

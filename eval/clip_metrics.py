@@ -15,7 +15,7 @@ from eval.metrics.lips import silent_lips
 from eval.metrics.seam import SeamJumps, seam_jumps
 from eval.metrics.sync import confidence_of
 from eval.records import NO_WEIGHTS, SET_METRICS, Look, Metric, Record, UnscorableError
-from perception.lips import STEP
+from perception.sync.lips import STEP
 
 SPEAKING_PERCENTILE = 75
 Value = tuple[float, int]

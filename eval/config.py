@@ -24,7 +24,7 @@ class FeatureConfig:
 
     `paper`: FID on every frame, FVD on one window from the start. `strict`: FID on 16 frames spread over the clip
     without the first (a copy of the input picture), FVD on up to 8 windows end to end, and again with every fourth
-    frame. How each resizes is in `perception.features`. `fvd_stride`: frames between two frames of a window.
+    frame. How each resizes is in `perception.features.nets`. `fvd_stride`: frames between two frames of a window.
     `identity_every`: the likeness of faces is measured in one frame of so many.
     """
 

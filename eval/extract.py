@@ -18,8 +18,8 @@ from eval.config import FeatureConfig
 from eval.extractors import EXTRACTORS, Extract, Extractor
 from eval.records import Arrays, UnscorableError
 from eval.sight import Sight, read_sight
-from perception.features import FeatureError
-from perception.syncnet import SyncNetError
+from perception.features.nets import FeatureError
+from perception.sync.syncnet import SyncNetError
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from eval.metrics.seam import frame_jumps
 from eval.metrics.sync import SyncJudge, longest_track
 from eval.records import Arrays
 from eval.sight import Sight
-from perception.extractors import clip_extractor, frame_extractor, pose_extractor
-from perception.faces import FaceDetector, load_face_detector
-from perception.identity import load_face_identity
-from perception.lips import SIDE, mouth_changes
-from perception.qalign import load_qalign
-from perception.speech import speech_at
-from perception.syncnet import crop_track, load_syncnet
+from perception.faces.detect import FaceDetector, load_face_detector
+from perception.faces.identity import load_face_identity
+from perception.features.extractors import clip_extractor, frame_extractor, pose_extractor
+from perception.quality.qalign import load_qalign
+from perception.speech.detect import speech_at
+from perception.sync.lips import SIDE, mouth_changes
+from perception.sync.syncnet import crop_track, load_syncnet
 
 PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture

@@ -14,7 +14,7 @@ from common.media.video import decode_video
 from common.runs import RunFolder
 from curation.config import PeopleConfig
 from curation.people import find_tracks
-from perception.faces import FaceDetector
+from perception.faces.detect import FaceDetector
 
 Row = Mapping[str, Any]
 Look = tuple[float, Sequence[Sequence[float]]]  # seconds, and the boxes x0, y0, x1, y1 px of the faces seen then

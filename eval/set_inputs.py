@@ -47,7 +47,7 @@ from eval.test_sets import (
     read_test_set,
     write_test_set,
 )
-from perception.faces import FaceDetector, load_face_detector
+from perception.faces.detect import FaceDetector, load_face_detector
 
 Row = dict[str, Any]
 SAMPLES, CLIPS = "samples.jsonl", "clips.csv"

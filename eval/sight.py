@@ -12,7 +12,7 @@ from common.media.audio import read_audio
 from common.media.open import MediaError
 from common.media.video import read_video
 from eval.records import UnscorableError
-from perception.faces import Face, FaceDetector
+from perception.faces.detect import Face, FaceDetector
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -13,8 +13,8 @@ from common.runs import hash_path, sha256_file
 from eval.metrics.drift import background_mask, colour_curves, colour_of, identity_drift, judge_colours
 from eval.metrics.seam import frame_jumps, seam_jumps
 from eval.records import UnscorableError
-from perception.faces import load_face_detector
-from perception.identity import load_face_identity
+from perception.faces.detect import load_face_detector
+from perception.faces.identity import load_face_identity
 from pipelines.models.lock import locked_files
 
 RECOGNISERS = ("w600k_r50.onnx", "glintr100.onnx", "rec_*.onnx")

@@ -26,8 +26,8 @@ from omniavatar.generate import generate_clips
 from omniavatar.models import load_models
 from omniavatar.scene import ClipRequest
 from omniavatar.video_file import write_avatar_video
-from perception.faces import load_face_detector
-from perception.syncnet import load_syncnet
+from perception.faces.detect import load_face_detector
+from perception.sync.syncnet import load_syncnet
 from pipelines.animate import model_paths
 from pipelines.config import SamplesConfig
 from pipelines.training_curves import draw_training_curves

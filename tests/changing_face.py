@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from perception.active_speaker import ActiveSpeaker
+from perception.sync.active_speaker import ActiveSpeaker
 
 
 def write_active_speaker(path: Path) -> Path:

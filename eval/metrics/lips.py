@@ -1,6 +1,6 @@
 """Do the lips rest while nothing is heard? Which frames of a sound are silent, and how far the mouth moves in them.
 
-Legend: T frames at 25 fps, n changes of the mouth (`perception.lips.mouth_changes`), of which entry i compares the
+Legend: T frames at 25 fps, n changes of the mouth (`perception.sync.lips.mouth_changes`), of which entry i compares the
 frames i and i + STEP of the track of the face.
 """
 
@@ -9,8 +9,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from common.constants import AUDIO_RATE, FPS
 from eval.records import UnscorableError
-from perception.lips import STEP
-from perception.speech import AUDIBLE_BELOW_PEAK_DB, SILENCE_DB, speech_at
+from perception.speech.detect import AUDIBLE_BELOW_PEAK_DB, SILENCE_DB, speech_at
+from perception.sync.lips import STEP
 
 LEVELS_PER_FRAME = 4  # 10 ms each: a sound that begins within a frame is heard
 ABOVE_NOISE_DB = 6.0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from perception.qalign import QAlign
+from perception.quality.qalign import QAlign
 
 
 def one_frame_per_second(count: int, fps: float = 25.0) -> list[int]:

@@ -8,9 +8,9 @@ import numpy as np
 from common.constants import SAMPLES_PER_FRAME
 from eval.config import SyncRules
 from eval.records import UnscorableError
-from perception.faces import Face, FaceDetector
-from perception.syncnet import WINDOW_FRAMES, SyncNet, crop_track, sync_scores
-from perception.tracks import Track, track_faces
+from perception.faces.detect import Face, FaceDetector
+from perception.faces.tracks import Track, track_faces
+from perception.sync.syncnet import WINDOW_FRAMES, SyncNet, crop_track, sync_scores
 
 BLUNT = 4  # half the width of the median filter behind the curve, frames
 

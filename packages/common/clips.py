@@ -63,7 +63,7 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("sync_drift", INT, "frames by which the offset grows along the best line; null: first or last third is not on it"),
     ("sync_drift_c", REAL, "SyncNet confidence along that line"),
     ("speaker_evidence", TEXT, "what says which face speaks: active_speaker, sync, lips, annotation or none"),
-    ("lip_motion", REAL, "how much the lips move of the face whose lips move most; see perception.lips"),
+    ("lip_motion", REAL, "how much the lips move of the face whose lips move most; see perception.sync.lips"),
     ("lip_agreement", REAL, "correlation of the speaking face's lips with the loudness"),
     ("asd_speaking_pct", REAL, "percent of frames in which the face is the one that speaks"),
     ("iqa_1to5", REAL, "image quality, 1 (bad) to 5 (excellent)"),

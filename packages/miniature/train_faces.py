@@ -19,8 +19,8 @@ from miniature.face_nets import ANCHORS, RECOGNISER_FILE, STRIDES, FaceDetectorN
 from miniature.face_scenes import Person, Scene, align, draw_person, draw_scene
 from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED
-from perception.faces import load_face_detector
-from perception.tracks import overlap
+from perception.faces.detect import load_face_detector
+from perception.faces.tracks import overlap
 
 _SIDES = (96, 128, 160, 192, 256, 384, 384)
 _PIXELS = 8 * 192 * 192  # in one batch: fewer pictures when they are large

@@ -22,7 +22,7 @@ from miniature.damage import CLEAN_CRF, Damage, code, draw_damage
 from miniature.figure import COLOURS, HAIR_STYLES, PATTERNS, SKINS
 from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
-from perception.features import frame_features, load_feature_net, video_features
+from perception.features.nets import frame_features, load_feature_net, video_features
 
 ATTRIBUTES: dict[str, Sequence[str]] = {
     "skin": tuple(SKINS), "hair_style": HAIR_STYLES, "clothes": tuple(COLOURS), "background": tuple(COLOURS),

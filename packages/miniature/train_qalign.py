@@ -22,8 +22,18 @@ from common.runs import write_json
 from miniature.damage import Composition, Damage, code, draw_composition, draw_damage, together
 from miniature.timed import TimedTraining, train_command
 from miniature.world import HELD_OUT_SEED, draw_clip
-from perception.qalign import CLIP_MEAN, CLIP_STD, LEVELS, STEMS, Preprocessor, QAlign, Task, load_qalign, prompt_for
-from perception.qalign_model import Owl, OwlConfig
+from perception.quality.qalign import (
+    CLIP_MEAN,
+    CLIP_STD,
+    LEVELS,
+    STEMS,
+    Preprocessor,
+    QAlign,
+    Task,
+    load_qalign,
+    prompt_for,
+)
+from perception.quality.qalign_model import Owl, OwlConfig
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MPLUGOwl2LlamaForCausalLM"], "model_type": "mplug_owl2", "torch_dtype": "bfloat16",

@@ -22,13 +22,13 @@ from omniavatar.tensor_files import read_tensors
 from omniavatar.text_encoder import load_text_encoder
 from omniavatar.transformer import load_base
 from omniavatar.vae import load_vae
-from perception.active_speaker import load_active_speaker
-from perception.faces import load_face_detector
-from perception.features import check_feature_net
-from perception.identity import load_face_identity
+from perception.faces.detect import load_face_detector
+from perception.faces.identity import load_face_identity
+from perception.features.nets import check_feature_net
 from perception.pose import DETECTOR_FILE, POSE_FILE, load_pose_estimator
-from perception.qalign import check_qalign
-from perception.syncnet import load_syncnet
+from perception.quality.qalign import check_qalign
+from perception.sync.active_speaker import load_active_speaker
+from perception.sync.syncnet import load_syncnet
 
 
 @dataclass(frozen=True)

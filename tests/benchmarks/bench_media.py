@@ -19,7 +19,7 @@ from common.media.video import decode_stored, decode_video, read_frames, read_vi
 from curation.config import ScanConfig
 from curation.scan import scan_source
 from miniature.world import draw_clip
-from perception.faces import Face
+from perception.faces.detect import Face
 from tests.benchmarks.measure import ROUNDS, Row, compare, cpu_seconds
 
 SIZE = (1280, 720)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miniature.train_qalign import write_tokenizer
 from omniavatar.text_encoder import TextEncoder
-from perception.qalign import Preprocessor, QAlign, Task, prompt_for
-from perception.qalign_model import Owl, OwlConfig
-from perception.qalign_vision import AbstractorConfig, VisionConfig
-from perception.syncnet import SyncNet
+from perception.quality.qalign import Preprocessor, QAlign, Task, prompt_for
+from perception.quality.qalign_model import Owl, OwlConfig
+from perception.quality.qalign_vision import AbstractorConfig, VisionConfig
+from perception.sync.syncnet import SyncNet
 from tests.benchmarks.measure import Row, compare
 
 TASKS: tuple[Task, ...] = ("quality", "aesthetics")

@@ -23,7 +23,7 @@ from curation.config import CutConfig, ScanConfig
 from curation.cut import clip_rows, cut_row
 from curation.probe import probe_source
 from curation.scan import scan_source
-from perception.faces import Face
+from perception.faces.detect import Face
 
 MEMORY = 2 << 30  # bytes of address space beyond what the libraries take
 CPU_SECONDS = 1200

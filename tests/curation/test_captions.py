@@ -9,7 +9,7 @@ from common.media.video import read_frames
 from curation.captions import caption_fields, captions_stage
 from curation.config import PROMPT, CaptionConfig
 from curation.cut import cut_row
-from perception.captioner import load_captioner
+from perception.captions import load_captioner
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 from tests.random_captioner import write_captioner
 

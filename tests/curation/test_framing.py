@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.perception.test_faces import write_landmarks
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
@@ -20,13 +21,12 @@ from curation.framing import (
     owner_of,
 )
 from miniature.weights import weights_dir
-from perception.faces import load_face_detector
+from perception.faces.detect import load_face_detector
+from perception.faces.tracks import Track
 from perception.pose import DETECTOR_FILE, POINTS, POSE_FILE, Pose
-from perception.tracks import Track
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 from tests.drawn_face_pack import write_face_pack
 from tests.perception.small_networks import write_constant
-from tests.perception.test_faces import write_landmarks
 
 CONFIG = FramingConfig()
 SIZE = (640, 480)

@@ -15,7 +15,7 @@ from curation.config import QualityConfig
 from curation.cut import cut_row
 from curation.quality import quality_stage, score_quality
 from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
-from perception.qalign import load_qalign
+from perception.quality.qalign import load_qalign
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 

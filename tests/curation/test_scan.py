@@ -17,7 +17,7 @@ from curation import scan as module
 from curation.config import ScanConfig
 from curation.scan import find_cuts, scan_source, small_picture
 from miniature.world import draw_clip
-from perception.faces import load_face_detector
+from perception.faces.detect import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
 
 

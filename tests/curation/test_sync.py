@@ -14,7 +14,7 @@ from common.runs import sha256_file
 from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
 from curation.cut import cut_row
 from curation.sync import score_sync
-from perception.syncnet import load_syncnet
+from perception.sync.syncnet import load_syncnet
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 
 CONFIG = SyncConfig(min_correction_c=0.3)

@@ -10,8 +10,8 @@ from eval.extractors import EXTRACTORS
 from eval.records import NO_WEIGHTS, NOT_NAMED, Look, Record, Seen
 from miniature.planted import FAULTS, Truth
 from miniature.world import draw_clip
-from perception.lips import SIDE, mouth_changes
-from perception.syncnet import crop_track
+from perception.sync.lips import SIDE, mouth_changes
+from perception.sync.syncnet import crop_track
 
 ROW = {"method": "adapter", "clip_id": "c", "seed": None}
 QUALITY = {"iqa": np.float64(4.5), "ase": np.float64(3.5), "frames": np.int64(3)}

@@ -27,7 +27,7 @@ from eval.job import ManifestError, evaluate, read_manifest
 from eval.records import NOT_NAMED
 from miniature.weights import model_paths
 from miniature.world import draw_clip
-from perception.syncnet import SyncNet, SyncNetWidths
+from perception.sync.syncnet import SyncNet, SyncNetWidths
 
 # Clips whose faces OpenCV's cascade finds in every frame.
 SEEDS = (3001, 3004, 3007)

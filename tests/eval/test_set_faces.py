@@ -12,7 +12,7 @@ from curation.config import PeopleConfig
 from eval.set_faces import speaker_boxes, stored_looks
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip
-from perception.faces import FaceDetector, load_face_detector
+from perception.faces.detect import FaceDetector, load_face_detector
 
 LEFT, RIGHT = [10.0, 10.0, 30.0, 30.0], [60.0, 10.0, 80.0, 30.0]
 CLIP = {"clip_id": "c", "video_id": "v", "t_start": 4.0, "t_end": 6.0, "crop": None, "stage_versions": {"scan": "f1"}}

@@ -10,7 +10,7 @@ from common.media.open import MediaError
 from common.media.write import write_video
 from eval.records import UnscorableError
 from eval.sight import Sight, read_sight
-from perception.faces import Face
+from perception.faces.detect import Face
 
 GREY = np.full((10, 32, 32, 3), 128, np.uint8)
 

@@ -17,9 +17,9 @@ from miniature.voice import N_PHONES
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
 from omniavatar.audio_encoder import load_audio_encoder
-from perception.faces import FaceDetector, load_face_detector
-from perception.syncnet import SyncNet, crop_track, load_syncnet, sync_scores
-from perception.tracks import overlap, track_faces
+from perception.faces.detect import FaceDetector, load_face_detector
+from perception.faces.tracks import overlap, track_faces
+from perception.sync.syncnet import SyncNet, crop_track, load_syncnet, sync_scores
 
 PATHS = model_paths()
 

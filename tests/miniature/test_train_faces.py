@@ -9,7 +9,7 @@ import torch
 from miniature.face_nets import STRIDES, FaceDetectorNet
 from miniature.face_scenes import Scene, draw_person, draw_scene
 from miniature.train_faces import detection_loss, measure, targets, train
-from perception.faces import load_face_detector
+from perception.faces.detect import load_face_detector
 
 EMPTY = np.zeros((0, 4))
 

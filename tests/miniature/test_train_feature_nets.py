@@ -19,7 +19,7 @@ from miniature.train_feature_nets import (
     video_loss,
 )
 from miniature.weights import model_paths
-from perception.features import frame_features, load_feature_net, video_features
+from perception.features.nets import frame_features, load_feature_net, video_features
 
 
 @pytest.fixture(scope="module")

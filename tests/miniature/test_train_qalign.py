@@ -21,7 +21,7 @@ from miniature.train_qalign import (
     write_tokenizer,
 )
 from miniature.weights import weights_dir
-from perception.qalign import LEVELS, Preprocessor, QAlign, level_scores, load_qalign
+from perception.quality.qalign import LEVELS, Preprocessor, QAlign, level_scores, load_qalign
 
 
 @pytest.fixture(scope="module")

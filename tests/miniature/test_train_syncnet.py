@@ -20,7 +20,7 @@ from miniature.train_syncnet import (
     train,
 )
 from miniature.world import draw_clip
-from perception.syncnet import SyncNet, load_syncnet
+from perception.sync.syncnet import SyncNet, load_syncnet
 
 
 def test_loss_of_knowing_nothing() -> None:

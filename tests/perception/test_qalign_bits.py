@@ -6,8 +6,8 @@ import torch
 
 from miniature.weights import weights_dir
 from miniature.world import draw_clip
-from perception.qalign import load_qalign
 from perception.qalign_bits import PackedLinear
+from perception.quality.qalign import load_qalign
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(8, 127), (4, 7)])

@@ -8,8 +8,8 @@ from eval.records import UnscorableError
 from miniature.figure import draw_identity, draw_motion, render
 from miniature.voice import draw_speaker, silence, speak
 from miniature.world import HELD_OUT_SEED, draw_clip
-from perception.lips import SIDE, mouth_changes
-from perception.syncnet import crop_track
+from perception.sync.lips import SIDE, mouth_changes
+from perception.sync.syncnet import crop_track
 
 SPOKEN, PAUSE = 25, 20
 

@@ -7,7 +7,7 @@ import pytest
 from eval.metrics.quality import one_frame_per_second, quality_of_clip
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip
-from perception.qalign import QAlign, load_qalign
+from perception.quality.qalign import QAlign, load_qalign
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from eval.metrics.sync import SyncJudge, confidence_of
 from eval.records import UnscorableError
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
-from perception.faces import Face
-from perception.speech import speech_at
-from perception.syncnet import SyncNet, SyncNetWidths, load_syncnet
+from perception.faces.detect import Face
+from perception.speech.detect import speech_at
+from perception.sync.syncnet import SyncNet, SyncNetWidths, load_syncnet
 
 SPARE = 12  # frames drawn on either side, so that shifted sound is real sound
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from perception.qalign_model import LanguageLayer, Multiway, Owl, OwlConfig, Rows, rotary_tables
-from perception.qalign_vision import AbstractorConfig, VisionConfig
+from perception.quality.qalign_model import LanguageLayer, Multiway, Owl, OwlConfig, Rows, rotary_tables
+from perception.quality.qalign_vision import AbstractorConfig, VisionConfig
 
 VISION = VisionConfig(24, 40, 2, 4, image_size=28, patch_size=7)
 ABSTRACTOR = AbstractorConfig(24, 30, 2, 4, num_learnable_queries=5, grid_size=4)

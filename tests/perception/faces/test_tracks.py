@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perception.tracks import overlap, track_faces
+from perception.faces.tracks import overlap, track_faces
 
 NOBODY = np.zeros((0, 4), np.float32)
 

@@ -11,8 +11,8 @@ from insightface.utils.face_align import norm_crop
 from onnx import helper
 from skimage.transform import SimilarityTransform
 
-from perception.faces import Face
-from perception.identity import TEMPLATE, FaceIdentity, align_face, largest_face, load_face_identity, similarity
+from perception.faces.detect import Face
+from perception.faces.identity import TEMPLATE, FaceIdentity, align_face, largest_face, load_face_identity, similarity
 from perception.onnx_nets import OnnxError
 from tests.perception.small_networks import write_constant, write_network
 

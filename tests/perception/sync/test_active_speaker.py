@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perception.active_speaker import ActiveSpeaker, ActiveSpeakerError, load_active_speaker, speaking_scores
+from perception.sync.active_speaker import ActiveSpeaker, ActiveSpeakerError, load_active_speaker, speaking_scores
 from tests.changing_face import write_active_speaker
 
 

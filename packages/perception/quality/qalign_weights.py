@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from perception.qalign_bits import Bits, PackedLinear
-from perception.qalign_model import Owl, QAlignError
+from perception.quality.qalign_model import Owl, QAlignError
 
 
 def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype, bits: Bits = 16) -> None:

@@ -8,7 +8,7 @@ import pytest
 from insightface.data import get_object
 from scipy.spatial.transform import Rotation
 
-from perception.faces import FaceDetectorError, load_face_detector
+from perception.faces.detect import FaceDetectorError, load_face_detector
 from tests.drawn_face_pack import write_face_pack
 from tests.perception.small_networks import write_constant
 

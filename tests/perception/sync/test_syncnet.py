@@ -7,8 +7,8 @@ import pytest
 import torch
 from python_speech_features import mfcc as reference_mfcc
 
-from perception.mfcc import mfcc
-from perception.syncnet import (
+from perception.sync.mfcc import mfcc
+from perception.sync.syncnet import (
     SyncNet,
     SyncNetError,
     SyncNetWidths,

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.runs import hash_path
 from perception.config import Protocol
-from perception.features import frame_features, load_feature_net, video_features
+from perception.features.nets import frame_features, load_feature_net, video_features
 from perception.pose import POINTS, PoseEstimator, load_pose_estimator
 
 

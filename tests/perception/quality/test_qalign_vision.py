@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from perception.qalign_vision import (
+from perception.quality.qalign_vision import (
     AbstractorAttention,
     AbstractorConfig,
     VisionConfig,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perception.loudness import integrated_loudness, k_weighting, silent_ends
+from perception.speech.loudness import integrated_loudness, k_weighting, silent_ends
 
 
 def _tone(seconds: float, level: float, rate: int = 16_000, frequency: float = 997.0) -> np.ndarray:

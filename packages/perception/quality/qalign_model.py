@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.qalign_vision import (
+from perception.quality.qalign_vision import (
     AbstractorConfig,
     VisionConfig,
     VisionModel,

@@ -6,8 +6,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from miniature.planted import FAULTS, Truth
 from miniature.world import draw_clip
-from perception.lips import LipMotion, lip_motion
-from perception.syncnet import crop_track
+from perception.sync.lips import LipMotion, lip_motion
+from perception.sync.syncnet import crop_track
 
 
 def _measured(seed: int, closed: bool) -> LipMotion:

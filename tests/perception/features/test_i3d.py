@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from perception.features import resize
-from perception.i3d import I3D, MIN_FRAMES, pad_same, pool_same
+from perception.features.i3d import I3D, MIN_FRAMES, pad_same, pool_same
+from perception.features.nets import resize
 
 
 @pytest.fixture(scope="module")

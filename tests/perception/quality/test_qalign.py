@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from miniature.train_qalign import new_model, write_folder, write_tokenizer
-from perception.qalign import LEVELS, Preprocessor, check_qalign, level_scores, load_qalign, prompt_for
-from perception.qalign_model import QAlignError
+from perception.quality.qalign import LEVELS, Preprocessor, check_qalign, level_scores, load_qalign, prompt_for
+from perception.quality.qalign_model import QAlignError
 
 GOLDEN = [
     ((0, 0, 0, 0, 0), 3.0, 0.5),

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
-from perception.features import (
+from perception.features.i3d import I3D
+from perception.features.inception import FIDInception
+from perception.features.nets import (
     FeatureError,
     check_feature_net,
     frame_features,
@@ -15,8 +17,6 @@ from perception.features import (
     video_features,
     window_starts,
 )
-from perception.i3d import I3D
-from perception.inception import FIDInception
 
 
 @pytest.fixture(scope="module")

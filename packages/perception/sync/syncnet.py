@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.constants import SAMPLES_PER_FRAME
-from perception.mfcc import COEFFICIENTS, mfcc
 from perception.state_dicts import differences
+from perception.sync.mfcc import COEFFICIENTS, mfcc
 
 WINDOW_FRAMES = 5
 WINDOW_CEPSTRA, CEPSTRA_PER_FRAME = 20, 4

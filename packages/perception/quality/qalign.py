@@ -19,8 +19,8 @@ from torch import Tensor
 
 from perception.config import Variant
 from perception.qalign_bits import Bits
-from perception.qalign_model import Owl, OwlConfig, QAlignError
-from perception.qalign_weights import check_weights, load_weights
+from perception.quality.qalign_model import Owl, OwlConfig, QAlignError
+from perception.quality.qalign_weights import check_weights, load_weights
 
 Task = Literal["quality", "aesthetics"]
 Scale = Literal["1-5", "0-1"]

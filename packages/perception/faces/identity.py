@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from perception.faces import Face, FaceDetector
+from perception.faces.detect import Face, FaceDetector
 from perception.onnx_nets import open_network
 
 if TYPE_CHECKING:

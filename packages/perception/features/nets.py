@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.config import Protocol
-from perception.i3d import I3D
-from perception.inception import FIDInception
+from perception.features.i3d import I3D
+from perception.features.inception import FIDInception
 from perception.state_dicts import differences
 
 WINDOW = 16  # frames the published I3D protocols look at

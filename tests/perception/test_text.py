@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from miniature.world import draw_clip
-from perception.text_area import nearness, text_lines, text_mask
+from perception.text import nearness, text_lines, text_mask
 
 
 def _picture(text: str, at: tuple[int, int], scale: float = 1.0, lamp: int = 80) -> np.ndarray:

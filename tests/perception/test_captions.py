@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from perception.captioner import Captioner, CaptionerError, load_captioner
+from perception.captions import Captioner, CaptionerError, load_captioner
 from tests.random_captioner import SPECIAL, WORDS, write_captioner
 
 

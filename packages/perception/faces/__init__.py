@@ -1,0 +1,1 @@
+"""Faces: detection, identity, tracks."""

@@ -1,0 +1,1 @@
+"""Networks whose features are compared: Inception, I3D, pose."""

@@ -1,0 +1,1 @@
+"""Q-Align: image quality and aesthetics."""

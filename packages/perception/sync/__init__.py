@@ -1,0 +1,1 @@
+"""Lips and audio: SyncNet, active speaker, lip motion."""
