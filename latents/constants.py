@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.runs import atomic_write, hash_path
 from latents.config import AudioKind
-from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder, restore_duplicate
+from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder, restore_duplicate
 
 FILE_NAME = "constants.safetensors"
 FULL_SCALE = 32768  # of a stored waveform: int16

@@ -20,9 +20,9 @@ from common.constants import SAMPLES_PER_FRAME
 from common.runs import hash_path
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave
-from omniavatar.audio_encoder import AudioEncoder, drop_duplicate, load_audio_encoder
-from omniavatar.text_encoder import TextEncoder, load_text_encoder
-from omniavatar.vae import WanVAE, load_vae
+from omniavatar.encoders.audio import AudioEncoder, drop_duplicate, load_audio_encoder
+from omniavatar.encoders.text import TextEncoder, load_text_encoder
+from omniavatar.encoders.vae import WanVAE, load_vae
 
 ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 

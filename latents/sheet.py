@@ -11,7 +11,7 @@ from common.runs import RunFolder, atomic_write
 from common.shards.store import ShardReader
 from latents.encode import fit_frames
 from latents.job import ReadClip, read_clip
-from omniavatar.vae import WanVAE
+from omniavatar.encoders.vae import WanVAE
 
 COLUMNS = 5  # frames of a clip, spread over what was decoded
 MOST_LATENTS = 6  # decoded from the start of a clip: 21 frames

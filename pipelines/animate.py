@@ -10,11 +10,11 @@ from PIL import Image
 from common.runs import atomic_write, sha256_file
 from omniavatar.config import GenerateConfig, LoadConfig, Request
 from omniavatar.generate import chunk_starts, draw_portrait, stream_video
-from omniavatar.images import fit_image, to_frames
-from omniavatar.inputs import Inputs, read_request
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.scene import frame_size, frames_of, with_lead_in
-from omniavatar.video_file import sound_track, write_avatar_video, write_settings
+from omniavatar.video.images import fit_image, to_frames
+from omniavatar.video.inputs import Inputs, read_request
+from omniavatar.video.scene import frame_size, frames_of, with_lead_in
+from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
 from pipelines.video_facts import drift_report, model_hash
 
 MODEL_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")

@@ -14,8 +14,8 @@ from common.ledger.store import Ledger, Outcome
 from common.media.open import MediaError
 from common.runs import atomic_write, plain
 from omniavatar.config import GenerateConfig, Request
-from omniavatar.inputs import InputError
 from omniavatar.models import AvatarModels
+from omniavatar.video.inputs import InputError
 from pipelines.animate import animate, load_avatar
 from pipelines.sample_list import Sample
 from pipelines.video_facts import model_hash

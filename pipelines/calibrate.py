@@ -1,6 +1,6 @@
 """The polynomial of a model's residual cache, fitted to whole samplings, and what each threshold costs in likeness.
 
-See omniavatar/residual_cache.py. Likeness is PSNR to the video of all steps: how much of it is visible, eyes decide.
+See omniavatar/model/residual_cache.py. Likeness is PSNR to the video of all steps: how much of it is visible, eyes decide.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from common.runs import RunFolder
 from eval.metrics.fidelity import psnr
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_video
-from omniavatar.inputs import InputError, read_request
+from omniavatar.model.residual_cache import fit_polynomial, measured_changes, modulation_changes, plan_steps
 from omniavatar.models import AvatarModels
-from omniavatar.residual_cache import fit_polynomial, measured_changes, modulation_changes, plan_steps
-from omniavatar.scene import ClipRequest
+from omniavatar.video.inputs import InputError, read_request
+from omniavatar.video.scene import ClipRequest
 from pipelines.sample_list import read_samples
 from pipelines.videos import opening
 

@@ -45,7 +45,7 @@ def generate(
     if image is None and audio is None and not prompt:
         return run_flow(recipe, run, changes, "generate", "generate", force)
     from omniavatar.config import Request
-    from omniavatar.inputs import read_request
+    from omniavatar.video.inputs import read_request
     from pipelines.animate import animate
     from pipelines.recipe import read_recipe
 

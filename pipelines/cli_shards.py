@@ -43,7 +43,7 @@ def verify(
 def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: list[str] | None) -> list[str]:
     from latents.sheet import decode_samples, write_sheet
     from omniavatar.config import LoadConfig
-    from omniavatar.vae import load_vae
+    from omniavatar.encoders.vae import load_vae
     from pipelines.recipe import read_recipe
     from pipelines.steps import require
 

@@ -30,8 +30,8 @@ from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
-from omniavatar.scene import ClipRequest
-from omniavatar.video_file import write_avatar_video
+from omniavatar.video.scene import ClipRequest
+from omniavatar.video.video_file import write_avatar_video
 from pipelines.animate import MODEL_ROLES, animate, model_paths
 from pipelines.config import VideosConfig
 from pipelines.video_facts import model_hash

@@ -24,8 +24,8 @@ from eval.records import UnscorableError
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import load_models
-from omniavatar.scene import ClipRequest
-from omniavatar.video_file import write_avatar_video
+from omniavatar.video.scene import ClipRequest
+from omniavatar.video.video_file import write_avatar_video
 from perception.faces.detect import load_face_detector
 from perception.sync.syncnet import load_syncnet
 from pipelines.animate import model_paths

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from omniavatar.sequence import SequenceGroup
-from omniavatar.transformer import AvatarTransformer
+from omniavatar.model.transformer import AvatarTransformer
+from omniavatar.parallel.sequence import SequenceGroup
 from training.config import EngineConfig
 from training.engine_build import gathered
 from training.engine_settings import deepspeed_settings

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from common.runs import disk_guard, read_json, sync, write_json
-from omniavatar.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
-from omniavatar.diffusers_lora import read_diffusers_lora, save_diffusers_lora
-from omniavatar.tensor_files import CheckpointError, read_tensors
-from omniavatar.transformer import AvatarTransformer
+from omniavatar.model.transformer import AvatarTransformer
+from omniavatar.weights.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
+from omniavatar.weights.diffusers_lora import read_diffusers_lora, save_diffusers_lora
+from omniavatar.weights.tensor_files import CheckpointError, read_tensors
 from training.config import ModelConfig
 from training.engine import Engine
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from omniavatar.audio_entry import audio_blocks
-from omniavatar.audio_pack import FRAMES_PER_LATENT
 from omniavatar.config import AudioEntry, Recompute, Variant
+from omniavatar.model.audio_entry import audio_blocks
+from omniavatar.model.audio_pack import FRAMES_PER_LATENT
 
 PATCH = 4  # latent pixels of a token, 2 x 2
 PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed sound

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omniavatar.adapter import inject_lora, mark_trainable
-from omniavatar.checkpoints import load_adapter
-from omniavatar.tensor_files import CheckpointError, build_empty, is_finite
-from omniavatar.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
+from omniavatar.model.adapter import inject_lora, mark_trainable
+from omniavatar.model.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
+from omniavatar.weights.checkpoints import load_adapter
+from omniavatar.weights.tensor_files import CheckpointError, build_empty, is_finite
 from training.config import EngineConfig, ModelConfig
 from training.engine_build import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
 

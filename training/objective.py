@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniavatar.flow import add_noise, draw_sigma, loss_weight, velocity_target
-from omniavatar.text_encoder import pad_text
-from omniavatar.transformer import build_condition
+from omniavatar.encoders.text import pad_text
+from omniavatar.model.flow import add_noise, draw_sigma, loss_weight, velocity_target
+from omniavatar.model.transformer import build_condition
 from training.config import ObjectiveConfig
 from training.windows import MicroBatch, Sample
 

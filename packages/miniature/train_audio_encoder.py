@@ -19,7 +19,7 @@ from miniature.recorded import record
 from miniature.timed import TimedTraining, train_command
 from miniature.voice import N_PHONES
 from miniature.world import HELD_OUT_SEED, draw_clip
-from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder, normalise
+from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder, normalise
 
 HIDDEN = 48
 CONFIG = {

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from common.progress import ProgressBar, progress
-from omniavatar.chunk_cache import ChunkCache
-from omniavatar.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
 from omniavatar.config import GenerateConfig
-from omniavatar.images import to_frames
-from omniavatar.joins import MadeChunk, fade, finish_chunk, next_prefix
 from omniavatar.models import AvatarModels
-from omniavatar.scene import (
+from omniavatar.video.chunk_cache import ChunkCache
+from omniavatar.video.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
+from omniavatar.video.images import to_frames
+from omniavatar.video.joins import MadeChunk, fade, finish_chunk, next_prefix
+from omniavatar.video.scene import (
     ClipRequest,
     Scene,
     frame_size,

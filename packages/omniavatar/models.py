@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 
 from common.runs import fingerprint
-from omniavatar.adapter import merge_lora
-from omniavatar.attention import choose_attention
-from omniavatar.audio_encoder import AudioEncoder, load_audio_encoder
-from omniavatar.checkpoints import load_adapter
 from omniavatar.config import LoadConfig
-from omniavatar.extra_lora import merge_extra_lora
-from omniavatar.ranks import in_turn, join_ranks, own_device
-from omniavatar.sequence import SequenceGroup
-from omniavatar.sharding import shard_blocks
-from omniavatar.streaming import stream_blocks
-from omniavatar.text_encoder import TextEncoder, load_text_encoder
-from omniavatar.transformer import AvatarTransformer, load_base
-from omniavatar.vae import WanVAE, load_vae
+from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
+from omniavatar.encoders.text import TextEncoder, load_text_encoder
+from omniavatar.encoders.vae import WanVAE, load_vae
+from omniavatar.model.adapter import merge_lora
+from omniavatar.model.attention import choose_attention
+from omniavatar.model.transformer import AvatarTransformer, load_base
+from omniavatar.parallel.block_offload import stream_blocks
+from omniavatar.parallel.ranks import in_turn, join_ranks, own_device
+from omniavatar.parallel.sequence import SequenceGroup
+from omniavatar.parallel.sharding import shard_blocks
+from omniavatar.weights.checkpoints import load_adapter
+from omniavatar.weights.extra_lora import merge_extra_lora
 
 
 def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:

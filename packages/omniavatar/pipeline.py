@@ -13,9 +13,9 @@ from common.constants import AUDIO_RATE
 from omniavatar.config import GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
-from omniavatar.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video_file import sound_track, write_avatar_video, write_settings
+from omniavatar.video.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
+from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
 
 ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}

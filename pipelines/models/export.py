@@ -10,8 +10,11 @@ import torch
 
 from common.runs import read_json
 from miniature.weights import model_paths
-from omniavatar.adapter import merge_lora
-from omniavatar.checkpoints import (
+from omniavatar.encoders.text import load_text_encoder, save_text_encoder
+from omniavatar.encoders.vae import load_vae, save_vae
+from omniavatar.model.adapter import merge_lora
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterConfig,
@@ -20,10 +23,7 @@ from omniavatar.checkpoints import (
     save_base,
     to_our_name,
 )
-from omniavatar.tensor_files import read_tensors
-from omniavatar.text_encoder import load_text_encoder, save_text_encoder
-from omniavatar.transformer import load_base
-from omniavatar.vae import load_vae, save_vae
+from omniavatar.weights.tensor_files import read_tensors
 from pipelines.models.check import Finding, check
 
 Paths = Mapping[str, Path | None]

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from common.runs import read_json
 from miniature.weights import model_paths
-from omniavatar.audio_encoder import load_audio_encoder
-from omniavatar.checkpoints import WEIGHTS_FILE, load_adapter
-from omniavatar.tensor_files import read_tensors
-from omniavatar.text_encoder import load_text_encoder
-from omniavatar.transformer import load_base
-from omniavatar.vae import load_vae
+from omniavatar.encoders.audio import load_audio_encoder
+from omniavatar.encoders.text import load_text_encoder
+from omniavatar.encoders.vae import load_vae
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import WEIGHTS_FILE, load_adapter
+from omniavatar.weights.tensor_files import read_tensors
 from perception.faces.detect import load_face_detector
 from perception.faces.identity import load_face_identity
 from perception.features.nets import check_feature_net

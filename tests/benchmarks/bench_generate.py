@@ -17,19 +17,19 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from omniavatar.adapter import inject_lora, merge_lora
-from omniavatar.audio_encoder import AudioEncoder
-from omniavatar.chunks import Chunk, plan_chunks
 from omniavatar.config import GenerateConfig
-from omniavatar.flow import euler_step, sigma_schedule
+from omniavatar.encoders.audio import AudioEncoder
+from omniavatar.encoders.text import TextEncoder
+from omniavatar.encoders.vae import WanVAE
 from omniavatar.generate import generate_video
-from omniavatar.images import to_frames
+from omniavatar.model.adapter import inject_lora, merge_lora
+from omniavatar.model.flow import euler_step, sigma_schedule
+from omniavatar.model.residual_cache import modulation_changes, plan_steps
+from omniavatar.model.transformer import AvatarTransformer, build_condition, new_base, to_avatar
 from omniavatar.models import AvatarModels
-from omniavatar.residual_cache import modulation_changes, plan_steps
-from omniavatar.scene import ClipRequest, Scene, chunk_noise, prepare
-from omniavatar.text_encoder import TextEncoder
-from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar
-from omniavatar.vae import WanVAE
+from omniavatar.video.chunks import Chunk, plan_chunks
+from omniavatar.video.images import to_frames
+from omniavatar.video.scene import ClipRequest, Scene, chunk_noise, prepare
 from tests.benchmarks.measure import Row, compare
 from tests.omniavatar.conftest import AUDIO_DIM, DIT_CONFIG, make_umt5, make_vae, make_wav2vec2, randomise
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miniature.train_qalign import write_tokenizer
-from omniavatar.text_encoder import TextEncoder
+from omniavatar.encoders.text import TextEncoder
 from perception.quality.qalign import Preprocessor, QAlign, Task, prompt_for
 from perception.quality.qalign_model import Owl, OwlConfig
 from perception.quality.qalign_vision import AbstractorConfig, VisionConfig

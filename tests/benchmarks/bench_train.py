@@ -14,10 +14,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniavatar.adapter import LORA_TARGETS
-from omniavatar.checkpoints import save_base
 from omniavatar.config import AudioEntry, Recompute
-from omniavatar.transformer import AvatarTransformer, build_condition, new_base
+from omniavatar.model.adapter import LORA_TARGETS
+from omniavatar.model.transformer import AvatarTransformer, build_condition, new_base
+from omniavatar.weights.checkpoints import save_base
 from tests.benchmarks.measure import Row, compare
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from training.engine import Engine, join_group

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from omniavatar.vae import WanVAE
+from omniavatar.encoders.vae import WanVAE
 from tests.benchmarks.measure import Row, compare, compare_memory
 
 Work = Callable[[], Tensor]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, nearest_bucket, to_video
-from omniavatar.audio_encoder import restore_duplicate
+from omniavatar.encoders.audio import restore_duplicate
 
 CLIP = tuple[np.ndarray, np.ndarray]
 BUCKETS_480P = [(400, 720), (720, 720), (720, 400)]

@@ -16,7 +16,7 @@ from miniature.train_syncnet import shift_sound
 from miniature.voice import N_PHONES
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
-from omniavatar.audio_encoder import load_audio_encoder
+from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.faces.tracks import overlap, track_faces
 from perception.sync.syncnet import SyncNet, crop_track, load_syncnet, sync_scores

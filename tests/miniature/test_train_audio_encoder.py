@@ -10,7 +10,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from miniature.train_audio_encoder import HIDDEN, PhoneReader, examples, phone_loss, train
 from miniature.voice import N_PHONES
 from miniature.world import draw_clip
-from omniavatar.audio_encoder import load_audio_encoder
+from omniavatar.encoders.audio import load_audio_encoder
 
 
 def test_loss_of_not_knowing_and_of_knowing() -> None:

@@ -9,12 +9,12 @@ from diffusers import AutoencoderKLWan
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
-from omniavatar.audio_encoder import AudioEncoder
 from omniavatar.config import AudioEntry
+from omniavatar.encoders.audio import AudioEncoder
+from omniavatar.encoders.text import TextEncoder
+from omniavatar.encoders.vae import WanVAE
+from omniavatar.model.transformer import AvatarTransformer, build_condition, new_base, to_avatar
 from omniavatar.models import AvatarModels
-from omniavatar.text_encoder import TextEncoder
-from omniavatar.transformer import AvatarTransformer, build_condition, new_base, to_avatar
-from omniavatar.vae import WanVAE
 
 TEXT_LENGTH = 12
 TEXT_DIM = 24

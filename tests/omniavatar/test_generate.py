@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from omniavatar.chunks import plan_chunks
-from omniavatar.colour import hold_colours
 from omniavatar.config import GenerateConfig, preset
 from omniavatar.generate import chunk_starts, draw_portrait, generate_clips, generate_video, stream_video
-from omniavatar.images import to_frames
-from omniavatar.joins import fade
+from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.models import AvatarModels
-from omniavatar.sampler import Guidance, denoise
-from omniavatar.scene import ClipRequest, chunk_noise, prepare, sample_chunk
-from omniavatar.transformer import AvatarTransformer, build_condition
+from omniavatar.video.chunks import plan_chunks
+from omniavatar.video.colour import hold_colours
+from omniavatar.video.images import to_frames
+from omniavatar.video.joins import fade
+from omniavatar.video.sampler import Guidance, denoise
+from omniavatar.video.scene import ClipRequest, chunk_noise, prepare, sample_chunk
 
 CONFIG = GenerateConfig(
     steps=2, shift=2.0, text_guidance=1.0, audio_guidance=2.0, overlap=5, blend=4, chunk_frames=13, height=32, width=32,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from omniavatar.adapter import inject_lora, lora_layers
-from omniavatar.checkpoints import AdapterConfig, save_adapter, save_base
 from omniavatar.config import GenerateConfig, LoadConfig
 from omniavatar.generate import generate_clips
+from omniavatar.model.adapter import inject_lora, lora_layers
+from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.models import AvatarModels, ModelPaths, load_models, resolve_device
-from omniavatar.transformer import AvatarTransformer
+from omniavatar.weights.checkpoints import AdapterConfig, save_adapter, save_base
 
 CONFIG = GenerateConfig(steps=2, shift=2.0, height=32, width=32)
 

@@ -6,9 +6,9 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.adapter import inject_lora, lora_layers, merge_lora, unmerge_lora
-from omniavatar.checkpoints import to_official_name
-from omniavatar.transformer import AvatarTransformer, build_condition
+from omniavatar.model.adapter import inject_lora, lora_layers, merge_lora, unmerge_lora
+from omniavatar.model.transformer import AvatarTransformer, build_condition
+from omniavatar.weights.checkpoints import to_official_name
 
 HEADS, HEAD_DIM, FREQ = 2, 16, 32
 Weights = dict[str, Tensor]

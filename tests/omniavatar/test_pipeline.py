@@ -11,8 +11,8 @@ from common.media.index import probe
 from common.runs import read_json
 from miniature.weights import model_paths
 from miniature.world import HELD_OUT_SEED, draw_clip
-from omniavatar.inputs import InputError
 from omniavatar.pipeline import OmniAvatarPipeline
+from omniavatar.video.inputs import InputError
 
 SETTINGS = {"steps": 2, "shift": 1.5, "text_guidance": 1.0, "audio_guidance": 2.5, "chunk_frames": 17, "overlap": 5,
     "blend": 0,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.runs import read_json
-from omniavatar.inputs import InputError
+from omniavatar.video.inputs import InputError
 from pipelines.cli import app
 from pipelines.steps import draw_long_input
 from training.launch import free_port

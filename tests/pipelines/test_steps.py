@@ -4,7 +4,7 @@ import pytest
 from common.media.audio import read_audio
 from common.runs import RunFolder
 from miniature.world import draw_clip
-from omniavatar.inputs import read_image
+from omniavatar.video.inputs import read_image
 from pipelines.dag import Context
 from pipelines.recipe import read_recipe
 from pipelines.steps import LONG_SEED, STEPS, MissingWeightsError, draw_long_input, generate, latents, train

@@ -12,8 +12,8 @@ import torch
 from common.runs import RunFolder
 from common.shards.store import ShardWriter
 from latents.constants import Constants, write_constants
-from omniavatar.checkpoints import save_base
-from omniavatar.transformer import new_base
+from omniavatar.model.transformer import new_base
+from omniavatar.weights.checkpoints import save_base
 from training.config import DataConfig, EngineConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 LAYERS, TEXT_DIM, HIDDEN = 4, 12, 6

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.recipe import dump_recipe, load_recipe
-from omniavatar.transformer import AvatarTransformer, build_condition
+from omniavatar.model.transformer import AvatarTransformer, build_condition
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from training.engine import Engine, join_group, leave_group
 from training.model import build_model

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omniavatar.adapter import inject_lora, lora_layers, mark_trainable
-from omniavatar.checkpoints import AdapterConfig, save_adapter
-from omniavatar.tensor_files import CheckpointError
-from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.model.adapter import inject_lora, lora_layers, mark_trainable
+from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.weights.checkpoints import AdapterConfig, save_adapter
+from omniavatar.weights.tensor_files import CheckpointError
 from training.config import EngineConfig, ModelConfig
 from training.engine import join_group
 from training.engine_build import builds_in_shards, gathered, in_shards, without_draws

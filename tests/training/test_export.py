@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.runs import DiskFullError, RunFolder
-from omniavatar.checkpoints import AdapterConfig, load_adapter
-from omniavatar.diffusers_lora import read_diffusers_lora
-from omniavatar.tensor_files import CheckpointError
-from omniavatar.transformer import load_base
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import AdapterConfig, load_adapter
+from omniavatar.weights.diffusers_lora import read_diffusers_lora
+from omniavatar.weights.tensor_files import CheckpointError
 from training.config import CheckpointConfig, ModelConfig, TrainConfig
 from training.engine import join_group
 from training.export import adapter_config, confirm, export, replaced

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniavatar.adapter import inject_lora, mark_trainable
 from omniavatar.config import AudioEntry, Recompute, Variant
-from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.model.adapter import inject_lora, mark_trainable
+from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
 from training.flops import Network, network_of, work
 
 DIFFUSERS_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13_824, "num_layers": 40}

@@ -12,9 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omniavatar.adapter import inject_lora, mark_trainable
 from omniavatar.config import AudioEntry, Recompute, Variant
-from omniavatar.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.model.adapter import inject_lora, mark_trainable
+from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
 from training.config import EngineConfig, OptimizerConfig
 from training.engine import Engine, join_group
 from training.engine_build import cast_frozen

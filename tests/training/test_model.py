@@ -5,11 +5,11 @@ from typing import get_args
 import pytest
 import torch
 
-from omniavatar.adapter import lora_layers
-from omniavatar.audio_entry import audio_tensor_names
-from omniavatar.checkpoints import AdapterConfig, save_adapter
 from omniavatar.config import AudioEntry, Recompute
-from omniavatar.transformer import load_base
+from omniavatar.model.adapter import lora_layers
+from omniavatar.model.audio_entry import audio_tensor_names
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import AdapterConfig, save_adapter
 from training.config import ModelConfig
 from training.export import adapter_config
 from training.model import build_model

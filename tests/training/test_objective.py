@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniavatar.flow import loss_weight
+from omniavatar.model.flow import loss_weight
 from training.config import ObjectiveConfig
 from training.objective import Batch, Draw, draw, make_batch, sample_losses
 from training.windows import MicroBatch, Sample

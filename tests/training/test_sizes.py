@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.runs import write_json
-from omniavatar.checkpoints import AdapterConfig
+from omniavatar.weights.checkpoints import AdapterConfig
 from training.config import ModelConfig
 from training.data import Bucket
 from training.sizes import PAPER_CLIPS, PAPER_SIZE, clips_to_train, network_to_train, sample_bytes

@@ -16,9 +16,9 @@ from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
 from common.shards.store import ShardReader, ShardWriter
 from latents.constants import Constants, write_constants
-from omniavatar.checkpoints import load_adapter
 from omniavatar.config import Recompute
-from omniavatar.transformer import load_base
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import load_adapter
 from training.config import (
     CheckpointConfig,
     DataConfig,

@@ -12,7 +12,7 @@ from common.runs import hash_path
 from common.shards.store import ShardReader, ShardWriter
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave, write_constants
-from omniavatar.audio_encoder import drop_duplicate, load_audio_encoder
+from omniavatar.encoders.audio import drop_duplicate, load_audio_encoder
 from training.config import DataConfig
 from training.data import Bucket
 from training.windows import BadSamplesError, ClipWindows, MicroBatch, Store, index_digest, stream

@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from miniature.weights import model_paths
-from omniavatar.checkpoints import load_adapter
-from omniavatar.tensor_files import read_tensors
-from omniavatar.transformer import load_base
+from omniavatar.model.transformer import load_base
+from omniavatar.weights.checkpoints import load_adapter
+from omniavatar.weights.tensor_files import read_tensors
 from pipelines.models.export import LAYOUTS, export, stored_type
 
 SHIPPED = model_paths()

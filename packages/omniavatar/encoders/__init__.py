@@ -1,0 +1,1 @@
+"""VAE, text encoder and audio encoder."""

@@ -1,0 +1,82 @@
+"""The frozen wav2vec2 at the frame rate of the picture: 640 samples of 16 kHz sound per frame of 25 fps video."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from common.constants import SAMPLES_PER_FRAME
+from omniavatar.weights.key_names import audio_to_transformers
+from omniavatar.weights.tensor_files import build_empty, fill_module, read_tensors
+
+_TRAINING_ONLY = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "masked_spec_embed")
+
+
+class AudioEncoder:
+    """wav2vec2 whose convolution features are stretched to 25 per second before its transformer.
+
+    So the transformer runs at half its usual rate: criticised, and required for the released weights. Always float32.
+    Source: OmniAvatar/models/wav2vec.py; the hook gives the same numbers with the stock class.
+    """
+
+    def __init__(self, model: Wav2Vec2Model):
+        self.model = model.float().eval().requires_grad_(False)
+        self.hidden_size: int = model.config.hidden_size
+        self.feature_dim: int = (model.config.num_hidden_layers + 2) * self.hidden_size
+        self.model.feature_extractor.register_forward_hook(_to_frame_rate)
+
+    @torch.no_grad()
+    def encode(self, wave: np.ndarray | Tensor, frames: int | None = None) -> Tensor:
+        """Mono 16 kHz sound (N,) -> (F, (L + 2) * D) float32, F = ceil(N / 640) or the larger `frames` (then silence).
+
+        Channel order: last hidden state, then hidden states 0..L (0 is before the first layer). Encode a whole clip at
+        once and slice: every frame attends to all others. Raises ValueError for sound that is empty or not (N,).
+        """
+        samples = torch.as_tensor(wave, dtype=torch.float32)
+        if samples.ndim != 1 or not len(samples):
+            raise ValueError(f"Sound of shape {tuple(samples.shape)}; expected (samples,) of mono 16 kHz, not empty.")
+        frames = max(frames or 0, math.ceil(len(samples) / SAMPLES_PER_FRAME))
+        # Padded after normalisation: the silence added is exactly zero.
+        samples = pad(normalise(samples), (0, frames * SAMPLES_PER_FRAME - len(samples)))
+        output = self.model(samples[None].to(self.model.device), output_hidden_states=True)
+        return torch.cat([output.last_hidden_state, *output.hidden_states], dim=-1)[0]
+
+
+def normalise(samples: Tensor) -> Tensor:
+    """Zero mean, unit variance over the whole sound, as Wav2Vec2FeatureExtractor does."""
+    return (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+
+
+def _to_frame_rate(module: nn.Module, inputs: tuple[Tensor], features: Tensor) -> Tensor:
+    frames = inputs[0].shape[-1] // SAMPLES_PER_FRAME
+    return interpolate(features, size=frames, mode="linear", align_corners=True)
+
+
+def drop_duplicate(features: Tensor, hidden_size: int) -> Tensor:
+    """(F, (L + 2) * D) -> (F, (L + 1) * D) for storage: the last block repeats the first. `hidden_size` is D."""
+    return features[..., :-hidden_size]
+
+
+def restore_duplicate(features: Tensor, audio_dim: int) -> Tensor:
+    """(..., (L + 1) * D) as stored -> (..., audio_dim = (L + 2) * D) as the model hears it."""
+    return torch.cat([features, features[..., : audio_dim - features.shape[-1]]], dim=-1)
+
+
+def load_audio_encoder(folder: Path | str, device: torch.device | str = "cpu") -> AudioEncoder:
+    """Load a transformers wav2vec2 folder of any depth and width; a CTC or pretraining head in it is ignored.
+
+    On device "meta" only headers are read and checked. Raises FileNotFoundError, CheckpointError.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json; expected a transformers wav2vec2 folder.")
+    # Without masking the model has no masking vector: it serves pretraining, and the published base-960h lacks it.
+    config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
+    model = build_empty(lambda: Wav2Vec2Model(config))
+    named = ((audio_to_transformers(name), tensor) for name, tensor in read_tensors(folder, device))
+    fill_module(model, ((name, tensor) for name, tensor in named if not name.startswith(_TRAINING_ONLY)), folder)
+    return AudioEncoder(model.to(device))

@@ -1,0 +1,155 @@
+"""The frozen umT5 encoder: captions -> one vector per token, trimmed to the caption's own length."""
+
+import copy
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import ftfy
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+
+from omniavatar.weights.key_names import text_to_original, text_to_transformers
+from omniavatar.weights.tensor_files import (
+    NamedTensors,
+    build_empty,
+    fill_module,
+    read_tensors,
+    refuse_unsaid,
+    write_shards,
+    write_torch_file,
+)
+
+LONGEST_TEXT = 512
+_TIED = frozenset({"encoder.embed_tokens.weight"})
+# What a umT5 encoder computes depends on these alone.
+_SIZES = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj", "layer_norm_epsilon"]
+_SIZES += ["relative_attention_num_buckets", "relative_attention_max_distance"]
+
+
+def clean_text(text: str) -> str:
+    """Mend mis-decoded characters, resolve HTML entities (twice, as Wan does) and collapse white space."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class TextEncoder:
+    """umT5 and its tokenizer. Tokens beyond a caption's length are never stored: `pad_text` puts the zeros back."""
+
+    def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+        # Tokenizers without a length of their own report a number beyond any text.
+        self.text_length = min(int(tokenizer.model_max_length), LONGEST_TEXT)
+        self.dim: int = model.config.d_model
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 16) -> list[Tensor]:
+        """Captions -> float32 (n, dim) each, n <= text_length tokens with the closing one, in the order given.
+
+        Captions of similar length share a batch, so little is computed on padding.
+        """
+        ids = [self._tokens(prompt) for prompt in prompts]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        encoded: dict[int, Tensor] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.tokenizer.pad({"input_ids": [ids[index] for index in chosen]}, return_tensors="pt")
+            batch = batch.to(self.model.device)
+            states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0].float()
+            for row, index in enumerate(chosen):
+                encoded[index] = states[row][batch["attention_mask"][row].bool()].clone()
+        return [encoded[index] for index in range(len(ids))]
+
+    def _tokens(self, prompt: str) -> list[int]:
+        return self.tokenizer(clean_text(prompt), truncation=True, max_length=self.text_length)["input_ids"]
+
+
+def pad_text(texts: Sequence[Tensor], length: int) -> Tensor:
+    """[(n, dim)] -> (B, length, dim), zeros after each text: what Wan's unmasked cross-attention was trained on.
+
+    Raises ValueError when a text is longer than `length`.
+    """
+    longest = max(len(text) for text in texts)
+    if longest > length:
+        raise ValueError(f"A text of {longest} tokens does not fit into {length}; encode it with this length.")
+    padded = texts[0].new_zeros(len(texts), length, texts[0].shape[1])
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = text
+    return padded
+
+
+def load_text_encoder(
+    text_encoder: Path | str,
+    tokenizer: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> TextEncoder:
+    """Load from a transformers folder or an original `models_t5_umt5-xxl-enc-bf16.pth`, and a tokenizer folder.
+
+    On device "meta" only headers are read and checked. Raises FileNotFoundError, CheckpointError.
+    """
+    text_encoder, tokenizer = Path(text_encoder), Path(tokenizer)
+    if not tokenizer.is_dir():
+        raise FileNotFoundError(f"{tokenizer} is not a folder; expected a tokenizer as saved by transformers.")
+    if text_encoder.is_dir():
+        if not (text_encoder / "config.json").exists():
+            raise FileNotFoundError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
+        config = UMT5Config.from_pretrained(text_encoder, local_files_only=True)
+        tensors: NamedTensors = read_tensors(text_encoder, device)
+    else:
+        renamed = {text_to_transformers(name): tensor for name, tensor in read_tensors(text_encoder, device)}
+        config, tensors = _config_from_original(renamed), renamed.items()
+    model = build_empty(lambda: UMT5EncoderModel(config))
+    name_in_file = str if text_encoder.is_dir() else text_to_original
+    fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file)
+    model.set_input_embeddings(model.shared)
+    model.to(device).eval().requires_grad_(False)
+    return TextEncoder(model, AutoTokenizer.from_pretrained(tokenizer, local_files_only=True))
+
+
+def save_text_encoder(
+    encoder: TextEncoder,
+    path: Path | str,
+    dtype: torch.dtype | None = None,
+    layout: Literal["transformers", "original"] = "transformers",
+) -> None:
+    """Write umT5 as a transformers folder, or as the one `.pth` file of the original layout; the tokenizer stays out.
+
+    Raises ValueError when the original layout, which holds no config, cannot say what this model is; CheckpointError
+    for NaN, DiskFullError.
+    """
+    path, config = Path(path), encoder.model.config
+    state = {name: tensor for name, tensor in encoder.model.state_dict().items() if name not in _TIED}
+    if layout == "original":
+        told = _config_from_original(state)
+        refuse_unsaid({key: getattr(config, key) for key in _SIZES}, {key: getattr(told, key) for key in _SIZES})
+        write_torch_file(path, {text_to_original(name): tensor for name, tensor in state.items()}, dtype)
+    else:
+        write_shards(path, state, "model", dtype)
+        config = copy.deepcopy(config)
+        config.dtype = dtype or encoder.model.dtype
+        config.save_pretrained(path)
+
+
+def _config_from_original(tensors: Mapping[str, Tensor]) -> UMT5Config:
+    """umT5's shape read from tensors; those of umT5-XXL stand in where one is absent, and the strict load says so."""
+
+    def size(name: str, axis: int, default: int) -> int:
+        return tensors[name].shape[axis] if name in tensors else default
+
+    layer = "encoder.block.0.layer"
+    heads = size(f"{layer}.0.SelfAttention.relative_attention_bias.weight", 1, 64)
+    return UMT5Config(
+        vocab_size=size("shared.weight", 0, 256384),
+        d_model=size("shared.weight", 1, 4096),
+        d_kv=size(f"{layer}.0.SelfAttention.q.weight", 0, 4096) // heads,
+        d_ff=size(f"{layer}.1.DenseReluDense.wi_0.weight", 0, 10240),
+        num_layers=1
+        + max((int(name.split(".")[2]) for name in tensors if name.startswith("encoder.block.")), default=23),
+        num_heads=heads,
+        feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=size(f"{layer}.0.SelfAttention.relative_attention_bias.weight", 0, 32),
+    )

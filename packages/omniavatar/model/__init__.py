@@ -1,0 +1,1 @@
+"""The transformer with packed audio, its adapter and its caches."""

@@ -1,0 +1,97 @@
+"""Where and how the sound enters the transformer: the paper's way and the two it is compared with.
+
+Shapes: B batch, T latent frames, P = (h/2) * (w/2) tokens of a latent frame, F pixel frames, C audio width, N blocks.
+
+"multi"            one projection of the packed sound for each block 2 .. N/2: the paper's multi-hierarchical embedding
+"single"           one projection, at the middle block alone: the ablation row "single-layer" of the paper
+"cross_attention"  in each block 2 .. N/2 the tokens attend to the four audio states of their own latent frame
+
+What a layer gives is added to the tokens before its block runs, and is zero for a fresh layer.
+"""
+
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from omniavatar.config import AudioEntry
+from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+
+FIRST_AUDIO_BLOCK = 2
+HEAD_DIM = 64  # of the cross-attention
+
+
+class FrameProjection(nn.Module):
+    """W s + b of the packed sound s: every token of a latent frame gets the same vector. Zero at the start."""
+
+    def __init__(self, hidden: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim, hidden))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, tokens: Tensor, sound: Tensor) -> Tensor:
+        """(B, T, P, dim), (B, T, hidden) -> (B, T, 1, dim)."""
+        return functional.linear(sound, self.weight, self.bias)[:, :, None]
+
+
+class FrameAttention(nn.Module):
+    """The tokens of a latent frame attend to its audio tokens, in a width shared by all blocks. Zero at the start."""
+
+    def __init__(self, hidden: int, dim: int):
+        super().__init__()
+        self.heads = hidden // HEAD_DIM if hidden % HEAD_DIM == 0 else 1
+        self.q, self.o = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        # A bias of the key adds the same to every score of a query: softmax takes it out again.
+        self.k, self.v = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden)
+        nn.init.zeros_(self.o.weight)
+        nn.init.zeros_(self.o.bias)
+
+    def forward(self, tokens: Tensor, sound: Tensor) -> Tensor:
+        """(B, T, P, dim), (B, T, 4, hidden) -> (B, T, P, dim)."""
+        normed = functional.layer_norm(tokens, tokens.shape[-1:]).to(self.q.weight.dtype)
+        query, key, value = (self._by_head(x) for x in (self.q(normed), self.k(sound), self.v(sound)))
+        heard = functional.scaled_dot_product_attention(query, key, value)
+        return self.o(heard.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B T, heads, P or 4, head)
+
+
+def audio_blocks(num_layers: int, entry: AudioEntry = "multi") -> range:
+    """The 0-based blocks that hear.
+
+    "From the second to the middle layer" (paper 3.2) is 2 .. N/2 inclusive; "single" is the middle one, N/2.
+    """
+    middle = num_layers // 2
+    return range(middle if entry == "single" else FIRST_AUDIO_BLOCK, middle + 1)
+
+
+def audio_modules(
+    entry: AudioEntry, num_layers: int, dim: int, audio_dim: int, hidden: int | None = None
+) -> tuple[AudioPack | AudioTokens, nn.ModuleList]:
+    """What packs the sound, and one layer for each block of `audio_blocks`, which answers zero.
+
+    `hidden`: width of the packed sound; None is 32 (the published one), and 512 for the cross-attention, whose
+    parameters then stay below those of the LoRA at 14B. Raises ValueError for an entry that is none of the three.
+    """
+    blocks = audio_blocks(num_layers, entry)
+    if entry == "cross_attention":
+        hidden = hidden or 512
+        return AudioTokens(audio_dim, hidden), nn.ModuleList(FrameAttention(hidden, dim) for _ in blocks)
+    if entry not in get_args(AudioEntry):
+        raise ValueError(f"Audio entry {entry!r}; expected one of {', '.join(get_args(AudioEntry))}.")
+    hidden = hidden or 32
+    return AudioPack(audio_dim, hidden), nn.ModuleList(FrameProjection(hidden, dim) for _ in blocks)
+
+
+def audio_tensor_names(entry: AudioEntry, num_layers: int) -> list[str]:
+    """Every tensor the audio modules have in a model and in an adapter file."""
+    with torch.device("meta"):
+        pack, layers = audio_modules(entry, num_layers, dim=1, audio_dim=1, hidden=1)
+    return [f"audio_proj.{name}" for name in pack.state_dict()] + [f"audio_cond_projs.{n}" for n in layers.state_dict()]
+
+
+def audio_width(projection: Tensor, entry: AudioEntry) -> int:
+    """Width C of the audio states for which `audio_proj.proj.weight` (hidden, inputs) was made."""
+    return projection.shape[1] // (1 if entry == "cross_attention" else FRAMES_PER_LATENT)

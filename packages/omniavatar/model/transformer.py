@@ -1,0 +1,371 @@
+"""The Wan2.1 video transformer with the audio entry points of OmniAvatar.
+
+Shapes: B batch, T latent frames, h w latent height and width, n text tokens, D text width,
+F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N blocks.
+Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask (0 = given, 1 = to generate).
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.runs import read_json
+from omniavatar.config import AudioEntry, Recompute
+from omniavatar.model.audio_entry import audio_blocks, audio_modules
+from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.model.cache import KeptResidual, KeptSound, KeptText, TextAttention
+from omniavatar.model.recompute import recomputing
+from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention
+from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
+from omniavatar.weights.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
+
+
+class AudibleWanTransformer(WanTransformer3DModel):
+    """diffusers' Wan transformer, some of whose blocks are preceded by an audio layer.
+
+    The loop is explicit, not made of hooks: the sound and the layer that hears it are arguments, so recomputation
+    under gradient checkpointing and parameter gathering under ZeRO-3 see the same data flow as the forward pass.
+    """
+
+    ranks: SequenceGroup | None = None  # that hold each sample together; None: this rank alone
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor | KeptText,
+        sound: Tensor | None = None,
+        layers: Mapping[int, nn.Module] | None = None,
+        residual: KeptResidual | None = None,
+    ) -> Tensor:
+        """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w).
+
+        With `residual` the blocks run only where it has nothing to reuse, and what they add is left in it.
+        """
+        grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
+        rotary = self.rope(latents)
+        tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
+        place = Place(grid[1] * grid[2])
+        count = tokens.shape[1]
+        if self.ranks is not None:
+            tokens = self.ranks.part(tokens)
+            cosine, sine = rotary
+            rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
+            place = Place(place.per_frame, self.ranks.rank * tokens.shape[1])
+        time, modulation, text = self._embed(timestep, text)
+        if residual is not None and residual.reuse and residual.value is not None:
+            tokens = tokens + residual.value
+        else:
+            before = tokens
+            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, sound, place)
+            if residual is not None:
+                residual.value = tokens - before
+        shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        tokens = self.proj_out(tokens)
+        return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
+
+    def _embed(self, timestep: Tensor, text: Tensor | KeptText) -> tuple[Tensor, Tensor, Tensor | KeptText]:
+        """Time (B, dim), the modulation (B, 6, dim) made from it, and the caption as the blocks take it."""
+        embedder = self.condition_embedder
+        words = text
+        if isinstance(text, KeptText):
+            dtype = embedder.text_embedder.linear_1.weight.dtype
+            text.embed(embedder.text_embedder, dtype)
+            words = text.states[:, :0].to(dtype)
+        time, projection, words, _ = embedder(timestep, words)
+        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, KeptText) else words
+
+    def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *given: Any) -> Tensor:
+        """Tokens (B, s, dim) after every block; `given` are the arguments all of them share."""
+        recompute = torch.is_grad_enabled() and self.gradient_checkpointing
+        for index, block in enumerate(self.blocks):
+            step = (block, tokens, layers.get(index), *given)
+            tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
+        return tokens
+
+    def _unpatchify(self, tokens: Tensor, grid: list[int]) -> Tensor:
+        cells = tokens.unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)  # (B, t, h, w, pt, ph, pw, c)
+        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class Place(NamedTuple):
+    """Where given tokens lie in their sample: tokens of one latent frame, and number of the first given one."""
+
+    per_frame: int
+    first: int = 0
+
+
+def _hear_and_run(
+    block: nn.Module,
+    tokens: Tensor,
+    layer: nn.Module | None,
+    text: Tensor | KeptText,
+    modulation: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    sound: Tensor | None,
+    place: Place,
+) -> Tensor:
+    """One block on tokens (B, s, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
+    if layer is not None and sound is not None:
+        tokens = _hear(layer, tokens, sound, place)
+    return block(tokens, text, modulation, rotary)
+
+
+def _hear(layer: nn.Module, tokens: Tensor, sound: Tensor, place: Place) -> Tensor:
+    """Tokens (B, s, dim), which may begin and end within a frame, with what the layer adds to them."""
+    before = place.first % place.per_frame
+    after = -(before + tokens.shape[1]) % place.per_frame
+    whole = functional.pad(tokens, (0, 0, before, after)) if before or after else tokens
+    by_frame = whole.unflatten(1, (-1, place.per_frame))
+    first = place.first // place.per_frame
+    sound = sound[:, first : first + by_frame.shape[1]]
+    if sound.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
+        silent = sound.new_zeros(sound.shape[0], by_frame.shape[1] - sound.shape[1], *sound.shape[2:])
+        sound = torch.cat([sound, silent], dim=1)
+    heard = (by_frame + layer(by_frame, sound).to(tokens.dtype)).flatten(1, 2)
+    return heard[:, before : before + tokens.shape[1]]
+
+
+class AvatarTransformer(nn.Module):
+    """Wan2.1 transformer, plain (text to video) or with the 33-channel input and the audio layers of OmniAvatar.
+
+    `round_timestep` (off) rounds the timestep to bfloat16 before its embedding: upstream does, in training and
+    sampling, so its released weights come out closest with it.
+    """
+
+    def __init__(self, dit: AudibleWanTransformer):
+        super().__init__()
+        self.dit = dit
+        self.audio_entry: AudioEntry = "multi"
+        self.audio_proj: AudioPack | AudioTokens | None = None
+        self.audio_cond_projs: nn.ModuleList | None = None
+        self.round_timestep = False
+        for block in dit.blocks:
+            block.attn2.set_processor(TextAttention())
+
+    @property
+    def hears(self) -> bool:
+        """True for the avatar model, False for the plain text-to-video base."""
+        return self.audio_proj is not None
+
+    @property
+    def audio_dim(self) -> int:
+        """Width C of the audio states this model was made for, 0 for the plain base."""
+        return self.audio_proj.in_dim if self.audio_proj is not None else 0
+
+    def set_gradient_checkpointing(self, mode: Recompute) -> None:
+        """Keep every activation of a block ("none"), its input alone ("full"), or also what attention gave."""
+        if mode == "none":
+            self.dit.disable_gradient_checkpointing()
+        else:
+            self.dit.enable_gradient_checkpointing(recomputing(mode))
+
+    def share_sequence(self, ranks: SequenceGroup) -> None:
+        """Hold every sample together with the other `ranks` from now on: all give the same inputs and get the same.
+
+        Each has the gradient by way of its own tokens, times the number of ranks: their mean is the gradient.
+        Raises ValueError when the heads cannot be dealt to the ranks.
+        """
+        heads = self.dit.config.num_attention_heads
+        if heads % ranks.size:
+            fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            raise ValueError(f"{ranks.size} ranks cannot share {heads} attention heads; expected one of {fitting}.")
+        self.dit.ranks = ranks
+        for block in self.dit.blocks:
+            block.attn1.set_processor(SharedSelfAttention(ranks))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor | KeptText,
+        condition: Tensor | None = None,
+        audio: Tensor | KeptSound | None = None,
+        residual: KeptResidual | None = None,
+    ) -> Tensor:
+        """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
+
+        text (B, n, D) zero-padded; condition (B, 17, T, h, w) from `build_condition`, required by the avatar model and
+        refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: the sound has a bias).
+        What is kept of text, audio and blocks between calls belongs to sampling and has no gradient.
+        Source: paper section 3.2 and 3.3. Raises ValueError when inputs do not belong to this kind of model.
+        """
+        states = audio.states if isinstance(audio, KeptSound) else audio
+        if self.hears != (condition is not None) or (audio is not None and not self.hears):
+            kind = "the avatar model needs a condition" if self.hears else "the plain base takes no condition or audio"
+            raise ValueError(f"condition={_shape(condition)}, audio={_shape(states)}, but {kind}.")
+        pixel_frames = FRAMES_PER_LATENT * (latents.shape[2] - 1) + 1
+        if states is not None and states.shape[1] != pixel_frames:
+            raise ValueError(f"{states.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
+        if condition is not None:
+            latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
+        sound, layers = self._listen(audio) if audio is not None else (None, None)
+        embedder = self.dit.condition_embedder.text_embedder.linear_1
+        return self.dit(
+            latents.to(self.dit.patch_embedding.weight.dtype),
+            self._seen(timestep).expand(latents.shape[0]),
+            text if isinstance(text, KeptText) else text.to(embedder.weight.dtype),
+            sound,
+            layers,
+            residual,
+        )
+
+    def modulation(self, timestep: Tensor) -> Tensor:
+        """What a timestep (B,) in 0..1000 shifts and scales the tokens by in every block: (B, 6, dim)."""
+        nothing = KeptText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
+        return self.dit._embed(self._seen(timestep), nothing)[1]
+
+    def _seen(self, timestep: Tensor) -> Tensor:
+        return (timestep.to(torch.bfloat16) if self.round_timestep else timestep).float()
+
+    def _listen(self, audio: Tensor | KeptSound) -> tuple[Tensor, dict[int, nn.Module]]:
+        assert self.audio_proj is not None and self.audio_cond_projs is not None
+        blocks = audio_blocks(self.dit.config.num_layers, self.audio_entry)
+        sound = audio.packed(self.audio_proj) if isinstance(audio, KeptSound) else self.audio_proj(audio)
+        return sound, dict(zip(blocks, self.audio_cond_projs, strict=True))
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def build_condition(reference: Tensor, latent_frames: int, given: int | Tensor) -> Tensor:
+    """(B, 16, 1, h, w) reference latent -> (B, 17, T, h, w): the reference in every frame and the mask.
+
+    `given`: number of leading latent frames that are handed in clean, one int or one per sample (B,); there the mask
+    is 0, elsewhere 1. Source: paper section 3.3; the mask channel is in the released code only.
+    """
+    batch, _, _, height, width = reference.shape
+    given = torch.as_tensor(given, device=reference.device).expand(batch)
+    frames = torch.arange(latent_frames, device=reference.device)
+    mask = (frames[None] >= given[:, None]).to(reference.dtype)[:, None, :, None, None]
+    repeated = reference.expand(-1, -1, latent_frames, -1, -1)
+    return torch.cat([repeated, mask.expand(-1, -1, -1, height, width)], dim=1)
+
+
+def new_base(config: dict[str, Any]) -> AvatarTransformer:
+    """A plain text-to-video model with random weights from a diffusers WanTransformer3DModel config."""
+    return AvatarTransformer(AudibleWanTransformer.from_config(config))
+
+
+def load_base(
+    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> AvatarTransformer:
+    """Load a plain Wan text-to-video transformer from a folder in diffusers or in original Wan layout.
+
+    Shards are streamed: peak memory is the model and one shard; on device "meta" only headers are read and checked, and
+    the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
+    so for every `dtype`. Raises FileNotFoundError, CheckpointError.
+    """
+    config = base_config(folder)
+    dit = build_empty(lambda: AudibleWanTransformer.from_config(config))
+    kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
+    in_file = dit_to_original if _is_original(folder) else str
+    fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=in_file)
+    return AvatarTransformer(dit).to(device)
+
+
+def base_config(folder: Path | str) -> dict[str, Any]:
+    """The arguments of diffusers' class for the base in a folder of either layout. Raises as `load_base` does."""
+    file = Path(folder) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
+    config = read_json(file)
+    return _config_from_original(config, file) if "dim" in config else config
+
+
+def base_tensors(folder: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) in the files of a base, called as diffusers does; on device "meta" without values.
+
+    The order is that of the files. Raises FileNotFoundError, CheckpointError.
+    """
+    original = _is_original(folder)
+    for name, tensor in read_tensors(folder, device):
+        yield (dit_to_diffusers(name) if original else name), tensor
+
+
+def _is_original(folder: Path | str) -> bool:
+    return "dim" in read_json(Path(folder) / "config.json")
+
+
+def _stored_type(dtype: torch.dtype, kept: set[str], name: str) -> torch.dtype:
+    return torch.float32 if kept & set(name.split(".")) else dtype
+
+
+def _config_from_original(config: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The `config.json` beside an original Wan file -> the arguments of diffusers' class. Raises CheckpointError."""
+    missing = [key for key in ("dim", "num_heads", "ffn_dim", "num_layers") if key not in config]
+    if missing:
+        raise CheckpointError(source, [f"missing: {key}, a size of the model" for key in missing])
+    return {
+        "num_attention_heads": config["num_heads"],
+        "attention_head_dim": config["dim"] // config["num_heads"],
+        "in_channels": config.get("in_dim", 16),
+        "out_channels": config.get("out_dim", 16),
+        "text_dim": config.get("text_dim", 4096),
+        "freq_dim": config.get("freq_dim", 256),
+        "ffn_dim": config["ffn_dim"],
+        "num_layers": config["num_layers"],
+        "eps": config.get("eps", 1e-6),
+    }
+
+
+def config_to_original(dit: AudibleWanTransformer) -> dict[str, Any]:
+    """The `config.json` that goes beside an original Wan file. Raises ValueError for what that format cannot say."""
+    config = dit.config
+    original = {
+        "_class_name": "WanModel",
+        "model_type": "t2v",
+        "dim": config.num_attention_heads * config.attention_head_dim,
+        "num_heads": config.num_attention_heads,
+        "in_dim": config.in_channels,
+        "out_dim": config.out_channels,
+        "text_dim": config.text_dim,
+        "text_len": 512,
+        "freq_dim": config.freq_dim,
+        "ffn_dim": config.ffn_dim,
+        "num_layers": config.num_layers,
+        "eps": config.eps,
+    }
+    again = build_empty(lambda: AudibleWanTransformer.from_config(_config_from_original(original, Path())))
+    # The length of the rotary table is how far positions may go, not what they mean.
+    refuse_unsaid(config, again.config, but={"rope_max_seq_len"})
+    return original
+
+
+def to_avatar(
+    base: AvatarTransformer, audio_dim: int, hidden: int | None = None, entry: AudioEntry = "multi"
+) -> AvatarTransformer:
+    """Turn a plain model, in place, into the avatar model: 33 input channels, and the modules by which sound enters.
+
+    `hidden`: width of the packed sound, None for the entry's own (32 where it is packed, as published). The new patch
+    channels and what the audio layers give are zero, so the first output equals the base's exactly; gradients reach
+    both at once. (Upstream zeroes the LayerNorm of the pack instead and draws the new channels at random.)
+    Raises ValueError for an unknown entry.
+    """
+    dit, patch = base.dit, base.dit.patch_embedding
+    width = dit.config.num_attention_heads * dit.config.attention_head_dim
+    with torch.device(patch.weight.device):
+        pack, layers = audio_modules(entry, dit.config.num_layers, width, audio_dim, hidden)
+    base.audio_entry = entry
+    base.audio_proj, base.audio_cond_projs = pack.to(patch.weight.dtype), layers.to(patch.weight.dtype)
+    _widen_input(dit, 2 * dit.config.in_channels + 1)
+    return base
+
+
+def _widen_input(dit: AudibleWanTransformer, channels: int) -> None:
+    patch = dit.patch_embedding
+    like: dict[str, Any] = {"device": patch.weight.device, "dtype": patch.weight.dtype}
+    wider = nn.Conv3d(channels, patch.out_channels, patch.kernel_size, patch.stride, **like)
+    with torch.no_grad():
+        wider.weight.zero_()[:, : dit.config.in_channels] = patch.weight
+    wider.bias = patch.bias
+    dit.patch_embedding = wider
+    dit.register_to_config(in_channels=channels)

@@ -1,0 +1,1 @@
+"""Long videos: inputs, chunks, sampling, joins, the finished file."""

@@ -1,0 +1,52 @@
+"""Finished chunks of one video on the disk, so that a killed run goes on behind the last one."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.runs import atomic_write, fingerprint
+from omniavatar.config import GenerateConfig
+from omniavatar.models import AvatarModels
+from omniavatar.video.chunks import Chunk
+from omniavatar.video.joins import MadeChunk
+from omniavatar.video.scene import ClipRequest, seed_of
+
+
+@dataclass(frozen=True)
+class ChunkCache:
+    """A folder named by everything that decides the pixels of a video; None keeps nothing."""
+
+    folder: Path | None
+
+    @staticmethod
+    def of(folder: Path | None, models: AvatarModels, request: ClipRequest, config: GenerateConfig) -> "ChunkCache":
+        """The cache of one video below `folder`."""
+        inputs = [
+            hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in (request.image, request.wave)
+        ]
+        sampling = {name: value for name, value in asdict(config).items() if name != "load"}  # in the identity
+        key = [models.identity, request.prompt, seed_of(request, config), request.image.shape, inputs, sampling]
+        return ChunkCache(folder and Path(folder) / fingerprint(key))
+
+    def _file(self, chunk: Chunk) -> Path | None:
+        return self.folder and self.folder / f"chunk_{chunk.index:04d}.safetensors"
+
+    def load(self, chunk: Chunk) -> MadeChunk | None:
+        """A chunk that was saved, None where there is none."""
+        file = self._file(chunk)
+        if file is None or not file.exists():
+            return None
+        kept = load_file(file)
+        return MadeChunk(kept["frames"].numpy(), kept["shared"].numpy(), kept["tail"])
+
+    def save(self, chunk: Chunk, made: MadeChunk) -> None:
+        """Keep a chunk, whole or not at all."""
+        file = self._file(chunk)
+        if file is not None:
+            with atomic_write(file) as temporary:
+                pixels = {"frames": torch.from_numpy(made.frames), "shared": torch.from_numpy(made.shared)}
+                save_file(pixels | {"tail": made.tail.contiguous()}, temporary)

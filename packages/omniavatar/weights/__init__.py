@@ -1,0 +1,1 @@
+"""Checkpoints in the published formats: names, shapes, LoRA files."""

@@ -1,0 +1,112 @@
+"""A LoRA that somebody trained for the base, such as one that needs few steps, added to the weights of a model.
+
+Files call tensors as the authors of Wan2.1 or as diffusers do, behind `diffusion_model.`, `transformer.` or
+`base_model.model.`: pairs `<layer>.lora_down.weight` and `.lora_up.weight` (or `.lora_A`, `.lora_B`) with `.alpha` if
+it is not the rank, and whole differences `<layer>.diff` of a weight and `<layer>.diff_b` of a bias.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from omniavatar.model.transformer import AvatarTransformer
+from omniavatar.weights.key_names import dit_to_diffusers
+from omniavatar.weights.tensor_files import CheckpointError, is_finite, read_tensors
+
+_PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.")
+_PARTS = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".alpha": "alpha",
+    ".diff": "weight",
+    ".diff_b": "bias",
+}
+
+
+@torch.no_grad()
+def merge_extra_lora(model: AvatarTransformer, path: Path | str, scale: float = 1.0) -> None:
+    """Add `scale` times the update in a file to the weights of `model`, in place, in their own precision.
+
+    An adapter that the model has stays as it is: both updates add up. A difference for the patch embedding of the base
+    goes to the channels of the noisy latent. Raises FileNotFoundError, and CheckpointError that lists every tensor that
+    is unknown, incomplete, mis-shaped or not finite; then nothing is changed.
+    """
+    layers, problems = _read(path)
+    updates: list[tuple[Tensor, Tensor]] = []
+    ratio = _stored_ratio(path)
+    for layer, parts in layers.items():
+        try:
+            updates += _updates(_layer(model, layer), parts, ratio)
+        except (AttributeError, ValueError) as error:
+            problems.append(f"{layer}: {error}")
+    if problems or not layers:
+        raise CheckpointError(path, problems or ["holds no LoRA"])
+    for target, update in updates:
+        target.copy_(target.float() + scale * update.to(target.device))
+
+
+def _read(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """{Layer in diffusers' words: {part: tensor}} of a file, and what is wrong with it."""
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    problems = []
+    for name, tensor in read_tensors(path):
+        suffix = next((end for end in _PARTS if name.endswith(end)), None)
+        if suffix is None:
+            problems.append(f"unexpected: {name} {tuple(tensor.shape)}")
+            continue
+        layer = name.removesuffix(suffix)
+        for prefix in _PREFIXES:
+            layer = layer.removeprefix(prefix)
+        layers[dit_to_diffusers(f"{layer}.").removesuffix(".")][_PARTS[suffix]] = tensor
+        if not is_finite(tensor):
+            problems.append(f"broken: {name} holds NaN or infinity")
+    return layers, problems
+
+
+def _stored_ratio(path: Path | str) -> float:
+    """alpha / rank from the header of a file that diffusers wrote; 1 elsewhere."""
+    if Path(path).suffix != ".safetensors":
+        return 1.0
+    with safe_open(path, framework="pt") as opened:
+        said = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    return float(said.get("transformer.lora_alpha", 1)) / float(said.get("transformer.r", 1))
+
+
+def _layer(model: AvatarTransformer, name: str) -> nn.Module:
+    layer = model.dit.get_submodule(name)
+    return layer.base_layer if isinstance(getattr(layer, "base_layer", None), nn.Module) else layer
+
+
+def _updates(layer: nn.Module, parts: Mapping[str, Tensor], ratio: float) -> list[tuple[Tensor, Tensor]]:
+    """(Parameter, what to add to it in float32) of one layer. Raises AttributeError, ValueError."""
+    found: list[tuple[Tensor, Tensor]] = []
+    if parts.keys() & {"down", "up", "alpha"}:
+        if not parts.keys() >= {"down", "up"}:
+            raise ValueError(f"has only {', '.join(sorted(parts))} of a LoRA; expected both matrices")
+        down, up = parts["down"].float(), parts["up"].float()
+        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+            raise ValueError(f"matrices {tuple(down.shape)} and {tuple(up.shape)} do not belong together")
+        share = parts["alpha"].item() / len(down) if "alpha" in parts else ratio
+        found.append((layer.get_parameter("weight"), share * (up @ down)))
+    for kind in ("weight", "bias"):
+        if kind in parts:
+            found.append((_first_channels(layer.get_parameter(kind), parts[kind]), parts[kind].float()))
+    for target, update in found:
+        if target.shape != update.shape:
+            raise ValueError(f"the update is {tuple(update.shape)}, the parameter {tuple(target.shape)}")
+    return found
+
+
+def _first_channels(target: Tensor, update: Tensor) -> Tensor:
+    """The part of a patch embedding (dim, channels, 1, 2, 2) that the base had; any other target as it is."""
+    return target[:, : update.shape[1]] if target.ndim == update.ndim == 5 else target

@@ -1,0 +1,200 @@
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from common.media.open import MediaError
+from common.media.write import write_video
+from omniavatar.config import Request
+from omniavatar.video.inputs import InputError, read_image, read_request, read_sound, silent_sound
+
+RED = (200, 20, 30)
+
+
+def two_colours(width: int = 48, height: int = 64) -> Image.Image:
+    """Red above, blue below: what is up can be told."""
+    picture = Image.new("RGB", (width, height), RED)
+    picture.paste((20, 30, 200), (0, height // 2, width, height))
+    return picture
+
+
+def near(found: np.ndarray, expected: tuple[int, int, int], by: int = 3) -> bool:
+    return bool(np.abs(found.reshape(-1, 3).astype(int) - expected).max() <= by)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = two_colours()
+    upright.paste((0, 255, 0), (0, 0, 9, 9))  # left is not right
+    stored = upright.transpose(turns[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.asarray(upright))
+
+
+def test_transparent_parts_lie_on_white(tmp_path: Path) -> None:
+    layer = two_colours().convert("RGBA")
+    layer.putalpha(Image.new("L", layer.size, 0))
+    layer.save(tmp_path / "clear.png")
+    assert near(read_image(tmp_path / "clear.png"), (255, 255, 255), 0)
+    layer.putalpha(Image.new("L", layer.size, 128))
+    layer.save(tmp_path / "half.webp", lossless=True)
+    assert near(read_image(tmp_path / "half.webp")[:16], (227, 137, 142))
+    palette = two_colours().quantize(4)
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
+    found = read_image(tmp_path / "palette.png")
+    assert near(found[:16], (255, 255, 255)) and near(found[-16:], (20, 30, 200))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "CMYK", "YCbCr", "P"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    kind = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    picture = two_colours().convert(mode)
+    picture.save(tmp_path / f"a.{kind}")
+    found = read_image(tmp_path / f"a.{kind}")
+    expected = np.asarray(picture.convert("RGB"))
+    assert found.shape == (64, 48, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected)[4:28].max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path, kind: str) -> None:
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{kind}")
+    assert np.abs(read_image(tmp_path / f"a.{kind}")[..., 1].astype(float) - values / 257).max() <= 1
+
+
+def test_a_colour_profile_is_applied(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    two_colours().save(tmp_path / "same.png", icc_profile=profile)
+    assert near(read_image(tmp_path / "same.png")[:16], RED)
+    two_colours().save(tmp_path / "broken.png", icc_profile=b"no profile")
+    assert near(read_image(tmp_path / "broken.png")[:16], RED)
+
+
+def test_the_first_frame_of_what_moves_is_taken(tmp_path: Path) -> None:
+    frames = [two_colours(), Image.new("RGB", (48, 64), (0, 255, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    write_video(tmp_path / "a.mp4", [np.asarray(frame) for frame in frames], None)
+    for name in ("a.gif", "a.mp4"):
+        assert near(read_image(tmp_path / name)[4:16, 4:-4], RED, 12), name
+
+
+def test_a_huge_picture_is_averaged_down(tmp_path: Path) -> None:
+    two_colours(5000, 9000).save(tmp_path / "huge.jpg")
+    found = read_image(tmp_path / "huge.jpg")
+    assert found.shape == (3000, 1667, 3) and near(found[:1000:50, 100:-100:50], RED, 4)
+
+
+def damaged(folder: Path) -> dict[str, Path]:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(buffer, "PNG")
+    contents = {"cut.png": buffer.getvalue()[:3000], "text.png": b"no picture", "empty.jpg": b""}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    Image.new("RGB", (31, 200)).save(folder / "tiny.png")
+    Image.new("RGB", (900, 100)).save(folder / "strip.png")
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cut", "damaged"),
+        ("text", "not a picture"),
+        ("empty", "not a picture"),
+        ("tiny", "31x200 px; expected at least 32"),
+        ("strip", "900x100 px, a strip"),
+    ],
+)
+def test_a_picture_nothing_can_be_made_of_is_named(tmp_path: Path, name: str, words: str) -> None:
+    path = damaged(tmp_path)[name]
+    with pytest.raises(InputError, match=words) as told:
+        read_image(path)
+    assert str(path) in str(told.value)
+
+
+def write_sound(path: Path, codec: str, rate: int, layout: str = "stereo") -> None:
+    tone = np.sin(np.arange(rate) * 2 * np.pi * 440 / rate) * 0.5
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        channels = len(stream.layout.channels)
+        whole = av.AudioFrame.from_ndarray(np.tile(tone, (channels, 1)).astype(np.float32), "fltp", layout)
+        whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
+        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size)
+        for frame in [*resampler.resample(whole), *resampler.resample(None)]:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "played"),
+    [
+        ("a.wav", "pcm_s16le", 8_000, 48_000),
+        ("a.mp3", "libmp3lame", 44_100, 44_100),
+        ("a.flac", "flac", 96_000, 48_000),
+        ("a.m4a", "aac", 48_000, 48_000),
+        ("a.mp4", "aac", 16_000, 16_000),
+        ("a.ogg", "libopus", 48_000, 48_000),
+    ],
+)
+def test_every_kind_of_sound_is_heard(tmp_path: Path, name: str, codec: str, rate: int, played: int) -> None:
+    write_sound(tmp_path / name, codec, rate)
+    sound = read_sound(tmp_path / name)
+    assert sound.rate == played and abs(len(sound.heard) / 16_000 - 1) < 0.08
+    assert abs(len(sound.played) / played - len(sound.heard) / 16_000) < 0.01
+    spectrum = np.abs(np.fft.rfft(sound.heard[2000:14_000]))
+    assert abs(spectrum.argmax() * 16_000 / 12_000 - 440) < 2
+
+
+def test_silence_has_whole_frames() -> None:
+    assert len(silent_sound(2.0).heard) == 32_000 and not silent_sound(2.0).played.any()
+    for seconds in (0.0, -1.0, 1e6, float("nan")):
+        with pytest.raises(InputError, match="seconds is"):
+            silent_sound(seconds)
+
+
+def test_a_request_is_read_whole(tmp_path: Path) -> None:
+    two_colours().save(tmp_path / "a.png")
+    write_sound(tmp_path / "a.wav", "pcm_s16le", 16_000, "mono")
+    inputs = read_request(Request(tmp_path / "a.png", tmp_path / "a.wav", "a man"))
+    assert inputs.image is not None and inputs.image.shape == (64, 48, 3) and len(inputs.sound.heard) == 16_000
+    assert read_request(Request(None, None, "a man", 1.0)).image is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "words"),
+    [
+        (Request(audio=Path("a.wav")), InputError, "Neither an image nor a prompt"),
+        (Request(prompt="a man"), InputError, "--audio, or --seconds"),
+        (Request(audio=Path("a.wav"), prompt="a man", seconds=3), InputError, "Both a sound and seconds=3"),
+        (Request(Path("none.png"), prompt="a", seconds=1), FileNotFoundError, "no picture at none.png"),
+        (Request(audio=Path("none.wav"), prompt="a"), FileNotFoundError, "none.wav"),
+    ],
+)
+def test_a_request_that_lacks_something_says_what(request_: Request, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        read_request(request_)
+
+
+def test_a_file_without_sound_is_refused(tmp_path: Path) -> None:
+    write_video(tmp_path / "mute.mp4", [np.asarray(two_colours())] * 3, None)
+    (tmp_path / "text.wav").write_text("no sound")
+    for name, words in (("mute.mp4", "has no sound"), ("text.wav", "text.wav")):
+        with pytest.raises(MediaError, match=words):
+            read_sound(tmp_path / name)

@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omniavatar.model.adapter import inject_lora, merge_lora
+from omniavatar.model.transformer import AvatarTransformer, build_condition
+from omniavatar.weights.checkpoints import AdapterConfig, adapter_tensors
+from omniavatar.weights.diffusers_lora import LORA_FILE, save_diffusers_lora
+from omniavatar.weights.extra_lora import merge_extra_lora
+from omniavatar.weights.tensor_files import CheckpointError
+
+RANK = 3
+
+
+def weights(model: AvatarTransformer, names: list[str]) -> list[Tensor]:
+    return [model.get_parameter(f"dit.{name}").detach().clone() for name in names]
+
+
+def few_step_tensors() -> dict[str, Tensor]:
+    """The kinds of tensors that distilled LoRA files hold, in the names of the original model."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        "blocks.0.self_attn.q.lora_down.weight": (RANK, 32),
+        "blocks.0.self_attn.q.lora_up.weight": (32, RANK),
+        "blocks.0.self_attn.q.diff_b": (32,),
+        "blocks.5.ffn.0.lora_down.weight": (RANK, 32),
+        "blocks.5.ffn.0.lora_up.weight": (48, RANK),
+        "blocks.5.ffn.0.alpha": (),
+        "blocks.2.cross_attn.norm_k.diff": (32,),
+        "blocks.2.norm3.diff": (32,),
+        "patch_embedding.diff": (32, 16, 1, 2, 2),
+        "time_projection.1.lora_down.weight": (RANK, 32),
+        "time_projection.1.lora_up.weight": (192, RANK),
+        "head.head.diff_b": (64,),
+    }
+    made = {f"diffusion_model.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    made["diffusion_model.blocks.5.ffn.0.alpha"] = torch.tensor(1.5)
+    return made
+
+
+TOUCHED = [
+    "blocks.0.attn1.to_q.weight",
+    "blocks.0.attn1.to_q.bias",
+    "blocks.5.ffn.net.0.proj.weight",
+    "blocks.2.attn2.norm_k.weight",
+    "blocks.2.norm2.weight",
+    "patch_embedding.weight",
+    "condition_embedder.time_proj.weight",
+    "proj_out.bias",
+]
+
+
+def test_every_kind_of_update_reaches_its_weight(avatar: AvatarTransformer, tmp_path: Path) -> None:
+    for block in avatar.dit.blocks:
+        block.norm2 = torch.nn.LayerNorm(32)  # Wan's cross_attn_norm, which the tiny model is without
+    tensors = few_step_tensors()
+    save_file(tensors, tmp_path / "few.safetensors")
+    given = {name.removeprefix("diffusion_model."): tensor for name, tensor in tensors.items()}
+    before, rest = weights(avatar, TOUCHED), {n: p.detach().clone() for n, p in avatar.named_parameters()}
+    merge_extra_lora(avatar, tmp_path / "few.safetensors", scale=0.5)
+    product = {
+        layer: given[f"{layer}.lora_up.weight"] @ given[f"{layer}.lora_down.weight"]
+        for layer in ("blocks.0.self_attn.q", "blocks.5.ffn.0", "time_projection.1")
+    }
+    patch = torch.zeros(32, 33, 1, 2, 2)
+    patch[:, :16] = given["patch_embedding.diff"]
+    expected = [
+        product["blocks.0.self_attn.q"],
+        given["blocks.0.self_attn.q.diff_b"],
+        product["blocks.5.ffn.0"] * 1.5 / RANK,
+        given["blocks.2.cross_attn.norm_k.diff"],
+        given["blocks.2.norm3.diff"],
+        patch,
+        product["time_projection.1"],
+        given["head.head.diff_b"],
+    ]
+    for old, new, update in zip(before, weights(avatar, TOUCHED), expected, strict=True):
+        torch.testing.assert_close(new, old + 0.5 * update)
+    changed = [n for n, p in avatar.named_parameters() if not torch.equal(p, rest[n])]
+    assert sorted(changed) == sorted(f"dit.{name}" for name in TOUCHED)
+
+
+@torch.no_grad()
+def test_a_file_of_diffusers_comes_beside_the_adapter_with_its_own_scale(
+    avatar: AvatarTransformer, tmp_path: Path
+) -> None:
+    """A LoRA saved for diffusers and merged here is the LoRA itself, beside an adapter that is merged already."""
+    inject_lora(avatar, 4, 2.0)
+    generator = torch.Generator().manual_seed(1)
+    named = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in adapter_tensors(avatar, "lora").items()}
+    lora = {name: tensor for name, tensor in named.items() if ".lora_" in name}
+    save_diffusers_lora(lora, tmp_path, AdapterConfig("lora", 4, 2.0), torch.float32)
+    torch.manual_seed(0)
+    given = (torch.randn(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 24))
+    condition = build_condition(torch.randn(1, 16, 1, 4, 4), 1, 0)
+    without = avatar(*given, condition)
+    avatar.load_state_dict(lora, strict=False)
+    once = avatar(*given, condition)
+    avatar.load_state_dict({n: torch.zeros_like(t) for n, t in lora.items()}, strict=False)
+    merge_lora(avatar)
+    merge_extra_lora(avatar, tmp_path / LORA_FILE)
+    assert (once - without).abs().max() > 0.1
+    torch.testing.assert_close(avatar(*given, condition), once, rtol=1e-4, atol=1e-5)
+    assert len(load_file(tmp_path / LORA_FILE)) == 20 * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"diffusion_model.blocks.9.self_attn.q.diff_b": torch.zeros(32)}, "blocks.9"),
+        ({"diffusion_model.blocks.0.self_attn.k.lora_up.weight": torch.zeros(32, 3)}, "has only up"),
+        ({"diffusion_model.blocks.0.self_attn.q.diff_b": torch.zeros(31)}, r"\(31,\)"),
+        ({"diffusion_model.blocks.0.self_attn.q.diff_m": torch.zeros(32)}, "unexpected: .*diff_m"),
+        ({"diffusion_model.head.head.diff_b": torch.full((64,), float("nan"))}, "NaN"),
+        ({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(2, 32)}, "do not belong together"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(
+    avatar: AvatarTransformer, tmp_path: Path, changes: dict[str, Tensor], words: str
+) -> None:
+    fitting = {name: x for name, x in few_step_tensors().items() if "norm3" not in name}
+    save_file(fitting | changes, tmp_path / "few.safetensors")
+    before = [parameter.clone() for parameter in avatar.parameters()]
+    with pytest.raises(CheckpointError, match=words):
+        merge_extra_lora(avatar, tmp_path / "few.safetensors")
+    assert all(torch.equal(old, new) for old, new in zip(before, avatar.parameters(), strict=True))
