@@ -16,8 +16,8 @@ from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from common.media.write import write_video
 from common.runs import RunFolder, sha256_file
-from miniature.figure import Framing
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
+from miniature.world.figure import Framing
 from pipelines.config import HALF_BODY_EVERY, DrawnConfig
 
 

@@ -20,7 +20,7 @@ from common.executors.config import ExecutorConfig
 from common.runs import RunFolder
 from latents.config import LatentsConfig
 from latents.job import encode_clips
-from miniature.train_text_encoder import TEXT_DIM
+from miniature.train.text_encoder import TEXT_DIM
 from miniature.weights import WEIGHT_PATHS
 from pipelines.config import DrawnConfig
 from pipelines.drawn import draw_kept_clips
@@ -44,12 +44,12 @@ SHIFT = 1.5  # of the noise schedule: latents this small need less noise than Wa
 
 # (module, folder or file below the weights, minutes of one core)
 SMALL_ROLES = (
-    ("miniature.train_syncnet", "syncnet/syncnet_v2.model", 6.0),
-    ("miniature.train_audio_encoder", "wav2vec2", 3.0),
-    ("miniature.train_text_encoder", "wan", 3.0),
-    ("miniature.train_faces", "insightface", 8.0),
-    ("miniature.train_qalign", "one-align", 15.0),
-    ("miniature.train_feature_nets", "", 12.0),
+    ("miniature.train.syncnet", "syncnet/syncnet_v2.model", 6.0),
+    ("miniature.train.audio_encoder", "wav2vec2", 3.0),
+    ("miniature.train.text_encoder", "wan", 3.0),
+    ("miniature.train.faces", "insightface", 8.0),
+    ("miniature.train.qalign", "one-align", 15.0),
+    ("miniature.train.feature_nets", "", 12.0),
 )
 TRANSFORMER = {
     "patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
@@ -67,7 +67,7 @@ def train_everything(out: Path, minutes_scale: float = 1.0) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         list(pool.map(lambda role: _train_role(out, role, minutes_scale, ranks=1), SMALL_ROLES))
-    _train_role(out, ("miniature.train_vae", "wan/vae", 42.0), minutes_scale, ranks=2)
+    _train_role(out, ("miniature.train.vae", "wan/vae", 42.0), minutes_scale, ranks=2)
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "wan" / "scheduler")
     drawn = DrawnConfig(round(4000 * minutes_scale) + 32, 64)
     encode_drawn(RunFolder(out / "work"), out, drawn)

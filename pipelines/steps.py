@@ -18,9 +18,9 @@ from eval.extractors import JUDGE_ROLES as EVAL_ROLES
 from eval.job import evaluate
 from eval.report import write_report
 from latents.job import encode_clips
-from miniature.faults import draw_sources
-from miniature.truth import score_truth
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
+from miniature.world.faults import draw_sources
+from miniature.world.truth import score_truth
 from omniavatar.config import Request
 from pipelines.dag import Context, Step, step_seconds
 from pipelines.drawn import draw_kept_clips

@@ -14,7 +14,7 @@ from eval.config import FeatureConfig
 from eval.extract import ExtractJob, load_arrays
 from eval.extractors import EXTRACTORS
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from tests.benchmarks.measure import Row, compare
 
 CLIPS, SECONDS, ROUNDS = 20, 2.0, 2

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from miniature.train_qalign import write_tokenizer
+from miniature.train.qalign import write_tokenizer
 from omniavatar.encoders.text import TextEncoder
 from perception.quality.qalign import Preprocessor, QAlign, Task, prompt_for
 from perception.quality.qalign_model import Owl, OwlConfig

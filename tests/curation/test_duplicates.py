@@ -18,7 +18,7 @@ from curation.duplicates import (
     read_fingerprints,
     write_fingerprints,
 )
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from tests.curation.conftest import Talk, clip_row
 
 

@@ -14,7 +14,7 @@ from common.media.video import read_frames
 from curation.config import QualityConfig
 from curation.cut import cut_row
 from curation.quality import quality_stage, score_quality
-from miniature.train_qalign import CONFIG, new_model, write_folder, write_tokenizer
+from miniature.train.qalign import CONFIG, new_model, write_folder, write_tokenizer
 from perception.quality.qalign import load_qalign
 from tests.curation.conftest import clip_row, draw_talk, write_talk
 

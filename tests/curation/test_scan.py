@@ -16,7 +16,7 @@ from common.media.write import write_video
 from curation import scan as module
 from curation.config import ScanConfig
 from curation.scan import find_cuts, scan_source, small_picture
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from perception.faces.detect import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
 

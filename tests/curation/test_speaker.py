@@ -13,8 +13,8 @@ from curation.config import PeopleConfig, SpeakerConfig
 from curation.cut import cut_row
 from curation.people import find_tracks
 from curation.speaker import Evidence, active_speaker_stage, choose_speaker, face_crops, lips_stage, speaker_fields
-from miniature.planted import FAULTS, Truth
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
+from miniature.world.planted import FAULTS, Truth
 from tests.changing_face import write_active_speaker
 from tests.curation.conftest import Talk, clip_row, write_talk
 

@@ -12,8 +12,8 @@ from common.ledger.store import Ledger
 from curation.config import PeopleConfig, TextConfig
 from curation.cut import cut_row
 from curation.text import text_stage
-from miniature.planted import write_text
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
+from miniature.world.planted import write_text
 from tests.curation.conftest import Talk, clip_row, write_talk
 
 

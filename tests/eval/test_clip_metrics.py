@@ -8,8 +8,8 @@ import pytest
 from eval.clip_metrics import CLIP_METRICS, METRICS, clip_records
 from eval.extractors import EXTRACTORS
 from eval.records import NO_WEIGHTS, NOT_NAMED, Look, Record, Seen
-from miniature.planted import FAULTS, Truth
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
+from miniature.world.planted import FAULTS, Truth
 from perception.sync.lips import SIDE, mouth_changes
 from perception.sync.syncnet import crop_track
 

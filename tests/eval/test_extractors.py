@@ -11,7 +11,7 @@ from eval.extract import run_extractor
 from eval.extractors import EXTRACTORS, JUDGE_ROLES, frame_choice
 from eval.sight import Sight
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 
 BY_NAME = {extractor.name: extractor for extractor in EXTRACTORS}
 HASHES = {role: role for role in JUDGE_ROLES if role != "face_detector"}

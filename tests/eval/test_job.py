@@ -26,7 +26,7 @@ from eval.config import EvalConfig, FeatureConfig, ScoreConfig, SyncRules
 from eval.job import ManifestError, evaluate, read_manifest
 from eval.records import NOT_NAMED
 from miniature.weights import model_paths
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from perception.sync.syncnet import SyncNet, SyncNetWidths
 
 # Clips whose faces OpenCV's cascade finds in every frame.

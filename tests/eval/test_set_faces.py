@@ -11,7 +11,7 @@ from common.runs import RunFolder
 from curation.config import PeopleConfig
 from eval.set_faces import speaker_boxes, stored_looks
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from perception.faces.detect import FaceDetector, load_face_detector
 
 LEFT, RIGHT = [10.0, 10.0, 30.0, 30.0], [60.0, 10.0, 80.0, 30.0]

@@ -19,7 +19,7 @@ from curation.config import PeopleConfig
 from eval.set_inputs import CLIPS, SAMPLES, write_inputs
 from eval.test_sets import FACE_RULE, HDTF_RULE, TEST_SET_FILE, WHOLE_RULE, ListError, TestClip, TestSet, read_test_set
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 
 FRAMES = 8
 END = 2.0 + FRAMES / 25

@@ -9,13 +9,13 @@ import onnxruntime
 import pytest
 import torch
 
-from miniature.face_nets import RECOGNISER_FILE
-from miniature.face_scenes import align, draw_person
-from miniature.recorded import record
-from miniature.train_syncnet import shift_sound
-from miniature.voice import N_PHONES
+from miniature.train.face_nets import RECOGNISER_FILE
+from miniature.train.face_scenes import align, draw_person
+from miniature.train.syncnet import shift_sound
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
+from miniature.world.recorded import record
+from miniature.world.voice import N_PHONES
 from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.faces.tracks import overlap, track_faces

@@ -10,7 +10,7 @@ from common.media.audio import read_audio
 from common.media.index import probe
 from common.runs import read_json
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.pipeline import OmniAvatarPipeline
 from omniavatar.video.inputs import InputError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from miniature.weights import weights_dir
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from perception.qalign_bits import PackedLinear
 from perception.quality.qalign import load_qalign
 

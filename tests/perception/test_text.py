@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from perception.text import nearness, text_lines, text_mask
 
 

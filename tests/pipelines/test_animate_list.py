@@ -10,7 +10,7 @@ from PIL import Image
 from common.executors.config import ExecutorConfig
 from common.media.index import probe
 from common.runs import read_json
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from pipelines.animate_list import RESULTS, animate_list
 from pipelines.recipe import read_recipe
 from pipelines.sample_list import Sample, read_samples

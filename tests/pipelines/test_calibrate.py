@@ -5,7 +5,7 @@ import pytest
 
 from common.clips import write_clips
 from common.runs import RunFolder
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from omniavatar.video.inputs import InputError
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.calibrate import Calibration, Trial, clip_requests, listed_requests

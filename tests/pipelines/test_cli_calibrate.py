@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.recipe import read_recipe
 from tests.pipelines.command_line import run_here

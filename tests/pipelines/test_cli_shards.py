@@ -13,7 +13,7 @@ from common.shards.index import read_index
 from latents.config import LatentsConfig
 from latents.job import encode_clips
 from miniature.weights import model_paths
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from pipelines.cli_shards import app
 
 

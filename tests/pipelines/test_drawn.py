@@ -4,7 +4,7 @@ from common.clips import read_clips
 from common.executors.config import ExecutorConfig
 from common.media.video import read_video
 from common.runs import RunFolder, sha256_file
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from pipelines.config import DrawnConfig
 from pipelines.drawn import draw_kept_clips, drawn_rows
 

@@ -3,7 +3,7 @@ import pytest
 
 from common.media.audio import read_audio
 from common.runs import RunFolder
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
 from omniavatar.video.inputs import read_image
 from pipelines.dag import Context
 from pipelines.recipe import read_recipe

@@ -3,7 +3,7 @@ import numpy as np
 from common.media.write import write_video
 from common.runs import hash_path
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from pipelines.models.lock import LockedEntry, LockedFile, write_lock
 from pipelines.video_facts import drift_report, model_hash
 

@@ -5,9 +5,9 @@ import pytest
 
 from eval.metrics.lips import quiet_frames, silent_lips
 from eval.records import UnscorableError
-from miniature.figure import draw_identity, draw_motion, render
-from miniature.voice import draw_speaker, silence, speak
-from miniature.world import HELD_OUT_SEED, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
+from miniature.world.figure import draw_identity, draw_motion, render
+from miniature.world.voice import draw_speaker, silence, speak
 from perception.sync.lips import SIDE, mouth_changes
 from perception.sync.syncnet import crop_track
 

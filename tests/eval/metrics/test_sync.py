@@ -10,7 +10,7 @@ from eval.config import SyncRules
 from eval.metrics.sync import SyncJudge, confidence_of
 from eval.records import UnscorableError
 from miniature.weights import model_paths
-from miniature.world import HELD_OUT_SEED, DrawnClip, draw_clip
+from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.faces.detect import Face
 from perception.speech.detect import speech_at
 from perception.sync.syncnet import SyncNet, SyncNetWidths, load_syncnet

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.runs import sha256_file
-from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
+from miniature.train.feature_nets import FrameNet, VideoNet, write_torchscript
 from perception.features.extractors import clip_extractor, frame_extractor, pose_extractor
 from perception.features.nets import frame_features, load_feature_net, video_features
 from perception.pose import DETECTOR_FILE, POSE_FILE

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from miniature.train_feature_nets import FrameNet, VideoNet, write_torchscript
+from miniature.train.feature_nets import FrameNet, VideoNet, write_torchscript
 from perception.features.i3d import I3D
 from perception.features.inception import FIDInception
 from perception.features.nets import (

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from miniature.train_qalign import new_model, write_folder, write_tokenizer
+from miniature.train.qalign import new_model, write_folder, write_tokenizer
 from perception.quality.qalign import LEVELS, Preprocessor, check_qalign, level_scores, load_qalign, prompt_for
 from perception.quality.qalign_model import QAlignError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from miniature.voice import draw_speaker, music, speak
+from miniature.world.voice import draw_speaker, music, speak
 from perception.speech.detect import speech_activity, speech_at
 
 RATE = 16_000

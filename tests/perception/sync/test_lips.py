@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from miniature.planted import FAULTS, Truth
-from miniature.world import draw_clip
+from miniature.world.clips import draw_clip
+from miniature.world.planted import FAULTS, Truth
 from perception.sync.lips import LipMotion, lip_motion
 from perception.sync.syncnet import crop_track
 

@@ -1,0 +1,1 @@
+"""Training of the tiny model of each role, from drawn data."""

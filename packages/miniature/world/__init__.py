@@ -1,0 +1,1 @@
+"""The small world: drawn people, synthesised voices, planted faults and their truth."""
