@@ -17,20 +17,20 @@ from common.ledger.store import Ledger
 from common.progress import progress
 from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from curation.captions import caption_fields
 from curation.config import CurationConfig, SelectConfig, SourcesConfig
-from curation.cut import clip_rows, cut_row, cut_stage
-from curation.download import fetch_sources
-from curation.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
-from curation.judging import judge_clips
-from curation.people import find_tracks, people_fields
-from curation.probe import probe_stage
-from curation.scan import scan_stage
-from curation.select import select
-from curation.sources import list_sources
-from curation.split import assign_split, read_split
-from curation.summary import CurationSummary, summarise, write_sources
-from curation.takedown import part_taken_down
+from curation.dataset.takedown import part_taken_down
+from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
+from curation.decide.select import select
+from curation.decide.split import assign_split, read_split
+from curation.download.fetch import fetch_sources
+from curation.reporting.summary import CurationSummary, summarise, write_sources
+from curation.scoring import judge_clips
+from curation.sources.listing import list_sources
+from curation.stages.captions import caption_fields
+from curation.stages.cut import clip_rows, cut_row, cut_stage
+from curation.stages.people import find_tracks, people_fields
+from curation.stages.probe import probe_stage
+from curation.stages.scan import scan_stage
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from common.ledger.tables import connection_beside
 from common.media.video import decode_video
 from common.runs import RunFolder
 from curation.config import PeopleConfig
-from curation.people import find_tracks
+from curation.stages.people import find_tracks
 from perception.faces.detect import FaceDetector
 
 Row = Mapping[str, Any]

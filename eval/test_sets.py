@@ -20,8 +20,8 @@ import numpy as np
 
 from common.clips import stream_clips
 from common.runs import RunFolder, atomic_write
-from curation.hdtf_sets import HdtfSet, list_hdtf_set
-from curation.split import HeldOut, draw_split
+from curation.decide.split import HeldOut, draw_split
+from curation.sources.hdtf_sets import HdtfSet, list_hdtf_set
 
 Row = Mapping[str, Any]
 AvspeechSet = Literal["avspeech_semi", "avspeech_face"]

@@ -22,7 +22,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, 
 
 def _thresholds(recipe: str, preset: str, settings: list[str] | None) -> Any:
     """The SelectConfig of a preset or a recipe."""
-    from curation.preset import read_preset
+    from curation.decide.presets import read_preset
     from pipelines.recipe import read_recipe
 
     if not preset:
@@ -41,10 +41,10 @@ def plan(
 ) -> None:
     """Hours, cores, GPUs, bytes and days that curating these sources will take, and what to add. Fetches nothing."""
     from common.runs import RunFolder
-    from curation.pilot import read_pilot
-    from curation.plan import Machines, listed, make_plan
-    from curation.report import save_plan
-    from curation.sources import list_sources
+    from curation.reporting.pilot import read_pilot
+    from curation.reporting.plan import Machines, listed, make_plan
+    from curation.reporting.report import save_plan
+    from curation.sources.listing import list_sources
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
@@ -76,7 +76,7 @@ def show_yield(
     settings: SetOption = None,
 ) -> None:
     """Clips and hours that other thresholds would keep, and which rule took how much. Nothing is computed anew."""
-    from curation.yields import GRID, draw_yield, hours_lines, parse_axis, yield_lines, yield_table
+    from curation.decide.yields import GRID, draw_yield, hours_lines, parse_axis, yield_lines, yield_table
 
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
@@ -115,7 +115,7 @@ def split(
 ) -> None:
     """Draw a test split: by video, nothing of a test clip's source nor a copy of it is left for training."""
     from common.clips import read_clips
-    from curation.split import draw_split, write_split
+    from curation.decide.split import draw_split, write_split
 
     write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
     print(out)
@@ -132,7 +132,7 @@ def freeze(
     """Write the kept clips as a list named by its content, from which others can make the same clips."""
     setup_logging(verbose)
     from common.runs import RunFolder
-    from curation.versions import freeze as write_version
+    from curation.dataset.versions import freeze as write_version
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
@@ -146,7 +146,7 @@ def diff(
     new: Annotated[Path, typer.Argument(help="another one")],
 ) -> None:
     """What lies between two versions of a data set: clips added, removed, changed, and the rules behind it."""
-    from curation.versions import compare
+    from curation.dataset.versions import compare
 
     print("\n".join(compare(old, new).lines()))
 
@@ -163,7 +163,7 @@ def rebuild(
     """Make the clips of a list again, and say which are the same, which changed and which have vanished."""
     setup_logging(verbose)
     from common.runs import RunFolder
-    from curation.rebuild import rebuild as make_again
+    from curation.dataset.rebuild import rebuild as make_again
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))

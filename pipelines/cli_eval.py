@@ -87,7 +87,7 @@ def draw_test_set(
 ) -> None:
     """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
     from common.runs import RunFolder
-    from curation.split import write_split
+    from curation.decide.split import write_split
     from eval.test_sets import draw_set, held_out, write_test_set
 
     chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)

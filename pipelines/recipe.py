@@ -9,7 +9,7 @@ from common.executors.config import ExecutorConfig
 from common.recipe import load_recipe
 from common.roles import MODEL_ROLES
 from curation.config import CurationConfig, SourcesConfig
-from curation.preset import PRESETS
+from curation.decide.presets import PRESETS
 from eval.config import EvalConfig
 from latents.config import LatentsConfig
 from miniature.config import SmallWorldConfig

@@ -13,7 +13,7 @@ from common.clips import read_clips
 from common.runs import read_json, write_json
 from curation.job import ROLES as JUDGE_ROLES
 from curation.job import curate as run_curation
-from curation.report import write_curation_report
+from curation.reporting.report import write_curation_report
 from eval.extractors import JUDGE_ROLES as EVAL_ROLES
 from eval.job import evaluate
 from eval.report import write_report

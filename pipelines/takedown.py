@@ -5,7 +5,7 @@ from typing import Any
 
 from common.runs import RunFolder
 from curation.config import SelectConfig
-from curation.takedown import begin, finish, forget_clips, left_outside, still_named, tombstone
+from curation.dataset.takedown import begin, finish, forget_clips, left_outside, still_named, tombstone
 from latents.takedown import forget_latents, shards_version
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.runs import RunFolder, read_json
-from curation.download_summary import recorded_downloads, summarise_downloads
-from curation.summary import SOURCES_FILE, summarise
+from curation.download.summary import recorded_downloads, summarise_downloads
+from curation.reporting.summary import SOURCES_FILE, summarise
 
 
 def closing_words(run: RunFolder) -> list[str]:

@@ -17,7 +17,7 @@ from common.media.audio import read_audio
 from common.media.index import index_video, probe
 from common.media.video import decode_stored, decode_video, read_frames, read_video
 from curation.config import ScanConfig
-from curation.scan import scan_source
+from curation.stages.scan import scan_source
 from miniature.world.clips import draw_clip
 from perception.faces.detect import Face
 from tests.benchmarks.measure import ROUNDS, Row, compare, cpu_seconds

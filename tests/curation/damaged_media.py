@@ -20,9 +20,9 @@ import numpy as np
 
 from common.media.write import write_video
 from curation.config import CutConfig, ScanConfig
-from curation.cut import clip_rows, cut_row
-from curation.probe import probe_source
-from curation.scan import scan_source
+from curation.stages.cut import clip_rows, cut_row
+from curation.stages.probe import probe_source
+from curation.stages.scan import scan_source
 from perception.faces.detect import Face
 
 MEMORY = 2 << 30  # bytes of address space beyond what the libraries take

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from common.clips import clip_id, write_clips
 from common.runs import RunFolder, sha256_file
-from curation.cut import RULE_VERSION, cut_row
-from curation.summary import SOURCES_SCHEMA
+from curation.reporting.summary import SOURCES_SCHEMA
+from curation.stages.cut import RULE_VERSION, cut_row
 from tests.curation.conftest import draw_talk, write_talk
 
 # Video -> start, end, shift, crop of its clips.

@@ -19,7 +19,7 @@ from common.query import connect
 from common.runs import RunFolder
 from curation.config import CurationConfig, SelectConfig, SourcesConfig, SpeakerConfig, SyncConfig
 from curation.job import curate, reselect
-from curation.summary import CurationSummary, summarise
+from curation.reporting.summary import CurationSummary, summarise
 from tests.curation.conftest import Talk, draw_talk, write_talk
 
 SELECT = SelectConfig(min_sync_c=0.3, min_side=64, min_face_px=12)

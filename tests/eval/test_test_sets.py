@@ -7,9 +7,9 @@ import pytest
 
 from common.clips import write_clips
 from common.runs import RunFolder
-from curation.hdtf import SUBSETS
-from curation.remote import WATCH
-from curation.split import assign_split, read_split, write_split
+from curation.decide.split import assign_split, read_split, write_split
+from curation.sources.hdtf import SUBSETS
+from curation.sources.remote import WATCH
 from eval.test_sets import (
     LISTS,
     ListError,

@@ -5,14 +5,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.curation.test_select_sql import draw_rows
 
 from common.clips import write_clips
 from common.runs import RunFolder
 from curation.config import SelectConfig
-from curation.summary import SOURCES_SCHEMA
-from curation.yields import yield_table
+from curation.decide.yields import yield_table
+from curation.reporting.summary import SOURCES_SCHEMA
 from tests.curation.frozen import make_run, write_videos
-from tests.curation.test_select_sql import draw_rows
 from tests.pipelines.command_line import run_here
 
 

@@ -13,7 +13,7 @@ from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards.store import ShardReader
 from curation.config import SelectConfig
-from curation.versions import freeze, read_version
+from curation.dataset.versions import freeze, read_version
 from latents.config import LatentsConfig
 from latents.job import encode_clips
 from pipelines.takedown import take_down

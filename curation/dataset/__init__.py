@@ -1,0 +1,1 @@
+"""The data set over time: versions, rebuilding, takedown."""

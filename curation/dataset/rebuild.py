@@ -1,0 +1,190 @@
+"""The clips of a frozen list again, from the list alone: videos fetched, cut at the same places, compared."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.index import probe
+from common.media.open import MediaError
+from common.runs import RunFolder, sha256_file
+from curation.config import DownloadConfig
+from curation.dataset.content import hash_content
+from curation.dataset.versions import read_version
+from curation.download.fetch import fetch_sources
+from curation.sources.hdtf import fit_crops
+from curation.sources.listing import VIDEO_SUFFIXES
+from curation.sources.remote import remote_row
+from curation.stages.cut import RULE_VERSION, cut_row
+
+Row = dict[str, Any]
+TOLD = ("crop_side", "sync_offset_applied", "sha256", "content_sha256", "source_sha256")
+SAME_BYTES, SAME_CONTENT, CHANGED, GONE, WITHDRAWN = "same_bytes", "same_content", "changed", "gone", "taken_down"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of the clips of a list: `table` with clip_id, video_id, state and why (of a gone one the class of the
+    failure; of a changed one whether its source is another file or the same one coded otherwise)."""
+
+    name: str
+    table: pa.Table
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        rows = self.table.to_pylist()
+        counts = Counter((row["state"], row["why"]) for row in rows)
+        lines = [f"list {self.name}: {len(rows)} clips"]
+        for (state, why), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            videos = len({row["video_id"] for row in rows if (row["state"], row["why"]) == (state, why)})
+            told = f"{state} ({why})" if why else state
+            lines.append(f"{count:8d} clips of {videos} videos: {told.replace('_', ' ')}")
+        return lines
+
+
+def rebuild(
+    path: Path, run: RunFolder, executor: ExecutorConfig, download: DownloadConfig | None = None, videos: str = ""
+) -> Rebuilt:
+    """Make the clips of a frozen list in `run.clips`, as `<clip_id>.mp4`, and say how each compares with the list.
+
+    Videos are taken from the folder `videos`, where they lie as `<video_id>` or `<video_id>.<suffix>`; the others are
+    fetched as `download` says. Nothing is scored: cuts, crops and shifts of the sound are the list's. A killed rebuild
+    goes on where it was. Raises what `read_version` raises, StageError, DiskFullError.
+    """
+    header, listed = read_version(path)
+    rows = listed.to_pylist()
+    alive = [row for row in rows if not row["taken_down"]]
+    why: dict[str, str] = {}
+    do = partial(_do, Ledger(run.ledger), executor, why)
+    sources = source_rows(alive, Path(videos) if videos else None)
+    folder = Path(download.folder) if download and download.folder else run.cache / "videos"
+    reachable = [row for row in sources if row["path"] or (download and row["url"])]
+    why |= dict.fromkeys({row["unit"] for row in sources} - {row["unit"] for row in reachable}, "not at hand")
+    here = fetch_sources(download or DownloadConfig(), reachable, folder, do)
+    for row in here:  # those at hand and those fetched alike
+        row.pop("url", None)
+    clips = [clip for row in do(_fit_stage(), here) for clip in _clips(row)]
+    for clip in do(_cut_stage(run.clips), clips):
+        if not (run.clips / f"{clip['unit']}.mp4").exists():  # lost since it was recorded
+            cut_row(run.clips, clip, clip["shift"])
+    made = {clip["unit"]: clip for clip in clips}
+    return Rebuilt(header["name"], pa.Table.from_pylist([_judge(row, made, why) for row in rows], REPORT))
+
+
+REPORT = pa.schema([(name, pa.string()) for name in ("clip_id", "video_id", "state", "why")])
+
+
+def source_rows(clips: Sequence[Mapping[str, Any]], videos: Path | None = None) -> list[Row]:
+    """The videos of a list as rows of sources to fetch (see `curation.sources.remote.remote_row`), each clip a segment; those
+    that lie in `videos` have a `path` instead of a `url`."""
+    rows: dict[str, Row] = {}
+    for clip in clips:
+        name = clip["video_id"]
+        row = rows.setdefault(name, remote_row(name, clip["url"] or "", clip["source"], []))
+        span = {"name": clip["clip_id"], "row_index": clip["row_index"], "start": clip["t_start"], "end": clip["t_end"]}
+        crop = {"x": None, "y": None, "crop": clip["crop"], "crop_height": clip["source_height"]}
+        row["segments"].append(span | crop | {name: clip[name] for name in TOLD})
+    for row in rows.values():
+        if found := _at_hand(videos, row["unit"]):
+            status = found.stat()
+            row |= {"path": str(found), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            del row["url"]
+    return list(rows.values())
+
+
+def _at_hand(videos: Path | None, video_id: str) -> Path | None:
+    if videos is None:
+        return None
+    names = [video_id, *(f"{video_id}{suffix}" for suffix in sorted(VIDEO_SUFFIXES))]
+    return next((videos / name for name in names if (videos / name).is_file()), None)
+
+
+def _do(ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: Stage, rows: Sequence[Row]) -> list[Row]:
+    """Bring rows through a stage; notes in `why` what became of those that did not come through."""
+    kept = []
+    for row, outcome in zip(rows, run_stage(stage, rows, ledger, executor), strict=True):
+        row |= outcome.outputs
+        if outcome.state == "kept":
+            kept.append(row)
+        else:
+            why[row["unit"]] = outcome.error_class or outcome.reason or "failed"
+    return kept
+
+
+def _fit_stage() -> Stage:
+    """The stage that brings the crops to the size the video has today."""
+    return Stage("rebuild_fit", "1", {}, {}, _make_fit, reads=("unit", "path", "bytes", "mtime_ns", "segments"))
+
+
+def _make_fit() -> Callable[[Row], Outcome]:
+    return _fit
+
+
+def _fit(row: Row) -> Outcome:
+    try:
+        seen = probe(row["path"])
+    except MediaError as error:
+        return Outcome(row["unit"], "rejected", error.kind, str(error))
+    segments = row["segments"]
+    if any(segment["crop"] for segment in segments):
+        segments = fit_crops(segments, seen.width, seen.height)
+    return Outcome(row["unit"], "kept", outputs={"segments": segments, "file_sha256": sha256_file(row["path"])})
+
+
+def _clips(source: Row) -> list[Row]:
+    """The rows to cut of one source; a crop that is outside of today's picture stays one, to be refused."""
+    return [
+        {
+            "unit": segment["name"],
+            "path": source["path"],
+            "t_start": segment["start"],
+            "t_end": segment["end"],
+            "crop": (segment["crop"] or [0, 0, 0, 0]) if segment["crop_side"] else None,
+            "size": [segment["crop_side"]] * 2 if segment["crop_side"] else None,
+            "shift": segment["sync_offset_applied"] or 0,
+            "sha256": segment["sha256"],
+            "content_sha256": segment["content_sha256"],
+            "same_source": source["file_sha256"] == segment["source_sha256"],
+            "file_sha256": source["file_sha256"],
+        }
+        for segment in source["segments"]
+    ]
+
+
+def _cut_stage(folder: Path) -> Stage:
+    reads = ("unit", "t_start", "t_end", "crop", "size", "shift", "sha256", "content_sha256", "file_sha256")
+    return Stage("rebuild", RULE_VERSION, {}, {}, partial(_make_cut, folder), reads=reads)
+
+
+def _make_cut(folder: Path) -> Callable[[Row], Outcome]:
+    return partial(_cut, folder)
+
+
+def _cut(folder: Path, row: Row) -> Outcome:
+    outcome = cut_row(folder, row, row["shift"])
+    if outcome.state != "kept":
+        return outcome
+    if outcome.outputs["sha256"] == row["sha256"]:
+        return Outcome(row["unit"], "kept", outputs={"state": SAME_BYTES, "why": None})
+    if row["content_sha256"] == hash_content(folder / f"{row['unit']}.mp4"):
+        return Outcome(row["unit"], "kept", outputs={"state": SAME_CONTENT, "why": None})
+    why = "coded otherwise" if row["same_source"] else "another source file"
+    return Outcome(row["unit"], "kept", outputs={"state": CHANGED, "why": why})
+
+
+def _judge(row: Mapping[str, Any], made: Mapping[str, Row], why: Mapping[str, str]) -> Row:
+    named = {"clip_id": row["clip_id"], "video_id": row["video_id"], "why": None}
+    clip = made.get(row["clip_id"], {})
+    if row["taken_down"]:
+        return named | {"state": WITHDRAWN}
+    if "state" in clip:
+        return named | {"state": clip["state"], "why": clip["why"]}
+    return named | {"state": GONE, "why": why.get(row["clip_id"]) or why.get(row["video_id"], "not made")}

@@ -1,0 +1,1 @@
+"""Decisions over stored scores: thresholds, duplicates, splits, yield."""

@@ -1,0 +1,189 @@
+"""What do other thresholds leave, and what did each rule take? Answered from the stored scores, nothing run anew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from common.query import connect
+from common.runs import atomic_write
+from curation.config import SelectConfig
+from curation.decide.select_sql import decided_sql, yield_sql
+
+MS_PER_HOUR = 3_600_000
+MAX_CELLS = 2000
+GRID = {"min_sync_c": (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), "min_iqa": (2.0, 2.3, 2.6, 2.9, 3.2, 3.5, 4.0)}
+
+
+def in_hours(value: float) -> str:
+    """Hours as they are printed: the seconds of a small run are hours too."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.4f}"
+
+
+def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
+    """A threshold and its values from "min_sync_c=2,3,4.5" or "min_sync_c=2:8:0.5" (first, last, step). Raises
+    ValueError."""
+    name, _, given = text.partition("=")
+    thresholds = [key for key, value in asdict(SelectConfig()).items() if key[:3] in ("min", "max")]
+    if name not in thresholds:
+        raise ValueError(f"'{name}' is no threshold of a grid; expected one of {', '.join(thresholds)}.")
+    try:
+        if ":" not in given:
+            return name, tuple(sorted({float(value) for value in given.split(",")}))
+        first, last, step = map(float, given.split(":"))
+        count = round((last - first) / step) + 1
+        return name, tuple(round(first + step * number, 9) for number in range(max(count, 1)))
+    except (ValueError, ZeroDivisionError) as error:
+        expected = "values such as 2,3,4 or first:last:step such as 2:8:0.5"
+        raise ValueError(f"The grid '{text}' cannot be read; expected {expected}.") from error
+
+
+def yield_table(run_root: Path | str, config: SelectConfig, grid: Mapping[str, Sequence[float]] = GRID) -> pa.Table:
+    """Clips and hours kept under every combination of the thresholds in `grid`, by rising threshold.
+
+    Every other rule stays as in `config`, and duplicates stay the groups they are. Columns: the thresholds, clips,
+    hours, pending_clips, pending_hours (clips that nothing refuses but that wait for a score). Raises FileNotFoundError
+    without a clip table, ValueError for an empty or too large grid.
+    """
+    cells = int(np.prod([len(values) for values in grid.values()])) if grid else 0
+    if not 0 < cells <= MAX_CELLS:
+        raise ValueError(f"The grid has {cells} combinations of thresholds; expected 1 to {MAX_CELLS}.")
+    table = _ask(run_root, yield_sql(config, grid))
+    for name in ("ms", "pending_ms"):
+        hours = pc.divide(table[name].cast(pa.float64()), float(MS_PER_HOUR))
+        table = table.set_column(table.column_names.index(name), name.replace("ms", "hours"), hours)
+    return table
+
+
+def funnel_table(run_root: Path | str, config: SelectConfig) -> pa.Table:
+    """What each reason of `config` costs in clips and hours, the costliest first.
+
+    `alone`: clips given this reason, whatever else is wrong with them. `first`: clips for which it is the first reason
+    in the order in which `select` lists them; these add up to all that is lost. `last`: clips given no other reason,
+    which a laxer rule would win back. A clip that is too short is given no other reason (nothing more was measured).
+    """
+    sql = f"""
+        WITH decided AS ({decided_sql(config)}),
+        lost AS (SELECT reasons, round(duration * 1000)::BIGINT AS ms FROM decided WHERE decision <> 'kept'),
+        each AS (SELECT unnest(reasons) AS reason, reasons[1] AS head, len(reasons) AS count, ms FROM lost)
+        SELECT reason, count(*) AS alone_clips, sum(ms) / {MS_PER_HOUR} AS alone_hours,
+        count(*) FILTER (reason = head) AS first_clips,
+        coalesce(sum(ms) FILTER (reason = head), 0) / {MS_PER_HOUR} AS first_hours,
+        count(*) FILTER (count = 1) AS last_clips,
+        coalesce(sum(ms) FILTER (count = 1), 0) / {MS_PER_HOUR} AS last_hours
+        FROM each GROUP BY reason ORDER BY alone_hours DESC, reason"""
+    return _ask(run_root, sql)
+
+
+def hours_lines(run_root: Path | str, config: SelectConfig) -> list[str]:
+    """Where the hours of the sources went, as text: refused as a file, cut into no clip, lost by each rule, kept."""
+    funnel = funnel_table(run_root, config).to_pylist()
+    sources = _ask(
+        run_root,
+        "SELECT CASE WHEN state = 'kept' THEN '' ELSE reason END AS reason, count(*) AS sources, "
+        "coalesce(sum(round(duration * 1000)), 0) / 3600000 AS hours, count(*) FILTER (duration IS NULL) AS unknown "
+        "FROM sources GROUP BY 1 ORDER BY hours DESC, sources DESC, reason",
+    ).to_pylist()
+    made = "SELECT decision, count(*) AS clips, sum(round(duration * 1000)) / 3600000 AS hours FROM ({}) GROUP BY 1"
+    states = {row["decision"]: row for row in _ask(run_root, made.format(decided_sql(config))).to_pylist()}
+    usable = sum(row["hours"] for row in sources if not row["reason"])
+    clips, hours = (sum(row[name] for row in states.values()) for name in ("clips", "hours"))
+    total = sum(row["hours"] for row in sources)
+    lines = [f"{in_hours(total):>10} h  in {sum(row['sources'] for row in sources)} sources"]
+    for row in sources:
+        if row["reason"]:
+            unknown = f", {row['unknown']} of unknown length" if row["unknown"] else ""
+            lines.append(f"{in_hours(-row['hours']):>10} h  {row['reason']}: {row['sources']} sources{unknown}")
+    lines.append(
+        f"{in_hours(hours - usable):>10} h  in no clip (outside the spans of the data set, or less than a frame)"
+    )
+    for row in funnel:
+        if row["first_clips"]:
+            back = f"; {in_hours(row['last_hours'])} h of {row['last_clips']} clips have no other fault"
+            lines.append(
+                f"{in_hours(-row['first_hours']):>10} h  {row['reason']}: {row['first_clips']} of {clips} clips{back}"
+            )
+    kept = states.get("kept", {"clips": 0, "hours": 0.0})
+    return [*lines, f"{in_hours(kept['hours']):>10} h  kept: {kept['clips']} clips"]
+
+
+def yield_lines(table: pa.Table) -> list[str]:
+    """A yield table as text: for two thresholds the hours as a matrix, else a line per combination."""
+    names = _axes_of(table)
+    rows = table.to_pylist()
+    if len(names) != 2:
+        head = "  ".join(f"{name:>12}" for name in (*names, "clips", "hours"))
+        return [head, *(_line([row[name] for name in names], row) for row in rows)]
+    down, across = (sorted(set(table[name].to_pylist())) for name in names)
+    hours = {(row[names[0]], row[names[1]]): row["hours"] for row in rows}
+    lines = [f"hours kept; down {names[0]}, across {names[1]}", " " * 8 + "".join(f"{value:>10g}" for value in across)]
+    return lines + [
+        f"{value:>8g}" + "".join(f"{in_hours(hours[value, each]):>10}" for each in across) for value in down
+    ]
+
+
+def _line(values: Sequence[float], row: Mapping[str, float]) -> str:
+    return "  ".join(f"{value:>12g}" for value in (*values, row["clips"])) + f"  {in_hours(row['hours']):>12}"
+
+
+def draw_yield(table: pa.Table, path: Path) -> None:
+    """Draw a yield table of one or two thresholds as PNG or SVG, by the suffix of `path`: hours as curves over the
+    first threshold, one for each value of the second, beside a heat map of both. Raises ValueError, DiskFullError."""
+    names = _axes_of(table)
+    if len(names) > 2 or path.suffix not in (".png", ".svg"):
+        raise ValueError(
+            f"{path} for {len(names)} thresholds cannot be drawn; expected a .png or .svg of one or two thresholds."
+        )
+    figure = Figure(figsize=(5.4 * len(names), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    across = sorted(set(table[names[0]].to_pylist()))
+    others = sorted(set(table[names[1]].to_pylist())) if len(names) == 2 else [None]
+    # Rows come by rising first, then second threshold.
+    hours = table["hours"].to_numpy().reshape(len(across), len(others))
+    _draw_curves(axes[-1], names, across, others, hours)
+    if len(names) == 2:
+        _draw_map(axes[0], names, across, others, hours)
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw_curves(
+    ax: Axes, names: Sequence[str], across: Sequence[float], others: Sequence[float | None], hours: np.ndarray
+) -> None:
+    for number, value in enumerate(others):
+        shade = 0.15 + 0.7 * number / max(1, len(others) - 1)
+        label = None if value is None else f"{names[1]} {value:g}"
+        ax.plot(across, hours[:, number], marker="o", markersize=3, color=(shade, 0.3, 1 - shade), label=label)
+    ax.set(xlabel=names[0], ylabel="hours kept", ylim=(0, None))
+    ax.grid(axis="y", linewidth=0.4)
+    if len(names) == 2:
+        ax.legend(fontsize=7, frameon=False)
+
+
+def _draw_map(ax: Axes, names: Sequence[str], across: Sequence[float], others: Sequence, hours: np.ndarray) -> None:
+    ax.imshow(hours.T, origin="lower", aspect="auto", cmap="viridis", vmin=0)
+    ax.set_xticks(range(len(across)), [f"{value:g}" for value in across])
+    ax.set_yticks(range(len(others)), [f"{value:g}" for value in others])
+    ax.set(xlabel=names[0], ylabel=names[1], title="hours kept")
+    if hours.size <= 150:
+        for (column, row), value in np.ndenumerate(hours):
+            colour = "white" if value < 0.6 * hours.max() else "black"
+            ax.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+
+
+def _axes_of(table: pa.Table) -> list[str]:
+    return table.column_names[: table.column_names.index("clips")]
+
+
+def _ask(run_root: Path | str, sql: str) -> pa.Table:
+    if not (Path(run_root) / "clips.parquet").exists():
+        raise FileNotFoundError(f"There is no clip table in {run_root}; run the curation job, which writes it.")
+    with connect(run_root) as connection:
+        return connection.sql(sql).to_arrow_table()

@@ -1,0 +1,1 @@
+"""Downloads with rate limits, retries and several egress addresses."""

@@ -1,0 +1,205 @@
+"""Fetch the source videos: politely, each whole and once, however many of its spans a data set names.
+
+sources -> [sweep: is it still there?] -> download -> one file per video, checked. One exit is one lane of the executor.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.executors.stage import Stage
+from common.ledger.store import Outcome, State
+from curation.config import DownloadConfig, ExitConfig
+from curation.download.egress import Exit
+from curation.download.errors import Failure, FailureClass, Rule
+from curation.download.folder import VideoFolder, check_talk
+from curation.download.site import Info, Site, describe
+from curation.download.stored import fetch_stored, is_stored
+from curation.sources.remote import Row
+
+logger = logging.getLogger(__name__)
+Do = Callable[[Stage, Sequence[Row]], list[Row]]
+
+STATES: dict[Rule, State] = {
+    Rule.NEVER: "rejected",
+    Rule.AGAIN: "rejected",
+    Rule.LATER: "pending",
+    Rule.OTHER_EXIT: "pending",
+    Rule.STOP_EXIT: "pending",
+    Rule.REFRESH: "failed",
+    Rule.BACK_OFF: "failed",
+    Rule.MEND: "failed",
+}
+
+
+def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, do: Do) -> list[Row]:
+    """Bring the remote ones among source rows here; returns the rows whose file is here, in order, with its `path`.
+
+    `do(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept. A file
+    that was fetched and is gone or of another size since is fetched again.
+    """
+    # Hidden from a mirror of the run: they have a place of their own already.
+    stored = fetch_stored(rows, folder / ".stored", do)
+    here = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
+    remote = [row for row in rows if "url" in row and not is_stored(row)]
+    if not remote:
+        return [row for row in rows if row["unit"] in here]
+    if config.sweep:
+        remote = do(sweep_stage(config, folder), remote)
+    stage = download_stage(config, folder)
+    lost = do(stage, remote)
+    while lost:
+        for row in lost:
+            row["path"] = str(folder / row["file"])
+        found = [row for row in lost if _is_whole(row)]
+        here |= {row["unit"] for row in found}
+        # What the ledger knows holds for the file that was fetched then.
+        lost = [row for row in lost if row["unit"] not in here]
+        for row in lost:
+            row["again"] = row["asked"]
+        lost = do(stage, lost) if lost else []
+    return [row for row in rows if row["unit"] in here]
+
+
+def _is_whole(row: Row) -> bool:
+    file = Path(row["path"])
+    return file.is_file() and file.stat().st_size == row["bytes"]
+
+
+def sweep_stage(config: DownloadConfig, folder: Path) -> Stage:
+    """The stage over remote rows that asks whether a video is still there; its output is `announced`."""
+    return _stage("sweep", {}, partial(_make_sweep, config, folder), config)
+
+
+def download_stage(config: DownloadConfig, folder: Path) -> Stage:
+    """The stage over remote rows that writes `<folder>/<unit>.<suffix>`.
+
+    Outputs: `file` (name in the folder), `bytes`, `sha256`, `asked` (UTC), `exit` (its name), `fetched` (what the site
+    said: address, format_id, codecs, height, duration in seconds, bytes, yt_dlp version; null for a file that was here
+    before), `forbidden` (how often the media were refused with 403 on the way) and, where crops had to be scaled,
+    `segments`.
+    """
+    return _stage("download", config.wanted, partial(_make_download, config, folder), config, "again")
+
+
+def _stage(name: str, params: dict[str, Any], make: Callable[..., Any], config: DownloadConfig, *reads: str) -> Stage:
+    lanes = tuple(exit.name for exit in config.exits)
+    return Stage(name, "1", params, {}, make, reads=("unit", "url", "refused", *reads), lanes=lanes)
+
+
+def _make_sweep(config: DownloadConfig, folder: Path, lane: str) -> Callable[[Row], Outcome]:
+    return Fetcher(config, folder, lane).sweep
+
+
+def _make_download(config: DownloadConfig, folder: Path, lane: str) -> Callable[[Row], Outcome]:
+    return Fetcher(config, folder, lane).download
+
+
+class Fetcher:
+    """What one exit does with one video after the other. `manners` stands for the exit in tests."""
+
+    def __init__(self, config: DownloadConfig, folder: Path, lane: str, manners: Exit | None = None) -> None:
+        self.config, self.videos = config, VideoFolder(folder, config.wanted)
+        exit = next(exit for exit in config.exits if exit.name == lane)
+        self.exit = manners or self._exit(exit)
+        self.exit.pardon()
+        self.site = Site(
+            exit,
+            self.videos.path / ".yt-dlp",
+            config.max_height,
+            config.prefer_codec,
+            config.network_tries,
+            config.backoff_seconds,
+        )
+
+    def _exit(self, config: ExitConfig) -> Exit:
+        return Exit(config, self.config.rest, self.videos.path / ".exits" / f"{config.name}.json")
+
+    def sweep(self, row: Row) -> Outcome:
+        """Kept with `announced` (see `curation.download.site.describe`), or why not."""
+        return self._answer(row, lambda: self._announced(row))
+
+    def download(self, row: Row) -> Outcome:
+        """Kept when the file is in the folder, or why not."""
+        return self._answer(row, lambda: self.videos.outputs_here(row) or self._fetched(row))
+
+    def _answer(self, row: Row, do: Callable[[], dict[str, Any]]) -> Outcome:
+        """Do one thing under the manners of the exit and the rules of the failures."""
+        if row.get("refused"):
+            return Outcome(row["unit"], "rejected", row["refused"]["reason"], row["refused"]["message"])
+        if self.exit.resting():
+            return self._rest(row, "exit_rests", f"exit {self.exit.config.name} is silent after a refusal")
+        if self.exit.on_probation and self.config.canary and (failure := self._canary_failure()):
+            self.exit.stop(f"the canary: {failure}")
+            return self._rest(row, "exit_rests", f"the canary did not come through: {failure}")
+        spent: Counter[FailureClass] = Counter()
+        told = {"asked": datetime.now(UTC).isoformat(timespec="milliseconds"), "exit": self.exit.config.name}
+        try:
+            outputs = self._persistent(do, spent)
+        except Failure as failure:
+            outcome = self._refusal(row, failure)
+        else:
+            outcome = Outcome(row["unit"], "kept", outputs=outputs)
+        return replace(outcome, outputs=told | {"forbidden": spent[FailureClass.FORBIDDEN]} | outcome.outputs)
+
+    def _persistent(self, do: Callable[[], dict[str, Any]], spent: Counter[FailureClass]) -> dict[str, Any]:
+        """Do it again as often as the rule of each failure allows. Raises the last Failure."""
+        again = {Rule.REFRESH: 1, Rule.AGAIN: 1, Rule.BACK_OFF: self.config.network_tries - 1}
+        while True:
+            try:
+                return do()
+            except Failure as failure:
+                spent[failure.kind] += 1
+                if spent[failure.kind] > again.get(failure.kind.rule, 0):
+                    raise
+                logger.debug("%s; tried again", failure)
+                if failure.kind.rule is Rule.BACK_OFF:
+                    self.exit.sleep(self.config.backoff_seconds * 2.0 ** (spent[failure.kind] - 1))
+
+    def _refusal(self, row: Row, failure: Failure) -> Outcome:
+        if failure.kind.rule is Rule.STOP_EXIT:
+            self.exit.stop(str(failure))
+            return self._rest(row, failure.reason, str(failure), failure.kind.value)
+        message = f"{failure} {failure.kind.advice}".strip()
+        state = STATES[failure.kind.rule]
+        return Outcome(row["unit"], state, failure.reason, message, error_class=failure.kind.value)
+
+    def _rest(self, row: Row, reason: str, message: str, error_class: str = "") -> Outcome:
+        """Back to the queue while this exit rests; left for the next run once no exit is of use."""
+        useless = all(self._exit(exit).given_up for exit in self.config.exits)
+        outputs = {} if useless else {"pause_seconds": self.exit.resting()}
+        return Outcome(row["unit"], "pending", reason, message, outputs, error_class=error_class)
+
+    def _canary_failure(self) -> Failure | None:
+        try:
+            self._look_up(self.config.canary)
+        except Failure as failure:
+            return failure
+        return None
+
+    def _look_up(self, url: str, per_hour: float = 0.0) -> Info:
+        self.exit.wait_turn(per_hour)
+        return self.site.look_up(url)
+
+    def _announced(self, row: Row) -> dict[str, Any]:
+        if self.videos.outputs_here(row):
+            return {"announced": None}
+        info = self._look_up(row["url"], self.config.sweep_per_hour)
+        self.exit.fine()
+        return {"announced": describe(info)}
+
+    def _fetched(self, row: Row) -> dict[str, Any]:
+        info = self._look_up(row["url"])
+        part = self.site.fetch(info, self.videos.parts, row["unit"])
+        self.exit.fine()
+        try:
+            check_talk(part, info.get("duration"))
+        except Failure:
+            part.unlink()  # the next try begins from nothing
+            raise
+        return self.videos.take_in(part, row, describe(info))

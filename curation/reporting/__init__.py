@@ -1,0 +1,1 @@
+"""Report, summary and forecasts of a curation run."""

@@ -1,0 +1,1 @@
+"""Which videos go in: folders, lists of addresses, AVSpeech, HDTF."""

@@ -1,0 +1,1 @@
+"""Stages: each adds fields to a source or clip row."""

@@ -1,0 +1,183 @@
+"""Shots into clips: pieces of a bearable length, each its own 25 fps file with 16 kHz sound."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.clips import clip_id
+from common.executors.stage import Stage
+from common.ledger.store import Outcome
+from common.media.index import probe
+from common.media.open import MediaError
+from common.media.video import cut_clip
+from common.runs import sha256_file
+from curation.config import CutConfig
+from curation.decide.duplicates import fingerprint_clip
+
+RULE_VERSION = "1"  # part of every clip id: raise it when the same video would be cut elsewhere
+FRAME = 0.04
+STILL_CHANGE = 2  # of 255, in any cell of the scan's grid: what a good codec does to a frame that repeats the last
+
+
+def split_shots(config: CutConfig, duration: float, cuts: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Shot number, start and end of each clip: seconds in whole milliseconds, its length a multiple of 40 ms."""
+    edges = [0.0, *cuts, duration]
+    shots = enumerate(zip(edges, edges[1:], strict=False))
+    pieces = ((shot, *piece) for shot, (begin, end) in shots for piece in split_span(config, begin, end))
+    return [piece for piece in pieces if piece[2] > piece[1]]
+
+
+def split_span(config: CutConfig, begin: float, end: float) -> list[tuple[float, float]]:
+    """Start and end of the equal pieces, none longer than `max_seconds`, of one span of a video; maybe empty ones."""
+    frames = round((end - begin) / FRAME, 3)
+    count = max(1, math.ceil(frames / math.floor(config.max_seconds / FRAME)))
+    bounds = [math.floor(frames * number / count) for number in range(count + 1)]
+    starts = [round(begin, 3) + bound * FRAME for bound in bounds]
+    return [
+        (round(start, 3), round(start + (last - first) * FRAME, 3))
+        for start, first, last in zip(starts, bounds, bounds[1:], strict=False)
+    ]
+
+
+def clip_rows(config: CutConfig, source: dict[str, Any]) -> list[dict[str, Any]]:
+    """The clips of one probed and scanned source, each span once: fields of the clip table, plus `unit`, `path`,
+    `source_sha256`, `faces` (the scan's, in pixels and on the clock of the clip), `crop` and `size` (px, or null).
+
+    A source with `segments` (see `curation.sources.remote.remote_row`) hands on of each clip's segment `row_index` and the
+    annotated point: `x`, `y` (fractions of the clip's frame) at `point_at` (seconds on the clip's clock).
+    """
+    motion = np.asarray(source["motion"])
+    # Times of the changes; the frames of a variable rate are a little off, which a share does not feel.
+    shown = np.linspace(0, source["duration"], len(motion) + 1, endpoint=False)[1:]
+    rows: dict[str, dict[str, Any]] = {}
+    for shot, start, end, segment in _spans(config, source):
+        inside = motion[(shown > start) & (shown < end)]
+        name = clip_id(source["unit"], round(start * 1000), round(end * 1000), RULE_VERSION)
+        row = {
+            "unit": name,
+            "clip_id": name,
+            "video_id": source["unit"],
+            "path": source["path"],
+            "source_sha256": source["sha256"],
+            "source": source["source"],
+            "row_index": segment["row_index"] if segment else source["row_index"],
+            "t_start": start,
+            "t_end": end,
+            "duration": round(end - start, 3),
+            "shot_id": shot,
+            "static_pct": round(100 * float(np.mean(inside <= STILL_CHANGE)), 2) if len(inside) else None,
+            "faces": [(round(t - start, 4), boxes) for t, boxes in source["faces"] if start <= t < end],
+            "crop": None,
+            "size": None,
+        } | _stream_fields(source)
+        rows.setdefault(name, _point_and_crop(config, row, segment) if segment else row)
+    return list(rows.values())
+
+
+def _spans(config: CutConfig, source: dict[str, Any]) -> Iterator[tuple[int, float, float, dict[str, Any] | None]]:
+    """Shot number, start, end and data set's segment of each clip."""
+    segments, duration, cuts = source.get("segments") or [], source["duration"], source["cuts"]
+    if segments and config.use_segments == "exact":
+        for segment in segments:
+            # What lies beyond the video's end stays a row, of no length.
+            begin, end = (min(max(0.0, segment[edge]), duration) for edge in ("start", "end"))
+            for first, last in split_span(config, begin, max(begin, end)):
+                yield bisect_right(cuts, first), first, last, segment
+        return
+    for shot, first, last in split_shots(config, duration, cuts):
+        if not segments or config.use_segments == "ignore":
+            yield shot, first, last, None
+            continue
+        shared = [min(last, segment["end"]) - max(first, segment["start"]) for segment in segments]
+        if max(shared) >= FRAME:
+            yield shot, first, last, segments[shared.index(max(shared))]
+
+
+def _point_and_crop(config: CutConfig, row: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
+    point = {"x": segment["x"], "y": segment["y"], "point_at": round(segment["start"] - row["t_start"], 3)}
+    if not segment.get("crop"):
+        return row | point
+    left, top, width, height = segment["crop"]
+    corner, scale = np.array([left, top] * 2), config.crop_side / np.array([width, height] * 2)
+    faces = [(time, ((np.reshape(boxes, (-1, 4)) - corner) * scale)) for time, boxes in row["faces"]]
+    side = config.crop_side
+    if segment["x"] is not None:
+        point |= {
+            "x": (segment["x"] * row["width"] - left) / width,
+            "y": (segment["y"] * row["height"] - top) / height,
+        }
+    return (
+        row
+        | point
+        | {
+            "crop": [left, top, width, height],
+            "size": [side, side],
+            "width": side,
+            "height": side,
+            "faces": [(time, _inside(boxes, side)) for time, boxes in faces],
+        }
+    )
+
+
+def _inside(boxes: np.ndarray, side: int) -> list[list[float]]:
+    """Boxes (n, 4) whose middle lies in the crop."""
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return [[round(float(edge), 1) for edge in box] for box in boxes[((middles >= 0) & (middles < side)).all(axis=1)]]
+
+
+def _stream_fields(source: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "fps_src": round(source["fps"], 4),
+        "width": source["width"],
+        "height": source["height"],
+        "codec": source["codec"],
+        "audio_rate": source["audio_rate"],
+        "video_start_pts": round(source["video_start"], 6),
+        "audio_start_pts": round(source["audio_start"], 6),
+    }
+
+
+def cut_stage(folder: Path) -> Stage:
+    """The stage over clip rows; it writes `<folder>/<clip_id>.mp4`.
+
+    Outputs: sha256 of that file and its fingerprint for finding duplicates (hashes, loudness).
+    """
+    reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size")
+    return Stage("cut", RULE_VERSION, {}, {}, partial(_make, folder), reads=reads)
+
+
+def _make(folder: Path) -> Callable[[dict[str, Any]], Outcome]:
+    return partial(_cut_and_fingerprint, folder)
+
+
+def _cut_and_fingerprint(folder: Path, row: dict[str, Any]) -> Outcome:
+    outcome = cut_row(folder, row)
+    if outcome.state != "kept":
+        return outcome
+    return replace(outcome, outputs=outcome.outputs | fingerprint_clip(folder / f"{row['unit']}.mp4"))
+
+
+def cut_row(folder: Path, row: dict[str, Any], shift: int = 0) -> Outcome:
+    """Write one clip file, its sound delayed by `shift` frames.
+
+    Rejected as truncated, unreadable or no_audio when the source cannot be decoded there, and as bad_crop when the
+    data set's crop reaches out of the picture.
+    """
+    target = folder / f"{row['unit']}.mp4"
+    crop, size = row.get("crop"), row.get("size")
+    try:
+        if crop:
+            seen = probe(row["path"])
+            if min(crop) < 0 or crop[0] + crop[2] > seen.width or crop[1] + crop[3] > seen.height or 0 in crop[2:]:
+                message = f"{row['path']}: the crop {crop} does not lie inside {seen.width}x{seen.height}."
+                return Outcome(row["unit"], "rejected", "bad_crop", message)
+        cut_clip(row["path"], target, row["t_start"], row["t_end"], shift * FRAME, crop=crop, size=size)
+    except MediaError as error:
+        return Outcome(row["unit"], "rejected", error.kind, str(error))
+    return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(target)})

@@ -1,0 +1,92 @@
+"""Splits of planted videos, some of which show the same: exact counts, nothing shared, the same for the same seed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.decide.split import HeldOut, assign_split, draw_split, read_split, write_split
+
+VIDEOS, CLIPS = 300, 6
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    """300 videos of 6 clips, the last one refused; video 3n+1 shows a clip of 3n, 3n+2 another one of 3n+1."""
+    drawn = []
+    for video in range(VIDEOS):
+        for clip in range(CLIPS):
+            name = f"{video:03d}{clip:02d}"
+            row = {"clip_id": name, "video_id": f"v{video:03d}", "t_start": float(clip), "t_end": clip + 1.0}
+            drawn.append(row | {"decision": "rejected" if clip == 5 else "kept", "dup_group": None})
+    for video in range(VIDEOS):
+        if video % 3:
+            first, copy = (video - 1) * CLIPS + 2 * (video % 3), video * CLIPS
+            drawn[copy] |= {"dup_group": drawn[first]["clip_id"], "decision": "rejected"}
+            drawn[first]["dup_group"] = drawn[first]["clip_id"]
+    return drawn
+
+
+def family(video_id: str) -> int:
+    return int(video_id[1:]) // 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_by_video_nothing_is_in_both(rows: list[dict[str, Any]], seed: int) -> None:
+    held = draw_split(rows, 90, seed)
+    splits = assign_split(held, rows)
+    of = {split: [row for row in rows if splits[row["clip_id"]] == split] for split in ("test", "held_out", "train")}
+    assert len(of["test"]) == len(held.clips) == 90 and {row["decision"] for row in of["test"]} == {"kept"}
+    tested = [family(row["video_id"]) for row in of["test"]]
+    assert len(set(tested)) == 90
+    assert set(tested).isdisjoint(family(row["video_id"]) for row in of["train"])
+    groups = {row["dup_group"] for row in of["test"]} - {None}
+    assert groups.isdisjoint(row["dup_group"] for row in of["train"])
+    assert {family(row["video_id"]) for row in of["held_out"]} <= set(tested)
+    assert len(of["train"]) == 10 * 3 * CLIPS
+
+
+def test_by_clip_other_clips_of_the_video_stay_in_training(rows: list[dict[str, Any]]) -> None:
+    held = draw_split(rows, 100, by="clip")
+    splits = assign_split(held, rows)
+    assert sum(split == "test" for split in splits.values()) == 100
+    tested = {row["video_id"] for row in rows if splits[row["clip_id"]] == "test"}
+    assert any(splits[row["clip_id"]] == "train" and row["video_id"] in tested for row in rows)
+    groups = {row["dup_group"] for row in rows if splits[row["clip_id"]] == "test"} - {None}
+    copies = [row for row in rows if row["dup_group"] in groups]
+    assert copies and {splits[row["clip_id"]] for row in copies} == {"test", "held_out"}
+
+
+def test_a_seed_is_a_split_whatever_the_order_and_what_is_added(rows: list[dict[str, Any]]) -> None:
+    held = draw_split(rows, 50, 7)
+    assert draw_split(rows[::-1], 50, 7) == held
+    assert draw_split(rows, 50, 8) != held
+    more = [*rows, rows[0] | {"clip_id": "new", "video_id": "w"}]
+    assert assign_split(held, more) == assign_split(held, rows) | {"new": "train"}
+    before, after = ({clip[0] for clip in split.clips} for split in (held, draw_split(more, 50, 7)))
+    assert len(before & after) >= 49
+
+
+def test_the_published_list_gives_the_split_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    held = draw_split(rows, 20)
+    write_split(tmp_path / "test.tsv", held)
+    assert read_split(tmp_path / "test.tsv") == held
+    lines = (tmp_path / "test.tsv").read_text().splitlines()
+    assert lines[0] == "# 20 test clips by video, seed 0: clip_id video_id t_start t_end"
+    (tmp_path / "short.tsv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match="says 20 clips and holds 19"):
+        read_split(tmp_path / "short.tsv")
+    (tmp_path / "bad.tsv").write_text("\n".join([lines[0], "one two"]))
+    with pytest.raises(ValueError, match="line 2 is 'one two'"):
+        read_split(tmp_path / "bad.tsv")
+    (tmp_path / "other.tsv").write_text("clip\n")
+    with pytest.raises(ValueError, match="begins with 'clip'"):
+        read_split(tmp_path / "other.tsv")
+
+
+def test_too_few_videos_are_an_error_and_an_absent_test_clip_still_keeps_its_video_out(rows: list) -> None:
+    with pytest.raises(ValueError, match="needs as many unconnected videos with kept clips, and there are 100"):
+        draw_split(rows, 101)
+    held = HeldOut("video", 0, (("gone", "v007", 0.0, 1.0),))
+    splits = assign_split(held, rows)
+    assert {row["video_id"] for row in rows if splits[row["clip_id"]] == "held_out"} == {"v006", "v007", "v008"}

@@ -1,0 +1,137 @@
+"""Manners of an exit on a clock that the test turns: rate, pauses, rests that grow and outlive the process."""
+
+from pathlib import Path
+
+import pytest
+
+from curation.config import ExitConfig, RestConfig
+from curation.download.egress import Exit
+
+HOUR = 3600.0
+REST = RestConfig(cooldown_seconds=100, max_cooldown_seconds=350, give_up_after=4)
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1.75e9
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+
+
+def make_exit(folder: Path, clock: Clock, **options: object) -> Exit:
+    """An exit without pauses unless asked for."""
+    config = ExitConfig(**{"pause_seconds": (0.0, 0.0), **options})  # type: ignore[arg-type]
+    return Exit(config, REST, folder / "here.json", clock, clock.sleep)
+
+
+def turns(exit: Exit, clock: Clock, count: int, seconds_each: float = 0.0, **options: float) -> list[float]:
+    """The times at which it asked."""
+    times = []
+    for _ in range(count):
+        exit.wait_turn(**options)
+        times.append(clock.now)
+        clock.now += seconds_each
+    return times
+
+
+def test_no_hour_holds_more_look_ups_than_allowed(tmp_path: Path) -> None:
+    clock = Clock()
+    times = turns(make_exit(tmp_path, clock, per_hour=120), clock, 250)
+    busiest = max(sum(start <= time < start + HOUR for time in times) for start in times)
+    assert busiest <= 120 + 2  # the burst of a minute at the very beginning
+    assert times[-1] - times[0] == pytest.approx(248 / 120 * HOUR, rel=0.01)
+
+
+def test_slow_downloads_are_not_slowed_further(tmp_path: Path) -> None:
+    clock = Clock()
+    times = turns(make_exit(tmp_path, clock, per_hour=60), clock, 20, seconds_each=90)
+    assert times[-1] - times[0] == pytest.approx(19 * 90)
+
+
+def test_an_idle_hour_is_no_credit(tmp_path: Path) -> None:
+    clock = Clock()
+    exit = make_exit(tmp_path, clock, per_hour=60)
+    turns(exit, clock, 1)
+    clock.now += 10 * HOUR
+    times = turns(exit, clock, 10)
+    assert times[-1] - times[0] == pytest.approx(9 * 60)
+
+
+def test_pauses_lie_between_least_and_most_after_the_last_video_came(tmp_path: Path) -> None:
+    clock = Clock()
+    exit = make_exit(tmp_path, clock, per_hour=1e6, pause_seconds=(2.0, 8.0))
+    pauses = []
+    for _ in range(50):
+        exit.wait_turn()
+        clock.now += 30  # the download
+        exit.fine()
+        before = clock.now
+        exit.wait_turn()
+        pauses.append(clock.now - before)
+    assert 2 <= min(pauses) < 4 and 6 < max(pauses) <= 8.001
+
+
+def test_a_rate_of_its_own_replaces_the_exits(tmp_path: Path) -> None:
+    clock = Clock()
+    times = turns(make_exit(tmp_path, clock, per_hour=300), clock, 80, per_hour=3600)
+    assert times[-1] - times[60] == pytest.approx(19)
+
+
+def test_rests_grow_and_end_with_the_first_video(tmp_path: Path) -> None:
+    clock = Clock()
+    exit = make_exit(tmp_path, clock)
+    assert exit.resting() == 0 and not exit.on_probation
+    for seconds in (100, 200, 350, 350):
+        assert exit.stop("Sign in to confirm you're not a bot") == seconds
+        assert exit.resting() == pytest.approx(seconds) and exit.on_probation
+        clock.now += seconds
+        assert exit.resting() == 0
+    assert exit.given_up
+    exit.fine()
+    assert not exit.given_up and not exit.on_probation
+    assert exit.stop("again") == 100
+
+
+def test_manners_outlive_the_process(tmp_path: Path) -> None:
+    clock = Clock()
+    exit = make_exit(tmp_path, clock, per_hour=60)
+    turns(exit, clock, 2)
+    times = turns(make_exit(tmp_path, clock, per_hour=60), clock, 1)
+    assert times[0] - clock.now == pytest.approx(0) and clock.now - 1.75e9 == pytest.approx(120)
+    exit.stop("429")
+    clock.now += 40
+    assert make_exit(tmp_path, clock).resting() == pytest.approx(60)
+
+
+def test_a_new_run_tries_an_exit_that_was_given_up_when_its_rest_is_over(tmp_path: Path) -> None:
+    clock = Clock()
+    exit = make_exit(tmp_path, clock)
+    for _ in range(4):
+        exit.stop("429")
+    again = make_exit(tmp_path, clock)
+    again.pardon()
+    assert again.given_up  # it still rests
+    clock.now += 351
+    again.pardon()
+    assert not again.given_up and again.on_probation
+
+
+def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "here.json").write_text('{"tokens": 1')
+    assert make_exit(tmp_path, Clock()).resting() == 0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"name": "a/b"}, "'a/b'"), ({"per_hour": 0}, "per_hour is 0"), ({"pause_seconds": (3.0, 1.0)}, "3.0, 1.0")],
+)
+def test_impossible_manners_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ExitConfig(**options)  # type: ignore[arg-type]

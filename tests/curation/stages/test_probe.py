@@ -1,0 +1,47 @@
+"""Each kind of unusable file is refused by its own name."""
+
+from pathlib import Path
+
+import pytest
+
+from curation.stages.probe import probe_source
+from tests.curation.conftest import draw_talk, write_talk
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return write_talk(tmp_path / "good.mp4", draw_talk(1, 1.0))
+
+
+def probed(path: Path):
+    return probe_source({"unit": path.name, "path": str(path)})
+
+
+def test_a_good_file_is_described(good: Path) -> None:
+    outcome = probed(good)
+    assert outcome.state == "kept"
+    assert outcome.outputs["frames"] == 25 and outcome.outputs["fps"] == pytest.approx(25)
+    assert outcome.outputs["audio_rate"] == 16000 and len(outcome.outputs["sha256"]) == 64
+
+
+def test_unusable_files_are_refused_for_what_they_are(good: Path, tmp_path: Path) -> None:
+    whole = good.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.mp4").write_text("<html>This video is gone.</html>" * 20)
+    talk = draw_talk(1, 1.0)
+    write_talk(tmp_path / "mute.mp4", type(talk)(talk.frames, None, talk.loudness))  # type: ignore[arg-type]
+    outcomes = {name: probed(tmp_path / f"{name}.mp4") for name in ("cut", "page", "mute")}
+    assert {name: (outcome.state, outcome.reason) for name, outcome in outcomes.items()} == {
+        "cut": ("rejected", "truncated"),
+        "page": ("rejected", "not_a_video"),
+        "mute": ("rejected", "no_audio"),
+    }
+    assert all(f"{name}.mp4" in outcome.message for name, outcome in outcomes.items())
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    import scipy.io.wavfile
+
+    scipy.io.wavfile.write(tmp_path / "voice.wav", 16000, draw_talk(1, 1.0).audio)
+    (tmp_path / "voice.wav").rename(tmp_path / "voice.mp4")
+    assert probed(tmp_path / "voice.mp4").reason == "not_a_video"
