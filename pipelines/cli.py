@@ -108,9 +108,9 @@ def train(
     from dataclasses import replace
 
     from pipelines.recipe import read_recipe
-    from training.devices import named_device, this_device
-    from training.plan import plan as make_plan
-    from training.plan_words import plan_lines
+    from training.planning.devices import named_device, this_device
+    from training.planning.plan import plan as make_plan
+    from training.planning.table import plan_lines
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     named = chosen.named_models()

@@ -34,8 +34,8 @@ from training.config import (
     TrainConfig,
     ValidationConfig,
 )
-from training.export import DIFFUSERS
-from training.launch import launch
+from training.launch.local import launch
+from training.omniavatar.export import DIFFUSERS
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from omniavatar.config import Request
 from pipelines.dag import Context, Step, step_seconds
 from pipelines.drawn import draw_kept_clips
 from pipelines.videos import make_videos
-from training.launch import launch
-from training.ray_launch import launch_on_ray
+from training.launch.local import launch
+from training.launch.on_ray import launch_on_ray
 
 LONG_SEED, LONG_SECONDS = HELD_OUT_SEED + 7_008, 6.0
 GENERATION_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")

@@ -1,4 +1,4 @@
-"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`training.export`).
+"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`training.omniavatar.export`).
 
 A checkpoint is written beside and renamed; the file `latest` is switched last. So a kill or a full disk at any moment
 leaves the one before. Frozen weights are not in it: the base is named by its hash in `origin.json`.
@@ -19,9 +19,9 @@ from typing import Any
 
 from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
 from training.config import CheckpointConfig, ModelConfig
-from training.engine import Engine
-from training.engine_resize import sharded_over, to_universal
-from training.export import export, replaced
+from training.engine.universal import sharded_over, to_universal
+from training.engine.zero import Engine
+from training.omniavatar.export import export, replaced
 from training.report import LOG_FILES
 from training.state import TrainState
 

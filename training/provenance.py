@@ -6,7 +6,7 @@ from typing import Any
 
 from common.hashes import remembered_hash
 from training.config import WITHOUT_EFFECT, TrainConfig
-from training.windows import index_digest
+from training.data.windows import index_digest
 
 
 def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from training.devices import Peak
-from training.engine import Engine
-from training.flops import Work
+from training.engine.zero import Engine
+from training.planning.devices import Peak
+from training.planning.flops import Work
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """START HERE. The training of one model: build it, loop over steps, save.
 
 `python -m training.train RUN` reads RUN/train.yaml and goes on from the newest checkpoint in RUN/checkpoints. One
-process trains alone; several are started by `training.launch` or by torchrun, and do the same thing together.
+process trains alone; several are started by `training.launch.local` or by torchrun, and do the same thing together.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
 from training.checkpoint import Checkpoints, adopt_origin
 from training.config import TrainConfig
-from training.data import Bucket
-from training.devices import peak_memory, peak_of
-from training.engine import Engine, StepResult, join_group, leave_group
-from training.export import adapter_config
-from training.flops import Work, network_of, work
-from training.heartbeat import COMPUTING, READING, SAVING, Heartbeat
-from training.model import build_model
-from training.objective import draw, make_batch, sample_losses
-from training.optimizer import build_optimizer, learning_rate
-from training.phases import WHOLE, handed_over, in_phase, judged, number_of_phase
+from training.data.buckets import Bucket
+from training.data.phases import WHOLE, handed_over, in_phase, judged, number_of_phase
+from training.data.windows import ClipWindows, MicroBatch, Store, stream
+from training.engine.optimizer import build_optimizer, learning_rate
+from training.engine.zero import Engine, StepResult, join_group, leave_group
+from training.fault_tolerance import found_bad, is_spike, step_skipped, step_taken, why_skipped
+from training.launch.hang_detection import COMPUTING, READING, SAVING, Heartbeat
+from training.launch.rank import UNFINISHED, end_stuck, end_with_launcher, save_when_asked, stop_asked, tell_failure
+from training.omniavatar.export import adapter_config
+from training.omniavatar.model import build_model
+from training.omniavatar.objective import draw, make_batch, sample_losses
+from training.omniavatar.validate import HeldOut
+from training.planning.devices import peak_memory, peak_of
+from training.planning.flops import Work, network_of, work
 from training.provenance import origin
 from training.report import Report
-from training.survive import found_bad, is_spike, step_skipped, step_taken, why_skipped
 from training.tally import Tally
-from training.validate import HeldOut
-from training.windows import ClipWindows, MicroBatch, Store, stream
-from training.worker import UNFINISHED, end_stuck, end_with_launcher, save_when_asked, stop_asked, tell_failure
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class Trainer:
 def train(run: RunFolder, config: TrainConfig) -> bool:
     """Train in this process (and its peers, when launched as several) until the limit; run again to go on.
 
-    False when it was asked to stop (`training.worker.stop_asked`) before the limit, and has saved.
+    False when it was asked to stop (`training.launch.rank.stop_asked`) before the limit, and has saved.
     Raises ValueError and FileNotFoundError for what cannot be trained, CheckpointError for unfit weights,
     TrainingDivergedError, DiskFullError.
     """

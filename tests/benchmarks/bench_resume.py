@@ -6,8 +6,8 @@ import numpy as np
 
 from tests.benchmarks.measure import ROUNDS, Row, cpu_seconds
 from training.config import DataConfig
-from training.data import window_bucket
-from training.order import Order
+from training.data.buckets import window_bucket
+from training.data.order import Order
 
 CLIPS, SIZES = 774_207, ((50, 90), (90, 90), (90, 50))
 

@@ -20,11 +20,11 @@ from omniavatar.model.transformer import AvatarTransformer, build_condition, new
 from omniavatar.weights.checkpoints import save_base
 from tests.benchmarks.measure import Row, compare
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
-from training.engine import Engine, join_group
-from training.flops import network_of, work
-from training.model import build_model
-from training.objective import Batch, sample_losses
-from training.optimizer import build_optimizer
+from training.engine.optimizer import build_optimizer
+from training.engine.zero import Engine, join_group
+from training.omniavatar.model import build_model
+from training.omniavatar.objective import Batch, sample_losses
+from training.planning.flops import network_of, work
 
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 1024, "num_layers": 4, "text_dim": 64}
 RANK, AUDIO, FRAMES, TEXT, ROUNDS = 16, 64, 3, 64, 3

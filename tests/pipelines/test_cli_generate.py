@@ -17,7 +17,7 @@ from common.runs import read_json
 from omniavatar.video.inputs import InputError
 from pipelines.cli import app
 from pipelines.steps import draw_long_input
-from training.launch import free_port
+from training.launch.local import free_port
 
 # The command line as two processes that import it once.
 TWICE = """

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from common.recipe import dump_recipe, load_recipe
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
-from training.engine import Engine, join_group, leave_group
-from training.model import build_model
-from training.objective import Batch, sample_losses
-from training.optimizer import build_optimizer
+from training.engine.optimizer import build_optimizer
+from training.engine.zero import Engine, join_group, leave_group
+from training.omniavatar.model import build_model
+from training.omniavatar.objective import Batch, sample_losses
 
 LR, AUDIO_DIM, MICRO_BATCHES = 1e-2, 24, 2
 PATIENCE = 150.0  # seconds that a rank waits for the other

@@ -27,11 +27,11 @@ from training.config import (
     TrainConfig,
     ValidationConfig,
 )
-from training.engine import join_group
-from training.flops import Network, work
-from training.survive import TrainingDivergedError
+from training.engine.zero import join_group
+from training.fault_tolerance import TrainingDivergedError
+from training.launch.rank import UNFINISHED
+from training.planning.flops import Network, work
 from training.train import Trainer, train
-from training.worker import UNFINISHED
 
 AtStage = Callable[[int], TrainConfig]
 

@@ -1,4 +1,4 @@
-"""One rank's side of it; what two ranks compute together is compared in tests/training/test_engine.py."""
+"""One rank's side of it; what two ranks compute together is compared in tests/training/engine/test_zero.py."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from omniavatar.config import LoadConfig
-from training.launch import free_port
+from training.launch.local import free_port
 
 TWO = """
 import json, os, sys, time

@@ -1,0 +1,112 @@
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+
+from common.runs import RunFolder
+from training.config import CheckpointConfig, SurviveConfig, TrainConfig
+from training.launch.local import TrainingFailedError, last_checkpoint, launch
+from training.train import train
+
+
+def adapter_of(run: RunFolder) -> dict[str, torch.Tensor]:
+    return torch.load(run.checkpoints / "adapter" / "pytorch_model.pt", weights_only=True)
+
+
+def log_of(run: RunFolder) -> list[dict[str, float]]:
+    log = run.logs / "train.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for_step(run: RunFolder, step: int) -> None:
+    while len(log_of(run)) < step:
+        time.sleep(0.02)
+
+
+def ranks_of(run: RunFolder) -> dict[int, psutil.Process]:
+    """The ranks of a run that were launched from this process and live."""
+    found = {}
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if str(run.root) in child.cmdline():
+                found[int(child.environ()["RANK"])] = child
+    return found
+
+
+@contextmanager
+def beside(action: Callable[[], None]) -> Iterator[None]:
+    """Something that happens to a training while it is launched from the main thread."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    yield
+    thread.join(60)
+
+
+def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_undisturbed_run(
+    config: TrainConfig, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, steps=40)
+    train(alone := RunFolder(run.root.with_name("alone")), config)
+    survive = SurviveConfig(stuck_seconds=6, restarts=1)  # one restart without progress: there is some between the two
+
+    def harm() -> None:
+        wait_for_step(run, 3)
+        killed = ranks_of(run)[1]
+        killed.kill()
+        while ranks_of(run).get(1, killed).pid == killed.pid:
+            time.sleep(0.02)
+        wait_for_step(run, 12)
+        ranks_of(run)[0].suspend()
+
+    with beside(harm):
+        launch(run, replace(config, survive=survive, checkpoint=CheckpointConfig(every_steps=1)), ranks=2)
+    first, second = (record.getMessage() for record in caplog.records if record.name == "training.launch.local")
+    assert "rank 1 was killed by signal 9" in first
+    assert "they wait for rank 0: it stopped answering" in second and "(rank 1, traceback in" in second
+    assert [row["step"] for row in log_of(run)] == list(range(1, 41))
+    expected, trained = adapter_of(alone), adapter_of(run)
+    # Two halves are added in either case, by the engine or between the ranks, so not a bit differs.
+    assert expected.keys() == trained.keys()
+    assert all(torch.equal(trained[name], value) for name, value in expected.items())
+
+
+def test_a_notice_to_the_launcher_lets_the_ranks_save(config: TrainConfig, run: RunFolder) -> None:
+    endless = replace(config, steps=100_000, checkpoint=CheckpointConfig(every_seconds=0))
+
+    def notice() -> None:
+        wait_for_step(run, 3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with beside(notice), pytest.raises(KeyboardInterrupt):
+        launch(run, endless)
+    assert last_checkpoint(run) == f"step-{len(log_of(run)):08d}"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_rank_that_is_killed_without_progress_is_not_started_for_ever(config: TrainConfig, run: RunFolder) -> None:
+    def kill_each_start() -> None:
+        seen: set[int] = set()
+        while len(seen) < 2:
+            for rank in ranks_of(run).values():
+                seen.add(rank.pid)
+                rank.kill()
+            time.sleep(0.02)
+
+    with beside(kill_each_start), pytest.raises(TrainingFailedError, match="rank 0 was killed by signal 9"):
+        launch(run, replace(config, survive=SurviveConfig(restarts=1)))
+
+
+def test_a_rank_that_fails_says_why_in_one_sentence(config: TrainConfig, run: RunFolder) -> None:
+    lost = replace(config, model=replace(config.model, base=run.root / "nowhere"))
+    with pytest.raises(TrainingFailedError, match=r"nowhere has no config\.json.*rank 0, traceback in") as failure:
+        launch(run, lost)
+    assert "\n" not in str(failure.value)
+    assert "Traceback" in (run.logs / "train-failure-0.txt").read_text()

@@ -1,0 +1,1 @@
+"""What is trained, in which order: buckets, windows, phases."""

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO: settings, sharded initialisation, optimizer, checkpoints for another number of ranks."""

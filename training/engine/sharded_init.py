@@ -1,0 +1,105 @@
+"""A base that no rank ever holds whole: built shard by shard, and filled from its files the same way.
+
+Only the base is built so. LoRA and audio modules come on top when it is done: inside DeepSpeed's `zero.Init`, peft
+would fill with zeros what was sharded before, and lora_B would start at noise, without an error.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from omniavatar.config import Variant
+from training.config import EngineConfig
+from training.engine.settings import deepspeed_settings
+
+# isort: split
+import deepspeed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+KEPT_IN_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # diffusers' list for Wan
+LARGE = 8_000_000_000  # bytes of files from which on a base is built in shards unless the recipe says otherwise
+
+
+def builds_in_shards(config: EngineConfig, base: Path, variant: Variant) -> bool:
+    """Whether the base in folder `base` is to be built without one copy per rank.
+
+    Raises ValueError where that is asked for and the base itself is to be trained.
+    """
+    frozen = variant in ("lora", "frozen_dit")
+    if config.build == "sharded" and not frozen:
+        raise ValueError(
+            f"engine.build is sharded and model.variant {variant}; only a base that stays frozen is built in shards, "
+            "set engine.build=whole"
+        )
+    if config.build != "auto":
+        return config.build == "sharded"
+    several = config.stage == 3 and dist.is_initialized() and dist.get_world_size() > 1
+    return frozen and several and sum(file.stat().st_size for file in base.glob("*.safetensors")) >= LARGE
+
+
+@contextmanager
+def in_shards(config: EngineConfig, empty: bool = False) -> Iterator[None]:
+    """Modules built here are sharded as they come to be, each rank keeping its part; called by all ranks.
+
+    `empty`: the shards are on device "meta" and hold nothing; for a count of what a rank would hold.
+    """
+    remote = "meta" if empty else None
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_settings(config, 1), remote_device=remote):
+        yield
+
+
+class _WithoutDraws(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def without_draws() -> TorchDispatchMode:
+    """A context in which modules leave their weights as memory happened to be: drawing 14 billion takes minutes."""
+    return _WithoutDraws()
+
+
+def gathered(parameters: Iterable[nn.Parameter], change: bool = False) -> GatheredParameters:
+    """A context in which sharded parameters are whole; those that are not sharded are left alone.
+
+    `change`: what the first rank writes to them there is kept, on every rank.
+    """
+    return GatheredParameters(parameters, modifier_rank=0 if change else None)
+
+
+def fill_shards(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Give named parameters of a sharded module their values, one at a time; called by all ranks.
+
+    Every rank passes the same names in the same order; only the first rank's tensors are looked at.
+    """
+    parameters = dict(module.named_parameters())
+    for name, value in tensors:
+        with torch.no_grad(), gathered([parameters[name]], change=True):
+            if dist.get_rank() == 0:
+                parameters[name].copy_(value)
+
+
+def cast_frozen(model: nn.Module, dtype: Literal["fp32", "bf16"]) -> None:
+    """Frozen weights to `dtype` (bf16 spares diffusers' fp32 list); trained weights to fp32, their own master copy.
+
+    In place, whole or sharded.
+    """
+    for name, parameter in model.named_parameters():
+        half = dtype == "bf16" and not parameter.requires_grad and not any(part in name for part in KEPT_IN_FP32)
+        _cast(parameter, torch.bfloat16 if half else torch.float32)
+
+
+def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    for name in ("ds_tensor", "ds_secondary_tensor"):
+        shard = getattr(parameter, name, None)
+        if shard is not None:
+            cast = shard.data.to(dtype)
+            shard.data = cast.pin_memory() if shard.is_pinned() else cast
+    parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,221 @@
+"""DeepSpeed, which only the files `engine*.py` know: ZeRO stages 0 to 3 on one CPU process or on many GPUs.
+
+The facts behind the settings (no compiler on CPU, mixed precision, small checkpoints) are in README.md.
+"""
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from omniavatar.model.transformer import AvatarTransformer
+from omniavatar.parallel.sequence import SequenceGroup
+from training.config import EngineConfig
+from training.engine.settings import deepspeed_settings
+from training.engine.sharded_init import gathered
+
+# isort: split
+import deepspeed
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Norm of the gradient before clipping; `skipped` when it was not finite and the weights were left alone."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class Engine:
+    """A model under DeepSpeed; a step is `micro_batches` forward and backward passes, over all ranks together.
+
+    Ranks that hold each sample together (`sequence_parallel`) are one for the data: they read the same micro-batches,
+    those of `data_rank` out of `data_world`. Every method is called by all ranks. Raises ValueError when ranks,
+    micro-batches or attention heads cannot be dealt evenly.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: int, config: EngineConfig):
+        self.config = config
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        together = config.sequence_parallel
+        if self.world % together:
+            raise ValueError(f"engine.sequence_parallel is {together}; expected a divisor of the {self.world} ranks")
+        self.data_rank, self.data_world = self.rank // together, self.world // together
+        if micro_batches % self.data_world:
+            groups = f" by engine.sequence_parallel {together}" if together > 1 else ""
+            raise ValueError(
+                f"data.micro_batches is {micro_batches}; expected a multiple of the number of ranks{groups}, "
+                f"{self.data_world}"
+            )
+        self.device = _device()
+        if together > 1:
+            assert isinstance(model, AvatarTransformer)
+            model.share_sequence(SequenceGroup(neighbours(together, config.collective_timeout)))
+        settings = deepspeed_settings(config, micro_batches // self.data_world)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._ds, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False
+        )
+        self.module: nn.Module = self._ds.module
+
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None, audio: Tensor | None
+    ) -> Tensor:
+        """The model's forward pass, under the configured autocast."""
+        with self._autocast():
+            return self._ds(latents, timestep, text, condition, audio)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's loss; averaged over ranks and accumulation."""
+        self._ds.backward(loss)
+
+    def step(self, lr: float) -> StepResult:
+        """One optimizer step at learning rate `lr`; call after every micro-batch, acts on the last of the step."""
+        for group in self._ds.optimizer.param_groups:
+            group["lr"] = lr
+        if self.config.stage > 0:
+            skipped_before = self._ds.skipped_steps
+            self._ds.step()
+            norm = self._ds.get_global_grad_norm()
+            return StepResult(float(norm if norm is not None else 0.0), self._ds.skipped_steps > skipped_before)
+        if not self._ds.is_gradient_accumulation_boundary():
+            self._ds.step()
+            return StepResult(0.0, False)
+        return self._plain_step()
+
+    def _plain_step(self) -> StepResult:
+        """Stage 0 in fp32 does not check the gradient itself; AdamW stands still when there is none."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        norm = float(nn.utils.clip_grad_norm_(trained, self.config.clip))
+        finite = norm < float("inf")
+        if not finite:
+            self._ds.zero_grad()
+            for parameter in trained:
+                parameter.grad = None
+        self._ds.step()
+        return StepResult(norm, not finite)
+
+    def from_first_rank(self, *values: float) -> list[float]:
+        """The first rank's numbers, on every rank: decisions that depend on the clock must be the same everywhere."""
+        if self.world == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return shared.tolist()
+
+    def total(self, *values: float) -> list[float]:
+        """Sums over the ranks; what ranks that hold a sample together say of it counts once."""
+        if self.world == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
+        return (shared / self.config.sequence_parallel).tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every data rank, in order; for what is small, such as the names of a step's clips."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values[:: self.config.sequence_parallel]
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def trained_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole value (on CPU) of every trained parameter, gathered one at a time."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                with self.gathered([parameter]):
+                    yield name, parameter.detach().cpu().clone()
+
+    def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[None]:
+        """A context in which sharded parameters are whole."""
+        return gathered(parameters) if self.config.stage == 3 else nullcontext()
+
+    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
+        """Write weights trained here, optimizer and `state` below folder/tag; frozen weights stay out."""
+        self._ds.save_checkpoint(
+            str(folder), tag, client_state=state, save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path, tag: str, universal: bool = False) -> dict[str, Any]:
+        """Continue from what `save` wrote below folder/tag; the saved `state` comes back.
+
+        The number of ranks must be the one that saved, unless it is `universal`: made over by `to_universal`.
+        """
+        self._ds._config.load_universal_checkpoint = universal
+        groups = self._ds.optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        _, state = self._ds.load_checkpoint(str(folder), tag, load_module_strict=False)
+        if universal and self.config.stage == 3:
+            self._undo_sharing(settings)
+        return state
+
+    def _undo_sharing(self, settings: list[dict[str, Any]]) -> None:
+        """What DeepSpeed 0.19.8 reads once from the universal format and gives to all groups of parameters.
+
+        The weight decay of the first group, and one counter of steps, which each group would then move on.
+        """
+        for group, own in zip(self._ds.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for moments in self._ds.optimizer.optimizer.state.values():
+            moments["step"] = copy.deepcopy(moments["step"])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def join_group(threads: int, timeout: float = 3600.0) -> None:
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; alone when they are absent.
+
+    A collective that waits for longer than `timeout` seconds fails: with an exception on CPU, the process ends on CUDA.
+
+    Once per process: DeepSpeed keeps the group for good, later calls find it.
+
+    Quietens what DeepSpeed 0.19.8 says at every start, and two warnings torch 2.13 gives at each of its collectives.
+    """
+    torch.set_num_threads(threads)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    for replaced in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", message=f".*{replaced}.*", category=FutureWarning)
+    # ZeRO never uses this op, and without a compiler its build would end the run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if "RANK" not in os.environ and not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+
+
+def neighbours(size: int, timeout: float) -> dist.ProcessGroup:
+    """The group of `size` neighbouring ranks that this one belongs to; called by all ranks."""
+    firsts, patience = range(0, dist.get_world_size(), size), timedelta(seconds=timeout)
+    groups = [dist.new_group(list(range(first, first + size)), timeout=patience) for first in firsts]
+    return groups[dist.get_rank() // size]
+
+
+def leave_group() -> None:
+    """Take the process group down; the last thing a process does with it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cpu")

@@ -1,0 +1,168 @@
+"""Several ranks on this machine, quietly: started again when one dies, and one clear sentence when one fails.
+
+A rank needs only the variables that torchrun sets, so on several machines torchrun (or Ray, or SLURM) starts
+`-m training.train RUN` without this file; docs/launch.md shows how.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from common.recipe import dump_recipe
+from common.runs import RunFolder, atomic_write
+from training.config import TrainConfig
+from training.launch.rank import LAUNCHER, STUCK, UNFINISHED, failure_file
+
+logger = logging.getLogger(__name__)
+SECONDS_TO_SPEAK = 5.0  # what the others get after one has failed; there is nothing they could save without it
+
+
+class TrainingFailedError(RuntimeError):
+    """A rank ended with an error; the message is that rank's own sentence."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a group of ranks ended. `passing`: a rank died or hung, which another start may well outlive."""
+
+    sentence: str
+    passing: bool
+
+
+def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
+    """Train `config` in `ranks` processes and return when they are done; call again to go on after any end.
+
+    A rank that is killed or hangs costs a new start of all from the last checkpoint, `survive.restarts` times without a
+    new checkpoint between them. Raises TrainingFailedError. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and
+    raise KeyboardInterrupt.
+    """
+    with atomic_write(run.root / "train.yaml") as path:
+        path.write_text(dump_recipe(config))
+    left, reached = config.survive.restarts, last_checkpoint(run)
+    with stop_signals_interrupt():
+        while (failure := run_group(run, config, ranks)) is not None:
+            if last_checkpoint(run) != reached:
+                left, reached = config.survive.restarts, last_checkpoint(run)
+            if not failure.passing or left == 0:
+                raise TrainingFailedError(failure.sentence)
+            left -= 1
+            logger.warning("%s. All ranks start again (%d more such starts)", failure.sentence, left)
+
+
+def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None:
+    """One start of all ranks, until all are done or one has failed."""
+    for rank in range(ranks):
+        failure_file(run, rank).unlink(missing_ok=True)
+    workers = start_workers(run, ranks, config.engine.threads)
+    patience = config.survive.save_seconds
+    try:
+        failed = first_failure(run, workers)
+        patience = SECONDS_TO_SPEAK
+    finally:
+        stop_workers(workers, patience)
+    if failed is None:
+        return None
+    code = workers[failed].returncode
+    return Failure(describe_failure(run, failed, code), passing=code < 0 or code == STUCK)
+
+
+def last_checkpoint(run: RunFolder) -> str:
+    """Name of the newest checkpoint, "" before the first."""
+    latest = run.checkpoints / "state" / "latest"
+    return latest.read_text() if latest.exists() else ""
+
+
+def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
+    """One process per rank, in sessions of their own: a Ctrl-C at the terminal reaches them as a request to save."""
+    shared = os.environ | {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
+        LAUNCHER: str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "training.train", str(run.root)]
+    return [
+        subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True)
+        for r in range(ranks)
+    ]
+
+
+def first_failure(run: RunFolder, workers: list[subprocess.Popen[bytes]]) -> int | None:
+    """Wait for all ranks; the rank that failed first, as soon as one has, or None.
+
+    The others of its group fail right after it for lack of a partner: who was killed, gave up on one that hangs, or
+    spoke first, is the cause.
+    """
+
+    def order(rank: int) -> tuple[bool, bool, float]:
+        file, code = failure_file(run, rank), workers[rank].returncode
+        return code > 0, code != STUCK, file.stat().st_mtime if file.exists() else 0.0
+
+    while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
+        time.sleep(0.1)
+    failed = [rank for rank, worker in enumerate(workers) if worker.poll()]
+    return min(failed, key=order) if failed else None
+
+
+def stop_workers(workers: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Ask those that still run to save and end; after `seconds` end them."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def describe_failure(run: RunFolder, rank: int, code: int) -> str:
+    """The failed rank's own sentence, or what its exit code says."""
+    file = failure_file(run, rank)
+    if code < 0:
+        return (
+            f"rank {rank} was killed by signal {-code} (memory may have run out); run the same command to go on from "
+            "the last checkpoint"
+        )
+    if code == UNFINISHED:
+        return f"rank {rank} was asked to stop and the training has been saved; run the same command to go on"
+    if not file.exists():
+        return f"rank {rank} ended with code {code}; its traceback is above"
+    return f"{file.read_text().splitlines()[0]} (rank {rank}, traceback in {file})"
+
+
+@contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the context as Ctrl-C does; only in the main thread, which signals belong to."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

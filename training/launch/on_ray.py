@@ -1,0 +1,82 @@
+"""The same training on a Ray cluster: Ray Train places the ranks, and starts them again together when one is lost.
+
+The run folder must be one that every machine sees. Going on is by our own checkpoints there, so Ray keeps none.
+"""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from common.executors.config import ExecutorConfig
+from common.executors.ray_cluster import connect_ray
+from common.recipe import dump_recipe, load_recipe
+from common.runs import RunFolder, atomic_write
+from training.config import TrainConfig
+from training.launch.local import TrainingFailedError, describe_failure
+from training.launch.rank import failure_file, tell_failure
+from training.train import train
+
+logger = logging.getLogger(__name__)
+OWN_FAILURE = 1
+
+
+def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: ExecutorConfig) -> None:
+    """Train `config` by `ranks` workers on the Ray of `executor` and return when they are done; call again to go on.
+
+    Each worker reserves the executor's CPUs and GPUs. After a failure all start again from the last checkpoint, at most
+    `survive.restarts` times. Errors: StageError when the cluster cannot be joined, TrainingFailedError.
+    """
+    run = RunFolder(run.root.resolve())
+    with atomic_write(run.root / "train.yaml") as path:
+        path.write_text(dump_recipe(config))
+    connect_ray(replace(executor, workers=ranks))
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import TrainingFailedError as GroupLostError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    needs = {"CPU": executor.cpus_per_worker, "GPU": executor.gpus_per_worker}
+    offered = ray.cluster_resources()
+    for name, need in needs.items():
+        if offered.get(name, 0.0) < ranks * need:
+            raise TrainingFailedError(
+                f"Ray offers {offered.get(name, 0.0):g} {name}, {ranks} ranks need {ranks * need:g}; add nodes or "
+                f"lower ranks or executor.{name.lower()}s_per_worker"
+            )
+    for rank in range(ranks):
+        failure_file(run, rank).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"run": str(run.root), "home": str(Path.cwd())},
+        torch_config=TorchConfig(backend="nccl" if executor.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=ranks, use_gpu=executor.gpus_per_worker > 0, resources_per_worker=_reserved(needs)
+        ),
+        run_config=RunConfig(
+            storage_path=str(run.logs / "ray"), failure_config=FailureConfig(max_failures=config.survive.restarts)
+        ),
+    )
+    logger.info("Ray trains with %d ranks; what they log is in %s", ranks, run.logs)
+    try:
+        trainer.fit()
+    except GroupLostError as error:
+        told = [rank for rank in range(ranks) if failure_file(run, rank).exists()]
+        first = min(told, key=lambda rank: failure_file(run, rank).stat().st_mtime, default=None)
+        said = str(error).strip().splitlines()[-1] if first is None else describe_failure(run, first, OWN_FAILURE)
+        raise TrainingFailedError(said) from error
+
+
+def train_on_worker(settings: dict[str, str]) -> None:
+    """What Ray runs on each worker; paths of the recipe are meant from the folder of who launched it."""
+    os.chdir(settings["home"])
+    run = RunFolder(Path(settings["run"]))
+    try:
+        train(run, load_recipe(run.root / "train.yaml", TrainConfig))
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        tell_failure(run, error)
+        raise
+
+
+def _reserved(needs: dict[str, float]) -> dict[str, float]:
+    return {name: need for name, need in needs.items() if need > 0}

@@ -1,0 +1,88 @@
+"""The model to train: which weights it starts from and which of them move."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from omniavatar.model.adapter import inject_lora, mark_trainable
+from omniavatar.model.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
+from omniavatar.weights.checkpoints import load_adapter
+from omniavatar.weights.tensor_files import CheckpointError, build_empty, is_finite
+from training.config import EngineConfig, ModelConfig
+from training.engine.sharded_init import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
+
+
+def build_model(
+    config: ModelConfig,
+    audio_dim: int,
+    frozen_dtype: Literal["fp32", "bf16"],
+    seed: int,
+    engine: EngineConfig | None = None,
+) -> AvatarTransformer:
+    """The model of `config`, hearing audio features of width `audio_dim`, ready for the engine.
+
+    The order matters: base weights, audio modules and LoRA outside any sharding (inside, peft's zeros are lost without
+    an error), what is trained, precision. `engine`: may ask for a base built in shards; then all ranks call together.
+    Raises FileNotFoundError, CheckpointError, ValueError for a mismatch.
+    """
+    torch.manual_seed(seed)
+    sharded = engine is not None and builds_in_shards(engine, config.base, config.variant)
+    model = _base_in_shards(config, engine) if engine is not None and sharded else _base(config)
+    if not config.plain:
+        # A base in shards is opened where the avatar model needs its weights: at the input, which it widens.
+        with gathered(model.dit.patch_embedding.parameters(), change=True):
+            _add_hearing(model, config, audio_dim)
+    mark_trainable(model, config.variant)
+    cast_frozen(model, frozen_dtype)
+    model.set_gradient_checkpointing(config.gradient_checkpointing)
+    model.round_timestep = config.round_timestep
+    return model.train()  # without it gradient checkpointing is silently off
+
+
+def _base(config: ModelConfig) -> AvatarTransformer:
+    return new_base(base_config(config.base)) if config.init == "random" else load_base(config.base)
+
+
+def _base_in_shards(config: ModelConfig, engine: EngineConfig) -> AvatarTransformer:
+    random, arguments = config.init == "random", base_config(config.base)
+    if not random:
+        load_base(config.base, device="meta")  # names, shapes and types are checked before anything is read
+    # What comes on top is drawn as on a whole base: no number is taken here that is not taken there.
+    undrawn = nullcontext() if random else without_draws()
+    with torch.random.fork_rng(devices=[], enabled=not random), in_shards(engine), undrawn:
+        model = new_base(arguments)
+    # DeepSpeed makes float32 of all that is computed inside; the tables of rotations need their float64.
+    with torch.random.fork_rng(devices=[]):
+        right = build_empty(lambda: new_base(arguments))
+    for buffer, computed in zip(model.buffers(), right.buffers(), strict=True):
+        buffer.data = computed.to(buffer.device)
+    if not random:
+        fill_shards(model.dit, _sound_tensors(config.base))
+    return model
+
+
+def _sound_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
+    first = dist.get_rank() == 0
+    for name, tensor in base_tensors(base, "cpu" if first else "meta"):
+        if not is_finite(tensor):
+            raise CheckpointError(base, [f"broken: {name} holds NaN or infinity"])
+        yield name, tensor
+
+
+def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:
+    if config.adapter:
+        load_adapter(model, config.adapter)
+        if model.audio_dim != audio_dim:
+            raise ValueError(
+                f"the adapter {config.adapter} hears features of width {model.audio_dim}, the shards hold {audio_dim}; "
+                "encode them with the audio encoder the adapter was trained with"
+            )
+        return
+    to_avatar(model, audio_dim, entry=config.audio_entry)
+    if config.variant == "lora":
+        inject_lora(model, config.lora_rank, config.lora_alpha)

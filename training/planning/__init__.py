@@ -1,0 +1,1 @@
+"""Cost of a training: FLOPs, memory, time, before it is started."""

@@ -1,0 +1,86 @@
+"""What is to be trained and on what, without weights and without opening a shard."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.runs import read_json
+from common.shards.index import read_index
+from latents.constants import read_constants
+from training.config import ModelConfig
+from training.data.buckets import Bucket
+from training.omniavatar.export import adapter_config
+from training.planning.flops import Network, network_of
+from training.planning.memory import HALF
+
+PUBLISHED = {
+    "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},
+    "wan2.1-t2v-1.3b": {"dim": 1536, "num_heads": 12, "ffn_dim": 8_960, "num_layers": 30},
+}
+PAPER_CLIPS, PAPER_SIZE = 774_207, Bucket(60, 104, 39)  # 6.14 s at 25 fps, 480 x 832
+TEXT_LENGTH, AUDIO_DIM = 512, 10_752
+CAPTION = 110  # tokens of a caption of ordinary length
+REFERENCES = 4
+AUDIO_STATE, STORED_STATES = 768, 13  # of fourteen audio states two are equal, and one of them is not stored
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of a training: how many there are of each whole size, and the bytes of their shards."""
+
+    sizes: dict[Bucket, int]
+    shard_bytes: int
+    text: int  # tokens the model sees
+    audio_dim: int
+    source: str
+
+
+def clips_to_train(shards: Path | None, split: str) -> Clips:
+    """The clips of `split` by the index of `shards`; the paper's where there is no index.
+
+    Raises ValueError when the index names none of the split.
+    """
+    if shards is None or not (shards / "index.parquet").exists():
+        stored = PAPER_CLIPS * sum(sample_bytes(PAPER_SIZE).values())
+        return Clips({PAPER_SIZE: PAPER_CLIPS}, stored, TEXT_LENGTH, AUDIO_DIM, "the paper's, all of the mean 6.14 s")
+    table = read_index(shards)
+    splits, *sides = (table[name].to_pylist() for name in ("split", "latent_height", "latent_width", "latent_frames"))
+    sizes = Counter(
+        Bucket(*size) for named, size in zip(splits, zip(*sides, strict=True), strict=True) if named == split
+    )
+    if not sizes:
+        raise ValueError(f"{shards} holds no sample of split '{split}'; check data.split, run the latents job")
+    constants, stored = read_constants(shards), sum(table["size"].to_pylist())
+    return Clips(dict(sizes), stored, constants.text_length, constants.audio_dim, f"split '{split}' of {shards}")
+
+
+def sample_bytes(bucket: Bucket) -> dict[str, int]:
+    """Bytes of the tensors that a shard holds of one clip, with the published encoders."""
+    frame = HALF * 16 * bucket.height * bucket.width
+    return {
+        "latents": frame * bucket.frames,
+        "references": frame * REFERENCES,
+        "text": HALF * CAPTION * 4096,
+        "audio": HALF * (4 * bucket.frames - 3) * AUDIO_STATE * STORED_STATES,
+    }
+
+
+def network_to_train(model: ModelConfig, audio_dim: int) -> Network:
+    """The network of `model`: from the config.json of its base, else as published for the name of the base's folder.
+
+    Raises ValueError when the base is neither there nor known by name.
+    """
+    file = model.base / "config.json"
+    if not file.exists() and model.base.name not in PUBLISHED:
+        raise ValueError(
+            f"{model.base} holds no config.json and is none of {', '.join(PUBLISHED)}; fetch the base, or name a "
+            "folder so to plan with the published sizes"
+        )
+    sizes: dict[str, Any] = read_json(file) if file.exists() else dict(PUBLISHED[model.base.name])
+    if model.plain:
+        return network_of(sizes, "base", 0, "multi", 0)
+    # An adapter that was not fetched yet is planned as the fresh one of the recipe.
+    there = model.adapter is not None and (model.adapter / "config.json").exists()
+    adapter = adapter_config(model if there else replace(model, adapter=None))
+    return network_of(sizes, model.variant, adapter.rank, adapter.audio_entry, audio_dim)
