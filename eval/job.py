@@ -18,13 +18,13 @@ from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from eval.clip_metrics import clip_records
 from eval.config import EvalConfig
-from eval.extract import ExtractJob, is_lost, load_arrays
-from eval.extractors import EXTRACTORS, JUDGE_ROLES
-from eval.records import NO_WEIGHTS, Look, Record, Seen
-from eval.scores import score_methods
-from eval.study import FLOOR, Study
+from eval.features.extract import ExtractJob, is_lost, load_arrays
+from eval.features.extractors import EXTRACTORS, JUDGE_ROLES
+from eval.features.records import NO_WEIGHTS, Look, Record, Seen
+from eval.metrics.clip_metrics import clip_records
+from eval.scoring.scores import score_methods
+from eval.scoring.study import FLOOR, Study
 
 logger = logging.getLogger(__name__)
 

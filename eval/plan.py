@@ -6,12 +6,12 @@ from pathlib import Path
 
 from common.ledger.store import ledger_rows
 from common.runs import RunFolder, hash_path
-from eval.clip_metrics import METRICS
 from eval.config import EvalConfig
-from eval.extract import ExtractJob, is_lost
-from eval.extractors import EXTRACTORS, JUDGE_ROLES
+from eval.features.extract import ExtractJob, is_lost
+from eval.features.extractors import EXTRACTORS, JUDGE_ROLES
 from eval.job import read_manifest, units_of
-from eval.study import FLOOR
+from eval.metrics.clip_metrics import METRICS
+from eval.scoring.study import FLOOR
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def draw_test_set(
     """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
     from common.runs import RunFolder
     from curation.decide.split import write_split
-    from eval.test_sets import draw_set, held_out, write_test_set
+    from eval.sets.catalog import draw_set, held_out, write_test_set
 
     chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)
     path = out or SETS / f"{name}.csv"
@@ -110,8 +110,8 @@ def cut_test_set(
     """Cut the inputs of a test set: pictures, sounds, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
     from common.runs import RunFolder
-    from eval.set_inputs import CLIPS, SAMPLES, write_inputs
-    from eval.test_sets import find_list, read_test_set
+    from eval.sets.catalog import find_list, read_test_set
+    from eval.sets.inputs import CLIPS, SAMPLES, write_inputs
     from pipelines.recipe import read_recipe
 
     chosen, folder = read_test_set(find_list(listed)), RunFolder(run)
@@ -136,7 +136,7 @@ def import_list(
 ) -> None:
     """Videos of any system, as a list, into a run folder that `eval run` judges."""
     from common.runs import RunFolder
-    from eval.foreign import import_videos
+    from eval.import_videos import import_videos
 
     parts = [pair.partition("=") for pair in made or ()]
     if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
@@ -166,7 +166,7 @@ def judge_videos(
     from common.recipe import dump_recipe
     from common.runs import RunFolder, save_provenance
     from eval.job import evaluate
-    from eval.report import write_report
+    from eval.reporting.report import write_report
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
@@ -181,8 +181,8 @@ def judge_videos(
 def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
     """Write the report of a judged run again; nothing is computed anew."""
     from common.runs import RunFolder
-    from eval.compare import read_metrics
-    from eval.report import write_report
+    from eval.reporting.report import write_report
+    from eval.scoring.compare import read_metrics
 
     read_metrics(RunFolder(run))
     print(write_report(RunFolder(run), {}))
@@ -196,9 +196,9 @@ def compare_runs(
 ) -> None:
     """Paired tests between two runs, or two methods of one, on the clips that both have."""
     from common.runs import RunFolder
-    from eval.clip_metrics import METRICS
-    from eval.compare import compare_methods, difference_lines, read_groups, read_metrics
-    from eval.gallery import JUDGED
+    from eval.metrics.clip_metrics import METRICS
+    from eval.reporting.gallery import JUDGED
+    from eval.scoring.compare import compare_methods, difference_lines, read_groups, read_metrics
 
     (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
     runs = RunFolder(Path(first)), RunFolder(Path(second))
@@ -217,7 +217,7 @@ def result_card(
 ) -> None:
     """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
     from common.runs import RunFolder
-    from eval.card import write_card
-    from eval.test_sets import find_list, read_test_set
+    from eval.reporting.card import write_card
+    from eval.sets.catalog import find_list, read_test_set
 
     print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

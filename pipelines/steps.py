@@ -14,9 +14,9 @@ from common.runs import read_json, write_json
 from curation.job import ROLES as JUDGE_ROLES
 from curation.job import curate as run_curation
 from curation.reporting.report import write_curation_report
-from eval.extractors import JUDGE_ROLES as EVAL_ROLES
+from eval.features.extractors import JUDGE_ROLES as EVAL_ROLES
 from eval.job import evaluate
-from eval.report import write_report
+from eval.reporting.report import write_report
 from latents.job import encode_clips
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.faults import draw_sources

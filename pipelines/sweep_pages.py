@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from common.recipe import dump_recipe
 from common.runs import atomic_write, read_json
-from eval.clip_metrics import METRICS
-from eval.records import SET_METRICS
-from eval.reported import Ordering
+from eval.features.records import SET_METRICS
+from eval.metrics.clip_metrics import METRICS
+from eval.reporting.reported import Ordering
 from pipelines.sweep import Places, SweepConfig
 from pipelines.sweep_plots import ARROWS, write_plots
 from pipelines.sweep_strips import write_strips

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.runs import atomic_write
-from eval.clip_metrics import METRICS
+from eval.metrics.clip_metrics import METRICS
 from pipelines.sweep import SweepConfig
 from pipelines.sweep_table import Entry, is_better, is_worse
 

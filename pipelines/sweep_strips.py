@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.runs import atomic_write
-from eval.compare import Table, by_clip
-from eval.pictures import side_by_side
-from eval.study import TRUTH
+from eval.reporting.pictures import side_by_side
+from eval.scoring.compare import Table, by_clip
+from eval.scoring.study import TRUTH
 from pipelines.sweep import Places, SweepConfig
 from pipelines.sweep_plots import INK
 from pipelines.sweep_table import JUDGED, row_tables

@@ -12,12 +12,12 @@ import numpy as np
 from scipy import stats
 
 from common.runs import RunFolder
-from eval.clip_metrics import METRICS
-from eval.compare import Difference, Table, adjusted, by_clip, check_protocols, difference, read_metrics
-from eval.records import SET_METRICS, WHOLE_SET
-from eval.reported import Ordering, ordering, read_reported
-from eval.statistics import mean_interval
-from eval.study import FLOOR, TRUTH
+from eval.features.records import SET_METRICS, WHOLE_SET
+from eval.metrics.clip_metrics import METRICS
+from eval.reporting.reported import Ordering, ordering, read_reported
+from eval.scoring.compare import Difference, Table, adjusted, by_clip, check_protocols, difference, read_metrics
+from eval.scoring.statistics import mean_interval
+from eval.scoring.study import FLOOR, TRUTH
 from pipelines.sweep import Places, RowConfig, SweepConfig
 
 JUDGED = "adapter"
@@ -29,7 +29,7 @@ class Entry:
 
     `mean` is over clips and seeds, `seed_sd` the standard deviation of the seeds' means (None with one seed), `low` and
     `high` the 95 % interval over clips; `clips` of `listed` have a value. What follows `seeds` is the difference to the
-    base row as in `eval.compare.Difference`; where the metric is of a whole set or clips are too few to test, the mean
+    base row as in `eval.scoring.compare.Difference`; where the metric is of a whole set or clips are too few to test, the mean
     of the seeds' differences with its interval over seeds (None with one), untested: a few seeds are too few.
     `rests_on` says which of the two. `reported` is the paper's number, of other clips.
     """

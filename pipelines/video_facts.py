@@ -10,9 +10,9 @@ import numpy as np
 
 from common.media.video import decode_video
 from common.runs import hash_path, sha256_file
+from eval.features.records import UnscorableError
 from eval.metrics.drift import background_mask, colour_curves, colour_of, identity_drift, judge_colours
 from eval.metrics.seam import frame_jumps, seam_jumps
-from eval.records import UnscorableError
 from perception.faces.detect import load_face_detector
 from perception.faces.identity import load_face_identity
 from pipelines.models.lock import locked_files

@@ -19,8 +19,8 @@ from common.clips import read_clips
 from common.progress import MetricLog, progress
 from common.runs import RunFolder
 from eval.config import SyncRules
+from eval.features.records import UnscorableError
 from eval.metrics.sync import SyncJudge
-from eval.records import UnscorableError
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import load_models

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 
 from common.constants import AUDIO_RATE, FPS
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 
 SIGMA = 0.1  # seconds
 SPEED_SMOOTHING = 2.0  # frames

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.signal import savgol_filter
 
 from common.constants import FPS
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 from perception.pose import LEFT_HAND, RIGHT_HAND
 
 SURE = 0.3  # score from which a point counts as seen

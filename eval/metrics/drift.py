@@ -12,8 +12,8 @@ import numpy as np
 from scipy.stats import theilslopes
 
 from common.constants import FPS
+from eval.features.records import UnscorableError
 from eval.metrics.likeness import cosines
-from eval.records import UnscorableError
 
 WINDOW_SECONDS = 1.0
 LOOKS_PER_WINDOW = 5  # frames in which a second's colour is measured

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 
 PSNR_CAP = 100.0  # dB, of equal frames
 _WINDOW, _SIGMA = 11, 1.5

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from common.constants import AUDIO_RATE, FPS
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 from perception.speech.detect import AUDIBLE_BELOW_PEAK_DB, SILENCE_DB, speech_at
 from perception.sync.lips import STEP
 

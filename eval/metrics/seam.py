@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 
 REACH = 12  # frames to each side that a jump is held against
 CLEAR_Z = 3.0

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.constants import SAMPLES_PER_FRAME
 from eval.config import SyncRules
-from eval.records import UnscorableError
+from eval.features.records import UnscorableError
 from perception.faces.detect import Face, FaceDetector
 from perception.faces.tracks import Track, track_faces
 from perception.sync.syncnet import WINDOW_FRAMES, SyncNet, crop_track, sync_scores

@@ -9,10 +9,10 @@ import pytest
 
 from common.media.write import write_video
 from common.runs import sha256_file
-from eval.clip_metrics import METRICS
 from eval.config import FeatureConfig
-from eval.extract import ExtractJob, load_arrays
-from eval.extractors import EXTRACTORS
+from eval.features.extract import ExtractJob, load_arrays
+from eval.features.extractors import EXTRACTORS
+from eval.metrics.clip_metrics import METRICS
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from tests.benchmarks.measure import Row, compare

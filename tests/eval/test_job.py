@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from common.executors.config import ExecutorConfig
 from common.media.write import write_video
 from common.runs import RunFolder, read_json, write_json
-from eval.clip_metrics import CLIP_METRICS
-from eval.compare import compare_methods
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig, SyncRules
+from eval.features.records import NOT_NAMED
 from eval.job import ManifestError, evaluate, read_manifest
-from eval.records import NOT_NAMED
+from eval.metrics.clip_metrics import CLIP_METRICS
+from eval.scoring.compare import compare_methods
 from miniature.weights import model_paths
 from miniature.world.clips import draw_clip
 from perception.sync.syncnet import SyncNet, SyncNetWidths

@@ -10,7 +10,7 @@ from common.executors.config import ExecutorConfig
 from common.media.index import probe
 from common.media.write import write_video
 from common.runs import RunFolder, read_json
-from eval.test_sets import read_test_set
+from eval.sets.catalog import read_test_set
 from pipelines.cli import app
 from pipelines.config import DrawnConfig
 from pipelines.drawn import draw_kept_clips

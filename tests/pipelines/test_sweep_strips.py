@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from common.media.write import write_video
-from eval.compare import by_clip
+from eval.scoring.compare import by_clip
 from pipelines.sweep_strips import write_strips
 from pipelines.sweep_table import row_tables
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from eval.features.records import UnscorableError
 from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats, sound_onsets
-from eval.records import UnscorableError
 
 CLICKS = np.array([0.5, 1.1, 1.7, 2.6, 3.3, 4.1])
 

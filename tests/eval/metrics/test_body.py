@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from eval.features.records import UnscorableError
 from eval.metrics.body import body_motion, hand_scores, joint_runs
-from eval.records import UnscorableError
 
 FPS = 25
 

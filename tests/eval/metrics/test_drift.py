@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.features.records import UnscorableError
 from eval.metrics.drift import (
     ColourDrift,
     background_mask,
@@ -14,7 +15,6 @@ from eval.metrics.drift import (
     identity_drift,
     judge_colours,
 )
-from eval.records import UnscorableError
 
 
 def colour_drift(

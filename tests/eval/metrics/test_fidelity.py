@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from eval.features.records import UnscorableError
 from eval.metrics.fidelity import fidelity, psnr, ssim
-from eval.records import UnscorableError
 
 
 def noise(seed: int, shape: tuple[int, ...] = (40, 48, 3)) -> np.ndarray:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from eval.features.records import UnscorableError
 from eval.metrics.likeness import cosines, first_face, likeness
-from eval.records import UnscorableError
 
 AXIS = np.array([0.0, 2.0])
 NONE = [np.nan, np.nan]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from eval.features.records import UnscorableError
 from eval.metrics.lips import quiet_frames, silent_lips
-from eval.records import UnscorableError
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.figure import draw_identity, draw_motion, render
 from miniature.world.voice import draw_speaker, silence, speak

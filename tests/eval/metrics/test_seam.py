@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from eval.features.records import UnscorableError
 from eval.metrics.seam import CLEAR_Z, frame_jumps, jump_scores, seam_jumps
-from eval.records import UnscorableError
 
 
 def noisy_video(frames: int, seed: int = 0) -> np.ndarray:

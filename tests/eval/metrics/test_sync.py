@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from eval.config import SyncRules
+from eval.features.records import UnscorableError
 from eval.metrics.sync import SyncJudge, confidence_of
-from eval.records import UnscorableError
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.faces.detect import Face

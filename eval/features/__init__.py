@@ -1,0 +1,1 @@
+"""What networks and signal processing see in a video, stored once per clip."""

@@ -1,0 +1,97 @@
+"""Videos that another system made, as a run folder that can be judged: a list in, a manifest out.
+
+The list is CSV or JSON lines with `method`, `clip_id` and `video`, and where there are any `reference` (the real
+video), `audio`, `image` (the input picture), `group` (video or speaker) and `seed`; paths are relative to the list.
+Or it leaves out `method` and `video`, as `clips.csv` of a test set's inputs does, and is told in which folders the
+methods have left their `<clip_id>.mp4`.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.runs import RunFolder, atomic_write
+from eval.job import OPTIONAL_COLUMNS, ManifestError
+from eval.scoring.study import TRUTH
+from eval.sets.catalog import TEST_SET_FILE, read_test_set, write_test_set
+
+REQUIRED = ("method", "clip_id", "video")
+PATHS = ("video", "reference", "audio", "image")
+COLUMNS = (*REQUIRED, "reference", "audio", "seed", *OPTIONAL_COLUMNS)
+
+
+def import_videos(path: Path, run: RunFolder, made: Mapping[str, Path] | None = None) -> dict[str, int]:
+    """Write `videos/manifest.parquet` of `run` from a list; method -> number of videos.
+
+    `made`: method -> folder with its `<clip_id>.mp4`, for a list without methods and videos. A `test_set.csv` beside
+    the list goes with it, for the result card. The real videos come in as the method `ground_truth`, which is the
+    ceiling of every metric. Raises ManifestError for a line that lacks something or names a real video, sound or
+    picture that is not there, and for a folder without any of the videos; a missing `video` is the failure of its
+    method, and judged as one. Raises ListError for a `test_set.csv` that is none.
+    """
+    lines = _lines(path)
+    if made:
+        lines = [line for method, folder in made.items() for line in _of_method(path, lines, method, folder)]
+    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    if not rows:
+        raise ManifestError(f"{path} lists no video; give one line for each, with {', '.join(REQUIRED)}.")
+    if TRUTH not in {row["method"] for row in rows}:
+        real = {row["clip_id"]: row for row in rows if row["reference"]}
+        rows += [row | {"method": TRUTH, "video": row["reference"], "seed": 0} for row in real.values()]
+    with atomic_write(run.videos / "manifest.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    _take_test_set(path.parent / TEST_SET_FILE, Path(run.root) / TEST_SET_FILE)
+    methods = [row["method"] for row in rows]
+    return {method: methods.count(method) for method in dict.fromkeys(methods)}
+
+
+def _of_method(path: Path, lines: list[dict[str, Any]], method: str, folder: Path) -> list[dict[str, Any]]:
+    """The lines with this method and its videos in them."""
+    told = next((name for line in lines for name in ("method", "video") if line.get(name)), None)
+    if told:
+        raise ManifestError(f"{path} has a {told} in its lines already; import it without naming the folder {folder}.")
+    videos = [str((folder / f"{line.get('clip_id')}.mp4").resolve()) for line in lines]
+    if not any(Path(video).is_file() for video in videos):
+        raise ManifestError(f"{folder} has none of the {len(videos)} videos of {method}; expected <clip_id>.mp4 in it.")
+    return [line | {"method": method, "video": video} for line, video in zip(lines, videos, strict=True)]
+
+
+def _take_test_set(source: Path, target: Path) -> None:
+    if source.is_file():
+        write_test_set(target, read_test_set(source))
+    else:
+        target.unlink(missing_ok=True)  # of a list imported before
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text("utf-8")
+    if path.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines()))
+    try:
+        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path} is neither CSV nor JSON lines ({error}); name it .csv or .jsonl.") from error
+    if not all(isinstance(each, dict) for each in found):
+        raise ManifestError(f"{path} holds a line that is not a JSON object; expected one for each video.")
+    return found
+
+
+def _row(path: Path, number: int, line: Mapping[str, Any]) -> dict[str, Any]:
+    unknown, missing = sorted(set(map(str, line)) - set(COLUMNS)), [name for name in REQUIRED if not line.get(name)]
+    if unknown or missing:
+        wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown column {unknown[0]}"
+        raise ManifestError(f"Video {number} of {path} {wrong}; the columns are {', '.join(COLUMNS)}.")
+    row = {name: str(line.get(name) or "") for name in COLUMNS}
+    for name in PATHS:
+        row[name] = str((path.parent / row[name]).resolve()) if row[name] else ""
+        if name != "video" and row[name] and not Path(row[name]).is_file():
+            raise ManifestError(f"Video {number} of {path}: {name} {row[name]} does not exist; correct the list.")
+    try:
+        return row | {"seed": int(row["seed"] or 0)}
+    except ValueError:
+        raise ManifestError(f"Video {number} of {path}: seed is {row['seed']!r}; expected a whole number.") from None

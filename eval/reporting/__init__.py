@@ -1,0 +1,1 @@
+"""The report page, the card and the tables of the paper."""

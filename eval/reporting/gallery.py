@@ -1,0 +1,84 @@
+"""The best, the median and the worst clip of the judged system, side by side with the real one and the controls."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder
+from eval.metrics.clip_metrics import METRICS
+from eval.reporting.pictures import data_uri, frame_strip
+from eval.reporting.summary import read_rows
+from eval.scoring.study import FLOOR, TRUTH
+
+JUDGED = "adapter"
+CONTROLS = ("swapped_audio", "base")
+RANKED_BY = ("sync_c", "csim", "psnr", "iqa")
+# A page of tens of megabytes does not open on a telephone.
+LARGEST_BYTES = 24_000_000
+
+
+def gallery(run: RunFolder) -> list[dict[str, Any]]:
+    """Rows of playable videos: `title`, `clip_id`, `label` of the score they are ranked by, and `videos` (method, data
+    URI, poster, score, digits), the real one first.
+
+    Empty without scores of a generated video, or when the videos would make the page too large.
+    """
+    rows = read_rows(run.report / "metrics.parquet")
+    judged = judged_method({row["method"] for row in rows})
+    metric, scores = _ranking(rows, judged)
+    ranked = sorted((METRICS[metric].better * found[judged], clip) for clip, found in scores.items() if judged in found)
+    files: dict[tuple[str, str], Path] = {}
+    for row in read_rows(run.videos / "manifest.parquet"):
+        files.setdefault((row["clip_id"], row["method"]), Path(run.root) / row["video"])
+    chosen = [(title, clip, _files(files, clip, judged)) for title, clip in best_median_worst(ranked)]
+    if sum(path.stat().st_size for *_, found in chosen for _, path in found) > LARGEST_BYTES:
+        return []
+    about = {"label": METRICS[metric].label, "method": judged}
+    return [
+        about
+        | {"title": title, "clip_id": clip}
+        | {"videos": [_video(path, method, scores[clip], metric) for method, path in found]}
+        for title, clip, found in chosen
+    ]
+
+
+def judged_method(methods: Collection[str]) -> str:
+    """The system in question: the adapter of a run, or the first by name of whatever was judged."""
+    others = sorted(set(methods) - {TRUTH, FLOOR})
+    return JUDGED if JUDGED in others or not others else others[0]
+
+
+def _ranking(rows: Sequence[Mapping[str, Any]], judged: str) -> tuple[str, dict[str, dict[str, float]]]:
+    """The first of RANKED_BY that the judged system has values for, and clip -> method -> value."""
+    for metric in RANKED_BY:
+        scores: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if row["metric"] == metric and row["value"] is not None:
+                scores.setdefault(row["clip_id"], {})[row["method"]] = row["value"]
+        if any(judged in found for found in scores.values()):
+            return metric, scores
+    return RANKED_BY[0], {}
+
+
+def best_median_worst(ranked: Sequence[tuple[float, str]]) -> list[tuple[str, str]]:
+    """(title, clip) of the ends and the middle of clips in ascending order of score; fewer when there are fewer."""
+    if not ranked:
+        return []
+    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0}
+    picked: dict[int, str] = {}
+    for title, place in places.items():
+        picked.setdefault(place, title)
+    return [(title, ranked[place][1]) for place, title in picked.items()]
+
+
+def _files(files: Mapping[tuple[str, str], Path], clip: str, judged: str) -> list[tuple[str, Path]]:
+    others = sorted({method for _, method in files} - {TRUTH, FLOOR, judged, *CONTROLS})
+    order = [TRUTH, judged, *CONTROLS, *others]
+    found = [(method, files[clip, method]) for method in order if (clip, method) in files]
+    return [(method, path) for method, path in found if path.exists()]
+
+
+def _video(path: Path, method: str, scores: Mapping[str, float], metric: str) -> dict[str, Any]:
+    content = data_uri(path.read_bytes(), "video/mp4")
+    about = {"method": method, "content": content, "poster": frame_strip(path, 1)}
+    return about | {"score": scores.get(method), "digits": METRICS[metric].digits}

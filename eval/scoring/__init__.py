@@ -1,0 +1,1 @@
+"""From features to scores, intervals and paired tests."""

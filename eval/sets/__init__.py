@@ -1,0 +1,1 @@
+"""Test sets: lists of clips and the inputs made from them."""

@@ -1,0 +1,211 @@
+"""The inputs of a test set, cut from a run that holds its clips: what any system is given and what it is judged by.
+
+Of every clip the first frame is the picture and the sound begins with the second, as in training: a system that makes
+one frame for each 40 ms of sound pairs with the rest of the clip, which is the real video.
+
+    pictures/<clip_id>.png  sounds/<clip_id>.wav  real/<clip_id>.mp4
+    samples.jsonl           for `generate --list`: name, image, audio, prompt
+    clips.csv               for `eval import`: clip_id, image, audio, reference, group
+    test_set.csv            the list itself, which the result card names
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.io.wavfile
+
+from common.clips import stream_clips
+from common.constants import AUDIO_RATE, FPS
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.audio import read_audio
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import decode_video
+from common.media.write import write_video
+from common.runs import RunFolder, atomic_write, hash_path, sha256_file
+from curation.config import PeopleConfig
+from eval.sets.catalog import (
+    FACE_RULE,
+    FACE_SIDE,
+    HDTF_RULE,
+    TEST_SET_FILE,
+    ListError,
+    TestSet,
+    crop_face,
+    face_square,
+    read_test_set,
+    write_test_set,
+)
+from eval.sets.faces import Look, speaker_boxes, stored_looks
+from perception.faces.detect import FaceDetector, load_face_detector
+
+Row = dict[str, Any]
+SAMPLES, CLIPS = "samples.jsonl", "clips.csv"
+FILES = PICTURE, SOUND, REAL = "pictures/{}.png", "sounds/{}.wav", "real/{}.mp4"
+FIELDS = (
+    "clip_id", "video_id", "t_start", "t_end", "duration", "crop", "face_track_id", "caption", "stage_versions",
+    "bytes_uri",
+)  # fmt: skip
+
+
+def write_inputs(
+    chosen: TestSet,
+    run: RunFolder,
+    out: Path,
+    people: PeopleConfig,
+    face_detector: Path | None,
+    executor: ExecutorConfig,
+) -> list[Outcome]:
+    """Write the folder `out` from the clips of `run`, kept or refused there; finished ones stay. One outcome per clip.
+
+    A clip that the run lacks, that cannot be read, or that the set's rule does not fit (no face, no crop of HDTF) is
+    rejected, left out of both lists, and removed where an earlier call has written it. For a set of faces these are
+    looked for by `face_detector` (None: OpenCV's cascade) where curation has left no boxes; `people` is how the run
+    joins boxes to people. Raises ListError when the run has none of the clips or `out` is of another list,
+    FileNotFoundError for a run without clips, StageError, DiskFullError.
+    """
+    faces, out = chosen.rule == FACE_RULE, out.resolve()  # workers may have another current folder
+    units = plan_units(chosen, run)
+    _claim(out, chosen)
+    params = {"rule": chosen.rule} | ({"people": asdict(people)} if faces else {})
+    hashes = {"face_detector": hash_path(face_detector) if face_detector else ""} if faces else {}
+    make = partial(make_worker, out, people, face_detector if faces else None)
+    reads = ("unit", "sha256", "looks", "face_track_id", "refused")
+    outcomes = run_stage(Stage("set_inputs", "1", params, hashes, make, reads), units, Ledger(out / "ledger"), executor)
+    lost = [number for number, end in enumerate(outcomes) if end.state == "kept" and not _is_whole(out, end)]
+    if lost:  # the ledger outlives a file that somebody deleted
+        again = make()
+        for number in lost:
+            outcomes[number] = again(units[number])
+    for outcome in outcomes:
+        if outcome.state != "kept":
+            for form in FILES:
+                (out / form.format(outcome.unit)).unlink(missing_ok=True)
+    _write_lists(out, [unit for unit, end in zip(units, outcomes, strict=True) if end.state == "kept"])
+    return outcomes
+
+
+def plan_units(chosen: TestSet, run: RunFolder) -> list[Row]:
+    """A unit of work for each clip of the list, in its order: a run has a clip when it cut the same span of the same
+    video, whatever it calls it. Raises as `write_inputs` does of the run."""
+    spans = {(clip.video_id, *_milliseconds(clip.start, clip.end)) for clip in chosen.clips}
+    found: dict[tuple[str, int, int], Row] = {}
+    for row in stream_clips(run.clips_parquet, FIELDS):
+        span = (row["video_id"], *_milliseconds(row["t_start"], row["t_end"]))
+        if span in spans and row["bytes_uri"]:
+            found[span] = row
+    if not found:
+        raise ListError(
+            f"{run.root} has none of the {len(chosen.clips)} clips of {chosen.name}; curate their videos first (those "
+            "of HDTF with sources.kind of the set's name and curation.cut.use_segments=exact)."
+        )
+    looks = stored_looks(run, list(found.values())) if chosen.rule == FACE_RULE else {}
+    units = []
+    for clip in chosen.clips:
+        had = found.get((clip.video_id, *_milliseconds(clip.start, clip.end)))
+        units.append(_unit(chosen.rule, run, clip.clip_id, clip.video_id, had, looks))
+    return units
+
+
+def _unit(
+    rule: str, run: RunFolder, name: str, video: str, row: Row | None, looks: Mapping[str, Sequence[Look]]
+) -> Row:
+    """What a worker needs of one clip, and `refused` when nothing can be made of it."""
+    unit = {"unit": name, "group": video, "path": "", "sha256": "", "caption": "", "faces": rule == FACE_RULE}
+    unit |= {"looks": None, "face_track_id": None, "duration": 0.0, "refused": ""}
+    if row is None or not (path := run.root / row["bytes_uri"]).is_file():
+        return unit | {"refused": "not_in_run"}
+    seen = {"looks": looks.get(row["clip_id"]), "face_track_id": row["face_track_id"], "duration": row["duration"]}
+    unit |= seen | {"path": str(path.resolve()), "sha256": sha256_file(path), "caption": row["caption"] or ""}
+    return unit | {"refused": "no_crop" if rule == HDTF_RULE and not row["crop"] else ""}
+
+
+def make_worker(out: Path, people: PeopleConfig, face_detector: Path | None) -> Callable[[Row], Outcome]:
+    """The function that writes the files of one clip; the detector is loaded when the first clip needs it."""
+    for form in FILES:
+        (out / form).parent.mkdir(parents=True, exist_ok=True)
+    return partial(cut_inputs, out, people, cache(partial(load_face_detector, face_detector)))
+
+
+def cut_inputs(out: Path, people: PeopleConfig, load: Callable[[], FaceDetector], unit: Row) -> Outcome:
+    """Picture, sound and real video of one clip, or its rejection."""
+    name = unit["unit"]
+    if unit["refused"]:
+        told = {"not_in_run": f"no clip of this span of {unit['group']}", "no_crop": "no crop of HDTF for it"}
+        return Outcome(name, "rejected", unit["refused"], f"The run has {told[unit['refused']]}.")
+    try:
+        index = index_video(unit["path"])
+        count = len(index.sample(FPS))
+        square = None
+        if unit["faces"]:
+            boxes = speaker_boxes(people, unit, load)
+            if boxes is None:
+                return Outcome(name, "rejected", "no_face", f"No face was found through {unit['path']}.")
+            square = face_square(boxes, index.probe.height, index.probe.width)
+        if count < 2:
+            return Outcome(name, "rejected", "too_short", f"{unit['path']} has {count} frame; expected 2 and more.")
+        _write_clip(out, name, Path(unit["path"]), square)
+    except MediaError as error:
+        return Outcome(name, "rejected", error.kind, str(error))
+    return Outcome(name, "kept", outputs={"real_sha256": sha256_file(out / REAL.format(name))})
+
+
+def _write_clip(out: Path, name: str, clip: Path, square: tuple[int, int, int] | None) -> None:
+    frames = _shown(clip, square)
+    with atomic_write(out / PICTURE.format(name)) as temporary:
+        cv2.imwrite(str(temporary), cv2.cvtColor(next(frames), cv2.COLOR_RGB2BGR))
+    sound = read_audio(clip)[round(AUDIO_RATE / FPS) :]
+    with atomic_write(out / SOUND.format(name)) as temporary:
+        scipy.io.wavfile.write(temporary, AUDIO_RATE, np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16))
+    write_video(out / REAL.format(name), frames, sound)
+
+
+def _shown(clip: Path, square: tuple[int, int, int] | None) -> Iterator[np.ndarray]:
+    for frame in decode_video(clip):
+        yield frame if square is None else crop_face(frame, square, FACE_SIDE)
+
+
+def _is_whole(out: Path, made: Outcome) -> bool:
+    picture, sound, real = (out / form.format(made.unit) for form in FILES)
+    there = picture.exists() and sound.exists() and real.exists()
+    return there and sha256_file(real) == made.outputs["real_sha256"]
+
+
+def _claim(out: Path, chosen: TestSet) -> None:
+    """Files of two lists do not lie in one folder: under another rule the same clip looks otherwise."""
+    path = out / TEST_SET_FILE
+    if path.exists() and (there := read_test_set(path)) != chosen:
+        raise ListError(
+            f"{out} holds {there.name} with the hash {there.sha256[:12]}, and not {chosen.name} with "
+            f"{chosen.sha256[:12]}; give another folder, or delete this one."
+        )
+    write_test_set(path, chosen)
+
+
+def _write_lists(out: Path, units: Sequence[Row]) -> None:
+    """Paths in both lists are relative to their folder, so that it can be moved and handed on."""
+    with atomic_write(out / SAMPLES) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for unit in units:
+            name = unit["unit"]
+            given = {"name": name, "image": PICTURE.format(name), "audio": SOUND.format(name)}
+            file.write(json.dumps(given | {"prompt": unit["caption"]}, ensure_ascii=False) + "\n")
+    with atomic_write(out / CLIPS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("clip_id", "image", "audio", "reference", "group"))
+        for unit in units:
+            name = unit["unit"]
+            table.writerow((name, *(form.format(name) for form in FILES), unit["group"]))
+
+
+def _milliseconds(start: float, end: float) -> tuple[int, int]:
+    return round(start * 1000), round(end * 1000)
