@@ -24,7 +24,7 @@ from miniature.world.truth import score_truth
 from omniavatar.config import Request
 from pipelines.dag import Context, Step, step_seconds
 from pipelines.drawn import draw_kept_clips
-from pipelines.videos import make_videos
+from pipelines.generate.videos import make_videos
 from training.launch.local import launch
 from training.launch.on_ray import launch_on_ray
 

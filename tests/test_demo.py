@@ -36,7 +36,7 @@ SUMMARY_KEYS = set(
 
 
 def _start(run: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--recipe", str(TINY), "--run", str(run), *options]
+    command = [sys.executable, "-m", "pipelines.cli.main", "run", "--recipe", str(TINY), "--run", str(run), *options]
     log = (run.parent / f"{run.name}.log").open("a")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)

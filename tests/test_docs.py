@@ -9,7 +9,7 @@ import typer
 import yaml
 from torch.distributed.run import get_args_parser
 
-from pipelines.cli import app
+from pipelines.cli.main import app
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import NamedTuple
 
-from pipelines import cli
+from pipelines.cli.main import main as cli
 
 
 class Done(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.sweep import Places, RowConfig, SweepConfig
+from pipelines.sweep.settings import Places, RowConfig, SweepConfig
 from tests.pipelines.planted_scores import write_scores
 
 CLIPS = 16

@@ -1,4 +1,4 @@
-"""One process's side of it; what two make together is compared in tests/pipelines/test_cli_generate.py,
+"""One process's side of it; what two make together is compared in tests/pipelines/cli/test_generate.py,
 and that they take turns in test_sharding.py."""
 
 import pytest

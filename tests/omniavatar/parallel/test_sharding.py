@@ -1,5 +1,5 @@
 """Two processes over gloo, forked by one that imports for both: weights in pieces, and passes of guidance in turn. A
-whole video of two is compared in tests/pipelines/test_cli_generate.py."""
+whole video of two is compared in tests/pipelines/cli/test_generate.py."""
 
 import json
 import os

@@ -132,7 +132,7 @@ def test_the_command_killed_in_the_middle_goes_on_where_it_was(web, tmp_path):
     web.publish("OmniAvatar/OmniAvatar-1.3B", files)
     content = f"cdn/{hashlib.sha256(files['pytorch_model.pt']).hexdigest()}"
     web.mishaps[content].append("hold 2000000")
-    command = [sys.executable, "-m", "pipelines.cli", "models", "fetch", "omniavatar-1.3b", "--accept"]
+    command = [sys.executable, "-m", "pipelines.cli.main", "models", "fetch", "omniavatar-1.3b", "--accept"]
     command += ["--to", str(tmp_path)]
     environment = os.environ | {"HF_ENDPOINT": web.address, "HF_HUB_OFFLINE": "0"}
     part = tmp_path / "omniavatar-1.3b" / "pytorch_model.pt.part"

@@ -1,0 +1,1 @@
+"""The `omniavatar` command line."""

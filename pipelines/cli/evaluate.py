@@ -1,0 +1,223 @@
+"""The commands that judge: sweeps of a recipe, and videos of any system."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.progress import setup_logging
+
+SETS = Path("runs") / "sets"
+
+app = typer.Typer()
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
+
+
+@app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="name of a shipped sweep, or path to a YAML file")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the sweep; run again with the same one it goes on")],
+    workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores")] = 0,
+    results: Annotated[Path | None, typer.Option("--results", help="folder of the table; default OUT/results")] = None,
+    table_only: Annotated[bool, typer.Option("--table", help="only write the table of what is finished")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="try rows again that failed for good")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
+    setup_logging(verbose)
+    from common.executors.config import ExecutorConfig
+    from pipelines.sweep.pages import write_results
+    from pipelines.sweep.run import run_sweep
+    from pipelines.sweep.settings import Places, read_sweep
+
+    config = read_sweep(file)
+    executor = ExecutorConfig(workers=workers, retry_failed=1, retry=retry)
+    failed = [] if table_only else run_sweep(config, out, executor)
+    command = f"omniavatar sweep {file} --out {out}"
+    print(write_results(config, Places(out.resolve()), results or out / "results", command))
+    for outcome in failed:
+        print(f"{outcome.unit}: {outcome.message}")
+    if failed:
+        raise typer.Exit(1)
+
+
+eval_app = typer.Typer(
+    invoke_without_command=True,
+    help="Videos to metrics and the report: the step of a recipe, or sets, inputs, import, plan, run and the others.",
+)
+app.add_typer(eval_app, name="eval")
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+
+
+@eval_app.callback()
+def evaluate_step(
+    context: typer.Context,
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    ray: Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")] = "",
+    retry: Annotated[bool, typer.Option("--retry", help="try units again that failed for good")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run finished steps again")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Videos to metrics and the report: alone the step of a recipe, with a command below for any folder of videos."""
+    if context.invoked_subcommand is not None:
+        return
+    setup_logging(verbose)
+    from pipelines.cli.flow import run_flow
+
+    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
+    again = ["executor.retry=true"] if retry else []
+    run_flow(recipe, run, [*(settings or ()), *where, *again], "eval", "eval", force or retry)
+
+
+@eval_app.command("sets")
+def draw_test_set(
+    name: Annotated[str, typer.Argument(help="small_world, avspeech_semi, avspeech_face, hdtf100 or hdtf400_15s")],
+    run: Annotated[Path | None, typer.Option("--run", help="curated run that the clips are drawn from")] = None,
+    files: Annotated[Path | None, typer.Option("--files", help="of the sets of HDTF: folder of its text files")] = None,
+    count: Annotated[int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="list to write; default runs/sets/NAME.csv")] = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", help="also write it for curation.test_list: no training on its videos")
+    ] = None,
+) -> None:
+    """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
+    from common.runs import RunFolder
+    from curation.decide.split import write_split
+    from eval.sets.catalog import draw_set, held_out, write_test_set
+
+    chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)
+    path = out or SETS / f"{name}.csv"
+    write_test_set(path, chosen)
+    if split:
+        write_split(split, held_out(chosen))
+    print(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
+
+
+@eval_app.command("inputs")
+def cut_test_set(
+    listed: Annotated[str, typer.Argument(metavar="LIST", help="file of `eval sets`, or name of a published list")],
+    run: Annotated[Path, typer.Option("--run", help="curated run that has the clips")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder to write; default runs/sets/<set>")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="for its face detector; default: the recipe of the run")] = "",
+    settings: SetOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Cut the inputs of a test set: pictures, sounds, real videos, and the lists for `generate` and `eval import`."""
+    setup_logging(verbose)
+    from common.runs import RunFolder
+    from eval.sets.catalog import find_list, read_test_set
+    from eval.sets.inputs import CLIPS, SAMPLES, write_inputs
+    from pipelines.recipe import read_recipe
+
+    chosen, folder = read_test_set(find_list(listed)), RunFolder(run)
+    about = read_recipe(recipe or str(folder.recipe_yaml), tuple(settings or ()))
+    detector = about.model_paths(("face_detector",))["face_detector"]
+    target = out or SETS / chosen.name
+    outcomes = write_inputs(chosen, folder, target, about.curation.people, detector, about.executor)
+    bad = [outcome for outcome in outcomes if outcome.state != "kept"]
+    lines = [f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad]
+    done = f"{len(outcomes) - len(bad)} of {len(outcomes)} clips; {target / SAMPLES}, {target / CLIPS}"
+    print("\n".join([*lines, done]))
+
+
+@eval_app.command("import")
+def import_list(
+    file: Annotated[Path, typer.Argument(help="CSV or JSON lines: method, clip_id, video, reference, audio ...")],
+    run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in")],
+    made: Annotated[
+        list[str] | None,
+        typer.Option("--made", help="METHOD=FOLDER of its <clip_id>.mp4, for the clips.csv of `eval inputs`"),
+    ] = None,
+) -> None:
+    """Videos of any system, as a list, into a run folder that `eval run` judges."""
+    from common.runs import RunFolder
+    from eval.import_videos import import_videos
+
+    parts = [pair.partition("=") for pair in made or ()]
+    if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
+        raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
+    folders = {method: Path(folder) for method, _, folder in parts}
+    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
+
+
+@eval_app.command("plan")
+def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None) -> None:
+    """What judging a run folder takes: clips, networks, what is cached, what lacks weights, seconds."""
+    from common.runs import RunFolder
+    from eval.plan import plan_evaluation, plan_lines
+    from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    folder = RunFolder(run or Path("runs") / chosen.name)
+    print("\n".join(plan_lines(plan_evaluation(chosen.eval, chosen.model_paths(), folder))))
+
+
+@eval_app.command("run")
+def judge_videos(
+    recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False
+) -> None:
+    """Judge the videos in the manifest of a run folder, whoever made them; run again it goes on."""
+    setup_logging(verbose)
+    from common.recipe import dump_recipe
+    from common.runs import RunFolder, save_provenance
+    from eval.job import evaluate
+    from eval.reporting.report import write_report
+    from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths()
+    if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
+        save_provenance(folder, dump_recipe(chosen), {role: path for role, path in models.items() if path})
+    evaluate(chosen.eval, models, folder, chosen.executor)
+    print(write_report(folder, {}))
+
+
+@eval_app.command("report")
+def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
+    """Write the report of a judged run again; nothing is computed anew."""
+    from common.runs import RunFolder
+    from eval.reporting.report import write_report
+    from eval.scoring.compare import read_metrics
+
+    read_metrics(RunFolder(run))
+    print(write_report(RunFolder(run), {}))
+
+
+@eval_app.command("compare")
+def compare_runs(
+    a: Annotated[str, typer.Argument(help="RUN or RUN:METHOD; the method is adapter unless said otherwise")],
+    b: Annotated[str, typer.Argument(help="the same, to compare with")],
+    all_metrics: Annotated[bool, typer.Option("--all", help="also the metrics that the report leaves out")] = False,
+) -> None:
+    """Paired tests between two runs, or two methods of one, on the clips that both have."""
+    from common.runs import RunFolder
+    from eval.metrics.clip_metrics import METRICS
+    from eval.reporting.gallery import JUDGED
+    from eval.scoring.compare import compare_methods, difference_lines, read_groups, read_metrics
+
+    (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
+    runs = RunFolder(Path(first)), RunFolder(Path(second))
+    metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
+    tables, methods = (read_metrics(runs[0]), read_metrics(runs[1])), (of_first or JUDGED, of_second or JUDGED)
+    found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
+    print("\n".join(difference_lines(found)))
+
+
+@eval_app.command("card")
+def result_card(
+    run: Annotated[Path, typer.Option("--run", help="a judged run folder")],
+    test_set: Annotated[
+        str, typer.Option("--test-set", help="list that the clips are of; default: the one they were imported with")
+    ] = "",
+) -> None:
+    """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
+    from common.runs import RunFolder
+    from eval.reporting.card import write_card
+    from eval.sets.catalog import find_list, read_test_set
+
+    print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

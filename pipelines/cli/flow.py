@@ -1,0 +1,30 @@
+"""A recipe from the command line: its steps, its report and the closing words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run_flow(
+    name: str, run: Path | None, settings: Sequence[str] | None, first: str = "", last: str = "", force: bool = False
+) -> None:
+    """Run the steps `first` to `last` of a recipe and say what there is then. Errors as of the recipe and its steps."""
+    # Imported here: torch and its friends take seconds that `--help` should not wait for.
+    from common.recipe import dump_recipe
+    from common.runs import RunFolder, save_provenance
+    from common.storage import Mirror
+    from pipelines.cli.summary import closing_words
+    from pipelines.dag import Context, run_steps
+    from pipelines.recipe import read_recipe
+    from pipelines.steps import STEPS, report
+
+    recipe = read_recipe(name, tuple(settings or ()))
+    folder = RunFolder(run or Path("runs") / recipe.name)
+    mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
+    if mirror:
+        mirror.restore()
+    models = recipe.model_paths()
+    save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
+    context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
+    run_steps(context, STEPS, first, last, force)
+    page = report(context)
+    print("\n".join([*closing_words(folder), str(page)]))

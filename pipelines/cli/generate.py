@@ -1,0 +1,89 @@
+"""The command `generate`: one video, a list of them, or the videos of a recipe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.progress import setup_logging
+from pipelines.cli.flow import run_flow
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+
+OUT = Path("avatar.mp4")
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    image: Annotated[
+        Path | None,
+        typer.Option(help="portrait to animate (or a video: its first frame); without one the base draws it"),
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="sound it speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
+    prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
+    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
+    samples: Annotated[
+        Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder")] = OUT,
+    preset: Annotated[str, typer.Option(help="default, official or paper: how chunks are sampled and joined")] = "",
+    recipe: Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")] = "demo",
+    run: Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of all")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="with --list: try samples again that failed")] = False,
+    force: Annotated[bool, typer.Option("--force", help="without any input: make the recipe's videos again")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")] = False,
+) -> None:
+    """Image + audio + prompt to a talking video of any length; alone, the videos of the recipe."""
+    setup_logging(verbose)
+    changes = _settings(preset, settings, retry)
+    if samples is not None:
+        return _make_list(samples, seconds, out if out != OUT else samples.with_suffix(""), preset, recipe, changes)
+    if image is None and audio is None and not prompt:
+        return run_flow(recipe, run, changes, "generate", "generate", force)
+    from omniavatar.config import Request
+    from omniavatar.video.inputs import read_request
+    from pipelines.generate.animate import animate
+    from pipelines.recipe import read_recipe
+
+    request = Request(image, audio, prompt, seconds)
+    read_request(request)  # what is wrong with it is said before anything is wrong with the weights
+    chosen = read_recipe(recipe, changes)
+    cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
+    animate(request, chosen.generate, _weights(chosen), out, cache, preset)
+    print(out)
+
+
+def _make_list(samples: Path, seconds: float, out: Path, preset: str, recipe: str, changes: tuple[str, ...]) -> None:
+    from pipelines.generate.animate_list import RESULTS, animate_list
+    from pipelines.generate.sample_list import read_samples
+    from pipelines.recipe import read_recipe
+
+    asked = read_samples(samples, seconds)
+    chosen = read_recipe(recipe, changes)
+    outcomes = animate_list(asked, chosen.generate, _weights(chosen), out, chosen.executor, preset)
+    bad = [outcome for outcome in outcomes if outcome.state != "kept"]
+    print("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
+    print(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _settings(preset: str, settings: list[str] | None, retry: bool) -> tuple[str, ...]:
+    """The preset as settings of the recipe, then what was set by hand."""
+    from omniavatar.config import preset as settings_of
+
+    named = settings_of(preset) if preset else {}
+    again = ["executor.retry=true"] if retry else []
+    return (*(f"generate.{name}={value}" for name, value in named.items()), *again, *(settings or ()))
+
+
+def _weights(recipe: "Recipe") -> dict[str, Path | None]:
+    """The roles of generation, which must be there, and the judges of likeness, which may."""
+    from pipelines.steps import GENERATION_ROLES, require
+
+    judges = recipe.model_paths(("face_detector", "face_identity"))
+    return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}

@@ -1,0 +1,243 @@
+"""The `omniavatar` command line: one verb per step of the flow, and the whole flow as `run`."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.progress import setup_logging
+from pipelines.cli.calibrate import app as calibrate_command
+from pipelines.cli.data import app as data_commands
+from pipelines.cli.evaluate import app as eval_commands
+from pipelines.cli.flow import run_flow
+from pipelines.cli.generate import app as generate_command
+from pipelines.cli.watch import app as watch_command
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(data_commands)
+app.add_typer(eval_commands)
+app.add_typer(generate_command)
+app.add_typer(calibrate_command)
+app.add_typer(watch_command)
+log = logging.getLogger(__name__)
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+ForceOption = Annotated[bool, typer.Option("--force", help="run finished steps again")]
+RayOption = Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="try units again that failed for good")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
+
+
+@app.command()
+def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False) -> None:
+    """Raw videos to a measured avatar video on the small world; ends with the path of the report."""
+    setup_logging(verbose)
+    print("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains from nothing.")
+    run_flow("demo", run, settings)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    first: Annotated[str, typer.Option("--from", help="first step")] = "",
+    last: Annotated[str, typer.Option("--to", help="last step")] = "",
+    settings: SetOption = None,
+    ray: RayOption = "",
+    retry: RetryOption = False,
+    force: ForceOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run a recipe, or a part of it; what is done already is not done again."""
+    setup_logging(verbose)
+    run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], first, last, force)
+
+
+def _executor(ray: str, retry: bool) -> list[str]:
+    """The two options as settings of the recipe."""
+    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
+    return where + (["executor.retry=true"] if retry else [])
+
+
+def _step_command(name: str, text: str) -> None:
+    def command(
+        recipe: RecipeOption = "demo",
+        run: RunOption = None,
+        settings: SetOption = None,
+        ray: RayOption = "",
+        retry: RetryOption = False,
+        force: ForceOption = False,
+        verbose: VerboseOption = False,
+    ) -> None:
+        setup_logging(verbose)
+        run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], name, name, force or retry)
+
+    app.command(name, help=text)(command)
+
+
+_step_command("curate", "Sources to kept clips: shots, faces, speech, sync, quality, and a reason for every refusal.")
+_step_command("latents", "Kept clips to shards: VAE latents, caption embeddings, audio features.")
+
+
+@app.command()
+def train(
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="only say what it costs, and what would make it fit")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="plan for this device, such as A100-80GB or H200; default: this machine")
+    ] = "",
+    ranks: Annotated[int, typer.Option(help="train, or plan, with so many; default: the recipe's")] = 0,
+    ray: RayOption = "",
+    force: ForceOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Shards to an adapter checkpoint, with DeepSpeed; with --plan its cost beforehand, no weights needed."""
+    setup_logging(verbose)
+    if not plan:
+        chosen_ranks = [f"ranks={ranks}"] if ranks else []
+        return run_flow(
+            recipe, run, [*(settings or ()), *chosen_ranks, *_executor(ray, False)], "train", "train", force
+        )
+    from dataclasses import replace
+
+    from pipelines.recipe import read_recipe
+    from training.planning.devices import named_device, this_device
+    from training.planning.plan import plan as make_plan
+    from training.planning.table import plan_lines
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    named = chosen.named_models()
+    model = replace(chosen.train.model, base=named["transformer"] or Path(), adapter=named["adapter"])
+    device = named_device(gpu) if gpu else this_device()
+    shards = (run or Path("runs") / chosen.name) / "shards"
+    told = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
+    print("\n".join(plan_lines(told)))
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over the views sources clips outcomes shards steps metrics")],
+    run: Annotated[Path, typer.Option("--run")] = Path("runs/demo"),
+) -> None:
+    """Ask DuckDB about a run: `omniavatar query "select decision, count(*) from clips group by 1"`."""
+    from common.query import run_query
+
+    print(run_query(run, sql).to_pandas().to_string(index=False))
+
+
+models_app = typer.Typer(no_args_is_help=True, help="Published weights: list, fetch, check and convert them.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models(
+    recipe: Annotated[str, typer.Option("--recipe", help="also say what this recipe has for each role")] = "",
+    settings: SetOption = None,
+) -> None:
+    """Every role: what is published for it, by whom, how large, under which licence, and what that forbids."""
+    from pipelines.models.listing import entry_lines, role_lines
+    from pipelines.models.published import read_published
+
+    named = None
+    if recipe:
+        from pipelines.recipe import read_recipe
+
+        named = read_recipe(recipe, tuple(settings or ())).named_models()
+    published = read_published()
+    print("\n".join([*role_lines(published, named), "", *entry_lines(published)]))
+
+
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[list[str], typer.Argument(help="entries of `models list`, or roles that only one entry serves")],
+    to: Annotated[Path, typer.Option("--to", help="folder of weights; each entry gets its own in it")],
+    accept: Annotated[bool, typer.Option("--accept", help="your use is allowed by what the licences say")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fetch published weights, licence first; killed and run again it goes on where it was."""
+    setup_logging(verbose)
+    from pipelines.models.fetch import fetch
+    from pipelines.models.listing import licence_lines, recipe_lines
+    from pipelines.models.published import choose, read_published
+
+    published = read_published()
+    entries = {name: published[name] for name in choose(names, published)}
+    print("\n".join(licence_lines(entries)), flush=True)
+    print("\n".join(recipe_lines(fetch(entries, to, accept))))
+
+
+@models_app.command("check")
+def check_models(
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+    content: Annotated[bool, typer.Option("--hash", help="also compare SHA-256 with what was fetched")] = False,
+) -> None:
+    """Every tensor of every role of a recipe, by name, shape and type, and whether the roles fit together."""
+    from pipelines.models.check import check
+    from pipelines.recipe import read_recipe
+
+    findings = check(read_recipe(recipe, tuple(settings or ())).named_models(), content)
+    print("\n".join(line for finding in findings for line in finding.lines()))
+    if any(finding.problems for finding in findings):
+        raise typer.Exit(1)
+
+
+@models_app.command("export")
+def export_model(
+    role: Annotated[str, typer.Option("--role", help="transformer, vae, text_encoder or adapter")],
+    layout: Annotated[str, typer.Option("--layout", help="diffusers, transformers, original, official or merged")],
+    to: Annotated[Path, typer.Option("--to", help="folder or file to write; must not exist")],
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; default: as stored")] = "",
+) -> None:
+    """Write a model of a recipe in another published layout; `merged` joins the adapter and its transformer."""
+    import torch
+
+    from pipelines.models.export import export
+    from pipelines.recipe import read_recipe
+
+    types = {"": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in types:
+        raise ValueError(f"--dtype is {dtype!r}; expected float32 or bfloat16.")
+    paths = read_recipe(recipe, tuple(settings or ())).named_models()
+    print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
+
+
+@app.command()
+def miniature(
+    out: Annotated[Path, typer.Option(help="where the weights are written")] = Path("runs/miniature"),
+    scale: Annotated[float, typer.Option(help="multiplies the minutes of every training")] = 1.0,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train every model of the small world again from nothing (about two hours on two cores)."""
+    setup_logging(verbose)
+    from pipelines.small_world import train_everything
+
+    train_everything(out, scale)
+    print(out)
+
+
+def main() -> None:
+    """Entry point: bad input is one sentence and exit code 1, never a traceback (unless --verbose)."""
+    warnings.filterwarnings("ignore")
+    try:
+        # Outside of its standalone mode typer returns the code of a typer.Exit.
+        sys.exit(app(standalone_mode=False))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit("stopped; run the same command again to go on")
+    except (ValueError, OSError, RuntimeError, typer.BadParameter) as error:
+        if "--verbose" in sys.argv:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

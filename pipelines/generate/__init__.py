@@ -1,0 +1,1 @@
+"""Videos from files, lists and held-out clips."""

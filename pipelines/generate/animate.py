@@ -1,0 +1,83 @@
+"""One request -> one video file, described beside it: with what it was made, and how far it drifts."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.runs import atomic_write, sha256_file
+from omniavatar.config import GenerateConfig, LoadConfig, Request
+from omniavatar.generate import chunk_starts, draw_portrait, stream_video
+from omniavatar.models import AvatarModels, ModelPaths, load_models
+from omniavatar.video.images import fit_image, to_frames
+from omniavatar.video.inputs import Inputs, read_request
+from omniavatar.video.scene import frame_size, frames_of, with_lead_in
+from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
+from pipelines.generate.facts import drift_report, model_hash
+
+MODEL_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
+Loader = Callable[[], AvatarModels]
+
+
+def animate(
+    request: Request,
+    sampling: GenerateConfig,
+    models: Mapping[str, Path | None],
+    out: Path,
+    cache: Path,
+    preset: str = "",
+    load: Loader | None = None,
+) -> None:
+    """Write `out`, an mp4 made in overlapping chunks that are kept in `cache`, and its description as JSON beside it.
+
+    `models` holds the roles of generation and, for the likeness in the description, face_detector and face_identity;
+    `preset` is the name the settings go by; `load` gives networks that are loaded already. A portrait that has to be
+    drawn is written beside as PNG. Of several processes that make one video together the first alone writes. Raises
+    FileNotFoundError and ValueError for unusable input before any weight is read, then what the loaders raise.
+    """
+    inputs = read_request(request)
+    image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
+    loaded = load() if load else load_avatar(models, sampling.load)
+    count = frames_of(with_lead_in(inputs.sound.heard, sampling)) + sampling.keep_reference
+    height, width = frame_size(loaded, image, sampling)
+    pieces = stream_video(loaded, image, inputs.sound.heard, inputs.prompt, sampling, cache)
+    if loaded.rank:
+        deque(pieces, maxlen=0)
+        return
+    sound = sound_track(inputs.sound.played, sampling, inputs.sound.rate)
+    write_avatar_video(out, (frame for piece in pieces for frame in piece), sound, inputs.sound.rate, count)
+    starts = chunk_starts(count, height, width, sampling)
+    facts = {
+        "image": str(request.image or out.with_suffix(".png")),
+        "audio": str(request.audio or ""),
+        "sha256": {name: sha256_file(path) for name in ("image", "audio") if (path := getattr(request, name))},
+        "prompt": request.prompt,
+        "preset": preset,
+        "models": {role: model_hash(path) for role in (*MODEL_ROLES, "adapter") if (path := models[role])},
+        "frames": count,
+        "chunk_starts": starts,
+    }
+    reference = to_frames(fit_image(image, height, width)[:, None])[0]
+    write_settings(out, sampling, facts | {"drift": drift_report(out, reference, starts, models)})
+
+
+def load_avatar(models: Mapping[str, Path | None], config: LoadConfig) -> AvatarModels:
+    """The networks of generation with their adapter. Raises what the loaders raise."""
+    return load_models(model_paths(models, models["adapter"]), config)
+
+
+def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> ModelPaths:
+    """The roles of generation as omniavatar takes them; `adapter` None is the text-to-video base."""
+    return ModelPaths(**{role: Path(models[role] or "") for role in MODEL_ROLES}, adapter=adapter and Path(adapter))
+
+
+def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | None], out: Path) -> np.ndarray:
+    # The base is gone again before the avatar model is loaded: both together need twice the memory.
+    base = load_models(model_paths(models, None), sampling.load)
+    portrait = draw_portrait(base, inputs.prompt, sampling)
+    if base.rank == 0:
+        with atomic_write(out.with_suffix(".png")) as temporary:
+            Image.fromarray(portrait).save(temporary)
+    return portrait

@@ -1,0 +1,195 @@
+"""The generate step: videos of held-out clips by every method, and one long video of a face and a voice never seen.
+
+Clip j of method `adapter` starts from the first frame of a real clip and hears its sound from the second frame on, so
+its frames pair with the real frames 1..n. `swapped_audio` is the same model and noise with another clip's sound, `base`
+the text-to-video model from the caption alone. All are judged against the right sound.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from common.clips import read_clips
+from common.constants import SAMPLES_PER_FRAME
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.media.audio import read_audio
+from common.media.video import read_video
+from common.media.write import write_video
+from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
+from omniavatar.config import GenerateConfig
+from omniavatar.generate import generate_clips
+from omniavatar.models import AvatarModels, load_models
+from omniavatar.video.scene import ClipRequest
+from omniavatar.video.video_file import write_avatar_video
+from pipelines.config import VideosConfig
+from pipelines.generate.animate import MODEL_ROLES, animate, model_paths
+from pipelines.generate.facts import model_hash
+
+TRUTH, FLOOR = "ground_truth", "real_vs_real"
+
+
+class NoTestClipsError(ValueError):
+    """There is nothing held out to judge on."""
+
+
+def make_videos(
+    config: VideosConfig,
+    sampling: GenerateConfig,
+    models: Mapping[str, Path | None],
+    run: RunFolder,
+    executor: ExecutorConfig,
+) -> dict[str, int]:
+    """Write `videos/<method>/<clip_id>.mp4`, `videos/demo.mp4` and `videos/manifest.parquet`; finished ones stay.
+
+    `models` holds the roles of generation with `adapter` the one to judge, and may hold face_detector and face_identity
+    for the long video's likeness. Returns the number of videos per method.
+    Raises NoTestClipsError, and what the loaders of the weights raise.
+    """
+    if config.long is not None:
+        animate(config.long, sampling, models, run.videos / "demo.mp4", run.cache / "chunks")
+    test = _long_enough(run, "test", config)[: config.clips]
+    if len(test) < 2:
+        raise NoTestClipsError(
+            f"{run.clips_parquet} holds {len(test)} kept test clips of at least {config.frames + 1} frames; at least 2 "
+            "are needed: curate more sources or raise split.test_clips."
+        )
+    others = _long_enough(run, "train", config)[: config.floor]
+    write_real(run, test, TRUTH, config.frames)
+    write_real(run, others, FLOOR, config.frames)
+    units = plan_units(config, test)
+    paths = {role: str(models[role]) for role in (*MODEL_ROLES, "adapter")}
+    hashes = {role: model_hash(Path(path)) for role, path in paths.items()}
+    params = {"sampling": plain(sampling), "frames": config.frames}
+    make = partial(make_worker, paths, sampling, run.root, config.frames)
+    stage = Stage("videos", "1", params, hashes, make)
+    outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}")
+    lost = [unit for unit in units if _is_lost(run, unit)]
+    if lost:  # the ledger outlives files that somebody deleted
+        again = make()
+        for unit in lost:
+            again(unit)
+    return write_manifest(run, config, test, others, sampling.seed)
+
+
+def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Batches of one method and one picture size, each a unit of work; the swapped sound is the next clip's."""
+    sizes = defaultdict(list)
+    for clip in test:
+        sizes[clip["height"], clip["width"]].append(clip)
+    units = []
+    for method in config.methods:
+        for (height, width), clips in sorted(sizes.items()):
+            for start in range(0, len(clips), config.batch):
+                rows = [_request(clip, clips[(i + 1) % len(clips)]) for i, clip in enumerate(clips)]
+                name = f"{method}/{height}x{width}/{start:05d}"
+                units.append({"unit": name, "method": method, "clips": rows[start : start + config.batch]})
+    return units
+
+
+def make_worker(
+    paths: Mapping[str, str], sampling: GenerateConfig, root: Path, frames: int
+) -> Callable[[Mapping[str, Any]], Outcome]:
+    """The function that makes one batch of videos; weights are loaded when the first batch needs them."""
+    torch.set_num_threads(1)
+
+    @cache
+    def loaded(method: str) -> AvatarModels:
+        adapter = None if method == "base" else Path(paths["adapter"])
+        return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter), sampling.load)
+
+    return partial(
+        _make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames
+    )
+
+
+def _make_batch(
+    loaded: Callable[[str], AvatarModels], sampling: GenerateConfig, root: Path, frames: int, unit: Mapping[str, Any]
+) -> Outcome:
+    run, method = RunFolder(Path(root)), unit["method"]
+    requests, voices = [], []
+    for row in unit["clips"]:
+        image, voice = opening(run, row["clip_id"], frames)
+        voices.append(voice)
+        heard = opening(run, row["other_clip_id"], frames)[1] if method == "swapped_audio" else voice
+        requests.append(ClipRequest(image, heard, row["caption"], row["seed"] + sampling.seed))
+    height, width = requests[0].image.shape[:2]
+    videos = generate_clips(loaded(method), requests, replace(sampling, height=height, width=width))
+    for row, voice, video in zip(unit["clips"], voices, videos, strict=True):
+        write_avatar_video(run.videos / method / f"{row['clip_id']}.mp4", video, voice)
+    return Outcome(unit["unit"], "kept")
+
+
+def opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """First frame of a clip and the sound of the `frames` frames after it."""
+    path = run.clips / f"{clip_id}.mp4"
+    sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
+    return read_video(path, end=1 / 25)[0], sound
+
+
+def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
+    others = {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"]}
+    return names | others | {"seed": clip_seed(clip["clip_id"])}
+
+
+def clip_seed(clip_id: str) -> int:
+    """The seed follows the clip, so that the same clip gets the same noise in every run and method."""
+    return int(fingerprint(clip_id), 16) % 1_000_000
+
+
+def _is_lost(run: RunFolder, unit: Mapping[str, Any]) -> bool:
+    files = [run.videos / unit["method"] / f"{row['clip_id']}.mp4" for row in unit["clips"]]
+    return not all(file.exists() for file in files)
+
+
+def _long_enough(run: RunFolder, split: str, config: VideosConfig) -> list[dict[str, Any]]:
+    rows = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept" and row["split"] == split]
+    return [row for row in rows if row["duration"] * 25 >= config.frames + 1]
+
+
+def write_real(run: RunFolder, clips: Sequence[Mapping[str, Any]], method: str, frames: int) -> None:
+    """Real clips cut to the frames that generated ones pair with: 1..`frames`, with their sound."""
+    for clip in clips:
+        target = run.videos / method / f"{clip['clip_id']}.mp4"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = read_video(run.clips / target.name)[1 : frames + 1]
+            write_video(target, pixels, opening(run, clip["clip_id"], frames)[1])
+
+
+def write_manifest(
+    run: RunFolder,
+    config: VideosConfig,
+    test: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> dict[str, int]:
+    """`videos/manifest.parquet`: what evaluation judges. Returns the number of videos per method."""
+    rows = []
+    for method in (TRUTH, *config.methods, FLOOR):
+        for clip in others if method == FLOOR else test:
+            real = f"videos/{FLOOR if method == FLOOR else TRUTH}/{clip['clip_id']}.mp4"
+            video = f"videos/{method}/{clip['clip_id']}.mp4"
+            rows.append(
+                {"method": method, "clip_id": clip["clip_id"], "group": clip["video_id"]}
+                | {"video": video, "reference": real, "audio": real}
+            )
+    table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])
+    with atomic_write(run.videos / "manifest.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    methods = table["method"].to_pylist()
+    return {method: methods.count(method) for method in dict.fromkeys(methods)}

@@ -1,0 +1,1 @@
+"""Sweeps: one training per row, one table at the end."""

@@ -1,0 +1,184 @@
+"""Doing a sweep: data, then trainings, then videos and scores of every row and seed, each a unit of work.
+
+Killed and started again it goes on: a unit that was under way goes on where its own steps were.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
+from common.progress import progress
+from common.recipe import dump_recipe
+from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
+from omniavatar.config import Request
+from pipelines.dag import Context, Step, run_steps
+from pipelines.generate.animate import MODEL_ROLES, animate
+from pipelines.steps import STEPS, draw_long_input, require
+from pipelines.sweep.settings import DATA_SECTIONS, Cell, Places, SweepConfig, cell_of, cells
+
+log = logging.getLogger(__name__)
+
+_BY_NAME = {step.name: step for step in STEPS}
+DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
+DATA_STEP_ROLES = tuple({role for step in DATA_STEPS for role in step.roles})
+Work = Callable[[Mapping[str, Any]], Outcome]
+# Another one does again what an older version left: 2 hears long videos with their own sound.
+VERSIONS = {"bases": "1", "trainings": "1", "rows": "2"}
+
+
+def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[Outcome]:
+    """Do what is not done yet of every row and seed below `out`; the outcomes of what failed.
+
+    Trainings run `executor.workers` at a time, so do rows. A row whose training failed is not tried. Raises what the
+    settings and the data steps raise.
+    """
+    places = Places(out.resolve())
+    everything = cells(config, places)
+    for key, cell in {cell.data: cell for cell in everything}.items():
+        _make_data(places.data(key), cell, executor)
+    trained = {cell.training: cell for cell in reversed(everything)}
+    made = [cell for cell in everything if not cell.recipe.train.model.plain]
+    log.info("%s: %d trainings, %d rows with their seeds", config.name, len(trained), len(made))
+    failed: list[Outcome] = []
+    for is_base in (True, False):  # a base before the adapters that are trained on it
+        wave = [cell for cell in trained.values() if cell.recipe.train.model.plain == is_base]
+        failed += _do("bases" if is_base else "trainings", config, places, wave, executor)
+    ready = [cell for cell in made if _result("trainings", places, cell).exists()]
+    return failed + _do("rows", config, places, ready, executor)
+
+
+def _make_data(folder: Path, cell: Cell, executor: ExecutorConfig) -> None:
+    recipe = replace(cell.recipe, executor=executor)
+    run_steps(Context(recipe, RunFolder(folder), recipe.model_paths(DATA_STEP_ROLES)), DATA_STEPS)
+
+
+def _do(
+    kind: str, config: SweepConfig, places: Places, todo: Sequence[Cell], executor: ExecutorConfig
+) -> list[Outcome]:
+    """Bring cells through a kind of work; those that failed. The ledger keeps the tries, the steps within know what is
+    done."""
+    stage = Stage(f"sweep_{kind}", VERSIONS[kind], {}, {}, partial(make_worker, kind, config, places))
+    units = [_unit(cell) for cell in todo]
+    outcomes = run_stage(stage, units, Ledger(places.out / "ledger"), executor)
+    ends = zip(todo, units, outcomes, strict=True)
+    lost = [unit for cell, unit, end in ends if end.state == "kept" and not _result(kind, places, cell).exists()]
+    if lost:  # the ledger outlives what somebody deleted
+        again = make_worker(kind, config, places)
+        for unit in progress(lost, f"{kind} again"):
+            again(unit)
+    return [outcome for outcome in outcomes if outcome.state != "kept"]
+
+
+def _unit(cell: Cell) -> dict[str, Any]:
+    named = {"unit": cell.unit, "row": cell.row, "seed": cell.seed, "long": cell.long}
+    return named | {"data": cell.data, "training": cell.training, "recipe": fingerprint(plain(cell.recipe))}
+
+
+def make_worker(kind: str, config: SweepConfig, places: Places) -> Work:
+    """The function that does one row and seed."""
+    return partial(_work, judge_cell if kind == "rows" else train_cell, config, places)
+
+
+def _work(
+    work: Callable[[SweepConfig, Places, Cell], None], config: SweepConfig, places: Places, unit: Mapping[str, Any]
+) -> Outcome:
+    work(config, places, cell_of(config, unit["row"], unit["seed"], places))
+    return Outcome(unit["unit"], "kept")
+
+
+def train_cell(config: SweepConfig, places: Places, cell: Cell) -> None:
+    """The training that a row and seed rests on."""
+    run = RunFolder(places.training(cell.training))
+    link(run.root / "shards", places.data(cell.data) / "shards")
+    run_steps(_context(cell, run), (_trained(cell),))
+
+
+def judge_cell(config: SweepConfig, places: Places, cell: Cell) -> None:
+    """Videos and scores of a row and seed, as an ordinary run folder whose inputs are links to what is shared."""
+    run = RunFolder(places.row(cell.row, cell.seed))
+    link(run.root / "checkpoints", places.training(cell.training) / "checkpoints")
+    places.features.mkdir(exist_ok=True)
+    link(run.cache / "features", places.features)
+    inputs = replace(DATA_STEPS[-1], name="inputs", sections=DATA_SECTIONS, work=partial(_link_data, places, cell))
+    videos = _BY_NAME["generate"]
+    if cell.long:
+        link(run.root / "inputs", _drawn_inputs(config, places, cell.long))
+        name = f"long_videos_{config.long_clips}x{cell.long:g}s"
+        videos = replace(videos, name=name, work=partial(long_videos, config.long_clips))
+    run_steps(_context(cell, run, {"adapter": run.checkpoints / "adapter"}), (inputs, videos, _BY_NAME["eval"]))
+
+
+def _link_data(places: Places, cell: Cell, context: Context) -> None:
+    for name in ("clips", "clips.parquet", "shards"):
+        link(context.run.root / name, places.data(cell.data) / name)
+
+
+def long_videos(count: int, context: Context) -> Mapping[str, Any]:
+    """`count` long videos of drawn faces and voices, and the manifest of them: nothing real to compare with."""
+    run, rows = context.run, []
+    models = require(context.models, (*MODEL_ROLES, "adapter"))
+    for number in range(count):
+        image, audio = (f"inputs/{number}/{name}" for name in ("portrait.png", "voice.wav"))
+        prompt = (run.root / "inputs" / f"{number}" / "prompt.txt").read_text("utf-8")
+        video = f"videos/adapter/long-{number}.mp4"
+        request = Request(run.root / image, run.root / audio, prompt)
+        animate(request, context.recipe.generate, {**context.models, **models}, run.root / video, run.cache / "chunks")
+        rows.append(
+            # Judged against its own sound: in the released way of generating the voice begins 0.3 s into the video.
+            {"method": "adapter", "clip_id": f"long-{number}", "video": video, "reference": "", "audio": video}
+            | {"image": image, "seed": context.recipe.generate.seed}
+        )
+    with atomic_write(run.videos / "manifest.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    return {"adapter": count}
+
+
+def link(at: Path, target: Path) -> None:
+    """A relative link, so that the whole sweep can be moved."""
+    where = Path(os.path.relpath(target, at.parent))
+    if at.is_symlink() and at.readlink() == where:
+        return
+    at.parent.mkdir(parents=True, exist_ok=True)
+    beside = at.with_name(f".{at.name}.{os.getpid()}")
+    beside.symlink_to(where)
+    os.replace(beside, at)
+
+
+def _drawn_inputs(config: SweepConfig, places: Places, seconds: float) -> Path:
+    folder = places.inputs / f"{seconds:g}s"
+    for number in range(config.long_clips):
+        done = folder / f"{number}" / "prompt.txt"
+        if not done.exists():
+            request = draw_long_input(done.parent, number, seconds)
+            with atomic_write(done) as temporary:
+                temporary.write_text(request.prompt, "utf-8")
+    return folder
+
+
+def _context(cell: Cell, run: RunFolder, models: Mapping[str, Path] | None = None) -> Context:
+    """What the steps of one row and seed work on; its recipe and versions are kept in its folder."""
+    paths: dict[str, Path | None] = {**cell.recipe.model_paths(), **(models or {})}
+    save_provenance(run, dump_recipe(cell.recipe), {role: path for role, path in paths.items() if path})
+    return Context(cell.recipe, run, paths)
+
+
+def _trained(cell: Cell) -> Step:
+    step = _BY_NAME["train"]
+    return replace(step, output="checkpoints/base") if cell.recipe.train.model.plain else step
+
+
+def _result(kind: str, places: Places, cell: Cell) -> Path:
+    if kind == "rows":
+        return places.row(cell.row, cell.seed) / "report" / "metrics.parquet"
+    return places.training(cell.training) / _trained(cell).output

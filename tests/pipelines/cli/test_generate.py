@@ -1,0 +1,147 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import scipy.io.wavfile
+import typer
+from safetensors.torch import load_file
+
+from common.media.audio import read_audio
+from common.media.index import probe
+from common.runs import read_json
+from omniavatar.video.inputs import InputError
+from pipelines.cli.main import app
+from pipelines.steps import draw_long_input
+from training.launch.local import free_port
+
+# The command line as two processes that import it once.
+TWICE = """
+import os, sys
+import pipelines.generate.animate
+from pipelines.cli.main import app
+child = os.fork()
+os.environ["RANK"] = "0" if child else "1"
+app(sys.argv[1:], standalone_mode=False)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+NO_WEIGHTS = ("--set", "models.vae=no/such/vae")
+
+
+def _command(*arguments: object) -> None:
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+def _generate(folder: Path, request, *more: object) -> list[object]:
+    inputs = ["--image", request.image, "--audio", request.audio, "--prompt", request.prompt]
+    return ["generate", *inputs, "--out", folder / "a.mp4", "--run", folder / "run", *more]
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory):
+    return draw_long_input(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, request_) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _command(*_generate(folder, request_, "--set", "generate.steps=5"))
+    return folder
+
+
+def test_it_ends_in_a_video_as_long_as_its_sound(undisturbed, request_):
+    facts = probe(undisturbed / "a.mp4")
+    assert facts.duration == pytest.approx(len(read_audio(request_.audio)) / 16_000) and facts.has_audio
+    told = read_json(undisturbed / "a.json")
+    assert told["chunk_starts"] == [0, 48, 72, 96, 120, 144] and told["frames"] == 150
+    assert set(told["models"]) == {"transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"}
+    assert told["drift"]["identity"]["lowest"] > 0.5 and len(told["drift"]["seam"]["z"]) == 5
+
+
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, tmp_path):
+    line = [str(part) for part in _generate(tmp_path, request_, "--set", "generate.steps=5")]
+    # Less urgent than this process, which must see the second chunk before the last is there.
+    command = ["nice", "-n", "15", sys.executable, "-m", "pipelines.cli.main", *line]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    chunks, until = tmp_path / "run" / "cache" / "chunks", time.monotonic() + 120
+    while len(list(chunks.rglob("chunk_*.safetensors"))) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*.safetensors")}
+    assert not (tmp_path / "a.mp4").exists() and 2 <= len(made) < 6
+    _command(*_generate(tmp_path, request_, "--set", "generate.steps=5"))
+    assert (tmp_path / "a.mp4").read_bytes() == (undisturbed / "a.mp4").read_bytes()
+    assert (tmp_path / "a.json").read_bytes() == (undisturbed / "a.json").read_bytes()
+    assert {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*")}.items() >= made.items()
+
+
+def test_two_processes_make_one_video_together(request_, tmp_path):
+    """Their own tokens and parts of blocks each, over gloo, steps left out: the frames of one process that streams."""
+    scipy.io.wavfile.write(tmp_path / "short.wav", 16_000, read_audio(request_.audio)[:16_000])
+    request = replace(request_, audio=tmp_path / "short.wav")
+    settings = ["steps=3", "chunk_frames=21", "load.offload=blocks", "cache_threshold=0.2", "cache_polynomial=[1,0]"]
+    by_hand = [part for setting in settings for part in ("--set", f"generate.{setting}")]
+    _command(*_generate(tmp_path / "alone", request, *by_hand))
+    line = [str(part) for part in _generate(tmp_path / "two", request, *by_hand)]
+    together = ["--set", "generate.load.share_sequence=true", "--set", "generate.load.shard=true"]
+    command = [sys.executable, "-c", TWICE, *line, *together]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=os.environ | meeting, check=True, timeout=200)
+    alone, two = (sorted((tmp_path / name / "run").rglob("chunk_*.safetensors")) for name in ("alone", "two"))
+    assert len(alone) == len(two) == 2
+    for one, other in zip(alone, two, strict=True):
+        difference = load_file(one)["frames"].int() - load_file(other)["frames"].int()
+        assert difference.abs().max() <= 1
+    assert probe(tmp_path / "two" / "a.mp4").duration == pytest.approx(1.0) and (tmp_path / "two" / "a.json").exists()
+    assert read_json(tmp_path / "two" / "a.json")["settings"]["cache_threshold"] == 0.2
+
+
+def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
+    scipy.io.wavfile.write(tmp_path / "short.wav", 16_000, read_audio(request_.audio)[:6400])
+    by_hand = ("--set", "generate.steps=1", "--set", "generate.chunk_frames=21")
+    request = replace(request_, audio=tmp_path / "short.wav")
+    _command(*_generate(tmp_path, request, "--preset", "official", *by_hand))
+    told = read_json(tmp_path / "a.json")
+    assert told["preset"] == "official" and told["frames"] == 1 + 18  # 0.7 s with the lead-in
+    settings = told["settings"]
+    assert (settings["steps"], settings["lead_in"], settings["keep_reference"], settings["blend"]) == (
+        1,
+        0.3,
+        True,
+        False,
+    )
+    assert probe(tmp_path / "a.mp4").duration == pytest.approx(19 / 25)
+    assert abs(read_audio(tmp_path / "a.mp4")[:5000]).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--image", "none.png", "--audio", "v.wav"), "no picture at none.png"),
+        (("--prompt", "a man"), "--seconds"),
+        (("--prompt", "a man", "--audio", "none.wav"), "none.wav"),
+        (("--audio", "v.wav"), "Neither an image nor a prompt"),
+        (("--prompt", "a", "--seconds", "-3"), "seconds is -3"),
+        (("--list", "none.txt"), "no list at none.txt"),
+    ],
+)
+def test_bad_input_is_told_before_weights_are_looked_for(arguments, words):
+    with pytest.raises((InputError, FileNotFoundError), match=words):
+        _command("generate", *arguments, *NO_WEIGHTS)
+
+
+def test_a_list_with_a_bad_line_is_a_failure(tmp_path):
+    (tmp_path / "list.txt").write_text("a@@b@@c@@d\n")
+    code = app(["generate", "--list", str(tmp_path / "list.txt")], standalone_mode=False)
+    assert code == 1 and (tmp_path / "list" / "results.csv").exists()
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises((ValueError, typer.BadParameter), match="papre.*paper"):
+        _command("generate", "--prompt", "a", "--seconds", "1", "--preset", "papre")
