@@ -1,11 +1,22 @@
 """The recipe's `curation:` section."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.constants import Reader
 from common.runs import plain
 from perception.config import Variant
+
+ROLES: Mapping[str, str] = {
+    "face_detector": "OpenCV's frontal-face cascade looks for faces",
+    "active_speaker": "lips and sound alone say who of several people speaks",
+    "sync_scorer": "clips stay pending",
+    "pose": "no points of body and hands",
+    "quality_scorer": "clips stay pending",
+    "captioner": "clips without a caption of their own get the recipe's",
+}
+"""The models that curation may use, and what becomes of a run without each."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +26,10 @@ class SourcesConfig:
     Here already: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
     line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
     gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
-    "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (`curation.sources.hdtf_sets`;
-    cut them with cut.use_segments: exact), the first drawn with `seed`. In text files empty lines and lines that begin
-    with # are passed over. `name` goes into the `source` field of the clips; empty means folder, urls, avspeech_train,
-    avspeech_test or hdtf.
+    "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (see
+    `curation.sources.hdtf_sets`; cut them with cut.use_segments: exact), the first drawn with `seed`. In text files
+    empty lines and lines that begin with # are passed over. `name` goes into the `source` field of the clips; empty
+    means folder, urls, avspeech_train, avspeech_test or hdtf.
     """
 
     path: str = ""
@@ -77,9 +88,9 @@ class DownloadConfig:
     Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; what lies there already is taken. The best
     picture up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up before
     the first is fetched; look-ups count against the limits of the exits (`sweep_per_hour` replaces their rate for it,
-    0 keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that is
-    known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble of
-    the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
+    0 keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
+    is known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble
+    of the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
     """
 
     folder: str = ""

@@ -17,7 +17,7 @@ from common.ledger.store import Ledger
 from common.progress import progress
 from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from curation.config import CurationConfig, SelectConfig, SourcesConfig
+from curation.config import ROLES, CurationConfig, SelectConfig, SourcesConfig
 from curation.dataset.takedown import part_taken_down
 from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
 from curation.decide.select import select
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
 
-ROLES = ("face_detector", "active_speaker", "sync_scorer", "pose", "quality_scorer", "captioner")
 TEST_FINGERPRINTS = "test_fingerprints.jsonl"
 LARGE = 100_000  # clips from which on questions are worth a copy of the table made for them
 

@@ -1,8 +1,20 @@
 """The recipe's `eval` section."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perception.config import Protocol
+
+ROLES: Mapping[str, str] = {
+    "fid_features": "no FID",
+    "fvd_features": "no FVD",
+    "sync_scorer": "no Sync-C and Sync-D",
+    "face_detector": "OpenCV's frontal-face cascade looks for faces",
+    "quality_scorer": "no IQA and ASE",
+    "face_identity": "no likeness of faces, no split of the data by person",
+    "pose": "no points of body and hands",
+}
+"""The models that judge videos, and what becomes of a report without each."""
 
 
 @dataclass(frozen=True)

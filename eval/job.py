@@ -18,9 +18,9 @@ from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
-from eval.config import EvalConfig
+from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractJob, is_lost, load_arrays
-from eval.features.extractors import EXTRACTORS, JUDGE_ROLES
+from eval.features.extractors import EXTRACTORS
 from eval.features.records import NO_WEIGHTS, Look, Record, Seen
 from eval.metrics.clip_metrics import clip_records
 from eval.scoring.scores import score_methods
@@ -49,12 +49,12 @@ def evaluate(
 ) -> pa.Table:
     """Score every video of `videos/manifest.parquet` and return the long table of METRICS_SCHEMA.
 
-    `models` maps the roles of JUDGE_ROLES to files or folders; other roles are left alone. A role without weights makes
+    `models` maps the roles of ROLES to files or folders; other roles are left alone. A role without weights makes
     its metrics "skipped: no weights" (faces then come from OpenCV's cascade), a video that cannot be read is a row with
     its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
     """
     rows = read_manifest(run)
-    judges = {role: Path(path) for role in JUDGE_ROLES if (path := models.get(role))}
+    judges = {role: Path(path) for role in ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
     seen = _look_at_all(job, units_of(run, rows), run, executor)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from common.ledger.store import ledger_rows
 from common.runs import RunFolder, hash_path
-from eval.config import EvalConfig
+from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractJob, is_lost
-from eval.features.extractors import EXTRACTORS, JUDGE_ROLES
+from eval.features.extractors import EXTRACTORS
 from eval.job import read_manifest, units_of
 from eval.metrics.clip_metrics import METRICS
 from eval.scoring.study import FLOOR
@@ -45,7 +45,7 @@ class Plan:
 def plan_evaluation(config: EvalConfig, models: Mapping[str, Path | None], run: RunFolder) -> Plan:
     """What `evaluate` would do now. Files are hashed, no network is loaded. Raises ManifestError."""
     rows = read_manifest(run)
-    judges = {role: path for role in JUDGE_ROLES if (path := models.get(role))}
+    judges = {role: path for role in ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
     units, lines, left = units_of(run, rows), [], set()

@@ -7,7 +7,6 @@ from typing import Literal
 
 from common.executors.config import ExecutorConfig
 from common.recipe import load_recipe
-from common.roles import MODEL_ROLES
 from curation.config import CurationConfig, SourcesConfig
 from curation.decide.presets import PRESETS
 from eval.config import EvalConfig
@@ -16,6 +15,7 @@ from miniature.config import SmallWorldConfig
 from miniature.weights import model_paths
 from omniavatar.config import GenerateConfig
 from pipelines.config import DrawnConfig, SamplesConfig, VideosConfig
+from pipelines.roles import MODEL_ROLES
 from training.config import TrainConfig
 
 RECIPES = Path(__file__).parent / "recipes"

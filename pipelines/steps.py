@@ -1,35 +1,21 @@
-"""What each step of the flow does with a recipe: thin, because the work is in the folders below."""
+"""What each step of the flow does with a recipe: thin, because the work is in the folders below.
+
+Engines are imported inside the steps: reading a recipe or skipping a done step should not wait for torch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import scipy.io.wavfile
-
-from common.clips import read_clips
+from common.constants import AUDIO_RATE
 from common.runs import read_json, write_json
-from curation.job import ROLES as JUDGE_ROLES
-from curation.job import curate as run_curation
-from curation.reporting.report import write_curation_report
-from eval.features.extractors import JUDGE_ROLES as EVAL_ROLES
-from eval.job import evaluate
-from eval.reporting.report import write_report
-from latents.job import encode_clips
-from miniature.world.clips import HELD_OUT_SEED, draw_clip
-from miniature.world.faults import draw_sources
-from miniature.world.truth import score_truth
-from omniavatar.config import Request
+from curation.config import ROLES as CURATION_ROLES
+from eval.config import ROLES as EVAL_ROLES
+from omniavatar.config import BASE_ROLES, ENCODER_ROLES, GENERATION_ROLES, Request
 from pipelines.dag import Context, Step, step_seconds
-from pipelines.drawn import draw_kept_clips
-from pipelines.generate.videos import make_videos
-from training.launch.local import launch
-from training.launch.on_ray import launch_on_ray
 
-LONG_SEED, LONG_SECONDS = HELD_OUT_SEED + 7_008, 6.0
-GENERATION_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
+LONG_SEED_OFFSET, LONG_SECONDS = 7_008, 6.0
 
 
 class MissingWeightsError(ValueError):
@@ -41,6 +27,12 @@ def curate(context: Context) -> Mapping[str, Any]:
 
     A recipe with `drawn` clips has nothing to judge.
     """
+    from curation.job import curate as run_curation
+    from curation.reporting.report import write_curation_report
+    from miniature.world.faults import draw_sources
+    from miniature.world.truth import score_truth
+    from pipelines.drawn import draw_kept_clips
+
     recipe, run = context.recipe, context.run
     if recipe.drawn is not None:
         draw_kept_clips(recipe.drawn, run, recipe.executor)
@@ -59,8 +51,11 @@ def curate(context: Context) -> Mapping[str, Any]:
 
 def latents(context: Context) -> Mapping[str, Any]:
     """Kept clips -> shards."""
+    from common.clips import read_clips
+    from latents.job import encode_clips
+
     recipe, run = context.recipe, context.run
-    models = require(context.models, GENERATION_ROLES[1:5])
+    models = require(context.models, ENCODER_ROLES)
     kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
     outcomes = encode_clips(recipe.latents, kept, models, run, recipe.executor)
     return {"clips": len(kept), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
@@ -68,6 +63,9 @@ def latents(context: Context) -> Mapping[str, Any]:
 
 def train(context: Context) -> Mapping[str, Any]:
     """Shards -> adapter, going on from the recipe's adapter when it names one."""
+    from training.launch.local import launch
+    from training.launch.on_ray import launch_on_ray
+
     recipe, run = context.recipe, context.run
     base = require(context.models, ("transformer",))["transformer"]
     model = replace(recipe.train.model, base=base, adapter=context.models["adapter"])
@@ -82,8 +80,10 @@ def train(context: Context) -> Mapping[str, Any]:
 
 def generate(context: Context) -> Mapping[str, Any]:
     """Videos of held-out clips by the trained adapter, its control and the base; and one long video."""
+    from pipelines.generate.videos import make_videos
+
     recipe, run = context.recipe, context.run
-    models = require(context.models, GENERATION_ROLES[:5]) | {"adapter": run.checkpoints / "adapter"}
+    models = require(context.models, BASE_ROLES) | {"adapter": run.checkpoints / "adapter"}
     judges = {role: context.models.get(role) for role in ("face_detector", "face_identity")}
     videos = recipe.videos
     if videos.long is None and recipe.small_world is not None:
@@ -93,6 +93,8 @@ def generate(context: Context) -> Mapping[str, Any]:
 
 def judge(context: Context) -> Mapping[str, Any]:
     """Videos -> metrics -> the report."""
+    from eval.job import evaluate
+
     recipe, run = context.recipe, context.run
     table = evaluate(recipe.eval, context.models, run, recipe.executor)
     return {"rows": table.num_rows}
@@ -100,6 +102,8 @@ def judge(context: Context) -> Mapping[str, Any]:
 
 def report(context: Context) -> Path:
     """Write `report/index.html` and `report/summary.json` from what the run folder holds now."""
+    from eval.reporting.report import write_report
+
     run = context.run
     faults = read_json(run.report / "faults.json") if (run.report / "faults.json").exists() else {}
     return write_report(run, faults | {"seconds": step_seconds(run)})
@@ -110,13 +114,19 @@ def draw_long_input(folder: Path, number: int = 0, seconds: float = LONG_SECONDS
 
     Each `number` is another face with another voice.
     """
+    import cv2
+    import numpy as np
+    import scipy.io.wavfile
+
+    from miniature.world.clips import HELD_OUT_SEED, draw_clip
+
     folder.mkdir(parents=True, exist_ok=True)
-    seed = LONG_SEED + 2 * number
+    seed = HELD_OUT_SEED + LONG_SEED_OFFSET + 2 * number
     person, voice = draw_clip(seed, 1.0), draw_clip(seed + 1, seconds)
     # The frame with the mouth most closed: a portrait as people take them.
     portrait = person.frames[int(person.mouth[:, 0].argmin())]
     cv2.imwrite(str(folder / "portrait.png"), cv2.cvtColor(portrait, cv2.COLOR_RGB2BGR))
-    scipy.io.wavfile.write(folder / "voice.wav", 16_000, (voice.audio * 32767).astype(np.int16))
+    scipy.io.wavfile.write(folder / "voice.wav", AUDIO_RATE, (voice.audio * 32767).astype(np.int16))
     return Request(folder / "portrait.png", folder / "voice.wav", person.caption)
 
 
@@ -133,9 +143,9 @@ def require(models: Mapping[str, Path | None], roles: tuple[str, ...]) -> dict[s
 
 
 STEPS = (
-    Step("curate", ("small_world", "drawn", "sources", "curation"), JUDGE_ROLES, "clips.parquet", curate),
-    Step("latents", ("latents",), GENERATION_ROLES[1:5], "shards/index.parquet", latents),
+    Step("curate", ("small_world", "drawn", "sources", "curation"), tuple(CURATION_ROLES), "clips.parquet", curate),
+    Step("latents", ("latents",), ENCODER_ROLES, "shards/index.parquet", latents),
     Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", train),
     Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate),
-    Step("eval", ("eval",), EVAL_ROLES, "report/metrics.parquet", judge),
+    Step("eval", ("eval",), tuple(EVAL_ROLES), "report/metrics.parquet", judge),
 )

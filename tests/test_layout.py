@@ -21,8 +21,8 @@ FOLDERS = {name: ROOT / name if (ROOT / name).is_dir() else ROOT / "packages" / 
 # Engine -> the folders in which it is confined, and the files there that may import it.
 ENGINES = {
     "ray": (tuple(FLOORS), ("common/executors/ray_cluster.py", "training/launch/on_ray.py")),
-    "deepspeed": (tuple(FLOORS), ("training/engine*.py",)),
-    "typer": (tuple(FLOORS), ("pipelines/cli*.py",)),
+    "deepspeed": (tuple(FLOORS), ("training/engine/*.py",)),
+    "typer": (tuple(FLOORS), ("pipelines/cli/*.py",)),
     "torch": (("common",), ()),
 }
 BROAD_EXCEPT = ("common/executors/runner.py",)

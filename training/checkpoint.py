@@ -1,4 +1,4 @@
-"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`training.omniavatar.export`).
+"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`export`).
 
 A checkpoint is written beside and renamed; the file `latest` is switched last. So a kill or a full disk at any moment
 leaves the one before. Frozen weights are not in it: the base is named by its hash in `origin.json`.

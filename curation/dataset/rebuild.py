@@ -83,8 +83,8 @@ REPORT = pa.schema([(name, pa.string()) for name in ("clip_id", "video_id", "sta
 
 
 def source_rows(clips: Sequence[Mapping[str, Any]], videos: Path | None = None) -> list[Row]:
-    """The videos of a list as rows of sources to fetch (see `curation.sources.remote.remote_row`), each clip a segment; those
-    that lie in `videos` have a `path` instead of a `url`."""
+    """The videos of a list as rows of sources to fetch (see `curation.sources.remote.remote_row`), each clip a segment;
+    those that lie in `videos` have a `path` instead of a `url`."""
     rows: dict[str, Row] = {}
     for clip in clips:
         name = clip["video_id"]

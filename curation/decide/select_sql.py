@@ -1,4 +1,4 @@
-"""The rules of `curation.select` as SQL, to decide over millions of rows at once; the tests hold the two together.
+"""The rules of `curation.decide.select` as SQL, to decide over millions of rows at once.
 
 In the texts below `{name}` stands for the threshold `SelectConfig.name`.
 """

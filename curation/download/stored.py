@@ -22,7 +22,7 @@ def is_stored(row: Row) -> bool:
 def fetch_stored(rows: Sequence[Row], folder: Path, do: Do) -> list[Row]:
     """Bring those of the rows that are stored here; returns them, in order, with their `path`.
 
-    `do(stage, rows)` is that of `curation.download.fetch_sources`. A file that has gone since it was fetched, or was
+    `do(stage, rows)` is that of `fetch_sources`. A file that has gone since it was fetched, or was
     fetched by another machine, is fetched again.
     """
     stage = Stage("fetch", "1", {}, {}, partial(_make, folder), reads=("unit", "url", "again"))

@@ -126,7 +126,7 @@ class Plan:
 
 
 def listed(rows: Iterable[Row]) -> Listed:
-    """Count source rows (`curation.sources.list_sources`), each with `url` and `segments` if it is to be fetched."""
+    """Count source rows (`list_sources`), each with `url` and `segments` if it is to be fetched."""
     videos = remote = 0
     span_seconds, whole = 0.0, False
     for row in rows:

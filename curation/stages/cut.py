@@ -49,8 +49,8 @@ def clip_rows(config: CutConfig, source: dict[str, Any]) -> list[dict[str, Any]]
     """The clips of one probed and scanned source, each span once: fields of the clip table, plus `unit`, `path`,
     `source_sha256`, `faces` (the scan's, in pixels and on the clock of the clip), `crop` and `size` (px, or null).
 
-    A source with `segments` (see `curation.sources.remote.remote_row`) hands on of each clip's segment `row_index` and the
-    annotated point: `x`, `y` (fractions of the clip's frame) at `point_at` (seconds on the clip's clock).
+    A source with `segments` (see `curation.sources.remote.remote_row`) hands on of each clip's segment `row_index` and
+    the annotated point: `x`, `y` (fractions of the clip's frame) at `point_at` (seconds on the clip's clock).
     """
     motion = np.asarray(source["motion"])
     # Times of the changes; the frames of a variable rate are a little off, which a share does not feel.

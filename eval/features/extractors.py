@@ -175,4 +175,3 @@ EXTRACTORS = (
     Extractor("background", "1", _load_background, uses=_FACES),
     Extractor("fidelity", "1", _load_fidelity, reads=("video", "real")),
 )
-JUDGE_ROLES = tuple(dict.fromkeys(role for extractor in EXTRACTORS for role in extractor.needs + extractor.uses))

@@ -20,8 +20,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
     """Write `report/index.html`, `summary.json` and, of a judged run, the result card; returns the path of the page.
 
-    `summary` overrides keys of summary.json (its form is in `eval.reporting.summary`), e.g. `seconds` per stage as the caller
-    timed them. Parts of the run that are not there are shown as "not run".
+    `summary` overrides keys of summary.json (its form is in `eval.reporting.summary`), e.g. `seconds` per stage as the
+    caller timed them. Parts of the run that are not there are shown as "not run".
     """
     complete = summarize(run, summary)
     if (run.report / "metrics.parquet").exists():

@@ -5,6 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+ROLES: Mapping[str, str] = {
+    "transformer": "no training, no generation",
+    "vae": "no latents, so no training and no generation",
+    "text_encoder": "no latents, so no training and no generation",
+    "tokenizer": "no latents, so no training and no generation",
+    "scheduler": "nothing is missing, the noise schedule is the recipe's",
+    "adapter": "training starts from a fresh one",
+    "audio_encoder": "no latents, so no training and no generation",
+}
+"""The models of the system, and what becomes of a run without each."""
+
+ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
+BASE_ROLES = ("transformer", *ENCODER_ROLES)
+GENERATION_ROLES = (*BASE_ROLES, "adapter")
+
 AudioEntry = Literal["multi", "single", "cross_attention"]
 
 Recompute = Literal["none", "full", "selective", "offload"]

@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 
 from common.constants import AUDIO_RATE
-from omniavatar.config import GenerateConfig, LoadConfig
+from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.video.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
 from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
 
-ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter")
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
 
 
@@ -32,7 +31,7 @@ class AvatarOutput:
     prompt: str
 
     def save(self, path: Path | str) -> None:
-        """Write an mp4 with the sound, and its settings as JSON beside it. Errors as of common.media.video.write_video."""
+        """Write an mp4 with the sound, and its settings as JSON beside it. Raises what `write_video` raises."""
         write_avatar_video(path, self.frames, self.wave, self.rate)
         count, height, width, _ = self.frames.shape
         starts = chunk_starts(count, height, width, self.config)
@@ -115,12 +114,12 @@ class OmniAvatarPipeline:
 
 def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
     if not isinstance(weights, Mapping):
-        weights = {role: Path(weights) / role for role in ROLES}
-    absent = [role for role in ROLES if role not in weights or not Path(weights[role]).exists()]
+        weights = {role: Path(weights) / role for role in GENERATION_ROLES}
+    absent = [role for role in GENERATION_ROLES if role not in weights or not Path(weights[role]).exists()]
     if absent:
         where = weights.get(absent[0], "not named")
         raise FileNotFoundError(f"There are no weights for {', '.join(absent)} ({where}); give the path of each role.")
-    return ModelPaths(**{role: Path(weights[role]) for role in ROLES})
+    return ModelPaths(**{role: Path(weights[role]) for role in GENERATION_ROLES})
 
 
 def _picture(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:

@@ -25,10 +25,11 @@ def calibrate(
     """Fit `generate.cache_polynomial` for a model, and measure how like the videos stay at each `cache_threshold`."""
     setup_logging(verbose)
     from common.runs import RunFolder
+    from omniavatar.config import GENERATION_ROLES
     from pipelines.generate.animate import load_avatar
     from pipelines.generate.calibrate import calibrate, clip_requests, listed_requests
     from pipelines.recipe import read_recipe
-    from pipelines.steps import GENERATION_ROLES, require
+    from pipelines.steps import require
 
     try:
         tried = [float(part) for part in thresholds.split(",")]

@@ -83,7 +83,8 @@ def _settings(preset: str, settings: list[str] | None, retry: bool) -> tuple[str
 
 def _weights(recipe: "Recipe") -> dict[str, Path | None]:
     """The roles of generation, which must be there, and the judges of likeness, which may."""
-    from pipelines.steps import GENERATION_ROLES, require
+    from omniavatar.config import GENERATION_ROLES
+    from pipelines.steps import require
 
     judges = recipe.model_paths(("face_detector", "face_identity"))
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.progress import setup_logging
-from omniavatar.models import resolve_device
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -44,6 +43,7 @@ def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: li
     from latents.sheet import decode_samples, write_sheet
     from omniavatar.config import LoadConfig
     from omniavatar.encoders.vae import load_vae
+    from omniavatar.models import resolve_device
     from pipelines.recipe import read_recipe
     from pipelines.steps import require
 
@@ -72,9 +72,10 @@ def forecast(
     from latents.forecast import even_lengths, read_widths
     from latents.forecast import forecast as make_forecast
     from latents.forecast import probe as measure
-    from omniavatar.config import LoadConfig
+    from omniavatar.config import ENCODER_ROLES, LoadConfig
+    from omniavatar.models import resolve_device
     from pipelines.recipe import read_recipe
-    from pipelines.steps import GENERATION_ROLES, require
+    from pipelines.steps import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     config, named = chosen.latents, chosen.named_models()
@@ -84,9 +85,7 @@ def forecast(
     speed = _speed(run) if run else None
     if probe:
         place = resolve_device(LoadConfig(config.device, config.dtype))
-        encoders = load_encoders(
-            require(chosen.model_paths(), GENERATION_ROLES[1:5]), config.references, config.audio, *place
-        )
+        encoders = load_encoders(require(chosen.model_paths(), ENCODER_ROLES), config.references, config.audio, *place)
         speed = measure(encoders, config.buckets[0])
     widths = read_widths(named["text_encoder"], named["audio_encoder"])
     print("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))

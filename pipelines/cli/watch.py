@@ -23,13 +23,14 @@ def watch(
     """Sample videos and their lip-sync scores of every adapter a training exports; Ctrl-C ends it."""
     setup_logging(verbose)
     from common.runs import RunFolder
+    from omniavatar.config import BASE_ROLES
     from pipelines.generate.watch import watch as sample_exports
     from pipelines.recipe import read_recipe
-    from pipelines.steps import GENERATION_ROLES, require
+    from pipelines.steps import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     models = chosen.model_paths()
-    require(models, GENERATION_ROLES[:5])
+    require(models, BASE_ROLES)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     folder = RunFolder(run or Path("runs") / chosen.name)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from common.runs import atomic_write, sha256_file
-from omniavatar.config import GenerateConfig, LoadConfig, Request
+from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, LoadConfig, Request
 from omniavatar.generate import chunk_starts, draw_portrait, stream_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.video.images import fit_image, to_frames
@@ -17,7 +17,6 @@ from omniavatar.video.scene import frame_size, frames_of, with_lead_in
 from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
 from pipelines.generate.facts import drift_report, model_hash
 
-MODEL_ROLES = ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder")
 Loader = Callable[[], AvatarModels]
 
 
@@ -55,7 +54,7 @@ def animate(
         "sha256": {name: sha256_file(path) for name in ("image", "audio") if (path := getattr(request, name))},
         "prompt": request.prompt,
         "preset": preset,
-        "models": {role: model_hash(path) for role in (*MODEL_ROLES, "adapter") if (path := models[role])},
+        "models": {role: model_hash(path) for role in GENERATION_ROLES if (path := models[role])},
         "frames": count,
         "chunk_starts": starts,
     }
@@ -70,7 +69,7 @@ def load_avatar(models: Mapping[str, Path | None], config: LoadConfig) -> Avatar
 
 def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> ModelPaths:
     """The roles of generation as omniavatar takes them; `adapter` None is the text-to-video base."""
-    return ModelPaths(**{role: Path(models[role] or "") for role in MODEL_ROLES}, adapter=adapter and Path(adapter))
+    return ModelPaths(**{role: Path(models[role] or "") for role in BASE_ROLES}, adapter=adapter and Path(adapter))
 
 
 def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | None], out: Path) -> np.ndarray:

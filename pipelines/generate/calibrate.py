@@ -1,6 +1,7 @@
 """The polynomial of a model's residual cache, fitted to whole samplings, and what each threshold costs in likeness.
 
-See omniavatar/model/residual_cache.py. Likeness is PSNR to the video of all steps: how much of it is visible, eyes decide.
+See omniavatar/model/residual_cache.py. Likeness is PSNR to the video of all steps:
+how much of it is visible, eyes decide.
 """
 
 from collections.abc import Iterator, Sequence

@@ -27,13 +27,13 @@ from common.media.audio import read_audio
 from common.media.video import read_video
 from common.media.write import write_video
 from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
-from omniavatar.config import GenerateConfig
+from omniavatar.config import GENERATION_ROLES, GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
 from omniavatar.video.scene import ClipRequest
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.config import VideosConfig
-from pipelines.generate.animate import MODEL_ROLES, animate, model_paths
+from pipelines.generate.animate import animate, model_paths
 from pipelines.generate.facts import model_hash
 
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
@@ -68,7 +68,7 @@ def make_videos(
     write_real(run, test, TRUTH, config.frames)
     write_real(run, others, FLOOR, config.frames)
     units = plan_units(config, test)
-    paths = {role: str(models[role]) for role in (*MODEL_ROLES, "adapter")}
+    paths = {role: str(models[role]) for role in GENERATION_ROLES}
     hashes = {role: model_hash(Path(path)) for role, path in paths.items()}
     params = {"sampling": plain(sampling), "frames": config.frames}
     make = partial(make_worker, paths, sampling, run.root, config.frames)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.roles import MODEL_ROLES
 from pipelines.models.loaders import LOADERS, Loaded
 from pipelines.models.lock import compare_with_lock, locked_files
 from pipelines.models.published import gigabytes, read_published
+from pipelines.roles import MODEL_ROLES
 
 # A file of another model differs in every tensor: the first few say so.
 SHOWN, LONGEST = 8, 400

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from common.roles import MODEL_ROLES
 from pipelines.models.published import Published, gigabytes
+from pipelines.roles import MODEL_ROLES
 
 
 def role_lines(published: Mapping[str, Published], named: Mapping[str, Path | None] | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.recipe import load_recipe
-from common.roles import MODEL_ROLES
+from pipelines.roles import MODEL_ROLES
 
 NOT_STATED = "not stated"
 

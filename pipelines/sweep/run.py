@@ -21,9 +21,9 @@ from common.ledger.store import Ledger, Outcome
 from common.progress import progress
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
-from omniavatar.config import Request
+from omniavatar.config import GENERATION_ROLES, Request
 from pipelines.dag import Context, Step, run_steps
-from pipelines.generate.animate import MODEL_ROLES, animate
+from pipelines.generate.animate import animate
 from pipelines.steps import STEPS, draw_long_input, require
 from pipelines.sweep.settings import DATA_SECTIONS, Cell, Places, SweepConfig, cell_of, cells
 
@@ -127,7 +127,7 @@ def _link_data(places: Places, cell: Cell, context: Context) -> None:
 def long_videos(count: int, context: Context) -> Mapping[str, Any]:
     """`count` long videos of drawn faces and voices, and the manifest of them: nothing real to compare with."""
     run, rows = context.run, []
-    models = require(context.models, (*MODEL_ROLES, "adapter"))
+    models = require(context.models, GENERATION_ROLES)
     for number in range(count):
         image, audio = (f"inputs/{number}/{name}" for name in ("portrait.png", "voice.wav"))
         prompt = (run.root / "inputs" / f"{number}" / "prompt.txt").read_text("utf-8")

@@ -29,8 +29,8 @@ class Entry:
 
     `mean` is over clips and seeds, `seed_sd` the standard deviation of the seeds' means (None with one seed), `low` and
     `high` the 95 % interval over clips; `clips` of `listed` have a value. What follows `seeds` is the difference to the
-    base row as in `eval.scoring.compare.Difference`; where the metric is of a whole set or clips are too few to test, the mean
-    of the seeds' differences with its interval over seeds (None with one), untested: a few seeds are too few.
+    base row as in `eval.scoring.compare.Difference`; where the metric is of a whole set or clips are too few to test,
+    the mean of the seeds' differences with its interval over seeds (None with one), untested: a few seeds are too few.
     `rests_on` says which of the two. `reported` is the paper's number, of other clips.
     """
 

@@ -1,9 +1,9 @@
 import pytest
 
 from common.recipe import RecipeError, dump_recipe, load_recipe
-from common.roles import MODEL_ROLES
 from miniature.weights import WEIGHT_PATHS
 from pipelines.recipe import RECIPES, Recipe, read_recipe
+from pipelines.roles import MODEL_ROLES
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))

@@ -1,4 +1,4 @@
-"""Decode chosen frames of a video, exactly and with as little work as the stream allows; used through common.media.video.
+"""Decode chosen frames of a video, exactly and with as little work as the stream allows.
 
 Where a frame is wanted, the decoder starts at the key frame before it and leaves out pictures that no other picture
 refers to (a third to two thirds of an ordinary stream), which changes no bit of the others.

@@ -3,8 +3,8 @@
     python -m miniature.train.qalign --out weights/one-align --minutes 5
 
 Quality answers technical damage, aesthetics composition and tone (and, half as much, damage); the rules are in
-`miniature.world.damage`. A severity s becomes the score 5 - 4 s, shared by the two level words next to it, and the words
-are learnt as the next token of the prompt, as Q-Align is trained.
+`miniature.world.damage`. A severity s becomes the score 5 - 4 s, shared by the two level words next to it, and the
+words are learnt as the next token of the prompt, as Q-Align is trained.
 """
 
 from dataclasses import replace

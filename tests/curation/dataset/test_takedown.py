@@ -161,7 +161,7 @@ def test_killed_it_is_completed(run: RunFolder, tmp_path: Path) -> None:
         f"entry = takedown.begin(run, {VIDEO!r})\n"
         f"takedown.forget_clips(takedown.SelectConfig(min_side=64, min_face_px=12), run, {VIDEO!r}, entry)\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     path = os.pathsep.join((str(root), str(root / "packages")))
     killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode == -9

@@ -25,7 +25,7 @@ from curation.sources.remote import refused_row, remote_row
 from tests.curation.conftest import draw_talk, write_talk
 from tests.curation.web import OK, Answer, Web, serve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = ExitConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
 CONFIG = DownloadConfig(exits=(QUICK,), network_tries=2, backoff_seconds=0.01)
 REST = RestConfig(cooldown_seconds=100, give_up_after=3)

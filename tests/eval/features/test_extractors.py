@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.config import FeatureConfig, SyncRules
+from eval.config import ROLES, FeatureConfig, SyncRules
 from eval.features.decoded_video import Sight
 from eval.features.extract import run_extractor
-from eval.features.extractors import EXTRACTORS, JUDGE_ROLES, frame_choice
+from eval.features.extractors import EXTRACTORS, frame_choice
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 
 BY_NAME = {extractor.name: extractor for extractor in EXTRACTORS}
-HASHES = {role: role for role in JUDGE_ROLES if role != "face_detector"}
+HASHES = {role: role for role in ROLES if role != "face_detector"}
 UNIT = {"video_sha256": "v", "audio_sha256": "s", "real_sha256": "r"}
 CONFIG = FeatureConfig()
 
@@ -82,3 +82,7 @@ def test_strict_looks_at_windows_end_to_end_and_at_long_ones(looked_at: dict[str
     frames = np.zeros((60, 64, 64, 3), np.uint8)  # 61 are needed
     short = run_extractor(BY_NAME["fvd_slow"].load(FeatureConfig("strict"), model_paths()), Sight(frames, np.zeros(0)))
     assert "need at least 61" in str(short["status"]) and set(short) == {"status"}
+
+
+def test_the_roles_of_the_settings_are_those_that_extractors_read() -> None:
+    assert set(ROLES) == {role for extractor in EXTRACTORS for role in extractor.needs + extractor.uses}

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.roles import MODEL_ROLES
 from miniature.weights import WEIGHT_PATHS, weights_dir
 from pipelines.models.check import check
 from pipelines.models.lock import LockedEntry, LockedFile, write_lock
 from pipelines.recipe import read_recipe
+from pipelines.roles import MODEL_ROLES
 
 TRANSFORMER = "wan/transformer/diffusion_pytorch_model.safetensors"
 

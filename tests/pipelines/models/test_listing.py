@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from common.roles import MODEL_ROLES
 from pipelines.models.listing import entry_lines, licence_lines, recipe_lines, role_lines
 from pipelines.models.published import read_published
+from pipelines.roles import MODEL_ROLES
 
 PUBLISHED = read_published()
 

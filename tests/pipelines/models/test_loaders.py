@@ -14,10 +14,10 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from common.roles import MODEL_ROLES
 from miniature.weights import model_paths
 from pipelines.models.check import UNUSABLE
 from pipelines.models.loaders import LOADERS, Loaded
+from pipelines.roles import MODEL_ROLES
 from tests.perception.small_networks import write_constant
 
 SHIPPED = model_paths()

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from common.recipe import RecipeError
-from common.roles import MODEL_ROLES
 from pipelines.models.published import Published, choose, gigabytes, read_published
+from pipelines.roles import MODEL_ROLES
 
 PUBLISHED = read_published()
 
