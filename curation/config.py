@@ -27,7 +27,7 @@ class SourcesConfig:
     line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
     gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
     "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (see
-    `curation.sources.hdtf_sets`; cut them with cut.use_segments: exact), the first drawn with `seed`. In text files
+    `curation.sources.hdtf`; cut them with cut.use_segments: exact), the first drawn with `seed`. In text files
     empty lines and lines that begin with # are passed over. `name` goes into the `source` field of the clips; empty
     means folder, urls, avspeech_train, avspeech_test or hdtf.
     """

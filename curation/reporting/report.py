@@ -1,12 +1,18 @@
 """The closing report of a curation: one HTML file that opens offline. Where did every hour go, and why?"""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
 
+from common.media.index import index_video
+from common.media.open import MediaError
+from common.media.video import read_frames
 from common.query import connect, run_query
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
@@ -14,7 +20,6 @@ from curation.decide.select_sql import decided_sql
 from curation.decide.yields import hours_lines, in_hours
 from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Plan
-from curation.reporting.thumbnails import thumbnail
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLAN_FILE = "plan.json"
@@ -165,3 +170,19 @@ def _render(**context: Any) -> str:
     environment.filters |= {"number": _number, "estimate": _estimate, "in_hours": in_hours}
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment.get_template("curation.html.j2").render(width=WIDTH, height=HEIGHT, **context)
+
+
+HEIGHT = 96
+
+
+def thumbnail(file: Path) -> str | None:
+    """The middle frame as a JPEG `data:` address `HEIGHT` px high; None for a file that is gone or cannot be read."""
+    try:
+        middle = len(index_video(file).times) // 2
+        picture = Image.fromarray(read_frames(file, [middle])[0])
+    except (FileNotFoundError, MediaError):
+        return None
+    width = min(4 * HEIGHT, max(1, round(picture.width * HEIGHT / picture.height)))
+    buffer = io.BytesIO()
+    picture.resize((width, HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -4,11 +4,12 @@ Times and crops belong to one clip, `name_index`; crops stand in pixels of the h
 beside them and is not the height a video has today.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from curation.sources.remote import WATCH, Row, SourcesError, read_lines, refused_row, remote_row, youtube_id
 
@@ -119,3 +120,39 @@ def _fitted(segment: Row, width: int, height: int) -> Row:
         return fitted | {"crop": None}
     side = min(round(wide), round(high), width, height)
     return fitted | {"crop": [min(max(round(x), 0), width - side), min(max(round(y), 0), height - side), side, side]}
+
+
+HdtfSet = Literal["hdtf100", "hdtf400_15s"]
+
+CLIPS, CLIP_SECONDS, LONG_SECONDS = 100, 10.0, 15.0
+
+
+def list_hdtf_set(name: HdtfSet, folder: Path, seed: int = 0) -> list[Row]:
+    """Source rows as `list_hdtf` gives them, one segment each, by video id; cut them with `cut.use_segments: exact`.
+
+    hdtf100: 100 videos drawn by `seed`; of each the first interval that has a crop and 10 s, and of that the first
+    10 s. hdtf400_15s: of every video the first 15 s of its first interval (all of it, where it is shorter); the seed
+    does not matter. Raises what `list_hdtf` raises, and SourcesError for another name or too few videos.
+    """
+    if name not in get_args(HdtfSet):
+        raise SourcesError(f"There is no HDTF set '{name}'; expected one of {', '.join(get_args(HdtfSet))}.")
+    videos = sorted((row for row in list_hdtf(folder, name) if row["segments"]), key=lambda row: row["unit"])
+    if name == "hdtf400_15s":
+        return [_first(row, min(row["segments"], key=lambda each: each["start"]), LONG_SECONDS) for row in videos]
+    usable = {row["unit"]: segment for row in videos if (segment := _usable(row))}
+    if len(usable) < CLIPS:
+        raise SourcesError(f"{folder} has {len(usable)} videos with a crop and {CLIP_SECONDS:g} s; expected {CLIPS}.")
+    drawn = set(sorted(usable, key=lambda unit: hashlib.sha256(f"{seed}\0{unit}".encode()).hexdigest())[:CLIPS])
+    return [_first(row, usable[row["unit"]], CLIP_SECONDS) for row in videos if row["unit"] in drawn]
+
+
+def _usable(row: Row) -> dict[str, Any] | None:
+    for segment in sorted(row["segments"], key=lambda each: each["start"]):
+        if segment["crop"] and segment["end"] - segment["start"] >= CLIP_SECONDS:
+            return dict(segment)
+    return None
+
+
+def _first(row: Row, segment: Row, seconds: float) -> Row:
+    end = min(segment["end"], segment["start"] + seconds)
+    return row | {"segments": [segment | {"end": end}]}

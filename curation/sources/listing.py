@@ -9,8 +9,7 @@ from typing import Any
 from common.storage import is_url
 from curation.config import SourcesConfig
 from curation.sources.avspeech import list_avspeech
-from curation.sources.hdtf import list_hdtf
-from curation.sources.hdtf_sets import list_hdtf_set
+from curation.sources.hdtf import list_hdtf, list_hdtf_set
 from curation.sources.remote import SAFE_ID, WATCH, SourcesError, read_lines, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)

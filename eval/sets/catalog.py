@@ -21,7 +21,7 @@ import numpy as np
 from common.clips import stream_clips
 from common.runs import RunFolder, atomic_write
 from curation.decide.split import HeldOut, draw_split
-from curation.sources.hdtf_sets import HdtfSet, list_hdtf_set
+from curation.sources.hdtf import HdtfSet, list_hdtf_set
 
 Row = Mapping[str, Any]
 AvspeechSet = Literal["avspeech_semi", "avspeech_face"]

@@ -21,7 +21,7 @@ from omniavatar.parallel.ranks import in_turn, join_ranks, own_device
 from omniavatar.parallel.sequence import SequenceGroup
 from omniavatar.parallel.sharding import shard_blocks
 from omniavatar.weights.checkpoints import load_adapter
-from omniavatar.weights.extra_lora import merge_extra_lora
+from omniavatar.weights.loras import merge_extra_lora
 
 
 def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.calibrate import app as calibrate_command
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
 from pipelines.cli.flow import run_flow
@@ -20,7 +19,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(data_commands)
 app.add_typer(eval_commands)
 app.add_typer(generate_command)
-app.add_typer(calibrate_command)
 app.add_typer(watch_command)
 log = logging.getLogger(__name__)
 

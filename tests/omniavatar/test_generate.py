@@ -10,9 +10,8 @@ from omniavatar.generate import chunk_starts, draw_portrait, generate_clips, gen
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunks import plan_chunks
-from omniavatar.video.colour import hold_colours
 from omniavatar.video.images import to_frames
-from omniavatar.video.joins import fade
+from omniavatar.video.joins import fade, hold_colours
 from omniavatar.video.sampler import Guidance, denoise
 from omniavatar.video.scene import ClipRequest, chunk_noise, prepare, sample_chunk
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.runs import disk_guard, read_json, sync, write_json
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
-from omniavatar.weights.diffusers_lora import read_diffusers_lora, save_diffusers_lora
+from omniavatar.weights.loras import read_diffusers_lora, save_diffusers_lora
 from omniavatar.weights.tensor_files import CheckpointError, read_tensors
 from training.config import ModelConfig
 from training.engine.zero import Engine

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from perception.config import Protocol
 from perception.features.i3d import I3D
 from perception.features.inception import FIDInception
-from perception.state_dicts import differences
+from perception.features.state_dicts import differences
 
 WINDOW = 16  # frames the published I3D protocols look at
 STRICT_WINDOWS = 8  # of a clip, not overlapping

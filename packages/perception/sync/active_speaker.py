@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor, nn
 
-from perception.state_dicts import differences
+from perception.features.state_dicts import differences
 from perception.sync.mfcc import mfcc
 
 CROP_SIDE, FACE_SIDE = 224, 112  # px: the crop of `crop_track`, and the middle of it that the network sees

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.constants import SAMPLES_PER_FRAME
-from perception.state_dicts import differences
+from perception.features.state_dicts import differences
 from perception.sync.mfcc import COEFFICIENTS, mfcc
 
 WINDOW_FRAMES = 5

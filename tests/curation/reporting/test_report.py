@@ -1,5 +1,7 @@
 """The page of a small run whose hours, reasons and downloads are known; it needs nothing from outside."""
 
+import base64
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tests.curation.test_select_sql import GOOD
 
 from common.clips import write_clips
@@ -18,7 +21,7 @@ from curation.config import DownloadConfig, SelectConfig
 from curation.decide.select import select
 from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Machines, listed, make_plan
-from curation.reporting.report import histogram, save_plan, write_curation_report
+from curation.reporting.report import HEIGHT, histogram, save_plan, thumbnail, write_curation_report
 from curation.reporting.summary import SOURCES_SCHEMA
 
 HOUR = 3600.0
@@ -104,3 +107,19 @@ def test_thresholds_of_the_page_are_those_given(run: RunFolder) -> None:
 def test_a_run_without_clips_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the curation job"):
         write_curation_report(RunFolder(tmp_path), CONFIG)
+
+
+def test_the_middle_frame_becomes_a_small_picture(tmp_path: Path) -> None:
+    frames = np.zeros((11, 64, 128, 3), np.uint8)
+    frames[4:7] = (200, 30, 30)
+    write_video(tmp_path / "clip.mp4", frames, None)
+    address = thumbnail(tmp_path / "clip.mp4")
+    assert address is not None and len(address) < 4000
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/jpeg;base64,")))))
+    assert picture.shape == (HEIGHT, 2 * HEIGHT, 3)
+    assert np.abs(picture.mean(axis=(0, 1)) - (200, 30, 30)).max() < 15
+
+
+def test_no_picture_of_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "page.mp4").write_text("<html>gone</html>" * 50)
+    assert thumbnail(tmp_path / "page.mp4") is None and thumbnail(tmp_path / "absent.mp4") is None

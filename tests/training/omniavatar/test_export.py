@@ -8,7 +8,7 @@ import torch
 from common.runs import DiskFullError, RunFolder
 from omniavatar.model.transformer import load_base
 from omniavatar.weights.checkpoints import AdapterConfig, load_adapter
-from omniavatar.weights.diffusers_lora import read_diffusers_lora
+from omniavatar.weights.loras import read_diffusers_lora
 from omniavatar.weights.tensor_files import CheckpointError
 from training.config import CheckpointConfig, ModelConfig, TrainConfig
 from training.engine.zero import join_group

@@ -1,6 +1,6 @@
 import torch
 
-from perception.state_dicts import differences
+from perception.features.state_dicts import differences
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:
