@@ -42,7 +42,7 @@ HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class ExitConfig:
+class EgressConfig:
     """One exit = one worker.
 
     `proxy` (URL), `source_address` (a local IP address) and `cookies` (a file in Netscape format, which the site's
@@ -71,7 +71,7 @@ class ExitConfig:
 
 
 @dataclass(frozen=True)
-class RestConfig:
+class CooldownConfig:
     """What an exit does after a bot check or a rate limit: it rests `cooldown_seconds`, twice as long after each
     further one up to `max_cooldown_seconds`, and after `give_up_after` of them in a row it leaves the rest of the queue
     to other exits or to the next run."""
@@ -94,8 +94,8 @@ class DownloadConfig:
     """
 
     folder: str = ""
-    exits: tuple[ExitConfig, ...] = (ExitConfig(),)
-    rest: RestConfig = RestConfig()
+    exits: tuple[EgressConfig, ...] = (EgressConfig(),)
+    rest: CooldownConfig = CooldownConfig()
     canary: str = ""
     max_height: int = 720
     prefer_codec: Literal["h264", "vp9", "av1"] = "h264"

@@ -21,10 +21,10 @@ from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_js
 from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractJob, is_lost, load_arrays
 from eval.features.extractors import EXTRACTORS
-from eval.features.records import NO_WEIGHTS, Look, Record, Seen
+from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
 from eval.metrics.clip_metrics import clip_records
 from eval.scoring.scores import score_methods
-from eval.scoring.study import FLOOR, Study
+from eval.scoring.study import FLOOR, EvalTable
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,15 @@ def evaluate(
     return table
 
 
-def _study(run: RunFolder, rows: list[dict], seen: Mapping[str, Seen], ready: set[str], protocol: str) -> Study:
+def _study(run: RunFolder, rows: list[dict], seen: Mapping[str, Features], ready: set[str], protocol: str) -> EvalTable:
     """The records of every clip; sets of features are those of the first seed."""
     records: list[Record] = []
     for row in rows:
-        real, picture = seen.get(_reference_name(row), Seen()), seen.get(_picture_name(row), Seen())
-        look = Look(seen[_name(row)], real, picture, _seams(Path(run.root) / row["video"]))
+        real, picture = seen.get(_reference_name(row), Features()), seen.get(_picture_name(row), Features())
+        look = ClipFeatures(seen[_name(row)], real, picture, _seams(Path(run.root) / row["video"]))
         records += clip_records(row, look, ready, protocol)
     first = {(row["method"], row["clip_id"]): row for row in reversed(rows)}
-    return Study(
+    return EvalTable(
         records=records,
         seen={f"{method}/{clip}": seen[_name(row)].arrays for (method, clip), row in first.items()},
         real={r["clip_id"]: seen[_reference_name(r)].arrays for r in rows if r["reference"] and r["method"] != FLOOR},
@@ -114,7 +114,7 @@ def read_manifest(run: RunFolder) -> list[dict]:
     return rows
 
 
-def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Seen]:
+def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Features]:
     """Unit name -> what came of it, from the cache that the stage has filled."""
     params = {"config": asdict(job.config), "extractors": {e.name: e.version for e in EXTRACTORS}}
     reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
@@ -123,7 +123,7 @@ def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: E
     for unit, outcome in zip(units, run_stage(stage, units, Ledger(run.ledger), executor), strict=True):
         files = _restore(job, unit, outcome).outputs.get("files", {})
         message = outcome.message if outcome.state == "failed" else ""
-        seen[unit["unit"]] = Seen({name: load_arrays(job.cache / file) for name, file in files.items()}, message)
+        seen[unit["unit"]] = Features({name: load_arrays(job.cache / file) for name, file in files.items()}, message)
     return seen
 
 
@@ -178,7 +178,7 @@ def _demo_unit(run: RunFolder) -> list[dict]:
     return [_unit(run, DEMO, video, OF_DEMO, video)]
 
 
-def _demo_sync(seen: Seen, ready: set[str]) -> dict:
+def _demo_sync(seen: Features, ready: set[str]) -> dict:
     """Sync scores and per-frame curve of the demo video, or the reason why there are none."""
     if "sync" not in ready:
         return {"status": NO_WEIGHTS}

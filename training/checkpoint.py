@@ -129,7 +129,7 @@ class Checkpoints:
         return replace(state, best_loss=loss, best_step=state.step)
 
 
-def adopt_origin(run: RunFolder, origin: Mapping[str, Any]) -> None:
+def record_provenance(run: RunFolder, origin: Mapping[str, Any]) -> None:
     """Make `checkpoints/state/` the place of this training; by one rank, before any loads.
 
     `origin` (JSON values) says what the result depends on: settings, hash of the base, digest of the shards. State,

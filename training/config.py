@@ -126,7 +126,7 @@ class EngineConfig:
     live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
     persistent_below: int = 100_000  # stage 3: smaller tensors are whole on every rank
     collective_timeout: float = (
-        3600.0  # seconds a rank waits for others; above survive.stuck_seconds, which says for whom
+        3600.0  # seconds a rank waits for others; above survive.stall_seconds, which says for whom
     )
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class SurviveConfig:
+class FaultToleranceConfig:
     """What a training puts up with.
 
     A step whose loss exceeds `spike` times the median of the last `history` steps is not taken (0 = never judged; nor
@@ -195,7 +195,7 @@ class SurviveConfig:
     history: int = 100
     quarantine_after: int = 3
     restarts: int = 3
-    stuck_seconds: float = 1800.0  # no movement of any rank for so long: one hangs; longer than any validation or save
+    stall_seconds: float = 1800.0  # no movement of any rank for so long: one hangs; longer than any validation or save
     save_seconds: float = 60.0  # what ranks that were asked to stop get to save, before they are ended
 
     def __post_init__(self) -> None:
@@ -257,7 +257,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    survive: SurviveConfig = field(default_factory=SurviveConfig)
+    survive: FaultToleranceConfig = field(default_factory=FaultToleranceConfig)
     phases: tuple[Phase, ...] = ()
     steps: int = 20_000
     minutes: float = 0.0

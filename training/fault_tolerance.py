@@ -9,20 +9,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from training.config import SurviveConfig
+from training.config import FaultToleranceConfig
 from training.data.windows import BadSamplesError
 from training.state import TrainState
 
 MOST_SKIPS_IN_A_ROW = 10
 MOST_QUARANTINED = 1_000
-MOST_BLAMED = 10_000  # clips that were blamed and not yet left out; the oldest are forgiven first
+MOST_SUSPECTS = 10_000  # clips that were blamed and not yet left out; the oldest are forgiven first
 
 
 class TrainingDivergedError(RuntimeError):
     """Too many steps in a row, or too many clips, had to be left out."""
 
 
-def is_spike(loss: float, history: Sequence[float], config: SurviveConfig) -> bool:
+def is_spike(loss: float, history: Sequence[float], config: FaultToleranceConfig) -> bool:
     """Whether a step of this mean loss is out of line with those before it. A loss that is not finite is no spike."""
     if config.spike == 0 or len(history) < max(1, config.history // 2):
         return False
@@ -37,7 +37,7 @@ def worst_clip(losses: Mapping[str, float]) -> str | None:
 
 
 def why_skipped(
-    state: TrainState, loss: float, losses: Mapping[str, float], config: SurviveConfig
+    state: TrainState, loss: float, losses: Mapping[str, float], config: FaultToleranceConfig
 ) -> dict[str, str | float | None]:
     """For the log: why the step after `state` was not taken, its mean loss, the usual one, and the worst clip."""
     return {
@@ -48,12 +48,12 @@ def why_skipped(
     }
 
 
-def step_taken(state: TrainState, loss: float, config: SurviveConfig) -> TrainState:
+def step_taken(state: TrainState, loss: float, config: FaultToleranceConfig) -> TrainState:
     """The state after a step that was taken."""
     return replace(state, step=state.step + 1, skipped_in_a_row=0, losses=(*state.losses, loss)[-config.history :])
 
 
-def step_skipped(state: TrainState, losses: Mapping[str, float], config: SurviveConfig) -> TrainState:
+def step_skipped(state: TrainState, losses: Mapping[str, float], config: FaultToleranceConfig) -> TrainState:
     """The state after a step that was not taken, from the loss of each of its clips, over all ranks.
 
     Raises TrainingDivergedError.
@@ -83,7 +83,7 @@ def _blame(state: TrainState, clip: str, limit: int) -> TrainState:
     blamed = {name: times for name, times in state.blamed.items() if name != clip}
     times = state.blamed.get(clip, 0) + 1
     if times < limit:
-        return replace(state, blamed=dict([*blamed.items(), (clip, times)][-MOST_BLAMED:]))
+        return replace(state, blamed=dict([*blamed.items(), (clip, times)][-MOST_SUSPECTS:]))
     if len(state.quarantined) == MOST_QUARANTINED:
         raise TrainingDivergedError(
             f"{MOST_QUARANTINED} clips were left out for steps that could not be taken, and {clip} would be one more; "

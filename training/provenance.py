@@ -19,7 +19,7 @@ def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:
         del settings[free]
     for free in WITHOUT_EFFECT:
         del settings["engine"][free]
-    for free in ("restarts", "stuck_seconds", "save_seconds"):
+    for free in ("restarts", "stall_seconds", "save_seconds"):
         del settings["survive"][free]
     for free in ("readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
         del settings["data"][free]

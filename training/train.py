@@ -21,7 +21,7 @@ from torch import Tensor
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
-from training.checkpoint import Checkpoints, adopt_origin
+from training.checkpoint import Checkpoints, record_provenance
 from training.config import TrainConfig
 from training.data.buckets import Bucket
 from training.data.phases import WHOLE, handed_over, in_phase, judged, number_of_phase
@@ -29,8 +29,15 @@ from training.data.windows import ClipWindows, MicroBatch, Store, stream
 from training.engine.optimizer import build_optimizer, learning_rate
 from training.engine.zero import Engine, StepResult, join_group, leave_group
 from training.fault_tolerance import found_bad, is_spike, step_skipped, step_taken, why_skipped
-from training.launch.hang_detection import COMPUTING, READING, SAVING, Heartbeat
-from training.launch.rank import UNFINISHED, end_stuck, end_with_launcher, save_when_asked, stop_asked, tell_failure
+from training.launch.hang_detection import COMPUTING, READING, SAVING, RankHeartbeat
+from training.launch.rank import (
+    UNFINISHED,
+    abort_stalled,
+    end_with_launcher,
+    report_failure,
+    save_when_asked,
+    stop_asked,
+)
 from training.omniavatar.export import adapter_config
 from training.omniavatar.model import build_model
 from training.omniavatar.objective import draw, make_batch, sample_losses
@@ -39,7 +46,7 @@ from training.planning.devices import peak_memory, peak_of
 from training.planning.flops import Work, network_of, work
 from training.provenance import origin
 from training.report import Report
-from training.tally import Tally
+from training.step_metrics import StepMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +72,8 @@ class Trainer:
             for number, phase in enumerate(self.phases)
         ]
         if self.engine.rank == 0:
-            adopt_origin(run, origin(config, shards, run.cache / "hashes.json"))
-            self.tell_data(run)
+            record_provenance(run, origin(config, shards, run.cache / "hashes.json"))
+            self.log_data(run)
         self.engine.wait()
         self.held_out: HeldOut | None = None
         if config.validation.every:
@@ -80,8 +87,8 @@ class Trainer:
         self.state = self.saved = self.checkpoints.load()
         self.started = time.monotonic() - self.state.elapsed
         self.report = Report(run.logs, self.engine.rank == 0, self.state.step, self._total(), self._done())
-        self.heartbeat = Heartbeat(
-            run.logs, self.engine.rank, self.engine.world, config.survive.stuck_seconds, partial(end_stuck, run)
+        self.heartbeat = RankHeartbeat(
+            run.logs, self.engine.rank, self.engine.world, config.survive.stall_seconds, partial(abort_stalled, run)
         )
         self.bad_told = 0
         self.stop_asked = False
@@ -128,33 +135,33 @@ class Trainer:
         micro_batches = next(steps)
         waited = time.monotonic() - began
         lr = learning_rate(in_phase(self.config.optimizer, self.phase), self.state.step, self.progress())
-        tally = Tally()
+        step_metrics = StepMetrics()
         for number, micro in enumerate(micro_batches, 1):
             self.heartbeat.at(self.state.step + 1, number, COMPUTING)
             losses = self.losses(micro)
-            tally.add(
+            step_metrics.add(
                 [sample.clip_id for sample in micro.samples], losses, micro.bucket.tokens, self.work(micro.bucket)
             )
             # Divided by the nominal size: every sample weighs the same, also those of a short micro-batch.
             divisor: float = self.config.data.batch
             if number == len(micro_batches):
-                tally = tally.over_ranks(self.engine)
-                if is_spike(tally.mean_loss, self.state.losses, self.config.survive):
+                step_metrics = step_metrics.over_ranks(self.engine)
+                if is_spike(step_metrics.mean_loss, self.state.losses, self.config.survive):
                     divisor = math.nan  # a gradient that is not finite moves nothing, at any stage
             self.engine.backward(losses.sum() / divisor)
             result = self.engine.step(lr)
         imbalance = self.windows.imbalance(self.state.step, self.engine.data_world)
         epoch = self.windows.epoch_of(self.state.step)
-        self._advance(result, tally)
-        self._tell_consumed(micro_batches)
+        self._advance(result, step_metrics)
+        self._log_consumed(micro_batches)
         return {
             "step": self.state.step,
             "epoch": epoch,
             "phase": self.phase.name,
-            "loss": tally.mean_loss,
+            "loss": step_metrics.mean_loss,
             "lr": lr,
             "grad_norm": result.grad_norm,
-            **tally.speed(time.monotonic() - began, waited, self.engine.world, self.peak),
+            **step_metrics.speed(time.monotonic() - began, waited, self.engine.world, self.peak),
             "imbalance": imbalance,
             "peak_memory": peak_memory(self.engine.device),
             "skipped": self.state.skipped,
@@ -179,7 +186,7 @@ class Trainer:
         """Operations that are executed for each sample of a bucket: linear in its tokens, and their square."""
         return self.work(bucket).executed
 
-    def tell_data(self, run: RunFolder) -> None:
+    def log_data(self, run: RunFolder) -> None:
         """What becomes of the clips, and how evenly the ranks share the work: into logs/data.json, by phase."""
         told = {}
         for phase, part in zip(self.phases, self.parts, strict=True):
@@ -201,32 +208,32 @@ class Trainer:
         self.report.flush()
         self.saved = self.state
 
-    def _advance(self, result: StepResult, tally: Tally) -> None:
+    def _advance(self, result: StepResult, step_metrics: StepMetrics) -> None:
         # The first rank's clock decides for all, and a signal to any of them, or the ranks would part at a limit.
         (elapsed,) = self.engine.from_first_rank(time.monotonic() - self.started)
         bad, self.bad_told = self.store.bad[self.bad_told :], len(self.store.bad)
         stop, unread = self.engine.total(stop_asked.is_set(), len(bad))
         self.stop_asked = stop > 0
         if unread:
-            self._tell_bad(bad)
+            self._log_bad(bad)
         if result.skipped:
-            self._skip(result, tally)
+            self._skip(result, step_metrics)
         else:
-            self.state = step_taken(self.state, tally.mean_loss, self.config.survive)
+            self.state = step_taken(self.state, step_metrics.mean_loss, self.config.survive)
         self.state = replace(self.state, elapsed=elapsed)
 
-    def _tell_consumed(self, micro_batches: list[MicroBatch]) -> None:
+    def _log_consumed(self, micro_batches: list[MicroBatch]) -> None:
         clips = self.engine.gather([sample.clip_id for micro in micro_batches for sample in micro.samples])
         self.report.consumed(self.state.step, [clip for of_rank in clips for clip in of_rank])
 
-    def _skip(self, result: StepResult, tally: Tally) -> None:
-        losses = {clip: loss for clips in self.engine.gather(tally.clips) for clip, loss in clips.items()}
-        why = why_skipped(self.state, tally.mean_loss, losses, self.config.survive)
+    def _skip(self, result: StepResult, step_metrics: StepMetrics) -> None:
+        losses = {clip: loss for clips in self.engine.gather(step_metrics.clips) for clip, loss in clips.items()}
+        why = why_skipped(self.state, step_metrics.mean_loss, losses, self.config.survive)
         self.report.skipped(self.state.step + 1, why | {"grad_norm": result.grad_norm}, losses)
         self.state = step_skipped(self.state, losses, self.config.survive)
         self.store.quarantined.update(self.state.quarantined)
 
-    def _tell_bad(self, bad: list[tuple[str, str]]) -> None:
+    def _log_bad(self, bad: list[tuple[str, str]]) -> None:
         for rank, found in enumerate(self.engine.gather(bad)):
             for clip, message in found:
                 if clip not in self.state.bad:
@@ -263,7 +270,7 @@ def main() -> int:
     try:
         return 0 if train(run, load_recipe(run.root / "train.yaml", TrainConfig)) else UNFINISHED
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        tell_failure(run, error)
+        report_failure(run, error)
         return 1
     finally:
         leave_group()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.runs import read_json, write_json
-from curation.config import HOUR, ExitConfig, RestConfig
+from curation.config import HOUR, CooldownConfig, EgressConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +24,17 @@ class _State:
     tokens: float
     counted: float  # when the tokens were counted, seconds since the epoch
     busy: float  # when it last asked for something or got it
-    resting_until: float = 0.0
+    cooldown_until: float = 0.0
     strikes: int = 0  # rests since the last video that came
 
 
-class Exit:
+class Egress:
     """The manners of one exit. `clock` gives seconds since the epoch, `sleep` waits for some."""
 
     def __init__(
         self,
-        config: ExitConfig,
-        rest: RestConfig,
+        config: EgressConfig,
+        rest: CooldownConfig,
         state_file: Path,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
@@ -59,12 +59,12 @@ class Exit:
         state.counted = state.busy = now + wait
         self._save()
 
-    def resting(self) -> float:
+    def cooldown_left(self) -> float:
         """Seconds for which the exit still has to be silent."""
-        return max(0.0, self._state.resting_until - self._clock())
+        return max(0.0, self._state.cooldown_until - self._clock())
 
     @property
-    def on_probation(self) -> bool:
+    def cooling_down(self) -> bool:
         """Whether it has rested and nothing has come through it since."""
         return self._state.strikes > 0
 
@@ -73,27 +73,27 @@ class Exit:
         """Whether it was refused so often in a row that it is of no use in this run."""
         return self._state.strikes >= self.rest.give_up_after
 
-    def stop(self, message: str) -> float:
+    def record_refusal(self, message: str) -> float:
         """The site has had enough: rest. Returns for how many seconds."""
         state = self._state
         seconds = min(self.rest.max_cooldown_seconds, self.rest.cooldown_seconds * 2.0**state.strikes)
         state.strikes += 1
-        state.resting_until = self._clock() + seconds
+        state.cooldown_until = self._clock() + seconds
         self._save()
         name = self.config.name
         logger.warning("exit %s is silent for %.0f s (time %d in a row): %s", name, seconds, state.strikes, message)
         return seconds
 
-    def fine(self) -> None:
+    def record_success(self) -> None:
         """A video, or word of one, has come through."""
         if self._state.strikes:
             logger.info("exit %s is through again", self.config.name)
-        self._state.strikes, self._state.resting_until, self._state.busy = 0, 0.0, self._clock()
+        self._state.strikes, self._state.cooldown_until, self._state.busy = 0, 0.0, self._clock()
         self._save()
 
-    def pardon(self) -> None:
+    def reset_strikes(self) -> None:
         """A new run tries an exit that had been given up, once its rest is over."""
-        if self.given_up and not self.resting():
+        if self.given_up and not self.cooldown_left():
             self._state.strikes = self.rest.give_up_after - 1
             self._save()
 

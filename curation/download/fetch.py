@@ -14,8 +14,8 @@ from typing import Any
 
 from common.executors.stage import Stage
 from common.ledger.store import Outcome, State
-from curation.config import DownloadConfig, ExitConfig
-from curation.download.egress import Exit
+from curation.config import DownloadConfig, EgressConfig
+from curation.download.egress import Egress
 from curation.download.errors import Failure, FailureClass, Rule
 from curation.download.folder import VideoFolder, check_talk
 from curation.download.site import Info, Site, describe
@@ -88,7 +88,7 @@ def download_stage(config: DownloadConfig, folder: Path) -> Stage:
 
 
 def _stage(name: str, params: dict[str, Any], make: Callable[..., Any], config: DownloadConfig, *reads: str) -> Stage:
-    lanes = tuple(exit.name for exit in config.exits)
+    lanes = tuple(egress.name for egress in config.exits)
     return Stage(name, "1", params, {}, make, reads=("unit", "url", "refused", *reads), lanes=lanes)
 
 
@@ -103,13 +103,13 @@ def _make_download(config: DownloadConfig, folder: Path, lane: str) -> Callable[
 class Fetcher:
     """What one exit does with one video after the other. `manners` stands for the exit in tests."""
 
-    def __init__(self, config: DownloadConfig, folder: Path, lane: str, manners: Exit | None = None) -> None:
+    def __init__(self, config: DownloadConfig, folder: Path, lane: str, manners: Egress | None = None) -> None:
         self.config, self.videos = config, VideoFolder(folder, config.wanted)
-        exit = next(exit for exit in config.exits if exit.name == lane)
-        self.exit = manners or self._exit(exit)
-        self.exit.pardon()
+        settings = next(egress for egress in config.exits if egress.name == lane)
+        self.egress = manners or self._egress(settings)
+        self.egress.reset_strikes()
         self.site = Site(
-            exit,
+            settings,
             self.videos.path / ".yt-dlp",
             config.max_height,
             config.prefer_codec,
@@ -117,8 +117,8 @@ class Fetcher:
             config.backoff_seconds,
         )
 
-    def _exit(self, config: ExitConfig) -> Exit:
-        return Exit(config, self.config.rest, self.videos.path / ".exits" / f"{config.name}.json")
+    def _egress(self, config: EgressConfig) -> Egress:
+        return Egress(config, self.config.rest, self.videos.path / ".exits" / f"{config.name}.json")
 
     def sweep(self, row: Row) -> Outcome:
         """Kept with `announced` (see `curation.download.site.describe`), or why not."""
@@ -132,13 +132,13 @@ class Fetcher:
         """Do one thing under the manners of the exit and the rules of the failures."""
         if row.get("refused"):
             return Outcome(row["unit"], "rejected", row["refused"]["reason"], row["refused"]["message"])
-        if self.exit.resting():
-            return self._rest(row, "exit_rests", f"exit {self.exit.config.name} is silent after a refusal")
-        if self.exit.on_probation and self.config.canary and (failure := self._canary_failure()):
-            self.exit.stop(f"the canary: {failure}")
+        if self.egress.cooldown_left():
+            return self._rest(row, "exit_rests", f"exit {self.egress.config.name} is silent after a refusal")
+        if self.egress.cooling_down and self.config.canary and (failure := self._canary_failure()):
+            self.egress.record_refusal(f"the canary: {failure}")
             return self._rest(row, "exit_rests", f"the canary did not come through: {failure}")
         spent: Counter[FailureClass] = Counter()
-        told = {"asked": datetime.now(UTC).isoformat(timespec="milliseconds"), "exit": self.exit.config.name}
+        told = {"asked": datetime.now(UTC).isoformat(timespec="milliseconds"), "exit": self.egress.config.name}
         try:
             outputs = self._persistent(do, spent)
         except Failure as failure:
@@ -159,11 +159,11 @@ class Fetcher:
                     raise
                 logger.debug("%s; tried again", failure)
                 if failure.kind.rule is Rule.BACK_OFF:
-                    self.exit.sleep(self.config.backoff_seconds * 2.0 ** (spent[failure.kind] - 1))
+                    self.egress.sleep(self.config.backoff_seconds * 2.0 ** (spent[failure.kind] - 1))
 
     def _refusal(self, row: Row, failure: Failure) -> Outcome:
         if failure.kind.rule is Rule.STOP_EXIT:
-            self.exit.stop(str(failure))
+            self.egress.record_refusal(str(failure))
             return self._rest(row, failure.reason, str(failure), failure.kind.value)
         message = f"{failure} {failure.kind.advice}".strip()
         state = STATES[failure.kind.rule]
@@ -171,8 +171,8 @@ class Fetcher:
 
     def _rest(self, row: Row, reason: str, message: str, error_class: str = "") -> Outcome:
         """Back to the queue while this exit rests; left for the next run once no exit is of use."""
-        useless = all(self._exit(exit).given_up for exit in self.config.exits)
-        outputs = {} if useless else {"pause_seconds": self.exit.resting()}
+        useless = all(self._egress(egress).given_up for egress in self.config.exits)
+        outputs = {} if useless else {"pause_seconds": self.egress.cooldown_left()}
         return Outcome(row["unit"], "pending", reason, message, outputs, error_class=error_class)
 
     def _canary_failure(self) -> Failure | None:
@@ -183,20 +183,20 @@ class Fetcher:
         return None
 
     def _look_up(self, url: str, per_hour: float = 0.0) -> Info:
-        self.exit.wait_turn(per_hour)
+        self.egress.wait_turn(per_hour)
         return self.site.look_up(url)
 
     def _announced(self, row: Row) -> dict[str, Any]:
         if self.videos.outputs_here(row):
             return {"announced": None}
         info = self._look_up(row["url"], self.config.sweep_per_hour)
-        self.exit.fine()
+        self.egress.record_success()
         return {"announced": describe(info)}
 
     def _fetched(self, row: Row) -> dict[str, Any]:
         info = self._look_up(row["url"])
         part = self.site.fetch(info, self.videos.parts, row["unit"])
-        self.exit.fine()
+        self.egress.record_success()
         try:
             check_talk(part, info.get("duration"))
         except Failure:

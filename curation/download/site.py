@@ -1,4 +1,4 @@
-"""Look a video up and fetch its streams whole: the one file that knows yt-dlp.
+"""ClipFeatures a video up and fetch its streams whole: the one file that knows yt-dlp.
 
 No ffmpeg program is needed: pictures and sound that a site keeps apart are put into one file packet by packet, with
 the times they had, so that neither is re-encoded nor moved against the other.
@@ -23,7 +23,7 @@ from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from common.runs import disk_guard
-from curation.config import ExitConfig
+from curation.config import EgressConfig
 from curation.download.errors import Failure, FailureClass, classify
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Site:
     """yt-dlp behind one exit. Its errors become `Failure`; a full disk is a DiskFullError."""
 
     def __init__(
-        self, exit: ExitConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
+        self, exit: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
     ) -> None:
         if exit.cookies and not Path(exit.cookies).expanduser().is_file():
             raise FileNotFoundError(
@@ -102,7 +102,7 @@ class Site:
 
 
 def _options(
-    exit: ExitConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
+    exit: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
 ) -> dict[str, Any]:
     growing = partial(_back_off, backoff)
     return {

@@ -78,7 +78,7 @@ def measure_framing(
     faces: FaceDetector | None,
     row: dict[str, Any],
 ) -> Outcome:
-    """Look at some frames of the speaking face's clip; a clip without a face has no fields."""
+    """ClipFeatures at some frames of the speaking face's clip; a clip without a face has no fields."""
     if row.get("face_track_id") is None:
         return Outcome(row["unit"], "kept")
     track = find_tracks(people, row)[row["face_track_id"]]

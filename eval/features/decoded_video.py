@@ -18,7 +18,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Sight:
+class DecodedVideo:
     """Frames (T, H, W, 3) uint8 RGB at 25 fps, the sound (n,) they are judged against, 16 kHz, and `real`, which gives
     the frames of the real video they are paired with or raises UnscorableError."""
 
@@ -36,15 +36,15 @@ class Sight:
         return {number: self._faces[number] for number in numbers}
 
 
-def read_sight(root: Path, unit: Mapping[str, str]) -> Sight:
+def decode_for_metrics(root: Path, unit: Mapping[str, str]) -> DecodedVideo:
     """Decode what a unit (`video audio real`, paths below `root`, "" for none) names. Raises MediaError."""
     wave = read_sound(root / unit["audio"]) if unit["audio"] else np.zeros(0, np.float32)
     frames = _read_frames(root / unit["video"])
     if not unit["real"]:
-        return Sight(frames, wave)
+        return DecodedVideo(frames, wave)
     if unit["real_sha256"] == unit["video_sha256"]:
-        return Sight(frames, wave, lambda: frames)
-    return Sight(frames, wave, partial(_real_frames, root / unit["real"], unit["real_sha256"]))
+        return DecodedVideo(frames, wave, lambda: frames)
+    return DecodedVideo(frames, wave, partial(_real_frames, root / unit["real"], unit["real_sha256"]))
 
 
 def read_sound(path: Path) -> np.ndarray:

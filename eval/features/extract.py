@@ -15,7 +15,7 @@ import torch
 from common.ledger.store import Outcome
 from common.runs import disk_guard
 from eval.config import FeatureConfig
-from eval.features.decoded_video import Sight, read_sight
+from eval.features.decoded_video import DecodedVideo, decode_for_metrics
 from eval.features.extractors import EXTRACTORS, Extract, Extractor
 from eval.features.records import Arrays, UnscorableError
 from perception.features.nets import FeatureError
@@ -52,7 +52,7 @@ class ExtractJob:
 
     def _look(self, loaded: dict[str, Extract], unit: dict) -> Outcome:
         """Fill the cache for one video; `outputs` names the cache file of each extractor."""
-        sight: Sight | None = None
+        sight: DecodedVideo | None = None
         files: dict[str, str] = {}
         for extractor in self.extractors:
             if extractor.name not in unit["extractors"] or not all(unit[kind] for kind in extractor.reads):
@@ -64,14 +64,14 @@ class ExtractJob:
                 continue
             # One decode serves every extractor; a video that is wholly in the cache is not decoded at all.
             if sight is None:
-                sight = read_sight(self.root, unit)
+                sight = decode_for_metrics(self.root, unit)
             if extractor.name not in loaded:
                 loaded[extractor.name] = extractor.load(self.config, self.models)
             save_arrays(path, run_extractor(loaded[extractor.name], sight))
         return Outcome(unit["unit"], "kept", outputs={"files": files})
 
 
-def run_extractor(extract: Extract, sight: Sight) -> Arrays:
+def run_extractor(extract: Extract, sight: DecodedVideo) -> Arrays:
     """The extractor's arrays with `status` ok, or the reason why it has no value for this clip."""
     try:
         return {**extract(sight), "status": np.array("ok")}

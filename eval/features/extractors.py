@@ -10,7 +10,7 @@ import numpy as np
 from common.constants import FPS
 from common.runs import fingerprint
 from eval.config import FeatureConfig
-from eval.features.decoded_video import Sight
+from eval.features.decoded_video import DecodedVideo
 from eval.features.records import Arrays
 from eval.metrics.beats import sound_onsets
 from eval.metrics.drift import background_mask, colour_curve
@@ -30,12 +30,13 @@ from perception.sync.syncnet import crop_track, load_syncnet
 PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture
 Models = Mapping[str, Path]
-Extract = Callable[[Sight], Arrays]
+Extract = Callable[[DecodedVideo], Arrays]
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network (or two, or none) and how to run it: `load(config, models)` gives the function from a Sight to arrays.
+    """A network (or two, or none) and how to run it: `load(config, models)` gives the function from a
+    DecodedVideo to arrays.
 
     It cannot run without the roles it `needs`, `uses` others when they are there, depends on `settings` of the
     configuration and on what it `reads` of a unit: its video, audio, real. `only` names the protocol it belongs to.
@@ -102,7 +103,7 @@ def _load_quality(config: FeatureConfig, models: Models) -> Extract:
 def _load_identity(config: FeatureConfig, models: Models) -> Extract:
     net, detector = load_face_identity(models["face_identity"]), _detector(models["face_detector"])
 
-    def embeddings(sight: Sight) -> Arrays:
+    def embeddings(sight: DecodedVideo) -> Arrays:
         found = sight.faces(detector, config.identity_every)
         rows = net.embed_faces(sight.frames[:: config.identity_every], list(found.values()))
         return {"embeddings": rows, "fps": np.asarray(FPS / config.identity_every)}
@@ -118,7 +119,7 @@ def _load_pose(config: FeatureConfig, models: Models) -> Extract:
 def _load_lips(config: FeatureConfig, models: Models) -> Extract:
     detector, rules = _detector(models.get("face_detector")), config.sync
 
-    def changes(sight: Sight) -> Arrays:
+    def changes(sight: DecodedVideo) -> Arrays:
         track = longest_track(sight.faces(detector, rules.look_every), len(sight.frames), rules)
         crops = crop_track(sight.frames[track.start_frame : track.stop_frame], track.boxes, SIDE)
         return {"changes": mouth_changes(crops), "start": np.asarray(track.start_frame)}
@@ -127,7 +128,7 @@ def _load_lips(config: FeatureConfig, models: Models) -> Extract:
 
 
 def _load_sound(config: FeatureConfig, models: Models) -> Extract:
-    def heard(sight: Sight) -> Arrays:
+    def heard(sight: DecodedVideo) -> Arrays:
         middles = (np.arange(len(sight.wave) * FPS // 16_000) + 0.5) / FPS
         spoken, quiet = speech_at(sight.wave, middles), quiet_frames(sight.wave)
         return {"speech": spoken, "quiet": quiet, "onsets": sound_onsets(sight.wave)}
@@ -142,7 +143,7 @@ def _load_course(config: FeatureConfig, models: Models) -> Extract:
 def _load_background(config: FeatureConfig, models: Models) -> Extract:
     detector = _detector(models.get("face_detector"))
 
-    def colours(sight: Sight) -> Arrays:
+    def colours(sight: DecodedVideo) -> Arrays:
         boxes = [face.box for faces in sight.faces(detector, PEOPLE_EVERY).values() for face in faces]
         return {"colours": colour_curve(sight.frames, background_mask(np.array(boxes), *sight.frames.shape[1:3]))}
 

@@ -30,7 +30,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Features:
     """What came of looking at one video: the arrays of each extractor, or the error that stopped it."""
 
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Look:
+class ClipFeatures:
     """All that a metric of one clip may read: what was seen of the video, of its real one and of the input picture, and
     the frames at which chunks were joined."""
 
-    own: Seen
-    real: Seen = Seen()
-    picture: Seen = Seen()
+    own: Features
+    real: Features = Features()
+    picture: Features = Features()
     seams: tuple[int, ...] = ()
 
 
@@ -73,7 +73,7 @@ class Metric:
     extractor: str
     digits: int = 2
     shown: bool = True
-    of: Callable[[Look], tuple[float, int]] | None = None
+    of: Callable[[ClipFeatures], tuple[float, int]] | None = None
     only: str = ""
 
 

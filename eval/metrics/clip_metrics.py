@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.constants import FPS
-from eval.features.records import NO_WEIGHTS, SET_METRICS, Look, Metric, Record, UnscorableError
+from eval.features.records import NO_WEIGHTS, SET_METRICS, ClipFeatures, Metric, Record, UnscorableError
 from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats
 from eval.metrics.body import BodyMotion, HandScores, body_motion, hand_scores, joint_runs
 from eval.metrics.drift import ColourDrift, IdentityDrift, identity_drift, judge_colours
@@ -21,7 +21,7 @@ SPEAKING_PERCENTILE = 75
 Value = tuple[float, int]
 
 
-def clip_records(row: Mapping[str, Any], look: Look, ready: Collection[str], protocol: str) -> list[Record]:
+def clip_records(row: Mapping[str, Any], look: ClipFeatures, ready: Collection[str], protocol: str) -> list[Record]:
     """The per-clip metrics of one manifest row; `ready` names the extractors that have weights.
 
     A metric without a value says why in its status.
@@ -34,7 +34,7 @@ def clip_records(row: Mapping[str, Any], look: Look, ready: Collection[str], pro
     return records
 
 
-def _measure(metric: Metric, look: Look, ready: Collection[str]) -> tuple[float | None, int, str]:
+def _measure(metric: Metric, look: ClipFeatures, ready: Collection[str]) -> tuple[float | None, int, str]:
     if metric.extractor not in ready:
         return None, 0, NO_WEIGHTS
     if (status := look.own.status(metric.extractor)) != "ok":
@@ -47,19 +47,19 @@ def _measure(metric: Metric, look: Look, ready: Collection[str]) -> tuple[float 
     return value, n, "ok"
 
 
-def _stored(extractor: str, name: str, count: str, look: Look) -> Value:
+def _stored(extractor: str, name: str, count: str, look: ClipFeatures) -> Value:
     found = look.own.of(extractor)
     return float(found[name]), int(found[count])
 
 
-def _spoken_sync(look: Look) -> Value:
+def _spoken_sync(look: ClipFeatures) -> Value:
     found, speech = look.own.of("sync"), look.own.of("sound")["speech"]
     frames = int(found["window_start"]) + np.arange(len(found["by_window"]))
     spoken = _at(speech, frames)
     return confidence_of(found["by_window"], spoken), int(spoken.sum())
 
 
-def _lip_dynamics(look: Look) -> Value:
+def _lip_dynamics(look: ClipFeatures) -> Value:
     found, speech = look.own.of("lips"), look.own.of("sound")["speech"]
     changes = found["changes"]
     spoken = _at(speech, int(found["start"]) + STEP // 2 + np.arange(len(changes)))
@@ -68,7 +68,7 @@ def _lip_dynamics(look: Look) -> Value:
     return float(np.percentile(changes[spoken], SPEAKING_PERCENTILE)), int(spoken.sum())
 
 
-def _silent_lips(look: Look) -> Value:
+def _silent_lips(look: ClipFeatures) -> Value:
     found, quiet = look.own.of("lips"), look.own.of("sound")["quiet"]
     return silent_lips(found["changes"], quiet, int(found["start"]))
 
@@ -78,24 +78,24 @@ def _at(speech: np.ndarray, frames: np.ndarray) -> np.ndarray:
     return np.concatenate([speech, np.zeros(1, bool)])[np.minimum(frames, len(speech))]
 
 
-def _likeness(part: Callable[[Likeness], float], look: Look) -> Value:
+def _likeness(part: Callable[[Likeness], float], look: ClipFeatures) -> Value:
     """To the input picture, or to the first face of the real video where no picture is named."""
     source = look.picture if "identity" in look.picture.arrays or look.picture.failure else look.real
     found = likeness(look.own.of("identity")["embeddings"], first_face(source.of("identity")["embeddings"]))
     return part(found), found.frames
 
 
-def _likeness_to_truth(look: Look) -> Value:
+def _likeness_to_truth(look: ClipFeatures) -> Value:
     found = likeness(look.own.of("identity")["embeddings"], look.real.of("identity")["embeddings"])
     return found.mean, found.frames
 
 
-def _fidelity(name: str, look: Look) -> Value:
+def _fidelity(name: str, look: ClipFeatures) -> Value:
     values = look.own.of("fidelity")[name]
     return float(values.mean()), len(values)
 
 
-def _hands(part: Callable[[HandScores], float], look: Look) -> Value:
+def _hands(part: Callable[[HandScores], float], look: ClipFeatures) -> Value:
     real = look.real.arrays.get("pose", {}).get("poses")
     found = hand_scores(look.own.of("pose")["poses"], real)
     value = part(found)
@@ -104,39 +104,39 @@ def _hands(part: Callable[[HandScores], float], look: Look) -> Value:
     return value, found.frames
 
 
-def _body(part: Callable[[BodyMotion], float], look: Look) -> Value:
+def _body(part: Callable[[BodyMotion], float], look: ClipFeatures) -> Value:
     found = body_motion(look.own.of("pose")["poses"])
     return part(found), found.frames
 
 
-def _beats(score: Callable[[np.ndarray, np.ndarray, float], float], look: Look) -> Value:
+def _beats(score: Callable[[np.ndarray, np.ndarray, float], float], look: ClipFeatures) -> Value:
     poses = look.own.of("pose")["poses"]
     runs, starts = joint_runs(poses)
     beats = motion_beats(runs, starts)
     return score(beats, look.own.of("sound")["onsets"], len(poses) / FPS), len(beats)
 
 
-def _colour(part: Callable[[ColourDrift], float], look: Look, extractor: str = "course") -> Value:
+def _colour(part: Callable[[ColourDrift], float], look: ClipFeatures, extractor: str = "course") -> Value:
     found = judge_colours(look.own.of(extractor)["colours"])
     return part(found), found.windows
 
 
-def _background(part: Callable[[ColourDrift], float]) -> Callable[[Look], Value]:
+def _background(part: Callable[[ColourDrift], float]) -> Callable[[ClipFeatures], Value]:
     return partial(_colour, part, extractor="background")
 
 
-def _identity(part: Callable[[IdentityDrift], float], look: Look) -> Value:
+def _identity(part: Callable[[IdentityDrift], float], look: ClipFeatures) -> Value:
     found = look.own.of("identity")
     drift = identity_drift(found["embeddings"], fps=float(found["fps"]))
     return part(drift), drift.windows
 
 
-def _seam(part: Callable[[SeamJumps], float], look: Look) -> Value:
+def _seam(part: Callable[[SeamJumps], float], look: ClipFeatures) -> Value:
     found = seam_jumps(look.own.of("course")["jumps"], look.seams)
     return part(found), len(found.z)
 
 
-def _file_only(label: str, better: int, extractor: str, of: Callable[[Look], Value], digits: int = 3) -> Metric:
+def _file_only(label: str, better: int, extractor: str, of: Callable[[ClipFeatures], Value], digits: int = 3) -> Metric:
     return Metric(label, better, extractor, digits, shown=False, of=of)
 
 

@@ -10,7 +10,7 @@ from eval.config import ScoreConfig
 from eval.features.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
 from eval.scoring.statistics import Triple, half_split_distances, jackknife_se, swap_test
-from eval.scoring.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, Score, Study
+from eval.scoring.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, EvalTable, Score
 
 DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
     "fid": frechet_between,
@@ -36,7 +36,7 @@ class FeatureSets:
     clips_behind: dict[str, int]
 
     @classmethod
-    def of(cls, study: Study, extractor: str) -> "FeatureSets":
+    def of(cls, study: EvalTable, extractor: str) -> "FeatureSets":
         """Gather the features of a study."""
         names = [method for method in study.methods if method != TRUTH] + [REAL]
         return cls.joined({name: study.features(name, extractor) for name in names}, study.group)
@@ -82,7 +82,7 @@ def _place(rows: np.ndarray, clips: list[np.ndarray], places: list[int]) -> int:
     return places[-1]
 
 
-def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
+def set_scores(study: EvalTable, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
     """metric -> method -> score, FLOOR among the methods; and the label-swap tests of `config.comparisons`."""
     scores: dict[str, dict[str, Score]] = {}
     tests: list[Score] = []
@@ -101,7 +101,7 @@ def set_scores(study: Study, config: ScoreConfig) -> tuple[dict[str, dict[str, S
     return scores, tests
 
 
-def _why_none(study: Study, extractor: str) -> str:
+def _why_none(study: EvalTable, extractor: str) -> str:
     """What keeps sets from being compared: no weights, no real videos, or too few clips, and the commonest reason."""
     found = [arrays[extractor] for arrays in study.seen.values() if extractor in arrays]
     if not found:

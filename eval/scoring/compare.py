@@ -14,7 +14,7 @@ from common.runs import RunFolder
 from eval.features.records import SET_METRICS, WHOLE_SET
 from eval.metrics.clip_metrics import METRICS
 from eval.metrics.set_metrics import DISTANCES, FeatureSets
-from eval.scoring.paired import KeptFeatures, NotKeptError, kept_features
+from eval.scoring.paired import FeaturesMissingError, KeptFeatures, kept_features
 from eval.scoring.statistics import Triple, holm, jackknife_se, paired_test, swap_test
 from eval.scoring.study import FEWEST_CLIPS, REAL
 
@@ -130,10 +130,10 @@ def set_difference(
 
     `p` is of labels swapped within clips, the interval from a jackknife over clips, both as often as the run of the
     first was told to. Both distances are to the same real videos: a clip that is held against another one in either run
-    is removed. Raises NotKeptError when two networks saw the videos.
+    is removed. Raises FeaturesMissingError when two networks saw the videos.
     """
     if len({each.weights for each in kept}) > 1:
-        raise NotKeptError("the two runs were judged with different weights")
+        raise FeaturesMissingError("the two runs were judged with different weights")
     first, second = (each.real for each in kept)
     real = {clip: first[clip] for clip in first if clip in second and np.array_equal(first[clip], second[clip])}
     sets = FeatureSets.joined({"a": kept[0].own, "b": kept[1].own, REAL: real}, lambda clip: groups.get(clip, clip))
@@ -209,7 +209,7 @@ def _tested(
     try:
         kept = (kept_features(runs[0], methods[0], extractor), kept_features(runs[1], methods[1], extractor))
         tested = set_difference(found.metric, (found.a, found.b), kept, groups)
-    except NotKeptError as reason:
+    except FeaturesMissingError as reason:
         return replace(found, rests_on=f"one distance each: {reason}")
     return tested or replace(found, rests_on=f"one distance each: fewer than {FEWEST_CLIPS} clips in common")
 

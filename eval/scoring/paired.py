@@ -17,7 +17,7 @@ from eval.job import ManifestError, read_manifest
 SUMMING = ("resamples", "swap_draws", "jackknife_groups", "seed")
 
 
-class NotKeptError(ValueError):
+class FeaturesMissingError(ValueError):
     """The features of a run are not in its cache."""
 
 
@@ -36,24 +36,24 @@ def kept_features(run: RunFolder, method: str, extractor: str) -> KeptFeatures:
     """What one extractor saw of a method's videos when the run was judged; clips of which nothing is kept, as nothing
     was seen of them, are left out.
 
-    Raises NotKeptError where nothing is known any more: the run was not judged by this extractor, its manifest or
-    videos are gone, or its cache was emptied.
+    Raises FeaturesMissingError where nothing is known any more: the run was not judged by this extractor, its manifest
+    or videos are gone, or its cache was emptied.
     """
     (chosen,) = (each for each in EXTRACTORS if each.name == extractor)
     path = Path(run.root) / "report" / "scores.json"
     made = read_json(path) if path.is_file() else {}
     if chosen.missing(made.get("models", {})):
-        raise NotKeptError(f"{run.root} was not judged with {' and '.join(chosen.needs)}")
+        raise FeaturesMissingError(f"{run.root} was not judged with {' and '.join(chosen.needs)}")
     try:
         rows = [row for row in read_manifest(run) if row["method"] == method]
     except ManifestError as error:
-        raise NotKeptError(str(error)) from error
+        raise FeaturesMissingError(str(error)) from error
     first = {row["clip_id"]: row for row in reversed(rows)}
     features = partial(_rows, run, chosen, made)
     own = {clip: features(row["video"]) for clip, row in sorted(first.items())}
     real = {clip: features(row["reference"]) for clip, row in sorted(first.items()) if row["reference"]}
     if not any(rows is not None for rows in own.values()):
-        raise NotKeptError(f"no features of {method} are in the cache of {run.root}; judge it again")
+        raise FeaturesMissingError(f"no features of {method} are in the cache of {run.root}; judge it again")
     summing = {name: made["config"]["scores"][name] for name in SUMMING}
     return KeptFeatures(_present(own), _present(real), made["models"][chosen.needs[0]], ScoreConfig(**summing))
 

@@ -12,10 +12,10 @@ from eval.features.records import Record
 from eval.metrics.clip_metrics import CLIP_METRICS
 from eval.metrics.set_metrics import set_records, set_scores
 from eval.scoring.statistics import holm, mean_interval, paired_test
-from eval.scoring.study import FEWEST_CLIPS, FLOOR, TRUTH, Score, Study
+from eval.scoring.study import FEWEST_CLIPS, FLOOR, TRUTH, EvalTable, Score
 
 
-def score_methods(study: Study, config: ScoreConfig) -> tuple[Score, list[Record]]:
+def score_methods(study: EvalTable, config: ScoreConfig) -> tuple[Score, list[Record]]:
     """The content of scores.json (methods, comparisons, flags, protocol) and the records of the set metrics."""
     methods: dict[str, dict[str, Score]] = {method: _clip_scores(study, method, config) for method in study.methods}
     whole, set_tests = set_scores(study, config)
@@ -29,7 +29,7 @@ def score_methods(study: Study, config: ScoreConfig) -> tuple[Score, list[Record
     return content, set_records(whole, study.protocol)
 
 
-def _clip_scores(study: Study, method: str, config: ScoreConfig) -> dict[str, Score]:
+def _clip_scores(study: EvalTable, method: str, config: ScoreConfig) -> dict[str, Score]:
     """Mean, interval and coverage of each per-clip metric; what has no value is counted by its reason."""
     scores = {}
     for name in CLIP_METRICS:
@@ -47,7 +47,7 @@ def _clip_scores(study: Study, method: str, config: ScoreConfig) -> dict[str, Sc
     return scores
 
 
-def _seed_spread(study: Study, method: str, name: str) -> Score:
+def _seed_spread(study: EvalTable, method: str, name: str) -> Score:
     """`seed_sd`, the standard deviation between seeds of one clip, pooled over the clips that have several: how much of
     a clip's value is chance. Nothing where every clip has one seed."""
     several = [values for values in study.by_seed(method, name).values() if len(values) > 1]
@@ -58,7 +58,7 @@ def _seed_spread(study: Study, method: str, name: str) -> Score:
     return {"seed_sd": math.sqrt(squares / degrees), "seed_clips": len(several)}
 
 
-def _clip_tests(study: Study, a: str, b: str, config: ScoreConfig) -> list[Score]:
+def _clip_tests(study: EvalTable, a: str, b: str, config: ScoreConfig) -> list[Score]:
     """Paired tests of the per-clip metrics in the table, on the clips that every method has a value for.
 
     A method that failed on a clip removes it for all, so that all tests of a metric rest on the same clips; `removed`

@@ -14,7 +14,7 @@ Score = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Study:
+class EvalTable:
     """All that was seen: per-clip records, arrays per "method/clip_id", and the arrays of each clip's real video.
 
     `groups`: clip_id -> the video or speaker it is of, for clips that are not independent; any other is its own.

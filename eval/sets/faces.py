@@ -17,11 +17,13 @@ from curation.stages.people import find_tracks
 from perception.faces.detect import FaceDetector
 
 Row = Mapping[str, Any]
-Look = tuple[float, Sequence[Sequence[float]]]  # seconds, and the boxes x0, y0, x1, y1 px of the faces seen then
+ClipFeatures = tuple[
+    float, Sequence[Sequence[float]]
+]  # seconds, and the boxes x0, y0, x1, y1 px of the faces seen then
 LOOK_SECONDS = 0.2  # between two looks for faces, where curation has not looked
 
 
-def stored_looks(run: RunFolder, clips: Sequence[Row]) -> dict[str, list[Look]]:
+def stored_looks(run: RunFolder, clips: Sequence[Row]) -> dict[str, list[ClipFeatures]]:
     """clip_id -> where curation saw faces in it, on the clip's clock and in its pixels, from the ledger of the run.
 
     Clips that are a crop of their source, and those whose scan is not in the ledger, are left out.
@@ -41,7 +43,7 @@ def stored_looks(run: RunFolder, clips: Sequence[Row]) -> dict[str, list[Look]]:
     return found
 
 
-def _scans(ledger: Path, version: str, videos: list[str]) -> dict[str, list[Look]]:
+def _scans(ledger: Path, version: str, videos: list[str]) -> dict[str, list[ClipFeatures]]:
     sql = f"""SELECT unit, outputs FROM ({ledger_sql(ledger_files(ledger, "scan", version))})
               WHERE state = 'kept' AND unit IN (SELECT unit FROM wanted) ORDER BY recorded"""
     with connection_beside(ledger) as connection:

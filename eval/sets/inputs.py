@@ -46,7 +46,7 @@ from eval.sets.catalog import (
     read_test_set,
     write_test_set,
 )
-from eval.sets.faces import Look, speaker_boxes, stored_looks
+from eval.sets.faces import ClipFeatures, speaker_boxes, stored_looks
 from perception.faces.detect import FaceDetector, load_face_detector
 
 Row = dict[str, Any]
@@ -118,7 +118,7 @@ def plan_units(chosen: TestSet, run: RunFolder) -> list[Row]:
 
 
 def _unit(
-    rule: str, run: RunFolder, name: str, video: str, row: Row | None, looks: Mapping[str, Sequence[Look]]
+    rule: str, run: RunFolder, name: str, video: str, row: Row | None, looks: Mapping[str, Sequence[ClipFeatures]]
 ) -> Row:
     """What a worker needs of one clip, and `refused` when nothing can be made of it."""
     unit = {"unit": name, "group": video, "path": "", "sha256": "", "caption": "", "faces": rule == FACE_RULE}

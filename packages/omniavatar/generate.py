@@ -61,7 +61,7 @@ def stream_video(
     frames. Noise depends on (seed, chunk) alone. Source: paper Algorithm 1, scripts/inference.py. Raises ValueError
     for unusable input or a model without audio.
     """
-    if not models.transformer.hears:
+    if not models.transformer.has_audio:
         raise ValueError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
     request = ClipRequest(image, with_lead_in(wave, config), prompt)
     config = fitted(config, *frame_size(models, image, config))
@@ -175,7 +175,7 @@ def draw_portrait(models: AvatarModels, prompt: str, config: GenerateConfig) -> 
     It is the middle frame of a video of the config's `portrait_frames`. Raises ValueError for an avatar model, which
     needs a picture.
     """
-    if models.transformer.hears:
+    if models.transformer.has_audio:
         raise ValueError("A portrait was asked of the avatar model, which needs one; load the base without an adapter.")
     # Only its shape counts: the base sees no picture, and without a size of the config's it is the square bucket.
     request = ClipRequest(np.zeros((64, 64, 3), np.uint8), np.zeros(1, np.float32), prompt)

@@ -55,7 +55,7 @@ def _unit(folder: Path, number: int) -> dict:
 
 
 def _pass(units: list[dict], extractors: Sequence[str]) -> dict[str, np.ndarray]:
-    """Look at every clip from a cold start; the last clip's arrays as "extractor/array"."""
+    """ClipFeatures at every clip from a cold start; the last clip's arrays as "extractor/array"."""
     with tempfile.TemporaryDirectory() as folder:
         job = ExtractJob(Path(), Path(folder), FeatureConfig(), MODELS, dict.fromkeys(MODELS, "miniature"))
         look = job.make()

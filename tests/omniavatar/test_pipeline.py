@@ -104,4 +104,4 @@ def test_a_folder_with_a_subfolder_per_role_is_enough(tmp_path: Path) -> None:
     paths = model_paths()
     for role in ("transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"):
         (tmp_path / role).symlink_to(paths[role])
-    assert OmniAvatarPipeline.from_pretrained(tmp_path).models.transformer.hears
+    assert OmniAvatarPipeline.from_pretrained(tmp_path).models.transformer.has_audio

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.runs import DiskFullError, RunFolder, disk_guard, read_json
-from training.checkpoint import adopt_origin
+from training.checkpoint import record_provenance
 from training.config import CheckpointConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from training.state import TrainState
 from training.train import train
@@ -18,17 +18,17 @@ def test_a_run_folder_changes_between_trainings_without_losing_either(tmp_path: 
     first = {"optimizer.lr": 1e-3, "optimizer.betas": (0.9, 0.98), "model.adapter": None}
     second = first | {"optimizer.lr": 1e-4}
     latest, log = run.checkpoints / "state" / "latest", run.logs / "train.jsonl"
-    adopt_origin(run, first)
+    record_provenance(run, first)
     latest.write_text("first")
     log.write_text("first")
-    adopt_origin(run, first)
+    record_provenance(run, first)
     assert latest.read_text() == log.read_text() == "first"
-    adopt_origin(run, second)
+    record_provenance(run, second)
     assert not latest.exists() and not log.exists()
     latest.write_text("second")
-    adopt_origin(run, first)
+    record_provenance(run, first)
     assert latest.read_text() == log.read_text() == "first"
-    adopt_origin(run, second)
+    record_provenance(run, second)
     assert latest.read_text() == "second" and not log.exists()
 
 

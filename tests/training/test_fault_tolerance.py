@@ -11,7 +11,7 @@ import torch
 
 from common.runs import RunFolder
 from common.shards.store import ShardReader, ShardWriter
-from training.config import DataConfig, SurviveConfig, TrainConfig
+from training.config import DataConfig, FaultToleranceConfig, TrainConfig
 from training.data.windows import BadSamplesError, ClipWindows
 from training.fault_tolerance import TrainingDivergedError, found_bad, is_spike, step_skipped, step_taken, worst_clip
 from training.state import TrainState
@@ -44,7 +44,7 @@ def loud_shards(shards: Path, loud_clip: str, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def loud(config: TrainConfig, loud_shards: Path) -> TrainConfig:
     """A step is judged from the second on."""
-    survive = SurviveConfig(spike=5, history=2, quarantine_after=2)
+    survive = FaultToleranceConfig(spike=5, history=2, quarantine_after=2)
     return replace(config, shards=loud_shards, data=DATA, seed=SEED, survive=survive)
 
 
@@ -93,7 +93,7 @@ def test_a_spike_moves_nothing_at_any_stage(loud: TrainConfig, run: RunFolder, s
 
 
 def test_a_spike_is_told_from_the_median_once_there_is_a_history() -> None:
-    config = SurviveConfig(spike=5, history=10)
+    config = FaultToleranceConfig(spike=5, history=10)
     assert not is_spike(100.0, [1.0] * 4, config)
     history = [1.0, 1.1, 0.9, 50.0, 1.0]  # one outlier that was taken does not hide the next
     assert is_spike(5.1, history, config) and not is_spike(4.9, history, config)
@@ -108,7 +108,7 @@ def test_blame_goes_to_the_worst_clip_unless_all_are_as_bad() -> None:
 
 
 def test_three_times_the_worst_is_quarantined_and_the_history_is_bounded() -> None:
-    config, state = SurviveConfig(history=4), TrainState()
+    config, state = FaultToleranceConfig(history=4), TrainState()
     for _ in range(3):
         assert state.quarantined == ()
         state = step_taken(step_skipped(state, {"a": 1.0, "b": 9.0}, config), 1.0, config)
@@ -119,7 +119,7 @@ def test_three_times_the_worst_is_quarantined_and_the_history_is_bounded() -> No
 
 
 def test_many_skips_in_a_row_and_many_bad_samples_end_a_training() -> None:
-    config, state = SurviveConfig(), TrainState()
+    config, state = FaultToleranceConfig(), TrainState()
     for _ in range(9):
         state = step_skipped(state, {"a": math.nan, "b": math.nan}, config)
     assert state.blamed == {}
@@ -132,7 +132,7 @@ def test_many_skips_in_a_row_and_many_bad_samples_end_a_training() -> None:
 
 @pytest.mark.parametrize(("wrong", "said"), [({"spike": 0.5}, "spike is 0.5"), ({"quarantine_after": 0}, "1 or more")])
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], said: str) -> None:
-    build: Callable[..., SurviveConfig] = SurviveConfig
+    build: Callable[..., FaultToleranceConfig] = FaultToleranceConfig
     with pytest.raises(ValueError, match=said):
         build(**wrong)
 

@@ -24,7 +24,7 @@ Cost = Callable[[Bucket], float]
 ORDER, BORDER = 2, 3  # what a stream of chance is for; 1 is the objective's
 
 
-class Place(NamedTuple):
+class BatchSlot(NamedTuple):
     """A micro-batch: its number in the endless list, and its samples."""
 
     number: int
@@ -43,7 +43,7 @@ class Order:
         self.members: dict[Bucket, list[int]] = defaultdict(list)
         for row, bucket in enumerate(buckets):
             self.members[bucket].append(row)
-        self.place = {row: place for rows in self.members.values() for place, row in enumerate(rows)}
+        self.slot = {row: slot for rows in self.members.values() for slot, row in enumerate(rows)}
         self.buckets, self.batch, self.per_step, self.seed, self.phase = buckets, batch, per_step, seed, phase
         costs = {bucket: cost(bucket) if cost else 1.0 for bucket in self.members}
         self.costs = [costs[bucket] for bucket in buckets]
@@ -52,14 +52,14 @@ class Order:
 
     def __getitem__(self, index: int) -> list[int]:
         """The samples of micro-batch `index` of the endless list."""
-        epoch, place = divmod(index, self.epoch_length)
-        return self._epoch(epoch).batch(place)
+        epoch, slot = divmod(index, self.epoch_length)
+        return self._epoch(epoch).batch(slot)
 
-    def step(self, step: int) -> list[Place]:
+    def step(self, step: int) -> list[BatchSlot]:
         """The micro-batches of a step, cheap ones first: dealt to the ranks in turn, neighbours run side by side."""
         first = step * self.per_step
-        places = [Place(number, self[number]) for number in range(first, first + self.per_step)]
-        return sorted(places, key=lambda place: (self.cost(place.rows), place.number))
+        batch_slots = [BatchSlot(number, self[number]) for number in range(first, first + self.per_step)]
+        return sorted(batch_slots, key=lambda slot: (self.cost(slot.rows), slot.number))
 
     def epoch_of(self, step: int) -> int:
         """The epoch in which a step begins."""
@@ -83,13 +83,13 @@ class Order:
 
     def imbalance_of(self, steps: Sequence[int], world: int) -> float:
         """The same over the given steps."""
-        costs = np.array([[self.cost(place.rows) for place in self.step(step)] for step in steps])
+        costs = np.array([[self.cost(slot.rows) for slot in self.step(step)] for step in steps])
         return _slowest_by_mean(costs, world)
 
     def others(self, row: int) -> Iterator[int]:
         """The other samples of its bucket, from its own place on: who replaces it, in this order."""
-        rows, place = self.members[self.buckets[row]], self.place[row]
-        return (rows[(place + further) % len(rows)] for further in range(1, len(rows)))
+        rows, slot = self.members[self.buckets[row]], self.slot[row]
+        return (rows[(slot + further) % len(rows)] for further in range(1, len(rows)))
 
     def _ordered_epoch(self, epoch: int) -> "_Epoch":
         rng = np.random.default_rng((self.seed, ORDER, self.phase, epoch))
@@ -142,6 +142,6 @@ class _Epoch(NamedTuple):
         """The micro-batches of these numbers, in this order."""
         return _Epoch(self.rows, self.starts[order], self.stops[order])
 
-    def batch(self, place: int) -> list[int]:
+    def batch(self, slot: int) -> list[int]:
         """The samples of a micro-batch."""
-        return self.rows[self.starts[place] : self.stops[place]].tolist()
+        return self.rows[self.starts[slot] : self.stops[slot]].tolist()

@@ -20,7 +20,7 @@ from common.shards.store import ShardReader
 from latents.constants import Constants, read_constants
 from training.config import DataConfig
 from training.data.buckets import Account, Bucket, account_of, window_bucket
-from training.data.order import Cost, Order, Place
+from training.data.order import BatchSlot, Cost, Order
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +174,13 @@ class ClipWindows:
         ]
         return self.order.members[min(longer, key=lambda b: (b.frames, b))][0] if longer else sample
 
-    def places(self, step: int) -> list[Place]:
+    def batch_slots(self, step: int) -> list[BatchSlot]:
         """The micro-batches of one step, of all ranks, in the order in which they are dealt."""
         return self.order.step(step - self.start)
 
     def clips_of_step(self, step: int) -> list[str]:
         """The clips drawn for all ranks' micro-batches of one step (from 0)."""
-        return [self.clip_ids[row] for place in self.places(step) for row in place.rows]
+        return [self.clip_ids[row] for slot in self.batch_slots(step) for row in slot.rows]
 
     def epoch_of(self, step: int) -> int:
         """The epoch of the phase in which a step begins."""
@@ -190,11 +190,11 @@ class ClipWindows:
         """Time of the slowest of `world` ranks by the mean, in one step; 1 is perfect."""
         return self.order.imbalance_of([step - self.start], world)
 
-    def read_place(self, place: Place) -> MicroBatch:
+    def read_batch(self, slot: BatchSlot) -> MicroBatch:
         """The samples of a micro-batch of this phase."""
-        samples = [self.read_or_next(row, self.config.shuffle_audio) for row in place.rows]
+        samples = [self.read_or_next(row, self.config.shuffle_audio) for row in slot.rows]
         # Counted from the first step of the training, so that no two phases draw the same chance.
-        first = (self.start * self.config.micro_batches + place.number) * self.config.batch
+        first = (self.start * self.config.micro_batches + slot.number) * self.config.batch
         return MicroBatch(samples, list(range(first, first + len(samples))))
 
     def _tensors(self, sample: int, bucket: Bucket) -> dict[str, np.ndarray]:
@@ -209,7 +209,7 @@ def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Generator[
     with ThreadPoolExecutor(windows.config.readers) as pool:
 
         def submit(number: int) -> list[Future[MicroBatch]]:
-            return [pool.submit(windows.read_place, place) for place in windows.places(number)[rank::world]]
+            return [pool.submit(windows.read_batch, slot) for slot in windows.batch_slots(number)[rank::world]]
 
         ahead, known = submit(step), set(windows.quarantined)
         while True:

@@ -18,7 +18,7 @@ DOING = READING, COMPUTING, SAVING = ("waiting for data", "computing", "validati
 LONGEST_INTERVAL = 5.0  # seconds between two beats
 
 
-class Place(NamedTuple):
+class RankProgress(NamedTuple):
     """Where a rank is. Later places compare greater; `doing` is an index into DOING."""
 
     step: int = 0
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 class Beat(NamedTuple):
     """What a rank says of itself: its place, and a number that grows as long as the process is alive."""
 
-    place: Place
+    progress: RankProgress
     number: int
 
 
@@ -44,14 +44,14 @@ class Watch:
 
     def __init__(self, world: int, seconds: float, now: float) -> None:
         self.seconds = seconds
-        self.beats = dict.fromkeys(range(world), Beat(Place(), -1))
+        self.beats = dict.fromkeys(range(world), Beat(RankProgress(), -1))
         self.moved = dict.fromkeys(range(world), now)
         self.heard = dict.fromkeys(range(world), now)
 
     def look(self, beats: Mapping[int, Beat], now: float) -> None:
         """Take in what the ranks say now; a rank of which nothing could be read is left out."""
         for rank, beat in beats.items():
-            if beat.place != self.beats[rank].place:
+            if beat.progress != self.beats[rank].progress:
                 self.moved[rank] = now
             if beat != self.beats[rank]:
                 self.heard[rank] = now
@@ -68,30 +68,30 @@ class Watch:
             why = f"it stopped answering {now - self.heard[rank]:.0f} s ago (process or machine stopped)"
         else:
             # Who is behind; when all are at one place, who came there last.
-            rank = min(self.beats, key=lambda rank: (self.beats[rank].place, -self.moved[rank]))
-            level = len({beat.place for beat in self.beats.values()}) == 1
+            rank = min(self.beats, key=lambda rank: (self.beats[rank].progress, -self.moved[rank]))
+            level = len({beat.progress for beat in self.beats.values()}) == 1
             why = "it came there last" if level else "it is behind the others"
-        return f"no rank has moved for {still:.0f} s; they wait for rank {rank}: {why}, at {self.beats[rank].place}"
+        return f"no rank has moved for {still:.0f} s; they wait for rank {rank}: {why}, at {self.beats[rank].progress}"
 
 
-class Heartbeat:
+class RankHeartbeat:
     """Says where this rank is while the context is open; `stuck` is called, from a thread, with the verdict."""
 
     def __init__(self, logs: Path, rank: int, world: int, seconds: float, stuck: Callable[[str], None]) -> None:
         self.logs, self.rank, self.world, self.seconds, self.stuck = logs, rank, world, seconds, stuck
-        self.place = Place()
+        self.progress = RankProgress()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def at(self, step: int, micro_batch: int, doing: str) -> None:
         """This rank has come to a new place."""
-        self.place = Place(step, micro_batch, DOING.index(doing))
+        self.progress = RankProgress(step, micro_batch, DOING.index(doing))
 
     def now(self, doing: str) -> None:
         """This rank does something else at the same place."""
-        self.place = self.place._replace(doing=DOING.index(doing))
+        self.progress = self.progress._replace(doing=DOING.index(doing))
 
-    def __enter__(self) -> "Heartbeat":
+    def __enter__(self) -> "RankHeartbeat":
         if self.seconds > 0:
             self.thread.start()
         return self
@@ -107,7 +107,7 @@ class Heartbeat:
         while not self.ended.wait(min(LONGEST_INTERVAL, self.seconds / 10)):
             count += 1
             with suppress(OSError):  # a full disk is for the checkpoint to report
-                write_beat(self.logs, self.rank, Beat(self.place, count))
+                write_beat(self.logs, self.rank, Beat(self.progress, count))
             watch.look(read_beats(self.logs, self.world), time.monotonic())
             verdict = watch.verdict(time.monotonic())
             if verdict is not None:
@@ -124,7 +124,7 @@ def write_beat(logs: Path, rank: int, beat: Beat) -> None:
     """Replace a rank's file at once; not synced, since nobody needs it after a power cut. Raises OSError."""
     file = beat_file(logs, rank)
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**beat.place._asdict(), "number": beat.number}))
+    temporary.write_text(json.dumps({**beat.progress._asdict(), "number": beat.number}))
     os.replace(temporary, file)
 
 
@@ -134,5 +134,5 @@ def read_beats(logs: Path, world: int) -> dict[int, Beat]:
     for rank in range(world):
         with suppress(OSError, ValueError, KeyError):
             said = json.loads(beat_file(logs, rank).read_text())
-            beats[rank] = Beat(Place(said["step"], said["micro_batch"], said["doing"]), said["number"])
+            beats[rank] = Beat(RankProgress(said["step"], said["micro_batch"], said["doing"]), said["number"])
     return beats

@@ -14,7 +14,7 @@ from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write
 from training.config import TrainConfig
 from training.launch.local import TrainingFailedError, describe_failure
-from training.launch.rank import failure_file, tell_failure
+from training.launch.rank import failure_file, report_failure
 from training.train import train
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def train_on_worker(settings: dict[str, str]) -> None:
     try:
         train(run, load_recipe(run.root / "train.yaml", TrainConfig))
     except (ValueError, FileNotFoundError, RuntimeError) as error:
-        tell_failure(run, error)
+        report_failure(run, error)
         raise
 
 

@@ -47,14 +47,14 @@ def failure_file(run: RunFolder, rank: int) -> Path:
     return run.logs / f"train-failure-{rank}.txt"
 
 
-def tell_failure(run: RunFolder, error: Exception) -> None:
+def report_failure(run: RunFolder, error: Exception) -> None:
     """Leave sentence and traceback in the run's logs; without a launcher to read it, say the sentence here."""
     sentence = " ".join(str(error).split())
     _own_file(run).write_text(sentence + "\n\n" + "".join(traceback.format_exception(error)))
     _say(run, sentence)
 
 
-def end_stuck(run: RunFolder, verdict: str) -> None:
+def abort_stalled(run: RunFolder, verdict: str) -> None:
     """End this process, whose main thread waits for a rank that hangs; leaves the verdict and where it waited."""
     with _own_file(run).open("w") as file:
         file.write(verdict + "\n\n")

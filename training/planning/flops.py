@@ -172,7 +172,7 @@ def _lora(network: Network, tokens: int, text: int) -> Iterator[Linear]:
 
 
 def _audio(network: Network, tokens: int, frames: int) -> Iterator[Linear]:
-    d, hidden, layers = network.width, PACKED[network.entry], hearing_layers(network)
+    d, hidden, layers = network.width, PACKED[network.entry], audio_layers(network)
     if network.entry == "cross_attention":
         yield Linear(FRAMES_PER_LATENT * frames, network.audio_dim, hidden, 1, True, False, False)
         yield Linear(tokens, d, hidden, 2 * layers, True, True, True)  # q, o
@@ -186,9 +186,9 @@ def _heard(network: Network, tokens: int) -> int:
     """Attention of the tokens to the four audio states of their frame."""
     if network.variant == "base" or network.entry != "cross_attention":
         return 0
-    return 4 * hearing_layers(network) * PACKED[network.entry] * tokens * FRAMES_PER_LATENT
+    return 4 * audio_layers(network) * PACKED[network.entry] * tokens * FRAMES_PER_LATENT
 
 
-def hearing_layers(network: Network) -> int:
+def audio_layers(network: Network) -> int:
     """How many blocks have an audio layer; none in the plain base."""
     return 0 if network.variant == "base" else len(audio_blocks(network.layers, network.entry))

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from omniavatar.config import Recompute
 from training.config import EngineConfig
-from training.planning.flops import PACKED, PATCH, Network, hearing_layers
+from training.planning.flops import PACKED, PATCH, Network, audio_layers
 
 FLOAT, HALF = 4, 2
 WAYS = {"full": "full", "base": "full", "lora": "lora", "frozen_dit": "frozen_dit"}
@@ -111,7 +111,7 @@ def parameters(network: Network) -> Parameters:
 def _audio(network: Network) -> int:
     if network.variant == "base":
         return 0
-    c, d, h, layers = network.audio_dim, network.width, PACKED[network.entry], hearing_layers(network)
+    c, d, h, layers = network.audio_dim, network.width, PACKED[network.entry], audio_layers(network)
     if network.entry == "cross_attention":
         return (c * h + h) + 2 * h + 4 * h + layers * (d * h + h + h * d + d + h * h + h * h + h)
     return (4 * c * h + h) + 2 * h + layers * (h * d + d)
@@ -173,7 +173,7 @@ def activations(network: Network, tokens: int, autocast: bool, recompute: Recomp
     ends = unit * PATCH * (network.inputs + network.channels)
     if recompute == "none":
         per_block = KEPT[way].width * d + KEPT[way].ffn * network.ffn + small
-        kept = tokens * (per_block * network.layers + heard * hearing_layers(network))
+        kept = tokens * (per_block * network.layers + heard * audio_layers(network))
         return kept + cast, tokens * (LAST * d + 3 * ends)
     working = WORKING[way].width * d + WORKING[way].ffn * network.ffn + small + heard + ends
     # Self-attention keeps what it gave, and a float32 per token and head.

@@ -12,8 +12,8 @@ class ExecutorConfig:
     starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; anything else is handed to
     `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only) may be fractions.
 
-    A unit that fails is tried `retry_failed` times more, one whose worker dies `retry_deaths` times more; the latter is
-    then quarantined. Neither is touched again by later runs, unless `retry` gives all of them a new set of tries.
+    A unit that fails is tried `retry_failed` times more, one whose worker dies `retry_crashes` times more; the latter
+    is then quarantined. Neither is touched again by later runs, unless `retry` gives all of them a new set of tries.
     """
 
     kind: Literal["process", "ray"] = "process"
@@ -22,7 +22,7 @@ class ExecutorConfig:
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     retry_failed: int = 2
-    retry_deaths: int = 2
+    retry_crashes: int = 2
     retry: bool = False
 
     def __post_init__(self) -> None:

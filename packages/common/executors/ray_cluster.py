@@ -13,7 +13,7 @@ from typing import Any
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
-from common.executors.workers import Job, Shelf, Unit, WorkerKind
+from common.executors.workers import Shelf, Unit, WorkerKind, WorkerTask
 from common.ledger.store import Outcome
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long Ray may take to give room for all workers, and for one
@@ -29,9 +29,9 @@ class Host:
     """What a Ray actor is: a place that holds one job after the other."""
 
     def __init__(self) -> None:
-        self.job: Job | None = None
+        self.job: WorkerTask | None = None
 
-    def load(self, job: Job | None) -> None:
+    def load(self, job: WorkerTask | None) -> None:
         """Let go of the job held so far, then load this one."""
         self.job = None
         gc.collect()
@@ -58,7 +58,7 @@ class RayWorker:
         actor: Any = ray.remote(Host).options(**options)
         self._actor: Any = actor.remote()
 
-    def load(self, job: Job | None) -> "Future[None]":
+    def load(self, job: WorkerTask | None) -> "Future[None]":
         """Begin loading in the actor."""
         future: Future[None] = self._actor.load.remote(job).future()
         return future

@@ -9,16 +9,16 @@ QUARANTINED = "Quarantined"  # error class of a unit whose worker died too often
 
 
 @dataclass
-class Tries:
+class RetryPolicy:
     """What the units, by position, have been through that are not done with.
 
-    A failed unit is tried `retry_failed` times more, one whose worker dies `retry_deaths` times more. With `retry` the
+    A failed unit is tried `retry_failed` times more, one whose worker dies `retry_crashes` times more. With `retry` the
     units that `known` calls failed get a new set of tries, once.
     """
 
     known: dict[int, Last]
     retry_failed: int = 2
-    retry_deaths: int = 2
+    retry_crashes: int = 2
     retry: bool = False
     _former: dict[int, int] = field(init=False)  # attempts of the sets of tries used up before
 
@@ -42,7 +42,7 @@ class Tries:
         if outcome.error_class == DIED:
             before = self.known.get(index)
             deaths = 1 + (before.deaths if before and before.attempt != self._former.get(index) else 0)
-            error_class = QUARANTINED if deaths > self.retry_deaths else DIED
+            error_class = QUARANTINED if deaths > self.retry_crashes else DIED
             outcome = replace(outcome, error_class=error_class, outputs={"deaths": deaths})
         last = Last(outcome.state, outcome.attempt, outcome.error_class, deaths)
         again = PAUSE in outcome.outputs if outcome.state == "pending" else self._again(index, last)

@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
-from common.executors.dispatch import LoadError, Pause, Place, attempts, open_place
+from common.executors.dispatch import LoadError, Pause, WorkerSlot, attempts, open_slot
 from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_room
-from common.executors.retry import Tries
+from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
-from common.executors.status import Heartbeat
+from common.executors.status import StageHeartbeat
 from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Unit, Worker, WorkerKind
-from common.ledger.store import STATES, Ledger, Outcome, StageLog, State, key_table
+from common.ledger.store import STATES, Ledger, Outcome, StageLedger, State, key_table
 from common.progress import ProgressBar, progress
 
 FAILED = STATES.index("failed")  # from here on a unit may be tried again
@@ -47,7 +47,7 @@ def stream_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: 
     keys = _keys(stage, rows)
     with ledger.open(stage.name, stage.fingerprint) as log:
         states, unsettled = log.last(keys)
-        tries = Tries(unsettled, executor.retry_failed, executor.retry_deaths, executor.retry)
+        tries = RetryPolicy(unsettled, executor.retry_failed, executor.retry_crashes, executor.retry)
         todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not tries.settled(i))
         if stage.cost:
             todo = deque(sorted(todo, key=lambda i: -stage.predicted_cost(rows[i])))
@@ -67,16 +67,16 @@ def _do(
     hashes: pa.StringArray,
     todo: "deque[int]",
     counts: Counter[State],
-    tries: Tries,
-    log: StageLog,
+    tries: RetryPolicy,
+    log: StageLedger,
     config: ExecutorConfig,
 ) -> None:
     """Bring the units of `todo` to an end, each attempt a row of `log`; `counts` are of the others."""
     log.lock()
     bar: ProgressBar[Unit] = progress(len(rows), stage.name)
-    with bar, Heartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts) as heart:
+    with bar, StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts) as heartbeat:
         bar.update(len(rows) - len(todo))
-        for index, outcome in _results(stage, config, rows, todo, tries, bar, heart):
+        for index, outcome in _results(stage, config, rows, todo, tries, bar, heartbeat):
             outcome, again = tries.judge(index, outcome)
             log.append((rows[index]["unit"], hashes[index].as_py()), outcome)
             if again:
@@ -84,7 +84,7 @@ def _do(
             else:
                 counts[outcome.state] += 1
                 bar.update(1, ", ".join(f"{state} {count}" for state, count in sorted(counts.items()) if count))
-            heart.beat()
+            heartbeat.beat()
     log.compact()
 
 
@@ -103,15 +103,15 @@ def _results(
     config: ExecutorConfig,
     rows: Sequence[Unit],
     todo: "deque[int]",
-    tries: Tries,
+    tries: RetryPolicy,
     bar: ProgressBar[Unit],
-    heart: Heartbeat,
+    heartbeat: StageHeartbeat,
 ) -> Iterator[tuple[int, Outcome]]:
     def watch(pause: Pause) -> None:
-        all_rest = pause.resting == heart.workers > 0
+        all_rest = pause.resting == heartbeat.workers > 0
         rests = f"all workers rest, the first goes on in {pause.seconds:.0f} s" if all_rest else ""
-        heart.resting, heart.note = pause.resting, rests
-        heart.beat()
+        heartbeat.resting, heartbeat.note = pause.resting, rests
+        heartbeat.beat()
         if rests:
             bar.update(0, rests)
         if config.kind == "ray":
@@ -119,12 +119,12 @@ def _results(
 
     try:
         with (
-            _crew(stage, config, len(todo)) as places,
-            closing(attempts(rows, todo, tries.next_attempt, places, stage.timeout_seconds, watch)) as results,
+            _crew(stage, config, len(todo)) as slots,
+            closing(attempts(rows, todo, tries.next_attempt, slots, stage.timeout_seconds, watch)) as results,
         ):
-            heart.workers = len(places)
+            heartbeat.workers = len(slots)
             for result in results:
-                heart.resting, heart.note = sum(place.wakes > time.monotonic() for place in places), ""
+                heartbeat.resting, heartbeat.note = sum(slot.wakes > time.monotonic() for slot in slots), ""
                 yield result
     except LoadError as error:
         if config.kind == "ray":
@@ -153,29 +153,29 @@ def kept_workers() -> Iterator[None]:
 
 
 @contextmanager
-def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[list[Place]]:
+def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
     """One loaded place per lane, or as many as the executor has room for and the units need."""
     count = len(stage.lanes) or config.workers or len(os.sched_getaffinity(0))
     if config.kind == "ray":
         connect_ray(config)
         count = ray_room(stage, config, _worker_kind(config, stage.lanes[0] if stage.lanes else ""), _kept)
     alone = config.kind == "process" and count == 1 and not stage.timeout_seconds
-    places: list[Place] = []
+    slots: list[WorkerSlot] = []
     finished = False
     try:
         for lane in stage.lanes or [""] * min(count, units):
             make = partial(stage.make, lane) if stage.lanes else stage.make
             job = partial(Runner, stage.name, make, config.gpus_per_worker if config.kind == "ray" else 0.0)
             hire = InProcessWorker if alone else partial(_hire, _worker_kind(config, lane))
-            places.append(open_place(hire, job, lane))
-        yield places
+            slots.append(open_slot(hire, job, lane))
+        yield slots
         finished = True
     finally:
-        for place in places:
+        for slot in slots:
             if finished and _kept and not alone:
-                _kept.put(_worker_kind(config, place.lane), place.worker)
+                _kept.put(_worker_kind(config, slot.lane), slot.worker)
             else:
-                place.worker.stop()
+                slot.worker.stop()
 
 
 def _worker_kind(config: ExecutorConfig, lane: str) -> WorkerKind:

@@ -44,7 +44,7 @@ class StageStatus:
     updated: float
 
 
-class Heartbeat:
+class StageHeartbeat:
     """Writes the status of one running stage, at most once in `BEAT_SECONDS`; a context that notes how it ended."""
 
     def __init__(self, folder: Path, stage: str, fingerprint: str, total: int, counts: Mapping[State, int]) -> None:
@@ -54,7 +54,7 @@ class Heartbeat:
         self._started, self._written = time.time(), 0.0
         self.workers, self.resting, self.note = 0, 0, ""
 
-    def __enter__(self) -> "Heartbeat":
+    def __enter__(self) -> "StageHeartbeat":
         self._write("running")
         return self
 

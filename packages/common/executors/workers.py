@@ -21,7 +21,7 @@ Unit = dict[str, Any]
 WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane
 
 
-class Job(Protocol):
+class WorkerTask(Protocol):
     """What a worker holds: loaded once, then asked for one unit after the other. Picklable before it is loaded."""
 
     def load(self) -> None:
@@ -38,7 +38,7 @@ class Worker(Protocol):
     def death(self) -> tuple[type[BaseException], ...]:
         """What `load`, `submit` or their futures raise when the worker is gone."""
 
-    def load(self, job: Job | None) -> "Future[None]":
+    def load(self, job: WorkerTask | None) -> "Future[None]":
         """Let go of the job held so far, then load this one; ends when that is done or the worker died trying."""
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
@@ -54,9 +54,9 @@ class InProcessWorker:
     death: tuple[type[BaseException], ...] = ()
 
     def __init__(self) -> None:
-        self._job: Job | None = None
+        self._job: WorkerTask | None = None
 
-    def load(self, job: Job | None) -> "Future[None]":
+    def load(self, job: WorkerTask | None) -> "Future[None]":
         """Load the job now; the future is done."""
         self._job = job
         if job is not None:
@@ -87,7 +87,7 @@ class ProcessWorker:
         self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process)
         self._processes: set[BaseProcess] = set()
 
-    def load(self, job: Job | None) -> "Future[None]":
+    def load(self, job: WorkerTask | None) -> "Future[None]":
         """Begin loading in the process."""
         others = set(multiprocessing.active_children())
         loading = self._pool.submit(_load, job)
@@ -138,7 +138,7 @@ class Shelf:
                 worker.stop()
 
 
-_job: Job | None = None  # of this spawned process
+_job: WorkerTask | None = None  # of this spawned process
 
 
 def _enter_process() -> None:
@@ -155,7 +155,7 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _load(job: Job | None) -> None:
+def _load(job: WorkerTask | None) -> None:
     global _job
     _job = None
     gc.collect()  # the former models make room before the next ones are read

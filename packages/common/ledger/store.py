@@ -92,14 +92,14 @@ class Ledger:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def open(self, stage: str, fingerprint: str) -> "StageLog":
+    def open(self, stage: str, fingerprint: str) -> "StageLedger":
         """The log of one stage under one fingerprint. Errors: ValueError for a name that cannot be a file name."""
         if not re.fullmatch(r"[A-Za-z0-9_]+", stage):
             raise ValueError(f"Stage name '{stage}' must consist of letters, digits and underscores; rename the stage.")
-        return StageLog(self.folder, stage, fingerprint)
+        return StageLedger(self.folder, stage, fingerprint)
 
 
-class StageLog:
+class StageLedger:
     """Rows of one stage and fingerprint; one writer at a time."""
 
     def __init__(self, folder: Path, stage: str, fingerprint: str) -> None:
@@ -108,7 +108,7 @@ class StageLog:
         self._parquet = folder / f"{self._name}.parquet"
         self._lines = JsonLines(folder / f"{self._name}.jsonl")
 
-    def __enter__(self) -> "StageLog":
+    def __enter__(self) -> "StageLedger":
         return self
 
     def __exit__(self, *error: object) -> None:

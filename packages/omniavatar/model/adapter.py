@@ -45,7 +45,7 @@ def mark_trainable(model: AvatarTransformer, variant: Variant) -> list[str]:
     or has too much, for the variant.
     """
     has_lora = bool(lora_layers(model))
-    if model.hears == (variant == "base") or has_lora != (variant == "lora"):
+    if model.has_audio == (variant == "base") or has_lora != (variant == "lora"):
         found = f"{'an avatar' if model.hears else 'a plain'} model {'with' if has_lora else 'without'} LoRA"
         raise ValueError(f"Variant {variant!r} was asked of {found}; use to_avatar and inject_lora to match it.")
     for name, parameter in model.named_parameters():

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
 
-class KeptText:
+class CachedText:
     """A caption (B, n, D) that keeps what the model makes of it: its embedding, and key and value of every block.
 
     A block's are made when it is first asked and stay: at 14B in half precision 0.4 GB for a caption of 512 tokens.
@@ -38,7 +38,7 @@ class KeptText:
         return self._keys[attention]
 
 
-class KeptSound:
+class CachedAudio:
     """wav2vec2 states (B, F, C) that keep what the audio pack makes of them."""
 
     def __init__(self, states: Tensor) -> None:
@@ -70,12 +70,12 @@ class TextAttention(WanAttnProcessor):
         self,
         attention: Any,
         hidden: Tensor,
-        text: Tensor | KeptText | None = None,
+        text: Tensor | CachedText | None = None,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(B, S, dim) -> (B, S, dim)."""
-        if not isinstance(text, KeptText):
+        if not isinstance(text, CachedText):
             attended: Tensor = super().__call__(attention, hidden, text, mask, rotary)
             return attended
         query = attention.norm_q(attention.to_q(hidden))

@@ -19,14 +19,14 @@ from common.runs import read_json
 from omniavatar.config import AudioEntry, Recompute
 from omniavatar.model.audio_entry import audio_blocks, audio_modules
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
-from omniavatar.model.cache import KeptResidual, KeptSound, KeptText, TextAttention
+from omniavatar.model.cache import CachedAudio, CachedText, KeptResidual, TextAttention
 from omniavatar.model.recompute import recomputing
 from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
 from omniavatar.weights.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
 
 
-class AudibleWanTransformer(WanTransformer3DModel):
+class AudioConditionedWan(WanTransformer3DModel):
     """diffusers' Wan transformer, some of whose blocks are preceded by an audio layer.
 
     The loop is explicit, not made of hooks: the sound and the layer that hears it are arguments, so recomputation
@@ -39,7 +39,7 @@ class AudibleWanTransformer(WanTransformer3DModel):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor | KeptText,
+        text: Tensor | CachedText,
         sound: Tensor | None = None,
         layers: Mapping[int, nn.Module] | None = None,
         residual: KeptResidual | None = None,
@@ -51,19 +51,19 @@ class AudibleWanTransformer(WanTransformer3DModel):
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         rotary = self.rope(latents)
         tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
-        place = Place(grid[1] * grid[2])
+        span = TokenSpan(grid[1] * grid[2])
         count = tokens.shape[1]
         if self.ranks is not None:
             tokens = self.ranks.part(tokens)
             cosine, sine = rotary
             rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
-            place = Place(place.per_frame, self.ranks.rank * tokens.shape[1])
+            span = TokenSpan(span.per_frame, self.ranks.rank * tokens.shape[1])
         time, modulation, text = self._embed(timestep, text)
         if residual is not None and residual.reuse and residual.value is not None:
             tokens = tokens + residual.value
         else:
             before = tokens
-            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, sound, place)
+            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, sound, span)
             if residual is not None:
                 residual.value = tokens - before
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
@@ -71,23 +71,23 @@ class AudibleWanTransformer(WanTransformer3DModel):
         tokens = self.proj_out(tokens)
         return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
 
-    def _embed(self, timestep: Tensor, text: Tensor | KeptText) -> tuple[Tensor, Tensor, Tensor | KeptText]:
+    def _embed(self, timestep: Tensor, text: Tensor | CachedText) -> tuple[Tensor, Tensor, Tensor | CachedText]:
         """Time (B, dim), the modulation (B, 6, dim) made from it, and the caption as the blocks take it."""
         embedder = self.condition_embedder
         words = text
-        if isinstance(text, KeptText):
+        if isinstance(text, CachedText):
             dtype = embedder.text_embedder.linear_1.weight.dtype
             text.embed(embedder.text_embedder, dtype)
             words = text.states[:, :0].to(dtype)
         time, projection, words, _ = embedder(timestep, words)
-        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, KeptText) else words
+        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, CachedText) else words
 
     def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *given: Any) -> Tensor:
         """Tokens (B, s, dim) after every block; `given` are the arguments all of them share."""
         recompute = torch.is_grad_enabled() and self.gradient_checkpointing
         for index, block in enumerate(self.blocks):
             step = (block, tokens, layers.get(index), *given)
-            tokens = self._gradient_checkpointing_func(_hear_and_run, *step) if recompute else _hear_and_run(*step)
+            tokens = self._gradient_checkpointing_func(_run_block, *step) if recompute else _run_block(*step)
         return tokens
 
     def _unpatchify(self, tokens: Tensor, grid: list[int]) -> Tensor:
@@ -95,36 +95,36 @@ class AudibleWanTransformer(WanTransformer3DModel):
         return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-class Place(NamedTuple):
+class TokenSpan(NamedTuple):
     """Where given tokens lie in their sample: tokens of one latent frame, and number of the first given one."""
 
     per_frame: int
     first: int = 0
 
 
-def _hear_and_run(
+def _run_block(
     block: nn.Module,
     tokens: Tensor,
     layer: nn.Module | None,
-    text: Tensor | KeptText,
+    text: Tensor | CachedText,
     modulation: Tensor,
     rotary: tuple[Tensor, Tensor],
     sound: Tensor | None,
-    place: Place,
+    span: TokenSpan,
 ) -> Tensor:
     """One block on tokens (B, s, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
     if layer is not None and sound is not None:
-        tokens = _hear(layer, tokens, sound, place)
+        tokens = _inject_audio(layer, tokens, sound, span)
     return block(tokens, text, modulation, rotary)
 
 
-def _hear(layer: nn.Module, tokens: Tensor, sound: Tensor, place: Place) -> Tensor:
+def _inject_audio(layer: nn.Module, tokens: Tensor, sound: Tensor, span: TokenSpan) -> Tensor:
     """Tokens (B, s, dim), which may begin and end within a frame, with what the layer adds to them."""
-    before = place.first % place.per_frame
-    after = -(before + tokens.shape[1]) % place.per_frame
+    before = span.first % span.per_frame
+    after = -(before + tokens.shape[1]) % span.per_frame
     whole = functional.pad(tokens, (0, 0, before, after)) if before or after else tokens
-    by_frame = whole.unflatten(1, (-1, place.per_frame))
-    first = place.first // place.per_frame
+    by_frame = whole.unflatten(1, (-1, span.per_frame))
+    first = span.first // span.per_frame
     sound = sound[:, first : first + by_frame.shape[1]]
     if sound.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
         silent = sound.new_zeros(sound.shape[0], by_frame.shape[1] - sound.shape[1], *sound.shape[2:])
@@ -140,7 +140,7 @@ class AvatarTransformer(nn.Module):
     sampling, so its released weights come out closest with it.
     """
 
-    def __init__(self, dit: AudibleWanTransformer):
+    def __init__(self, dit: AudioConditionedWan):
         super().__init__()
         self.dit = dit
         self.audio_entry: AudioEntry = "multi"
@@ -151,7 +151,7 @@ class AvatarTransformer(nn.Module):
             block.attn2.set_processor(TextAttention())
 
     @property
-    def hears(self) -> bool:
+    def has_audio(self) -> bool:
         """True for the avatar model, False for the plain text-to-video base."""
         return self.audio_proj is not None
 
@@ -185,9 +185,9 @@ class AvatarTransformer(nn.Module):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor | KeptText,
+        text: Tensor | CachedText,
         condition: Tensor | None = None,
-        audio: Tensor | KeptSound | None = None,
+        audio: Tensor | CachedAudio | None = None,
         residual: KeptResidual | None = None,
     ) -> Tensor:
         """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
@@ -197,21 +197,23 @@ class AvatarTransformer(nn.Module):
         What is kept of text, audio and blocks between calls belongs to sampling and has no gradient.
         Source: paper section 3.2 and 3.3. Raises ValueError when inputs do not belong to this kind of model.
         """
-        states = audio.states if isinstance(audio, KeptSound) else audio
-        if self.hears != (condition is not None) or (audio is not None and not self.hears):
-            kind = "the avatar model needs a condition" if self.hears else "the plain base takes no condition or audio"
+        states = audio.states if isinstance(audio, CachedAudio) else audio
+        if self.has_audio != (condition is not None) or (audio is not None and not self.has_audio):
+            kind = (
+                "the avatar model needs a condition" if self.has_audio else "the plain base takes no condition or audio"
+            )
             raise ValueError(f"condition={_shape(condition)}, audio={_shape(states)}, but {kind}.")
         pixel_frames = FRAMES_PER_LATENT * (latents.shape[2] - 1) + 1
         if states is not None and states.shape[1] != pixel_frames:
             raise ValueError(f"{states.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
         if condition is not None:
             latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
-        sound, layers = self._listen(audio) if audio is not None else (None, None)
+        sound, layers = self._pack_audio(audio) if audio is not None else (None, None)
         embedder = self.dit.condition_embedder.text_embedder.linear_1
         return self.dit(
             latents.to(self.dit.patch_embedding.weight.dtype),
-            self._seen(timestep).expand(latents.shape[0]),
-            text if isinstance(text, KeptText) else text.to(embedder.weight.dtype),
+            self._cast_timestep(timestep).expand(latents.shape[0]),
+            text if isinstance(text, CachedText) else text.to(embedder.weight.dtype),
             sound,
             layers,
             residual,
@@ -219,16 +221,16 @@ class AvatarTransformer(nn.Module):
 
     def modulation(self, timestep: Tensor) -> Tensor:
         """What a timestep (B,) in 0..1000 shifts and scales the tokens by in every block: (B, 6, dim)."""
-        nothing = KeptText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
-        return self.dit._embed(self._seen(timestep), nothing)[1]
+        nothing = CachedText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
+        return self.dit._embed(self._cast_timestep(timestep), nothing)[1]
 
-    def _seen(self, timestep: Tensor) -> Tensor:
+    def _cast_timestep(self, timestep: Tensor) -> Tensor:
         return (timestep.to(torch.bfloat16) if self.round_timestep else timestep).float()
 
-    def _listen(self, audio: Tensor | KeptSound) -> tuple[Tensor, dict[int, nn.Module]]:
+    def _pack_audio(self, audio: Tensor | CachedAudio) -> tuple[Tensor, dict[int, nn.Module]]:
         assert self.audio_proj is not None and self.audio_cond_projs is not None
         blocks = audio_blocks(self.dit.config.num_layers, self.audio_entry)
-        sound = audio.packed(self.audio_proj) if isinstance(audio, KeptSound) else self.audio_proj(audio)
+        sound = audio.packed(self.audio_proj) if isinstance(audio, CachedAudio) else self.audio_proj(audio)
         return sound, dict(zip(blocks, self.audio_cond_projs, strict=True))
 
 
@@ -252,7 +254,7 @@ def build_condition(reference: Tensor, latent_frames: int, given: int | Tensor) 
 
 def new_base(config: dict[str, Any]) -> AvatarTransformer:
     """A plain text-to-video model with random weights from a diffusers WanTransformer3DModel config."""
-    return AvatarTransformer(AudibleWanTransformer.from_config(config))
+    return AvatarTransformer(AudioConditionedWan.from_config(config))
 
 
 def load_base(
@@ -265,7 +267,7 @@ def load_base(
     so for every `dtype`. Raises FileNotFoundError, CheckpointError.
     """
     config = base_config(folder)
-    dit = build_empty(lambda: AudibleWanTransformer.from_config(config))
+    dit = build_empty(lambda: AudioConditionedWan.from_config(config))
     kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
     in_file = dit_to_original if _is_original(folder) else str
     fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=in_file)
@@ -317,7 +319,7 @@ def _config_from_original(config: dict[str, Any], source: Path) -> dict[str, Any
     }
 
 
-def config_to_original(dit: AudibleWanTransformer) -> dict[str, Any]:
+def config_to_original(dit: AudioConditionedWan) -> dict[str, Any]:
     """The `config.json` that goes beside an original Wan file. Raises ValueError for what that format cannot say."""
     config = dit.config
     original = {
@@ -334,7 +336,7 @@ def config_to_original(dit: AudibleWanTransformer) -> dict[str, Any]:
         "num_layers": config.num_layers,
         "eps": config.eps,
     }
-    again = build_empty(lambda: AudibleWanTransformer.from_config(_config_from_original(original, Path())))
+    again = build_empty(lambda: AudioConditionedWan.from_config(_config_from_original(original, Path())))
     # The length of the rotary table is how far positions may go, not what they mean.
     refuse_unsaid(config, again.config, but={"rope_max_seq_len"})
     return original
@@ -360,7 +362,7 @@ def to_avatar(
     return base
 
 
-def _widen_input(dit: AudibleWanTransformer, channels: int) -> None:
+def _widen_input(dit: AudioConditionedWan, channels: int) -> None:
     patch = dit.patch_embedding
     like: dict[str, Any] = {"device": patch.weight.device, "dtype": patch.weight.dtype}
     wider = nn.Conv3d(channels, patch.out_channels, patch.kernel_size, patch.stride, **like)

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from omniavatar.model.cache import KeptResidual, KeptSound, KeptText
+from omniavatar.model.cache import CachedAudio, CachedText, KeptResidual
 from omniavatar.model.flow import TIMESTEPS, euler_step, sigma_schedule
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.parallel.sequence import SequenceGroup
 
 
-class Pass(NamedTuple):
+class Branch(NamedTuple):
     """One forward of guidance: its weight in the sum, and whether it gets the prompt and the sound."""
 
     weight: float
@@ -42,22 +42,22 @@ class Guidance:
     stop: float = 1.0
     batched: bool = False
 
-    def passes(self, hears: bool, share: float = 0.0) -> list[Pass]:
+    def passes(self, has_audio: bool, share: float = 0.0) -> list[Branch]:
         """Passes of non-zero weight for the step at this share of all; without sound only the text counts."""
         if not self.start <= share < self.stop:
-            return [Pass(1.0, True, hears)]
-        if not hears:
-            every = [Pass(1 - self.text, False, False), Pass(self.text, True, False)]
+            return [Branch(1.0, True, has_audio)]
+        if not has_audio:
+            every = [Branch(1 - self.text, False, False), Branch(self.text, True, False)]
         else:
             every = [
-                Pass(1 - self.text, False, False),
-                Pass(self.text - self.audio, True, False),
-                Pass(self.audio, True, True),
+                Branch(1 - self.text, False, False),
+                Branch(self.text - self.audio, True, False),
+                Branch(self.audio, True, True),
             ]
         return [taken for taken in every if taken.weight != 0]
 
 
-def share_of(passes: Sequence[Pass], rank: int, size: int) -> list[Pass]:
+def branches_for_rank(passes: Sequence[Branch], rank: int, size: int) -> list[Branch]:
     """The passes of a step that one of `size` processes computes. Dealt from the last, which every step has, so that a
     kind of pass, with what is kept of it, stays with one process."""
     return list(passes[::-1][rank::size])
@@ -89,14 +89,14 @@ def denoise(
     a pass takes what the blocks added at its last computed one (residual_cache.py); None computes all. Processes of
     `branches` take the passes of a step in turn, and each gets their sum: of two or three, that many keep busy.
     """
-    hears = audio is not None and bool(audio.any())
+    has_audio = audio is not None and bool(audio.any())
     forwards = _Forwards(text, negative_text, condition, audio, keeps_residuals=computed is not None)
     latents = _hold(noise.float(), prefix)
     for step, (sigma, next_sigma) in enumerate(pairwise(sigma_schedule(steps, shift).tolist())):
         timestep = torch.full((len(latents),), sigma * TIMESTEPS, device=latents.device)
-        passes = guidance.passes(hears, step / steps)
+        passes = guidance.passes(has_audio, step / steps)
         reuse = computed is not None and not computed[step]
-        own = passes if branches is None else share_of(passes, branches.rank, branches.size)
+        own = passes if branches is None else branches_for_rank(passes, branches.rank, branches.size)
         velocity = torch.zeros_like(latents)
         for group in [own] if guidance.batched and own else [[taken] for taken in own]:
             times = len(group)
@@ -124,12 +124,14 @@ class _Forwards:
         keeps_residuals: bool,
     ) -> None:
         self._condition = condition
-        self._text = cache(lambda asked: KeptText(torch.cat([text if with_it else negative_text for with_it in asked])))
-        self._sound = cache(lambda asked: KeptSound(torch.cat([_or_silence(audio, with_it) for with_it in asked])))
+        self._text = cache(
+            lambda asked: CachedText(torch.cat([text if with_it else negative_text for with_it in asked]))
+        )
+        self._sound = cache(lambda asked: CachedAudio(torch.cat([_or_silence(audio, with_it) for with_it in asked])))
         self._residual = cache(lambda asked: KeptResidual())
         self._hears, self._keeps_residuals = audio is not None, keeps_residuals
 
-    def of(self, group: Sequence[Pass], reuse: bool) -> tuple[object, ...]:
+    def of(self, group: Sequence[Branch], reuse: bool) -> tuple[object, ...]:
         """Text, condition, sound and residual of a group of passes; with `reuse` the residual stands in for blocks."""
         texts, sounds = tuple(taken.text for taken in group), tuple(taken.sound for taken in group)
         condition = None if self._condition is None else self._condition.repeat(len(group), 1, 1, 1, 1)

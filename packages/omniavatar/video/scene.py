@@ -82,8 +82,8 @@ def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: Gener
     text = pad_text(words, models.text_encoder.text_length).to(models.device)
     pictures = torch.stack([fit_image(request.image, height, width) for request in requests]).to(models.device)
     audio = None
-    if models.transformer.hears:
-        states = torch.stack([_hear(models, request.wave, frames) for request in requests])
+    if models.transformer.has_audio:
+        states = torch.stack([_encode_audio(models, request.wave, frames) for request in requests])
         audio = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1).to(models.device)
     return Scene(
         text=text[:-1],
@@ -94,7 +94,7 @@ def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: Gener
     )
 
 
-def _hear(models: AvatarModels, wave: np.ndarray, frames: int) -> Tensor:
+def _encode_audio(models: AvatarModels, wave: np.ndarray, frames: int) -> Tensor:
     if not wave.any():
         return torch.zeros(frames, models.audio_encoder.feature_dim)
     return models.audio_encoder.encode(wave, frames).cpu()

@@ -167,7 +167,7 @@ def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransfor
     empty = model.dit.patch_embedding.weight.is_meta
     read = read_tensors(folder / WEIGHTS_FILE, "meta" if empty else "cpu")
     tensors = {to_our_name(name): value for name, value in read}
-    if not model.hears:
+    if not model.has_audio:
         pack = tensors.get("audio_proj.proj.weight")
         width = _WAV2VEC2_BASE_DIM if pack is None or pack.ndim != 2 else audio_width(pack, config.audio_entry)
         to_avatar(model, width, config.hidden, config.audio_entry)
@@ -195,7 +195,7 @@ def save_base(
     tensors and in the words of `config.json`. Raises ValueError for a model with LoRA or audio modules (those go into
     an adapter file) or one that the original layout cannot describe, CheckpointError for NaN, DiskFullError.
     """
-    if model.hears or lora_layers(model):
+    if model.has_audio or lora_layers(model):
         raise ValueError("save_base writes plain text-to-video models; use save_adapter for what was trained on top.")
     folder, state = Path(folder), model.dit.state_dict()
     if layout == "original":

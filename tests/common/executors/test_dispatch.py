@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from common.executors.dispatch import LoadError, Pause, attempts, open_place
-from common.executors.workers import InProcessWorker, Job, Unit
+from common.executors.dispatch import LoadError, Pause, attempts, open_slot
+from common.executors.workers import InProcessWorker, Unit, WorkerTask
 from common.ledger.store import Outcome
 
 
@@ -42,7 +42,7 @@ class Mortal(InProcessWorker):
         super().__init__()
         self.dies_loading = dies_loading
 
-    def load(self, job: Job | None) -> "Future[None]":
+    def load(self, job: WorkerTask | None) -> "Future[None]":
         if not self.dies_loading:
             return super().load(job)
         dead: Future[None] = Future()
@@ -61,7 +61,7 @@ def test_units_are_done_in_the_order_of_the_queue_and_those_added_later_at_its_e
     job, todo = Scripted(), deque([2, 0, 1])
     rows = [{"unit": name} for name in "abc"]
     ended = []
-    for index, outcome in attempts(rows, todo, lambda index: 1 + len(ended) // 3, [open_place(Mortal, lambda: job)]):
+    for index, outcome in attempts(rows, todo, lambda index: 1 + len(ended) // 3, [open_slot(Mortal, lambda: job)]):
         ended.append(index)
         if len(ended) == 3:
             todo.append(2)
@@ -72,8 +72,8 @@ def test_units_are_done_in_the_order_of_the_queue_and_those_added_later_at_its_e
 def test_the_dead_are_replaced_and_told_to_the_watcher_before_their_unit_is_blamed() -> None:
     job, told = Scripted(), list[Pause]()
     rows = [{"unit": "a"}, {"unit": "b", "dies": True}, {"unit": "c"}]
-    place = open_place(Mortal, lambda: job)
-    results = dict(attempts(rows, deque(range(3)), lambda index: 1, [place], watch=told.append))
+    slot = open_slot(Mortal, lambda: job)
+    results = dict(attempts(rows, deque(range(3)), lambda index: 1, [slot], watch=told.append))
     assert (results[1].state, results[1].error_class) == ("failed", "WorkerDied") and len(told) == 1
     assert results[0].state == results[2].state == "kept" and job.log == ["load", "a 1", "load", "c 1"]
 
@@ -81,21 +81,21 @@ def test_the_dead_are_replaced_and_told_to_the_watcher_before_their_unit_is_blam
         raise ConnectionError("the machine is gone")
 
     with pytest.raises(ConnectionError):
-        list(attempts(rows, deque([1]), lambda index: 1, [open_place(Mortal, lambda: job)], watch=refuse))
+        list(attempts(rows, deque([1]), lambda index: 1, [open_slot(Mortal, lambda: job)], watch=refuse))
 
 
 def test_who_dies_loading_before_anything_was_done_ends_it_all() -> None:
-    place = open_place(lambda: Mortal(dies_loading=True), Scripted)
+    slot = open_slot(lambda: Mortal(dies_loading=True), Scripted)
     with pytest.raises(LoadError, match="died loading its models"):
-        list(attempts([{"unit": "a"}], deque([0]), lambda index: 1, [place]))
+        list(attempts([{"unit": "a"}], deque([0]), lambda index: 1, [slot]))
 
 
 def test_a_resting_place_is_waited_for_and_a_busy_one_takes_its_unit() -> None:
     first, second, told = Scripted(), Scripted(), list[Pause]()
     rows: list[Unit] = [{"unit": "a", "pauses": [1.2]}, {"unit": "b", "pauses": [3.0]}]
-    places = [open_place(Mortal, lambda: first, "one"), open_place(Mortal, lambda: second, "two")]
+    slots = [open_slot(Mortal, lambda: first, "one"), open_slot(Mortal, lambda: second, "two")]
     todo, started, ended = deque([0, 1]), time.monotonic(), []
-    for index, outcome in attempts(rows, todo, lambda index: 1, places, watch=told.append):
+    for index, outcome in attempts(rows, todo, lambda index: 1, slots, watch=told.append):
         ended.append((index, outcome.state))
         if outcome.state == "pending":
             todo.append(index)

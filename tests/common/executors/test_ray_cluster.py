@@ -10,7 +10,13 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.common.test_executors import (
+
+from common.executors.config import ExecutorConfig
+from common.executors.run import kept_workers, run_stage
+from common.executors.stage import Stage, StageError
+from common.ledger.store import Ledger, ledger_rows
+from common.runs import DiskFullError
+from tests.common.executors.test_run import (
     HERE,
     PATHS,
     calls,
@@ -21,12 +27,6 @@ from tests.common.test_executors import (
     run,
     unmeasured,
 )
-
-from common.executors.config import ExecutorConfig
-from common.executors.run import kept_workers, run_stage
-from common.executors.stage import Stage, StageError
-from common.ledger.store import Ledger, ledger_rows
-from common.runs import DiskFullError
 
 RAY = ExecutorConfig("ray", 2)
 
@@ -97,7 +97,7 @@ from dataclasses import replace
 from pathlib import Path
 import ray
 from common.executors.run import ExecutorConfig, Ledger, StageError, run_stage
-from tests.common.test_executors import fetching, run
+from tests.common.executors.test_run import fetching, run
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     ray.init(address="local", num_cpus=1, resources={"lane:a": 1}, include_dashboard=False, log_to_driver=False)

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from common.executors.retry import Tries
+from common.executors.retry import RetryPolicy
 from common.ledger.store import Last, Outcome
 
 FAILED = Outcome("u", "failed", error_class="KeyError")
 DIED = Outcome("u", "failed", error_class="WorkerDied")
 
 
-def play(tries: Tries, *outcomes: Outcome) -> list[tuple[int, str, bool]]:
+def play(tries: RetryPolicy, *outcomes: Outcome) -> list[tuple[int, str, bool]]:
     """Attempt, error class and whether there will be another, of every outcome until there is none."""
     seen = []
     for outcome in outcomes:
@@ -21,25 +21,28 @@ def play(tries: Tries, *outcomes: Outcome) -> list[tuple[int, str, bool]]:
 
 
 def test_failures_are_tried_again_a_few_times() -> None:
-    assert play(Tries({}, retry_failed=2), *[FAILED] * 5) == [
+    assert play(RetryPolicy({}, retry_failed=2), *[FAILED] * 5) == [
         (1, "KeyError", True), (2, "KeyError", True), (3, "KeyError", False)
     ]  # fmt: skip
-    assert play(Tries({}, retry_failed=0), FAILED) == [(1, "KeyError", False)]
-    assert play(Tries({}), FAILED, Outcome("u", "kept")) == [(1, "KeyError", True), (2, "", False)]
+    assert play(RetryPolicy({}, retry_failed=0), FAILED) == [(1, "KeyError", False)]
+    assert play(RetryPolicy({}), FAILED, Outcome("u", "kept")) == [(1, "KeyError", True), (2, "", False)]
 
 
 def test_deaths_are_counted_by_themselves_and_in_a_row() -> None:
-    assert [error for _, error, _ in play(Tries({}, retry_deaths=1), DIED, DIED)] == ["WorkerDied", "Quarantined"]
-    mixed = play(Tries({}, retry_failed=1, retry_deaths=1), DIED, FAILED)
+    assert [error for _, error, _ in play(RetryPolicy({}, retry_crashes=1), DIED, DIED)] == [
+        "WorkerDied",
+        "Quarantined",
+    ]
+    mixed = play(RetryPolicy({}, retry_failed=1, retry_crashes=1), DIED, FAILED)
     assert mixed == [(1, "WorkerDied", True), (2, "KeyError", False)]
-    after_a_kill = Tries({0: Last("failed", 2, "WorkerDied", deaths=2)}, retry_deaths=2)
+    after_a_kill = RetryPolicy({0: Last("failed", 2, "WorkerDied", deaths=2)}, retry_crashes=2)
     assert not after_a_kill.settled(0) and play(after_a_kill, DIED) == [(3, "Quarantined", False)]
 
 
 @pytest.mark.parametrize("last", [Last("failed", 3, "KeyError"), Last("failed", 3, "Quarantined", 3)])
 def test_what_failed_for_good_gets_one_more_set_of_tries_when_asked_for(last: Last) -> None:
-    assert Tries({0: last}).settled(0)
-    again = Tries({0: last}, retry_failed=1, retry_deaths=1, retry=True)
+    assert RetryPolicy({0: last}).settled(0)
+    again = RetryPolicy({0: last}, retry_failed=1, retry_crashes=1, retry=True)
     assert not again.settled(0)
     outcomes = [replace(FAILED, error_class=last.error_class.replace("Quarantined", "WorkerDied"))] * 3
     assert [(attempt, more) for attempt, _, more in play(again, *outcomes)] == [(4, True), (5, False)]
@@ -47,7 +50,7 @@ def test_what_failed_for_good_gets_one_more_set_of_tries_when_asked_for(last: La
 
 def test_pending_repeats_its_attempt_and_returns_only_after_a_pause() -> None:
     pause = Outcome("u", "pending", outputs={"pause_seconds": 9})
-    assert play(Tries({}), pause, pause, FAILED, Outcome("u", "pending")) == [
+    assert play(RetryPolicy({}), pause, pause, FAILED, Outcome("u", "pending")) == [
         (1, "", True), (1, "", True), (1, "KeyError", True), (2, "", False)
     ]  # fmt: skip
-    assert not Tries({0: Last("pending", 1)}).settled(0)
+    assert not RetryPolicy({0: Last("pending", 1)}).settled(0)

@@ -150,7 +150,7 @@ def test_death_of_a_worker_is_the_failure_of_its_unit_alone(tmp_path: Path) -> N
 
 def test_poison_is_quarantined_until_it_is_asked_for(tmp_path: Path) -> None:
     units: list[Row] = [{"unit": "bad", "n": 1, "kind": "die"}, {"unit": "good", "n": 1}]
-    once = replace(POOL, retry_deaths=1)
+    once = replace(POOL, retry_crashes=1)
     first = run(tmp_path, units, once)
     assert [(o.state, o.error_class, o.attempt) for o in first] == [("failed", "Quarantined", 2), ("kept", "", 1)]
     assert run(tmp_path, units, once) == first and calls(tmp_path).count("bad") == 2
@@ -353,7 +353,7 @@ def test_rows_of_a_run_killed_before_merging_are_merged_by_the_next(tmp_path: Pa
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.common.test_executors import POOL, run
+from tests.common.executors.test_run import POOL, run
 if __name__ == "__main__":
     run(Path(sys.argv[1]), [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], POOL)
 """

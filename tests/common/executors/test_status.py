@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.executors.status import Heartbeat, read_status
+from common.executors.status import StageHeartbeat, read_status
 from common.ledger.store import State
 from common.runs import RunFolder
 
@@ -18,22 +18,22 @@ def counts(**states: int) -> Counter[State]:
 def test_a_stage_can_be_watched_and_remembered(tmp_path: Path) -> None:
     run, found = RunFolder(tmp_path), counts(kept=2)
     assert read_status(run) == []
-    with Heartbeat(run.ledger, "sync", "f1", 10, found) as heart:
+    with StageHeartbeat(run.ledger, "sync", "f1", 10, found) as heartbeat:
         (status,) = read_status(run)
         assert (status.stage, status.state, status.total, status.done, status.eta_seconds) == (
             "sync", "running", 10, 2, None
         )  # fmt: skip
         found.update({"rejected": 3, "failed": 1})
-        heart.workers, heart.resting, heart.note = 4, 1, "rests"
-        heart.beat()  # too soon
+        heartbeat.workers, heartbeat.resting, heartbeat.note = 4, 1, "rests"
+        heartbeat.beat()  # too soon
         assert read_status(run) == [status]
-        heart._written = 0.0
-        heart.beat()
+        heartbeat._written = 0.0
+        heartbeat.beat()
         (status,) = read_status(run)
         assert (status.kept, status.rejected, status.failed, status.pending, status.done) == (2, 3, 1, 0, 6)
         assert (status.workers, status.resting, status.note) == (4, 1, "rests")
         assert status.per_second > 0 and status.eta_seconds == pytest.approx(4 / status.per_second, rel=0.05, abs=0.1)
-    with pytest.raises(KeyError), Heartbeat(run.ledger, "cut", "f2", 1, counts()):
+    with pytest.raises(KeyError), StageHeartbeat(run.ledger, "cut", "f2", 1, counts()):
         raise KeyError
     assert [(s.stage, s.state, s.note) for s in read_status(run)] == [
         ("sync", "ended", ""),
@@ -45,7 +45,7 @@ def test_whoever_was_killed_is_lost(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    with Heartbeat(run.ledger, "sync", "f1", 10, counts()):
+    with StageHeartbeat(run.ledger, "sync", "f1", 10, counts()):
         pass
     file = run.ledger / "sync-f1.status.json"
     status = json.loads(file.read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.executors.status import Heartbeat, StageStatus, read_status
+from common.executors.status import StageHeartbeat, StageStatus, read_status
 from common.executors.status_table import status_lines
 from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder
@@ -26,9 +26,9 @@ def test_every_stage_is_a_line(tmp_path: Path) -> None:
     with Ledger(run.ledger).open("older", "f") as log:
         log.append(("a", ""), Outcome("a", "kept"))
         log.append(("b", ""), Outcome("b", "failed", message="it   broke", error_class="ValueError"))
-    with Heartbeat(run.ledger, "probe", "f", 2000, {"kept": 1500, "rejected": 500}):
+    with StageHeartbeat(run.ledger, "probe", "f", 2000, {"kept": 1500, "rejected": 500}):
         pass
-    with Heartbeat(run.ledger, "scan", "f", 1500, {"kept": 100, "pending": 3}):
+    with StageHeartbeat(run.ledger, "scan", "f", 1500, {"kept": 100, "pending": 3}):
         edit(run, "scan", state="running", per_second=2.5, eta_seconds=4000.4, workers=4, resting=1)
         lines = status_lines(tmp_path)
     assert [" ".join(line.split()) for line in lines[1:4]] == [
@@ -37,15 +37,15 @@ def test_every_stage_is_a_line(tmp_path: Path) -> None:
         "older recorded 2 1 0 1 0 - -",
     ]
     assert lines[4:] == ["1 failed in older: ValueError, such as: it broke"]
-    places = [lines[0].index(word) + len(word) for word in ("done", "kept", "pending", "to go")]
-    assert all(lines[1][place - 1] != " " for place in places)  # the columns stand under their heads
+    slots = [lines[0].index(word) + len(word) for word in ("done", "kept", "pending", "to go")]
+    assert all(lines[1][slot - 1] != " " for slot in slots)  # the columns stand under their heads
 
 
 def test_a_stage_that_is_no_more_says_how_to_go_on(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    with pytest.raises(RuntimeError), Heartbeat(run.ledger, "cut", "f", 9, {"kept": 4}):
+    with pytest.raises(RuntimeError), StageHeartbeat(run.ledger, "cut", "f", 9, {"kept": 4}):
         raise RuntimeError
-    with Heartbeat(run.ledger, "sync", "f", 9, {"kept": 1}):
+    with StageHeartbeat(run.ledger, "sync", "f", 9, {"kept": 1}):
         pass
     gone = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
     edit(run, "sync", state="running", pid=gone)
@@ -59,7 +59,7 @@ def test_a_stage_that_is_no_more_says_how_to_go_on(tmp_path: Path) -> None:
 def test_only_the_last_settings_of_a_stage_are_shown(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for fingerprint, kept in (("old", 1), ("new", 2)):
-        with Heartbeat(run.ledger, "scan", fingerprint, 5, {"kept": kept}):
+        with StageHeartbeat(run.ledger, "scan", fingerprint, 5, {"kept": kept}):
             pass
     assert [line.split()[1:5] for line in status_lines(tmp_path)[1:]] == [["ended", "2", "of", "5"]]
     with pytest.raises(FileNotFoundError, match="no run folder"):

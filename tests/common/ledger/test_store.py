@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from common.ledger.store import LEDGER_SCHEMA, STATES, Last, Ledger, Outcome, StageLog, key_table, ledger_rows
-from common.ledger.store import store as ledger_module
+from common.ledger.store import LEDGER_SCHEMA, STATES, Last, Ledger, Outcome, StageLedger, key_table, ledger_rows
+from common.ledger import store as ledger_module
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def open_log(folder: Path, fingerprint: str = "f1") -> StageLog:
+def open_log(folder: Path, fingerprint: str = "f1") -> StageLedger:
     return Ledger(folder).open("sync", fingerprint)
 
 

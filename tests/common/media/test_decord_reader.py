@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.common.test_media_decode import CODECS, encode, textured
 
 from common.media.decode import to_rgb
 from common.media.open import MediaError
 from common.media.video import decode_stored, decode_video, read_frames, read_video
+from tests.common.media.test_decode import CODECS, encode, textured
 
 
 @pytest.mark.parametrize("name", ["h264", "h264 open gop", "hevc", "vp9"])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.common.test_media import clicks, numbered
 
 from common.media.audio import read_audio
 from common.media.index import index_video, probe
 from common.media.open import MediaError
 from common.media.write import write_video
+from tests.common.media.test_video import clicks, numbered
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tests.common.test_shards import PATHS, contents, draw_sample, write
 
 from common.shards.index import read_index
 from common.shards.removal import remove_samples
 from common.shards.sample import ShardError
 from common.shards.store import ShardReader, ShardWriter
+from tests.common.shards.test_store import PATHS, contents, draw_sample, write
 
 
 def test_removed_samples_are_gone_and_the_others_are_untouched(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from common.shards.store import ShardWriter
-from tests.common.test_shards import draw_sample
+from tests.common.shards.test_store import draw_sample
 writer = ShardWriter(Path(sys.argv[1]), 3)
 for number in range(int(sys.argv[2])):
     writer.add(*draw_sample(number))

@@ -11,7 +11,7 @@ from common.clips import read_clips, write_clips
 from common.executors.config import ExecutorConfig
 from common.media.video import read_video
 from common.runs import RunFolder, sha256_file
-from curation.config import DownloadConfig, ExitConfig
+from curation.config import DownloadConfig, EgressConfig
 from curation.dataset.rebuild import rebuild
 from curation.dataset.versions import freeze, withdraw
 from tests.curation.conftest import draw_talk, write_talk
@@ -19,7 +19,7 @@ from tests.curation.frozen import RULES, make_run, write_videos
 from tests.curation.web import Answer, Web, serve
 
 HERE = ExecutorConfig(workers=1)
-QUICK = ExitConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
+QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
 DOWNLOAD = DownloadConfig(exits=(QUICK,), network_tries=2, backoff_seconds=0.01)
 
 

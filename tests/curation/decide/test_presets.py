@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tests.curation.test_select import GOOD
 
 from common.recipe import RecipeError
 from curation.config import SelectConfig
 from curation.decide.presets import preset_names, read_preset
 from curation.decide.select import select
 from pipelines.recipe import read_recipe
+from tests.curation.decide.test_select import GOOD
 
 
 def test_the_paper_is_the_default() -> None:

@@ -7,13 +7,13 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.curation.test_select_sql import GOOD, draw_rows
 
 from common.clips import write_clips
 from curation.config import SelectConfig
 from curation.decide.select import select
 from curation.decide.yields import draw_yield, funnel_table, hours_lines, parse_axis, yield_lines, yield_table
 from curation.reporting.summary import SOURCES_SCHEMA
+from tests.curation.decide.test_select_sql import GOOD, draw_rows
 
 HOUR = 3600.0
 CONFIG = SelectConfig(max_seconds=2 * HOUR)  # rows an hour long are easy to add up

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from curation.config import ExitConfig, RestConfig
-from curation.download.egress import Exit
+from curation.config import CooldownConfig, EgressConfig
+from curation.download.egress import Egress
 
 HOUR = 3600.0
-REST = RestConfig(cooldown_seconds=100, max_cooldown_seconds=350, give_up_after=4)
+REST = CooldownConfig(cooldown_seconds=100, max_cooldown_seconds=350, give_up_after=4)
 
 
 class Clock:
@@ -25,13 +25,13 @@ class Clock:
         self.now += seconds
 
 
-def make_exit(folder: Path, clock: Clock, **options: object) -> Exit:
+def make_exit(folder: Path, clock: Clock, **options: object) -> Egress:
     """An exit without pauses unless asked for."""
-    config = ExitConfig(**{"pause_seconds": (0.0, 0.0), **options})  # type: ignore[arg-type]
-    return Exit(config, REST, folder / "here.json", clock, clock.sleep)
+    config = EgressConfig(**{"pause_seconds": (0.0, 0.0), **options})  # type: ignore[arg-type]
+    return Egress(config, REST, folder / "here.json", clock, clock.sleep)
 
 
-def turns(exit: Exit, clock: Clock, count: int, seconds_each: float = 0.0, **options: float) -> list[float]:
+def turns(exit: Egress, clock: Clock, count: int, seconds_each: float = 0.0, **options: float) -> list[float]:
     """The times at which it asked."""
     times = []
     for _ in range(count):
@@ -71,7 +71,7 @@ def test_pauses_lie_between_least_and_most_after_the_last_video_came(tmp_path: P
     for _ in range(50):
         exit.wait_turn()
         clock.now += 30  # the download
-        exit.fine()
+        exit.record_success()
         before = clock.now
         exit.wait_turn()
         pauses.append(clock.now - before)
@@ -87,16 +87,16 @@ def test_a_rate_of_its_own_replaces_the_exits(tmp_path: Path) -> None:
 def test_rests_grow_and_end_with_the_first_video(tmp_path: Path) -> None:
     clock = Clock()
     exit = make_exit(tmp_path, clock)
-    assert exit.resting() == 0 and not exit.on_probation
+    assert exit.cooldown_left() == 0 and not exit.cooling_down
     for seconds in (100, 200, 350, 350):
-        assert exit.stop("Sign in to confirm you're not a bot") == seconds
-        assert exit.resting() == pytest.approx(seconds) and exit.on_probation
+        assert exit.record_refusal("Sign in to confirm you're not a bot") == seconds
+        assert exit.cooldown_left() == pytest.approx(seconds) and exit.cooling_down
         clock.now += seconds
-        assert exit.resting() == 0
+        assert exit.cooldown_left() == 0
     assert exit.given_up
-    exit.fine()
-    assert not exit.given_up and not exit.on_probation
-    assert exit.stop("again") == 100
+    exit.record_success()
+    assert not exit.given_up and not exit.cooling_down
+    assert exit.record_refusal("again") == 100
 
 
 def test_manners_outlive_the_process(tmp_path: Path) -> None:
@@ -105,27 +105,27 @@ def test_manners_outlive_the_process(tmp_path: Path) -> None:
     turns(exit, clock, 2)
     times = turns(make_exit(tmp_path, clock, per_hour=60), clock, 1)
     assert times[0] - clock.now == pytest.approx(0) and clock.now - 1.75e9 == pytest.approx(120)
-    exit.stop("429")
+    exit.record_refusal("429")
     clock.now += 40
-    assert make_exit(tmp_path, clock).resting() == pytest.approx(60)
+    assert make_exit(tmp_path, clock).cooldown_left() == pytest.approx(60)
 
 
 def test_a_new_run_tries_an_exit_that_was_given_up_when_its_rest_is_over(tmp_path: Path) -> None:
     clock = Clock()
     exit = make_exit(tmp_path, clock)
     for _ in range(4):
-        exit.stop("429")
+        exit.record_refusal("429")
     again = make_exit(tmp_path, clock)
-    again.pardon()
+    again.reset_strikes()
     assert again.given_up  # it still rests
     clock.now += 351
-    again.pardon()
-    assert not again.given_up and again.on_probation
+    again.reset_strikes()
+    assert not again.given_up and again.cooling_down
 
 
 def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "here.json").write_text('{"tokens": 1')
-    assert make_exit(tmp_path, Clock()).resting() == 0
+    assert make_exit(tmp_path, Clock()).cooldown_left() == 0
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
 )
 def test_impossible_manners_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ExitConfig(**options)  # type: ignore[arg-type]
+        EgressConfig(**options)  # type: ignore[arg-type]

@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.curation.test_exit import Clock
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger, Outcome
 from common.runs import read_json, sha256_file
-from curation.config import DownloadConfig, ExitConfig, RestConfig
-from curation.download.egress import Exit
+from curation.config import CooldownConfig, DownloadConfig, EgressConfig
+from curation.download.egress import Egress
 from curation.download.fetch import Fetcher, download_stage, fetch_sources, sweep_stage
 from curation.download.site import YT_DLP_VERSION
 from curation.sources.remote import refused_row, remote_row
 from tests.curation.conftest import draw_talk, write_talk
+from tests.curation.download.test_egress import Clock
 from tests.curation.web import OK, Answer, Web, serve
 
 ROOT = Path(__file__).parents[3]
-QUICK = ExitConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
+QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
 CONFIG = DownloadConfig(exits=(QUICK,), network_tries=2, backoff_seconds=0.01)
-REST = RestConfig(cooldown_seconds=100, give_up_after=3)
+REST = CooldownConfig(cooldown_seconds=100, give_up_after=3)
 Row = dict[str, Any]
 
 
@@ -127,7 +127,7 @@ def guarded(tmp_path: Path, web: Web, **options: Any) -> tuple[Fetcher, Clock]:
     """A fetcher with a clock of its own."""
     config = replace(CONFIG, rest=REST, **options)
     clock = Clock()
-    manners = Exit(QUICK, REST, tmp_path / ".exits" / "here.json", clock, clock.sleep)
+    manners = Egress(QUICK, REST, tmp_path / ".exits" / "here.json", clock, clock.sleep)
     return Fetcher(config, tmp_path, "here", manners), clock
 
 
@@ -144,7 +144,7 @@ def test_the_first_refusal_silences_the_exit_and_rests_grow(web: Web, talk: byte
     clock.now += 100
     assert fetcher.download(first).outputs["pause_seconds"] == 200
     clock.now += 200
-    assert fetcher.download(first).state == "kept" and not fetcher.exit.on_probation
+    assert fetcher.download(first).state == "kept" and not fetcher.egress.cooling_down
 
 
 def test_a_canary_goes_first_after_a_rest(web: Web, talk: bytes, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_many_spans_of_a_video_are_one_request_and_a_lost_file_is_fetched_again(
 
 
 def test_a_video_waits_for_its_only_exit_and_no_attempt_is_counted(web: Web, talk: bytes, tmp_path: Path) -> None:
-    config = replace(CONFIG, rest=RestConfig(cooldown_seconds=1))
+    config = replace(CONFIG, rest=CooldownConfig(cooldown_seconds=1))
     rows = [row_of("a", web.add_video("a", talk, Answer(429), OK)), row_of("b", web.add_video("b", talk))]
     begun = time.monotonic()
     outcomes = run_stage(download_stage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
@@ -242,7 +242,7 @@ def test_a_video_waits_for_its_only_exit_and_no_attempt_is_counted(web: Web, tal
 
 def test_a_refused_exit_rests_while_another_does_its_work(web: Web, talk: bytes, tmp_path: Path) -> None:
     bad, good = replace(QUICK, name="bad", source_address="127.0.0.5"), replace(QUICK, name="good")
-    config = replace(CONFIG, exits=(bad, good), rest=RestConfig(cooldown_seconds=60))
+    config = replace(CONFIG, exits=(bad, good), rest=CooldownConfig(cooldown_seconds=60))
     web.refused.add("127.0.0.5")
     rows = [row_of(f"v{number}", web.add_video(f"v{number}", talk)) for number in range(4)]
     outcomes = run_stage(download_stage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
@@ -257,7 +257,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
     folder = tmp_path / "videos"
     code = (
         "import sys; from pathlib import Path\n"
-        "from tests.curation.test_download import *\n"
+        "from tests.curation.download.test_fetch import *\n"
         "url, folder = sys.argv[1], Path(sys.argv[2])\n"
         "config = replace(CONFIG, exits=(replace(QUICK, max_bytes_per_second=100_000),))\n"
         "run_stage(download_stage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), ExecutorConfig())\n"

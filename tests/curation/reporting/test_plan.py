@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.curation.test_pilot import write_run
 
-from curation.config import DownloadConfig, ExitConfig
+from curation.config import DownloadConfig, EgressConfig
 from curation.reporting.pilot import BASES, Pilot, read_pilot
 from curation.reporting.plan import Listed, Machines, listed, make_plan
 from curation.reporting.rates import ALIVE, HOURS_PER_VIDEO, KEPT, RATES
 from curation.sources.avspeech import list_avspeech
+from tests.curation.reporting.test_pilot import write_run
 
-SLOW = DownloadConfig(exits=(ExitConfig("a", per_hour=100, max_bytes_per_second=0),))
+SLOW = DownloadConfig(exits=(EgressConfig("a", per_hour=100, max_bytes_per_second=0),))
 
 
 def drawn_pilot(videos: int, seed: int = 0) -> Pilot:
@@ -73,7 +73,7 @@ def test_local_videos_need_no_exit_and_a_local_pilot_tells_nothing_of_dead_links
 
 def test_the_advice_moves_the_bottleneck() -> None:
     def plan(exits: int, cpus: int) -> str:
-        config = DownloadConfig(exits=tuple(ExitConfig(str(n), per_hour=10) for n in range(exits)))
+        config = DownloadConfig(exits=tuple(EgressConfig(str(n), per_hour=10) for n in range(exits)))
         return make_plan(Listed(1000, 1000, None), config, Machines(cpus), drawn_pilot(200), ("download", "cut")).advice
 
     # 70 hours of downloading, about 1400 core-hours.

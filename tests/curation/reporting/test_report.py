@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tests.curation.test_select_sql import GOOD
 
 from common.clips import write_clips
 from common.ledger.store import Ledger, Outcome
@@ -23,6 +22,7 @@ from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Machines, listed, make_plan
 from curation.reporting.report import HEIGHT, histogram, save_plan, thumbnail, write_curation_report
 from curation.reporting.summary import SOURCES_SCHEMA
+from tests.curation.decide.test_select_sql import GOOD
 
 HOUR = 3600.0
 CONFIG = SelectConfig(max_seconds=2 * HOUR)

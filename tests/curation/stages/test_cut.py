@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.common.test_media import click_times, clicks, number_of, numbered
 
 from common.media.audio import read_audio
 from common.media.index import probe
@@ -14,6 +13,7 @@ from common.media.write import write_video
 from common.runs import sha256_file
 from curation.config import CutConfig
 from curation.stages.cut import clip_rows, cut_row, cut_stage, split_shots
+from tests.common.media.test_video import click_times, clicks, number_of, numbered
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 
 CONFIG = CutConfig(2.0, 20.0)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.perception.test_faces import write_landmarks
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
@@ -26,6 +25,7 @@ from perception.faces.tracks import Track
 from perception.pose import DETECTOR_FILE, POINTS, POSE_FILE, Pose
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 from tests.drawn_face_pack import write_face_pack
+from tests.perception.faces.test_detect import write_landmarks
 from tests.perception.small_networks import write_constant
 
 CONFIG = FramingConfig()

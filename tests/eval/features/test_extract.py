@@ -10,21 +10,21 @@ from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
 from eval.features import extract
-from eval.features.decoded_video import Sight
+from eval.features.decoded_video import DecodedVideo
 from eval.features.extract import ExtractJob, load_arrays, run_extractor, save_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.features.records import UnscorableError
 
 
 def test_a_clip_without_a_value_is_stored_with_its_reason(tmp_path: Path) -> None:
-    def extract(sight: Sight) -> dict[str, np.ndarray]:
+    def extract(sight: DecodedVideo) -> dict[str, np.ndarray]:
         if not sight.frames.any():
             raise UnscorableError("all black")
         return {"features": sight.frames.mean((1, 2))}
 
     frames = np.full((2, 4, 4, 3), 7, np.uint8)
     for name, seen in (("a", frames), ("b", 0 * frames)):
-        save_arrays(tmp_path / f"deep/{name}.npz", run_extractor(extract, Sight(seen, np.zeros(0, np.float32))))
+        save_arrays(tmp_path / f"deep/{name}.npz", run_extractor(extract, DecodedVideo(seen, np.zeros(0, np.float32))))
     good, bad = (load_arrays(tmp_path / f"deep/{name}.npz") for name in "ab")
     assert str(good["status"]) == "ok" and (good["features"] == 7).all()
     assert str(bad["status"]) == "all black" and set(bad) == {"status"}
@@ -43,8 +43,10 @@ def test_one_decode_serves_all_and_only_what_is_lost_is_done_again(
     tmp_path: Path, unit: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    read: Callable = extract.read_sight
-    monkeypatch.setattr(extract, "read_sight", lambda root, unit: decoded.append(unit["unit"]) or read(root, unit))
+    read: Callable = extract.decode_for_metrics
+    monkeypatch.setattr(
+        extract, "decode_for_metrics", lambda root, unit: decoded.append(unit["unit"]) or read(root, unit)
+    )
     job = ExtractJob(tmp_path, tmp_path / "cache", FeatureConfig(), {}, {})
     files = job.make()(unit).outputs["files"]
     assert set(files) == {"course", "fidelity"} and decoded == ["a"]  # no sound, no weights for FID

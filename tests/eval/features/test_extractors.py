@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval.config import ROLES, FeatureConfig, SyncRules
-from eval.features.decoded_video import Sight
+from eval.features.decoded_video import DecodedVideo
 from eval.features.extract import run_extractor
 from eval.features.extractors import EXTRACTORS, frame_choice
 from miniature.weights import model_paths
@@ -59,7 +59,7 @@ def test_the_strict_protocol_leaves_out_the_frame_that_was_given() -> None:
 def looked_at() -> dict[str, dict[str, Any]]:
     """All that the small world's networks say of three seconds under the strict protocol."""
     clip = draw_clip(HELD_OUT_SEED + 21, 3.0)
-    sight = Sight(clip.frames, clip.audio, lambda: clip.frames)
+    sight = DecodedVideo(clip.frames, clip.audio, lambda: clip.frames)
     config, models = FeatureConfig(protocol="strict", identity_every=5), model_paths()
     ready = [e for e in EXTRACTORS if not e.missing(dict.fromkeys(models, "x")) and e.name != "quality"]
     return {e.name: run_extractor(e.load(config, models), sight) for e in ready}
@@ -80,7 +80,9 @@ def test_every_extractor_with_weights_gives_its_arrays(looked_at: dict[str, dict
 def test_strict_looks_at_windows_end_to_end_and_at_long_ones(looked_at: dict[str, dict[str, Any]]) -> None:
     assert len(looked_at["fvd"]["features"]) == 75 // 16 and len(looked_at["fvd_slow"]["features"]) == 1
     frames = np.zeros((60, 64, 64, 3), np.uint8)  # 61 are needed
-    short = run_extractor(BY_NAME["fvd_slow"].load(FeatureConfig("strict"), model_paths()), Sight(frames, np.zeros(0)))
+    short = run_extractor(
+        BY_NAME["fvd_slow"].load(FeatureConfig("strict"), model_paths()), DecodedVideo(frames, np.zeros(0))
+    )
     assert "need at least 61" in str(short["status"]) and set(short) == {"status"}
 
 

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 
 from common.query import METRICS_SCHEMA
-from eval.features.records import NOT_NAMED, SET_METRICS, Record, Seen, UnscorableError
+from eval.features.records import NOT_NAMED, SET_METRICS, Features, Record, UnscorableError
 
 
 def test_no_value_no_sound_and_no_file_are_told_apart() -> None:
-    seen = Seen({"sync": {"status": np.array("no face: seen in 2 frames")}, "quality": {"status": np.array("ok")}})
+    seen = Features({"sync": {"status": np.array("no face: seen in 2 frames")}, "quality": {"status": np.array("ok")}})
     assert [seen.status(name) for name in ("sync", "quality", "lips")] == ["no face: seen in 2 frames", "ok", NOT_NAMED]
-    assert Seen({}, "not a video").status("sync") == "failed: not a video"
+    assert Features({}, "not a video").status("sync") == "failed: not a video"
     assert set(seen.of("quality")) == {"status"}
     with pytest.raises(UnscorableError, match="seen in 2 frames"):
         seen.of("sync")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.features.extractors import EXTRACTORS
-from eval.features.records import NO_WEIGHTS, NOT_NAMED, Look, Record, Seen
+from eval.features.records import NO_WEIGHTS, NOT_NAMED, ClipFeatures, Features, Record
 from eval.metrics.clip_metrics import CLIP_METRICS, METRICS, clip_records
 from miniature.world.clips import draw_clip
 from miniature.world.planted import FAULTS, Truth
@@ -18,40 +18,40 @@ QUALITY = {"iqa": np.float64(4.5), "ase": np.float64(3.5), "frames": np.int64(3)
 FACE, OTHER = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
 
-def seen(failure: str = "", **arrays: dict[str, Any]) -> Seen:
-    return Seen({name: {"status": np.array("ok"), **found} for name, found in arrays.items()}, failure)
+def seen(failure: str = "", **arrays: dict[str, Any]) -> Features:
+    return Features({name: {"status": np.array("ok"), **found} for name, found in arrays.items()}, failure)
 
 
-def measured(look: Look, ready: set[str] | None = None) -> dict[str, Record]:
+def measured(look: ClipFeatures, ready: set[str] | None = None) -> dict[str, Record]:
     every = {extractor.name for extractor in EXTRACTORS}
     return {r.metric: r for r in clip_records(ROW, look, every if ready is None else ready, "paper")}
 
 
 def test_a_value_comes_with_what_it_rests_on() -> None:
-    records = {r.metric: r for r in clip_records(ROW, Look(seen(quality=QUALITY)), {"quality"}, "strict")}
+    records = {r.metric: r for r in clip_records(ROW, ClipFeatures(seen(quality=QUALITY)), {"quality"}, "strict")}
     assert records["iqa"] == Record("adapter", "c", "iqa", 4.5, "ok", 3, "strict", 0)
     assert records["sync_c"] == Record("adapter", "c", "sync_c", None, NO_WEIGHTS, 0, "strict", 0)
     assert set(records) == set(CLIP_METRICS)
 
 
 def test_no_face_no_weights_no_sound_and_no_file_are_told_apart() -> None:
-    faceless = Seen({"sync": {"status": np.array("no face: seen in 2 frames")}})
-    found = measured(Look(faceless), {"sync", "sound", "lips"})
+    faceless = Features({"sync": {"status": np.array("no face: seen in 2 frames")}})
+    found = measured(ClipFeatures(faceless), {"sync", "sound", "lips"})
     assert found["sync_d"].status == found["sync_c_speech"].status == "no face: seen in 2 frames"
     assert found["hkc"].status == NO_WEIGHTS and found["silent_lips"].status == NOT_NAMED
-    assert {r.status for r in measured(Look(seen("not a video"))).values()} == {"failed: not a video"}
+    assert {r.status for r in measured(ClipFeatures(seen("not a video"))).values()} == {"failed: not a video"}
 
 
 def test_likeness_is_to_the_picture_where_there_is_one_and_to_the_first_real_face_otherwise() -> None:
     own = seen(identity={"embeddings": np.stack([FACE, FACE, OTHER]), "fps": np.float64(25)})
     real = seen(identity={"embeddings": np.stack([np.full(2, np.nan), OTHER, FACE])})
-    plain, pictured = Look(own, real), Look(own, real, seen(identity={"embeddings": FACE[None]}))
+    plain, pictured = ClipFeatures(own, real), ClipFeatures(own, real, seen(identity={"embeddings": FACE[None]}))
     assert measured(plain)["csim"].value == pytest.approx(1 / 3)
     assert measured(pictured)["csim"].value == pytest.approx(2 / 3)
     assert measured(plain)["csim_truth"].value == pytest.approx(0.0) and measured(plain)["csim_truth"].n == 2
     assert measured(plain)["face_coverage"].value == 1.0
-    assert measured(Look(own))["csim"].status == NOT_NAMED
-    assert measured(Look(own, seen("real.mp4 is broken")))["csim"].status == "failed: real.mp4 is broken"
+    assert measured(ClipFeatures(own))["csim"].status == NOT_NAMED
+    assert measured(ClipFeatures(own, seen("real.mp4 is broken")))["csim"].status == "failed: real.mp4 is broken"
 
 
 def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
@@ -61,7 +61,7 @@ def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
     speech = np.arange(45) < 20
     scalars = dict.fromkeys(("sync_c", "sync_d", "sync_c_valid", "sync_offset", "offset_zero"), 1.0)
     changes = np.where(np.arange(40) < 20 - 1, 0.8, 0.1)
-    look = Look(
+    look = ClipFeatures(
         seen(
             sync={"by_window": by_window, "window_start": np.int64(2), "windows": 40, **scalars},
             sound={"speech": speech, "quiet": ~speech, "onsets": np.zeros(0)},
@@ -72,11 +72,13 @@ def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
     assert (found["sync_c_speech"].value, found["sync_c_speech"].n) == (6.0, 18)
     assert (found["lip_dynamics"].value, found["silent_lips"].value, found["silent_lips"].n) == (0.8, 0.1, 20)
     talking, still = (
-        Seen({**look.own.arrays, "sound": {"status": np.array("ok"), "speech": spoken, "quiet": ~spoken}})
+        Features({**look.own.arrays, "sound": {"status": np.array("ok"), "speech": spoken, "quiet": ~spoken}})
         for spoken in (np.ones(60, bool), np.zeros(60, bool))
     )
-    assert measured(Look(talking))["silent_lips"].status.startswith("no silence")
-    assert {measured(Look(still))[name].status[:9] for name in ("sync_c_speech", "lip_dynamics")} == {"no speech"}
+    assert measured(ClipFeatures(talking))["silent_lips"].status.startswith("no silence")
+    assert {measured(ClipFeatures(still))[name].status[:9] for name in ("sync_c_speech", "lip_dynamics")} == {
+        "no speech"
+    }
 
 
 def test_drawn_lips_that_babble_in_silence_are_told_from_closed_ones() -> None:
@@ -87,7 +89,9 @@ def test_drawn_lips_that_babble_in_silence_are_told_from_closed_ones() -> None:
     values = []
     for frames in (clip.frames, closed):
         changes = mouth_changes(crop_track(frames, clip.boxes, SIDE))
-        found = measured(Look(seen(lips={"changes": changes, "start": np.int64(0)}, sound=sound)), {"lips", "sound"})
+        found = measured(
+            ClipFeatures(seen(lips={"changes": changes, "start": np.int64(0)}, sound=sound)), {"lips", "sound"}
+        )
         values.append(found["silent_lips"].value)
     assert values[0] > 0.5 > 0.3 > values[1]
 
@@ -99,14 +103,14 @@ def test_joins_and_drift_of_a_long_video() -> None:
     colours = np.zeros((10, 5))
     colours[:, 0] = 50 + np.arange(10) / 10  # 6 per minute
     behind = np.tile(colours[:1], (10, 1)) + np.arange(10)[:, None] * [0, 0, 0.2, 0, 0]  # 12 per minute
-    look = Look(seen(course={"jumps": jumps, "colours": colours}, background={"colours": behind}), seams=(100,))
+    look = ClipFeatures(seen(course={"jumps": jumps, "colours": colours}, background={"colours": behind}), seams=(100,))
     found = measured(look)
     assert found["seam_z"].value > 3 and found["seam_p"].value <= 0.02 and found["seam_z"].n == 1
     assert found["colour_drift"].value == pytest.approx(6) and found["saturation_drift"].value == 0
     assert found["background_drift"].value == pytest.approx(12) and found["background_drift"].n == 10
     assert found["background_shift"].value > 1.0 > found["colour_shift"].value
-    assert measured(Look(look.own))["seam_z"].status == "no seam: the video is one chunk"
-    short = Look(seen(course={"jumps": jumps[:49], "colours": colours[:2]}))
+    assert measured(ClipFeatures(look.own))["seam_z"].status == "no seam: the video is one chunk"
+    short = ClipFeatures(seen(course={"jumps": jumps[:49], "colours": colours[:2]}))
     assert measured(short)["colour_drift"].status == "too short: 2 s measured where drift needs 3"
 
 
@@ -117,11 +121,11 @@ def test_hands_body_and_beats_come_from_the_same_poses() -> None:
     poses[:, 5], poses[:, 6] = (-50, 0, 0.8), (50, 0, 0.8)
     poses[:, 9:11, 0] += 100 * np.sin(2 * np.pi * t)[:, None]  # turns at the quarters and three quarters of a second
     sound = {"speech": np.ones(100, bool), "onsets": np.arange(0.25, 4, 0.5)}
-    found = measured(Look(seen(pose={"poses": poses}, sound=sound), seen(pose={"poses": poses})))
+    found = measured(ClipFeatures(seen(pose={"poses": poses}, sound=sound), seen(pose={"poses": poses})))
     assert found["hkc"].value == found["hkc_all"].value == pytest.approx(0.8) and found["hand_presence"].value == 1.0
     assert found["wrist_path"].value == pytest.approx(4.0, rel=0.02)
     assert found["bas"].value > 0.9 and found["bas_excess"].value > 0.3
-    alone = measured(Look(seen(pose={"poses": poses})))
+    alone = measured(ClipFeatures(seen(pose={"poses": poses})))
     assert alone["hkc_all"].value is None and alone["bas"].status == NOT_NAMED
 
 

@@ -18,13 +18,13 @@ from common.progress import MetricLog
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, read_json, write_json
 from eval.config import ScoreConfig
-from eval.features.records import Look, Seen
+from eval.features.records import ClipFeatures, Features
 from eval.metrics.clip_metrics import clip_records
 from eval.reporting.report import headline, p_text, write_report
 from eval.reporting.sections import number, one_of_each
 from eval.reporting.summary import KEYS
 from eval.scoring.scores import score_methods
-from eval.scoring.study import Study
+from eval.scoring.study import EvalTable
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 SYNC_C = {"ground_truth": 8.0, "adapter": 7.0, "swapped_audio": 4.0, "base": 3.5}
@@ -67,8 +67,10 @@ def write_scores(run: RunFolder) -> None:
             near = {"features": features + rng.normal(0, 0.1, features.shape), "status": "ok"}
             seen[f"{method}/h{i}"] = arrays | {"fid": near, "fvd": near}
             row = {"method": method, "clip_id": f"h{i}", "seed": i}
-            records += clip_records(row, Look(Seen(seen[f"{method}/h{i}"])), {"sync", "fid", "fvd"}, "paper")
-    scores, whole = score_methods(Study(records, seen, real, "paper"), ScoreConfig(resamples=200, swap_draws=9))
+            records += clip_records(
+                row, ClipFeatures(Features(seen[f"{method}/h{i}"])), {"sync", "fid", "fvd"}, "paper"
+            )
+    scores, whole = score_methods(EvalTable(records, seen, real, "paper"), ScoreConfig(resamples=200, swap_draws=9))
     write_json(run.report / "scores.json", scores | {"manifest": "0123456789abcdef"})
     table = pa.Table.from_pylist([asdict(r) for r in sorted(records + whole)], METRICS_SCHEMA)
     pq.write_table(table, run.report / "metrics.parquet")

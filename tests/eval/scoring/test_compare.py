@@ -17,7 +17,7 @@ from eval.scoring.compare import (
     read_metrics,
     set_difference,
 )
-from eval.scoring.paired import KeptFeatures, NotKeptError
+from eval.scoring.paired import FeaturesMissingError, KeptFeatures
 
 
 def table(method, values, metric="sync_c", seed=0, protocol="paper"):
@@ -98,7 +98,7 @@ def test_sets_are_compared_on_the_same_real_clips_by_the_same_network():
     assert (found.n, found.removed) == (11, 1) and found.rests_on.endswith(" swaps of 6 groups of 11 clips")
     assert set_difference("fid", ("a", "b"), (kept(rng, 0.0, real, 0),) * 2, {}).p is None
     assert set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, {})), {}) is None
-    with pytest.raises(NotKeptError, match="different weights"):
+    with pytest.raises(FeaturesMissingError, match="different weights"):
         set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, real, weights="v")), {})
 
 

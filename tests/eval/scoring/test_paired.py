@@ -11,7 +11,7 @@ from common.runs import RunFolder, sha256_file, write_json
 from eval.config import FeatureConfig
 from eval.features.extract import save_arrays
 from eval.features.extractors import EXTRACTORS
-from eval.scoring.paired import NotKeptError, kept_features
+from eval.scoring.paired import FeaturesMissingError, kept_features
 
 (FID,) = (extractor for extractor in EXTRACTORS if extractor.name == "fid")
 WEIGHTS = {"fid_features": "w" * 64}
@@ -49,16 +49,16 @@ def test_features_are_found_by_what_the_videos_hold(tmp_path: Path) -> None:
 
 def test_what_is_gone_is_said(tmp_path: Path) -> None:
     run = write_judged(tmp_path, {"x": "aaaaa"})
-    with pytest.raises(NotKeptError, match="not judged with fvd_features"):
+    with pytest.raises(FeaturesMissingError, match="not judged with fvd_features"):
         kept_features(run, "a", "fvd")
-    with pytest.raises(NotKeptError, match="no features of b are in the cache"):
+    with pytest.raises(FeaturesMissingError, match="no features of b are in the cache"):
         kept_features(run, "b", "fid")
     for file in run.cache.rglob("*.npz"):
         file.unlink()
-    with pytest.raises(NotKeptError, match="judge it again"):
+    with pytest.raises(FeaturesMissingError, match="judge it again"):
         kept_features(run, "a", "fid")
     (run.videos / "manifest.parquet").unlink()
-    with pytest.raises(NotKeptError, match="does not exist"):
+    with pytest.raises(FeaturesMissingError, match="does not exist"):
         kept_features(run, "a", "fid")
-    with pytest.raises(NotKeptError, match="not judged"):
+    with pytest.raises(FeaturesMissingError, match="not judged"):
         kept_features(RunFolder(tmp_path / "empty"), "a", "fid")

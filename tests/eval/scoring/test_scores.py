@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from eval.config import ScoreConfig
-from eval.features.records import NO_WEIGHTS, Look, Record, Seen
+from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
 from eval.metrics.clip_metrics import clip_records
 from eval.metrics.set_metrics import FeatureSets
 from eval.scoring.scores import score_methods
-from eval.scoring.study import FLOOR, REAL, Study
+from eval.scoring.study import FLOOR, REAL, EvalTable
 
 CONFIG = ScoreConfig(comparisons=("adapter>base",), resamples=300, swap_draws=19)
 
 
-def make_study(offsets: dict[str, float], clips: int = 10, seed: int = 0) -> Study:
+def make_study(offsets: dict[str, float], clips: int = 10, seed: int = 0) -> EvalTable:
     """Methods whose Sync-C is the clip's own value plus an offset, features that move away by the same."""
     rng = np.random.default_rng(seed)
     records: list[Record] = []
@@ -33,12 +33,12 @@ def make_study(offsets: dict[str, float], clips: int = 10, seed: int = 0) -> Stu
             arrays: dict[str, Any] = {"sync": {**sync, "windows": 40, "status": "ok"}, "fid": {"features": moved}}
             seen[f"{method}/{clip}"] = arrays | {"fvd": {"features": moved[:1]}}
             records += rows(method, clip, arrays)
-    return Study(records, seen, real, "paper")
+    return EvalTable(records, seen, real, "paper")
 
 
 def rows(method: str, clip: str, arrays: dict[str, Any], failure: str = "") -> list[Record]:
     row = {"method": method, "clip_id": clip, "seed": 0}
-    return clip_records(row, Look(Seen(arrays, failure)), {"sync", "fid", "fvd"}, "paper")
+    return clip_records(row, ClipFeatures(Features(arrays, failure)), {"sync", "fid", "fvd"}, "paper")
 
 
 def test_a_planted_difference_is_paired_by_clip() -> None:
@@ -90,7 +90,7 @@ def test_a_clip_that_one_method_lacks_leaves_every_set_distance() -> None:
 def test_other_real_clips_are_the_floor_when_the_manifest_has_them() -> None:
     study = make_study({"ground_truth": 0.0, "adapter": 0.1})
     others = make_study({FLOOR: 0.0}, clips=6, seed=9)
-    both = Study([*study.records, *others.records], {**study.seen, **others.seen}, study.real, "paper")
+    both = EvalTable([*study.records, *others.records], {**study.seen, **others.seen}, study.real, "paper")
     floor = score_methods(both, CONFIG)[0]["methods"][FLOOR]
     assert floor["fid"]["how"] == "other real clips" and floor["fid"]["n"] == 6
     assert floor["sync_c"]["n"] == 6
@@ -100,7 +100,7 @@ def test_clips_without_a_value_are_counted_and_flagged_never_zero() -> None:
     study = make_study({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0})
     kept = [r for r in study.records if (r.method, r.clip_id) not in {("base", "c0"), ("base", "c1")}]
     lost = rows("base", "c0", {"sync": {"status": "no face"}}) + rows("base", "c1", {}, "cannot be read")
-    scores, _ = score_methods(Study([*kept, *lost], study.seen, study.real, "paper"), CONFIG)
+    scores, _ = score_methods(EvalTable([*kept, *lost], study.seen, study.real, "paper"), CONFIG)
     base = scores["methods"]["base"]["sync_c"]
     assert base["n"] == 8 and base["clips"] == 10 and base["coverage"] == 0.8
     assert base["unscored"] == {"no face": 1, "failed: cannot be read": 1}
@@ -167,7 +167,7 @@ def test_a_score_above_the_ground_truth_is_a_red_flag() -> None:
 
 def test_metrics_without_weights_are_skipped_with_a_word() -> None:
     study = make_study({"ground_truth": 0.0, "adapter": 0.0})
-    bare = Study(study.records, {name: {} for name in study.seen}, {}, "paper")
+    bare = EvalTable(study.records, {name: {} for name in study.seen}, {}, "paper")
     scores, records = score_methods(bare, CONFIG)
     assert scores["methods"]["adapter"]["iqa"]["status"] == NO_WEIGHTS
     assert {r.status for r in records} == {NO_WEIGHTS}

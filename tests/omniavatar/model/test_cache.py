@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from omniavatar.model.cache import KeptResidual, KeptSound, KeptText
+from omniavatar.model.cache import CachedAudio, CachedText, KeptResidual
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 
 
@@ -23,7 +23,7 @@ def test_kept_text_and_sound_change_nothing_and_are_projected_once(any_avatar: A
     watched = {"text": any_avatar.dit.blocks[2].attn2.to_k, "sound": any_avatar.audio_proj}
     for name, module in watched.items():
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    kept = KeptText(text), condition, KeptSound(audio)
+    kept = CachedText(text), condition, CachedAudio(audio)
     for step, plain in zip(steps, expected, strict=True):
         assert (any_avatar(latents, step, *kept) - plain).abs().max() < 1e-5
     assert calls == {"text": 1, "sound": 1}
@@ -58,4 +58,4 @@ def test_a_residual_stands_in_for_the_blocks(avatar: AvatarTransformer) -> None:
 def test_a_kept_sound_of_another_length_is_refused(avatar: AvatarTransformer) -> None:
     latents, text, condition, audio = inputs()
     with pytest.raises(ValueError, match="5 audio frames; 3 latent frames need 9"):
-        avatar(latents, torch.tensor([500.0]), text, condition, KeptSound(audio[:, :5]))
+        avatar(latents, torch.tensor([500.0]), text, condition, CachedAudio(audio[:, :5]))

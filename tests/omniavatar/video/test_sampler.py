@@ -33,12 +33,12 @@ def inputs(batch: int) -> dict[str, Tensor]:
     ],
 )
 def test_passes_are_those_that_count(guidance: Guidance, weights: list[tuple[float, bool, bool]]) -> None:
-    assert guidance.passes(hears=True) == weights
+    assert guidance.passes(has_audio=True) == weights
 
 
 def test_without_sound_only_the_text_guides() -> None:
-    assert Guidance(4.5, 3.0).passes(hears=False) == [(-3.5, False, False), (4.5, True, False)]
-    assert Guidance(1.0, 3.0).passes(hears=False) == [(1.0, True, False)]
+    assert Guidance(4.5, 3.0).passes(has_audio=False) == [(-3.5, False, False), (4.5, True, False)]
+    assert Guidance(1.0, 3.0).passes(has_audio=False) == [(1.0, True, False)]
 
 
 def test_guidance_is_for_a_part_of_the_steps() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.curation.test_select_sql import draw_rows
 
 from common.clips import write_clips
 from common.runs import RunFolder
 from curation.config import SelectConfig
 from curation.decide.yields import yield_table
 from curation.reporting.summary import SOURCES_SCHEMA
+from tests.curation.decide.test_select_sql import draw_rows
 from tests.curation.frozen import make_run, write_videos
 from tests.pipelines.command_line import run_here
 

@@ -22,7 +22,7 @@ def order_of(batch: int = 1, per_step: int = 4, seed: int = 0, phase: int = 0, c
 
 
 def epoch_of(order: Order, epoch: int) -> list[list[int]]:
-    return [order[epoch * order.epoch_length + place] for place in range(order.epoch_length)]
+    return [order[epoch * order.epoch_length + slot] for slot in range(order.epoch_length)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 50])
@@ -41,9 +41,9 @@ def test_every_sample_comes_once_per_epoch_in_batches_of_one_shape(batch: int, p
 def test_the_steps_go_through_the_endless_list_and_every_rank_has_its_own_share(per_step: int, world: int) -> None:
     order = order_of(2, per_step)
     steps = [order.step(step) for step in range(12)]
-    ranks = [[place for step in steps for place in step[rank::world]] for rank in range(world)]
-    assert sorted(place.number for rank in ranks for place in rank) == list(range(12 * per_step))
-    assert all(place.rows == order[place.number] for step in steps for place in step)
+    ranks = [[slot for step in steps for slot in step[rank::world]] for rank in range(world)]
+    assert sorted(slot.number for rank in ranks for slot in rank) == list(range(12 * per_step))
+    assert all(slot.rows == order[slot.number] for step in steps for slot in step)
     assert {len(rank) for rank in ranks} == {12 * per_step // world}
 
 
@@ -51,7 +51,7 @@ def test_the_order_depends_on_seed_phase_and_epoch_and_on_nothing_else() -> None
     first = epoch_of(order_of(2), 0)
     assert first != epoch_of(order_of(2), 1)
     backwards = order_of(2)
-    assert [backwards[place] for place in reversed(range(backwards.epoch_length))] == first[::-1]
+    assert [backwards[slot] for slot in reversed(range(backwards.epoch_length))] == first[::-1]
     assert epoch_of(order_of(2, seed=1), 0) != first
     assert epoch_of(order_of(2, phase=1), 0) != first
     assert epoch_of(order_of(1, 1, phase=1), 0) != epoch_of(order_of(1, 1), 0)
@@ -60,7 +60,7 @@ def test_the_order_depends_on_seed_phase_and_epoch_and_on_nothing_else() -> None
 
 def test_which_samples_make_a_step_and_when_it_comes_are_left_to_chance() -> None:
     order = Order([Bucket(4, 4, 3)] * 40 + [Bucket(4, 4, 9)] * 40, 1, 4, seed=0, cost=tokens)
-    steps = [frozenset(row for place in order.step(step) for row in place.rows) for step in range(40)]
+    steps = [frozenset(row for slot in order.step(step) for row in slot.rows) for step in range(40)]
     assert len(set(steps)) == 40  # no four samples meet twice
     long = [min(step) >= 40 for step in steps[:20]]
     changes = sum(a != b for a, b in zip(long, long[1:], strict=False))
@@ -86,7 +86,7 @@ def test_a_step_between_two_epochs_is_filled_from_both_at_equal_cost() -> None:
     spreads = []
     for border in range(1, 40):
         if border * 111 % 8:
-            costs = [order.cost(place.rows) for place in order.step(border * 111 // 8)]
+            costs = [order.cost(slot.rows) for slot in order.step(border * 111 // 8)]
             spreads.append(max(costs) / min(costs))
             assert costs == sorted(costs)
     assert len(spreads) > 30
@@ -121,7 +121,7 @@ def test_ranks_of_a_step_cost_the_same_where_chance_makes_them_wait(world: int, 
     balanced = Order(buckets, 1, per_step, seed=0, cost=cost)
     chance = Order(buckets, 1, per_step, seed=0)
     costs = [
-        [cost(buckets[row]) for place in chance.step(step) for row in place.rows] for step in range(4096 // per_step)
+        [cost(buckets[row]) for slot in chance.step(step) for row in slot.rows] for step in range(4096 // per_step)
     ]
     assert slowest_by_mean(costs, world) > 1.5
     assert balanced.imbalance(0, world) < 1.02

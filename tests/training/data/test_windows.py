@@ -28,7 +28,7 @@ def tokens(bucket: Bucket) -> float:
 def named(micros: list[MicroBatch]) -> Named:
     """Names and positions of the samples, one list per micro-batch."""
     return [
-        [(sample.clip_id, place) for sample, place in zip(micro.samples, micro.positions, strict=True)]
+        [(sample.clip_id, slot) for sample, slot in zip(micro.samples, micro.positions, strict=True)]
         for micro in micros
     ]
 
@@ -46,10 +46,10 @@ def damage(shards: Path, folder: Path, *clips: str) -> Path:
     for row in ShardReader(shards).index.to_pylist():
         if row["clip_id"] in clips:
             with open(folder / row["shard"], "r+b") as tar:
-                place = row["offset"] + row["head_bytes"] + row["whole_bytes"] + 5
-                tar.seek(place)
+                slot = row["offset"] + row["head_bytes"] + row["whole_bytes"] + 5
+                tar.seek(slot)
                 byte = tar.read(1)[0]
-                tar.seek(place)
+                tar.seek(slot)
                 tar.write(bytes([byte ^ 0xFF]))
     return folder
 
@@ -60,7 +60,7 @@ def test_the_samples_of_a_step_are_the_same_at_any_number_of_ranks_and_threads(m
     for world in (2, 4):
         ranks = [iter(read_clips(mixed_shards, 0, 5, rank, world)) for rank in range(world)]
         assert [micro for _ in range(20 // world) for micro in [next(rank) for rank in ranks]] == alone
-    positions = [place for micro in alone for _, place in micro]
+    positions = [slot for micro in alone for _, slot in micro]
     assert len(set(positions)) == len(positions)
 
 
@@ -79,7 +79,7 @@ def test_a_phase_that_begins_later_has_an_order_and_positions_of_its_own(mixed_s
     first, second = (ClipWindows(store, FOUR, seed=3, phase=phase) for phase in (0, 1))
     second.start = 6
     before, after = (named(next(stream(w, 6, 0, 1))) for w in (first, second))
-    positions = [{place for micro in batch for _, place in micro} for batch in (before, after)]
+    positions = [{slot for micro in batch for _, slot in micro} for batch in (before, after)]
     assert min(positions[1]) == 6 * 4 * 2  # no position of the steps before
     assert before != after
     assert (first.epoch_of(6), second.epoch_of(6)) == (1, 0)  # 13 micro-batches an epoch
@@ -101,7 +101,7 @@ def test_windows_of_few_durations_share_buckets(mixed_shards: Path) -> None:
     windows = ClipWindows(mixed_shards, DataConfig(durations=(3, 5)), seed=0)
     assert sorted(windows.order.members) == [Bucket(4, 4, 3), Bucket(4, 4, 5)]
     assert (windows.account.used, windows.account.cut_by_length) == (23, 7 * 4)
-    shorter = windows.read_place(windows.places(0)[0])
+    shorter = windows.read_batch(windows.batch_slots(0)[0])
     assert shorter.bucket.frames == shorter.samples[0].latents.shape[1] in (3, 5)
 
 
@@ -109,7 +109,9 @@ def test_shuffled_audio_is_never_the_clip_s_own(shards: Path) -> None:
     windows = ClipWindows(shards, DataConfig(batch=4), seed=0)
     control = ClipWindows(shards, replace(windows.config, shuffle_audio=True), seed=0)
     for right, wrong in zip(
-        windows.read_place(windows.places(0)[0]).samples, control.read_place(control.places(0)[0]).samples, strict=True
+        windows.read_batch(windows.batch_slots(0)[0]).samples,
+        control.read_batch(control.batch_slots(0)[0]).samples,
+        strict=True,
     ):
         assert right.clip_id == wrong.clip_id
         assert torch.equal(right.latents, wrong.latents)
@@ -147,7 +149,7 @@ def test_a_damaged_sample_is_named_and_the_next_of_its_shape_stands_in(mixed_sha
     damaged = damage(mixed_shards, tmp_path / "damaged", "clip004")
     windows = ClipWindows(damaged, FOUR, seed=3, cost=tokens)
     found = [micro for micros in islice(stream(windows, 0, 0, 1), 3) for micro in named(micros)]
-    assert found == [[("clip007" if n == "clip004" else n, place) for n, place in micro] for micro in whole]
+    assert found == [[("clip007" if n == "clip004" else n, slot) for n, slot in micro] for micro in whole]
     assert [name for name, _ in windows.bad] == ["clip004"]
     assert "differs from its checksum" in windows.bad[0][1]
     assert index_digest(damaged) == index_digest(mixed_shards)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.runs import RunFolder
-from training.config import CheckpointConfig, SurviveConfig, TrainConfig
+from training.config import CheckpointConfig, FaultToleranceConfig, TrainConfig
 from training.launch.local import TrainingFailedError, last_checkpoint, launch
 from training.train import train
 
@@ -55,7 +55,9 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
 ) -> None:
     config = replace(config, steps=40)
     train(alone := RunFolder(run.root.with_name("alone")), config)
-    survive = SurviveConfig(stuck_seconds=6, restarts=1)  # one restart without progress: there is some between the two
+    survive = FaultToleranceConfig(
+        stall_seconds=6, restarts=1
+    )  # one restart without progress: there is some between the two
 
     def harm() -> None:
         wait_for_step(run, 3)
@@ -101,7 +103,7 @@ def test_a_rank_that_is_killed_without_progress_is_not_started_for_ever(config: 
             time.sleep(0.02)
 
     with beside(kill_each_start), pytest.raises(TrainingFailedError, match="rank 0 was killed by signal 9"):
-        launch(run, replace(config, survive=SurviveConfig(restarts=1)))
+        launch(run, replace(config, survive=FaultToleranceConfig(restarts=1)))
 
 
 def test_a_rank_that_fails_says_why_in_one_sentence(config: TrainConfig, run: RunFolder) -> None:

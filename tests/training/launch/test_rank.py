@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.runs import RunFolder
-from training.launch.rank import LAUNCHER, tell_failure
+from training.launch.rank import LAUNCHER, report_failure
 
 ORPHAN = "from training.launch.rank import end_with_launcher; import time; end_with_launcher(); time.sleep(60)"
 LAUNCH = f"""
@@ -41,7 +41,7 @@ def test_without_a_launcher_the_sentence_goes_to_the_terminal(tmp_path: Path, ca
     try:
         raise ValueError("lr is -1;\n  expected more than 0")
     except ValueError as error:
-        tell_failure(RunFolder(tmp_path), error)
+        report_failure(RunFolder(tmp_path), error)
     said = capfd.readouterr().err
     assert said.startswith("Training stopped: lr is -1; expected more than 0 (traceback: ")
     assert said.count("\n") == 1

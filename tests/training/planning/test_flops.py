@@ -33,7 +33,7 @@ def counted(model: AvatarTransformer, mode: Recompute) -> tuple[int, int]:
     frames = 19
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         inputs = [torch.empty(1, 16, frames, 60, 104), torch.empty(1), torch.empty(1, 512, 4096)]
-        if model.hears:
+        if model.has_audio:
             inputs += [torch.empty(1, 17, frames, 60, 104), torch.empty(1, 4 * frames - 3, 10_752)]
         loss = model(*inputs).sum()
         forward = counter.get_total_flops()

@@ -93,7 +93,7 @@ def measured_height(model: AvatarTransformer, frames: int, side: int, half: bool
             parameter.grad = torch.zeros_like(parameter)
             known.add(StorageWeakRef(parameter.grad.untyped_storage()))
     inputs = [torch.randn(1, 16, frames, side, side), torch.rand(1), torch.randn(1, 8, 16)]
-    if model.hears:
+    if model.has_audio:
         inputs += [torch.randn(1, 17, frames, side, side), torch.randn(1, 4 * frames - 3, AUDIO)]
     cast = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
     with Height(known) as height:

@@ -11,7 +11,7 @@ from training.planning.flops import Work
 
 
 @dataclass
-class Tally:
+class StepMetrics:
     """Sums over the samples of a step: of one rank, until `over_ranks`. `clips` (id -> loss) stay this rank's own."""
 
     loss: float = 0.0
@@ -30,12 +30,12 @@ class Tally:
         self.asked += work.step * len(losses)
         self.executed += work.executed * len(losses)
 
-    def over_ranks(self, engine: Engine) -> "Tally":
+    def over_ranks(self, engine: Engine) -> "StepMetrics":
         """The sums over all ranks; called by all."""
         loss, samples, tokens, asked, executed = engine.total(
             self.loss, self.samples, self.tokens, self.asked, self.executed
         )
-        return Tally(loss, samples, tokens, asked, executed, self.clips)
+        return StepMetrics(loss, samples, tokens, asked, executed, self.clips)
 
     @property
     def mean_loss(self) -> float:
