@@ -58,6 +58,7 @@ class DataConfig:
     shuffle_audio: bool = False  # control experiment: every clip gets another clip's sound
     audio_encoder: Path | None = None
     readers: int = 1  # threads that read ahead; the samples are the same at any number
+    reader: Literal["windows", "webdataset"] = "windows"  # the same samples; plain webdataset streams whole shards
     max_bad: int = 100  # samples that cannot be read before a training gives up
 
     def __post_init__(self) -> None:

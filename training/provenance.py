@@ -21,7 +21,7 @@ def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:
         del settings["engine"][free]
     for free in ("restarts", "stall_seconds", "save_seconds"):
         del settings["survive"][free]
-    for free in ("readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
+    for free in ("reader", "readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
         del settings["data"][free]
     flat = {f"{part}.{key}": v for part, keys in settings.items() if isinstance(keys, dict) for key, v in keys.items()}
     flat |= {"phases": settings["phases"]} if config.phases else {}

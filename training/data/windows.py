@@ -17,6 +17,7 @@ from common.runs import fingerprint
 from common.shards.index import read_index
 from common.shards.sample import ShardError
 from common.shards.store import ShardReader
+from common.shards.webdataset_reader import WebdatasetReader
 from latents.constants import Constants, read_constants
 from training.config import DataConfig
 from training.data.buckets import Account, Bucket, account_of, window_bucket
@@ -64,7 +65,7 @@ class Store:
     def __init__(self, shards: Path, config: DataConfig) -> None:
         self.shards = shards
         self.max_bad = config.max_bad
-        self.reader = ShardReader(shards)
+        self.reader = ShardReader(shards) if config.reader == "windows" else WebdatasetReader(shards)
         self.constants: Constants = read_constants(shards)
         self.encoder = self.constants.load_encoder(config.audio_encoder)
         self.quarantined: set[str] = set()

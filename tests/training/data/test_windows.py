@@ -19,6 +19,7 @@ from training.data.windows import BadSamplesError, ClipWindows, MicroBatch, Stor
 
 Named = list[list[tuple[str, int]]]
 FOUR = DataConfig(batch=2, micro_batches=4)
+TENSORS = ("latents", "references", "text", "audio")
 
 
 def tokens(bucket: Bucket) -> float:
@@ -62,6 +63,19 @@ def test_the_samples_of_a_step_are_the_same_at_any_number_of_ranks_and_threads(m
         assert [micro for _ in range(20 // world) for micro in [next(rank) for rank in ranks]] == alone
     positions = [slot for micro in alone for _, slot in micro]
     assert len(set(positions)) == len(positions)
+
+
+def test_plain_webdataset_gives_the_same_batches_bit_for_bit(mixed_shards: Path, tmp_path: Path) -> None:
+    for config in (FOUR, replace(FOUR, durations=(3, 5), shuffle_audio=True, readers=3)):
+        both = [ClipWindows(mixed_shards, replace(config, reader=kind), seed=3) for kind in ("windows", "webdataset")]
+        for _, (ours, plain) in zip(range(8), zip(*(stream(w, 0, 0, 1) for w in both), strict=True), strict=False):
+            assert named(ours) == named(plain)
+            for one, other in zip(ours, plain, strict=True):
+                for a, b in zip(one.samples, other.samples, strict=True):
+                    assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in TENSORS)
+    damaged = damage(mixed_shards, tmp_path / "damaged", "clip004")
+    found = [read_clips(damaged, 0, 3, 0, 1, replace(FOUR, reader=kind)) for kind in ("windows", "webdataset")]
+    assert found[0] == found[1] and "clip004" not in {name for micro in found[1] for name, _ in micro}
 
 
 def test_a_resumed_stream_goes_on_where_it_was(mixed_shards: Path) -> None:
