@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.constants import Reader
+from common.errors import InputError
 from common.runs import plain
 from perception.config import Variant
 
@@ -63,11 +64,11 @@ class EgressConfig:
 
     def __post_init__(self) -> None:
         if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
+            raise InputError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
         if self.per_hour <= 0:
-            raise ValueError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
+            raise InputError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
         if not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
-            raise ValueError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
+            raise InputError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class DownloadConfig:
     def __post_init__(self) -> None:
         names = [exit.name for exit in self.exits]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"exits are named {names}: expected at least one, each with its own name.")
+            raise InputError(f"exits are named {names}: expected at least one, each with its own name.")
         if self.network_tries < 1 or self.max_height < 1:
-            raise ValueError(f"network_tries {self.network_tries}, max_height {self.max_height}: expected 1 or more.")
+            raise InputError(f"network_tries {self.network_tries}, max_height {self.max_height}: expected 1 or more.")
 
     @property
     def wanted(self) -> dict[str, Any]:
@@ -146,12 +147,12 @@ class CutConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_seconds <= self.max_seconds / 2:
-            raise ValueError(
+            raise InputError(
                 f"cut.min_seconds {self.min_seconds} and cut.max_seconds {self.max_seconds}: expected "
                 "0 < min_seconds <= max_seconds / 2, or pieces of a long shot would be too short."
             )
         if self.crop_side < 2 or self.crop_side % 2:
-            raise ValueError(f"cut.crop_side {self.crop_side}: expected an even number of pixels, such as 512.")
+            raise InputError(f"cut.crop_side {self.crop_side}: expected an even number of pixels, such as 512.")
 
 
 @dataclass(frozen=True)

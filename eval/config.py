@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.errors import InputError
 from perception.config import Protocol
 
 ROLES: Mapping[str, str] = {
@@ -64,7 +65,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         for pair in self.comparisons:
             if pair.count(">") != 1 or not all(pair.split(">")):
-                raise ValueError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'adapter>base'.")
+                raise InputError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'adapter>base'.")
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

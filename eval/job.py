@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -40,7 +41,7 @@ OF_DEMO = ("sync",)
 DEMO_LEAVES_OUT = ("by_window", "window_start")
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """The list of videos to judge is absent or not a manifest."""
 
 

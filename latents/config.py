@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import InputError
+
 AudioKind = Literal["features", "waveform"]
 
 
@@ -26,4 +28,4 @@ class LatentsConfig:
     def __post_init__(self) -> None:
         for bucket in self.buckets:
             if bucket[0] % 16 or bucket[1] % 16:
-                raise ValueError(f"bucket {bucket} is not a multiple of 16 in both directions, which the model needs")
+                raise InputError(f"bucket {bucket} is not a multiple of 16 in both directions, which the model needs")

@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from common.errors import InputError, MissingFileError
 from common.runs import atomic_write, hash_path
 from latents.config import AudioKind
 from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder, restore_duplicate
@@ -33,9 +34,9 @@ class Constants:
         if self.audio == "features":
             return None
         if path is None:
-            raise ValueError("These shards hold waveforms; name the audio encoder they are to be heard through.")
+            raise InputError("These shards hold waveforms; name the audio encoder they are to be heard through.")
         if (found := hash_path(path)) != self.audio_encoder:
-            raise ValueError(
+            raise InputError(
                 f"{path} has the content hash {found[:12]}, the audio encoder of these shards {self.audio_encoder[:12]}"
                 "; give that one, or run the latents job with this one (which encodes no picture again)"
             )
@@ -50,7 +51,7 @@ class Constants:
         if self.audio == "features":
             return restore_duplicate(stored[:frames].float(), self.audio_dim)
         if encoder is None:
-            raise ValueError(
+            raise InputError(
                 "These shards hold waveforms, which need the audio encoder; pass Constants.load_encoder's."
             )
         return encoder.encode(to_wave(stored))[:frames].cpu()
@@ -84,7 +85,7 @@ def read_constants(folder: Path) -> Constants:
     """Read the file of a shard folder. Raises FileNotFoundError when the folder holds no finished shards."""
     path = folder / FILE_NAME
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
+        raise MissingFileError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
     tensors = load_file(path)
     return Constants(
         empty_text=torch.from_numpy(tensors["empty_text"].astype(np.float32)),

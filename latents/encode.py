@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from common.constants import SAMPLES_PER_FRAME
+from common.errors import MissingFileError
 from common.runs import hash_path
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave
@@ -68,7 +69,7 @@ def encoder_hashes(models: Mapping[str, Path]) -> dict[str, str]:
     """Content hash of each encoder, by role. Raises FileNotFoundError naming the role that is absent."""
     missing = [role for role in ENCODER_ROLES if not models.get(role) or not Path(models[role]).exists()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"models.{missing[0]} is '{models.get(missing[0], '')}', which does not exist; latents need the roles "
             f"{', '.join(ENCODER_ROLES)}"
         )

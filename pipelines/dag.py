@@ -12,12 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 
-class StepError(ValueError):
+class StepError(UserError, ValueError):
     """A step was asked for that does not exist, or whose inputs are not there yet."""
 
 

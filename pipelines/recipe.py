@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from common.errors import InputError, MissingFileError
 from common.executors.config import ExecutorConfig
 from common.recipe import load_recipe
 from curation.config import CurationConfig, SourcesConfig
@@ -52,7 +53,7 @@ class Recipe:
         """Role -> path, whether it exists or not; None where there are no weights. Raises ValueError for no role."""
         unknown = sorted(set(self.models) - set(MODEL_ROLES))
         if unknown:
-            raise ValueError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
+            raise InputError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
         shipped = model_paths() if self.weights == "miniature" else {}
         named = {role: Path(path) if path else None for role, path in self.models.items()}
         return dict.fromkeys(MODEL_ROLES) | shipped | named
@@ -62,7 +63,7 @@ class Recipe:
         paths = {role: path for role, path in self.named_models().items() if role in roles}
         for role, path in paths.items():
             if path is not None and not path.exists():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"models.{role} is {path}, which does not exist; expected the weights of that role. Correct the "
                     f"path, or leave it out: what needs them is then skipped or said to be pending."
                 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.constants import AUDIO_RATE
+from common.errors import UserError
 from common.runs import read_json, write_json
 from curation.config import ROLES as CURATION_ROLES
 from eval.config import ROLES as EVAL_ROLES
@@ -18,7 +19,7 @@ from pipelines.dag import Context, Step, step_seconds
 LONG_SEED_OFFSET, LONG_SECONDS = 7_008, 6.0
 
 
-class MissingWeightsError(ValueError):
+class MissingWeightsError(UserError, ValueError):
     """A step cannot run without a model that the recipe does not name."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from common.errors import InputError
 from omniavatar.config import AudioEntry, Recompute, Variant
 
 
@@ -64,9 +65,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         wrong = [length for length in self.durations if length < 1]
         if wrong:
-            raise ValueError(f"durations holds {wrong[0]}; expected latent frames, 1 or more")
+            raise InputError(f"durations holds {wrong[0]}; expected latent frames, 1 or more")
         if self.readers < 1:
-            raise ValueError(f"readers is {self.readers}; expected at least 1")
+            raise InputError(f"readers is {self.readers}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}; expected a fraction of the run between 0 and 1")
+            raise InputError(f"decay is {self.decay}; expected a fraction of the run between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,14 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("sequence_parallel", "hpz_ranks", "reduce_bucket"):
             if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name} is {getattr(self, name)}; expected at least 1")
+                raise InputError(f"engine.{name} is {getattr(self, name)}; expected at least 1")
         needs = {"build": self.build == "sharded", "hpz_ranks": self.hpz_ranks > 1}
         needs["offload_parameters"] = self.offload_parameters
         for name, asked in needs.items():
             if asked and self.stage < 3:
-                raise ValueError(f"engine.{name} is {getattr(self, name)} at stage {self.stage}; it needs stage 3")
+                raise InputError(f"engine.{name} is {getattr(self, name)} at stage {self.stage}; it needs stage 3")
         if self.offload_optimizer and self.stage == 0:
-            raise ValueError("engine.offload_optimizer is True at stage 0; it needs stage 1, 2 or 3")
+            raise InputError("engine.offload_optimizer is True at stage 0; it needs stage 1, 2 or 3")
 
 
 # Where and how fast, but not what: a training goes on when these change.
@@ -201,9 +202,9 @@ class FaultToleranceConfig:
 
     def __post_init__(self) -> None:
         if 0 < self.spike <= 1 or self.spike < 0:
-            raise ValueError(f"survive.spike is {self.spike}; expected a factor above 1, or 0 to take every step")
+            raise InputError(f"survive.spike is {self.spike}; expected a factor above 1, or 0 to take every step")
         if self.quarantine_after < 1:
-            raise ValueError(f"survive.quarantine_after is {self.quarantine_after}; expected 1 or more")
+            raise InputError(f"survive.quarantine_after is {self.quarantine_after}; expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -231,16 +232,16 @@ def check_phases(phases: Sequence[Phase], validates: bool) -> None:
     """Raise ValueError for phases of which one would never end, or two have one name."""
     for number, phase in enumerate(phases):
         if phase.name in [other.name for other in phases[:number]]:
-            raise ValueError(f"two phases are called '{phase.name}'; give each a name of its own")
+            raise InputError(f"two phases are called '{phase.name}'; give each a name of its own")
         if phase.steps < 0 or phase.patience < 0:
-            raise ValueError(
+            raise InputError(
                 f"phase '{phase.name}' has steps {phase.steps}, patience {phase.patience}; expected 0 or more"
             )
         last = number == len(phases) - 1
         if not last and not phase.steps and not phase.patience:
-            raise ValueError(f"phase '{phase.name}' has no end, but another one follows; set its steps or its patience")
+            raise InputError(f"phase '{phase.name}' has no end, but another one follows; set its steps or its patience")
         if phase.patience and not last and not validates:
-            raise ValueError(f"phase '{phase.name}' waits for the held-out loss; set validation.every above 0")
+            raise InputError(f"phase '{phase.name}' waits for the held-out loss; set validation.every above 0")
 
 
 @dataclass(frozen=True)
@@ -266,5 +267,5 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.steps <= 0 and self.minutes <= 0:
-            raise ValueError(f"steps is {self.steps} and minutes is {self.minutes}; set one of them above 0")
+            raise InputError(f"steps is {self.steps} and minutes is {self.minutes}; set one of them above 0")
         check_phases(self.phases, self.validation.every > 0)

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from common.errors import UserError
 from training.config import FaultToleranceConfig
 from training.data.windows import BadSamplesError
 from training.state import TrainState
@@ -18,7 +19,7 @@ MOST_QUARANTINED = 1_000
 MOST_SUSPECTS = 10_000  # clips that were blamed and not yet left out; the oldest are forgiven first
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(UserError, RuntimeError):
     """Too many steps in a row, or too many clips, had to be left out."""
 
 

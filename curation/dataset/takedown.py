@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
+from common.errors import InputError
 from common.ledger.forget import forget_units, named_by
 from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder, atomic_write, read_json, write_json
@@ -67,7 +68,7 @@ def begin(run: RunFolder, video_id: str) -> Row:
     paths = [row["path"] for row in _source_rows(run) if row["video_id"] == video_id]
     named = named_by(run.ledger, {video_id, *clips})
     if not (clips or paths or named or known):
-        raise ValueError(f"{run.root} knows no video '{video_id}'; expected a video_id of its sources.parquet.")
+        raise InputError(f"{run.root} knows no video '{video_id}'; expected a video_id of its sources.parquet.")
     since = known.get("taken_down", datetime.now(UTC).isoformat(timespec="seconds"))
     entry = {"video": video_id, "clips": clips, "named": named, "paths": paths, "taken_down": since}
     write_json(journal, entry)

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
@@ -48,7 +49,7 @@ MS_PER_HOUR = 3_600_000
 COMPARED = [name for name in SCHEMA.names if name not in ("clip_id", "taken_down")]
 
 
-class VersionError(ValueError):
+class VersionError(UserError, ValueError):
     """A list that cannot be made, or is not what its header says."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.media.video import read_frames
@@ -188,12 +189,12 @@ def write_fingerprints(path: Path, rows: Sequence[Row]) -> None:
 def read_fingerprints(path: Path) -> list[Row]:
     """What `write_fingerprints` wrote. Raises FileNotFoundError, and ValueError for a line that is no fingerprint."""
     if not path.is_file():
-        raise FileNotFoundError(f"There are no fingerprints at {path}; give the file that write_fingerprints made.")
+        raise MissingFileError(f"There are no fingerprints at {path}; give the file that write_fingerprints made.")
     rows = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
             rows.append({name: row[name] for name in FINGERPRINT})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}.") from error
+            raise InputError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}.") from error
     return rows

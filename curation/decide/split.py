@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from common.errors import InputError
 from common.runs import atomic_write
 
 Row = Mapping[str, Any]
@@ -39,7 +40,7 @@ def draw_split(rows: Sequence[Row], count: int = 100, seed: int = 0, by: By = "v
         best.setdefault(group_of[row["video_id" if by == "video" else "clip_id"]], row)
     if len(best) < count:
         what = "unconnected videos with kept clips" if by == "video" else "kept clips"
-        raise ValueError(f"A test split of {count} clips by {by} needs as many {what}, and there are {len(best)}.")
+        raise InputError(f"A test split of {count} clips by {by} needs as many {what}, and there are {len(best)}.")
     chosen = sorted(best, key=lambda group: _draw(seed, group))[:count]
     clips = sorted(tuple(best[group][name] for name in COLUMNS) for group in chosen)
     return HeldOut(by, seed, tuple(clips))  # type: ignore[arg-type]
@@ -73,16 +74,16 @@ def read_split(path: Path) -> HeldOut:
     head, *lines = path.read_text("utf-8").splitlines() or [""]
     words = head.replace(",", " ").replace(":", " ").split()
     if words[:1] != ["#"] or words[2:5] != ["test", "clips", "by"] or words[5] not in get_args(By):
-        raise ValueError(f"{path} begins with {head!r}; expected a list that `write_split` made.")
+        raise InputError(f"{path} begins with {head!r}; expected a list that `write_split` made.")
     clips = []
     for number, line in enumerate(lines, 2):
         try:
             clip, video, start, end = line.split("\t")
             clips.append((clip, video, float(start), float(end)))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is {line!r}; expected {', '.join(COLUMNS)}.") from error
+            raise InputError(f"{path}, line {number} is {line!r}; expected {', '.join(COLUMNS)}.") from error
     if len(clips) != int(words[1]):
-        raise ValueError(f"{path} says {words[1]} clips and holds {len(clips)}; fetch the whole list.")
+        raise InputError(f"{path} says {words[1]} clips and holds {len(clips)}; fetch the whole list.")
     return HeldOut(words[5], int(words[7]), tuple(clips))  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from common.errors import InputError, MissingFileError
 from common.query import connect
 from common.runs import atomic_write
 from curation.config import SelectConfig
@@ -32,7 +33,7 @@ def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
     name, _, given = text.partition("=")
     thresholds = [key for key, value in asdict(SelectConfig()).items() if key[:3] in ("min", "max")]
     if name not in thresholds:
-        raise ValueError(f"'{name}' is no threshold of a grid; expected one of {', '.join(thresholds)}.")
+        raise InputError(f"'{name}' is no threshold of a grid; expected one of {', '.join(thresholds)}.")
     try:
         if ":" not in given:
             return name, tuple(sorted({float(value) for value in given.split(",")}))
@@ -41,7 +42,7 @@ def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
         return name, tuple(round(first + step * number, 9) for number in range(max(count, 1)))
     except (ValueError, ZeroDivisionError) as error:
         expected = "values such as 2,3,4 or first:last:step such as 2:8:0.5"
-        raise ValueError(f"The grid '{text}' cannot be read; expected {expected}.") from error
+        raise InputError(f"The grid '{text}' cannot be read; expected {expected}.") from error
 
 
 def yield_table(run_root: Path | str, config: SelectConfig, grid: Mapping[str, Sequence[float]] = GRID) -> pa.Table:
@@ -53,7 +54,7 @@ def yield_table(run_root: Path | str, config: SelectConfig, grid: Mapping[str, S
     """
     cells = int(np.prod([len(values) for values in grid.values()])) if grid else 0
     if not 0 < cells <= MAX_CELLS:
-        raise ValueError(f"The grid has {cells} combinations of thresholds; expected 1 to {MAX_CELLS}.")
+        raise InputError(f"The grid has {cells} combinations of thresholds; expected 1 to {MAX_CELLS}.")
     table = _ask(run_root, yield_sql(config, grid))
     for name in ("ms", "pending_ms"):
         hours = pc.divide(table[name].cast(pa.float64()), float(MS_PER_HOUR))
@@ -137,7 +138,7 @@ def draw_yield(table: pa.Table, path: Path) -> None:
     first threshold, one for each value of the second, beside a heat map of both. Raises ValueError, DiskFullError."""
     names = _axes_of(table)
     if len(names) > 2 or path.suffix not in (".png", ".svg"):
-        raise ValueError(
+        raise InputError(
             f"{path} for {len(names)} thresholds cannot be drawn; expected a .png or .svg of one or two thresholds."
         )
     figure = Figure(figsize=(5.4 * len(names), 4.0), layout="constrained")
@@ -184,6 +185,6 @@ def _axes_of(table: pa.Table) -> list[str]:
 
 def _ask(run_root: Path | str, sql: str) -> pa.Table:
     if not (Path(run_root) / "clips.parquet").exists():
-        raise FileNotFoundError(f"There is no clip table in {run_root}; run the curation job, which writes it.")
+        raise MissingFileError(f"There is no clip table in {run_root}; run the curation job, which writes it.")
     with connect(run_root) as connection:
         return connection.sql(sql).to_arrow_table()

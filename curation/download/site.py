@@ -22,6 +22,7 @@ from yt_dlp.networking.exceptions import network_exceptions
 from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
+from common.errors import MissingFileError
 from common.runs import disk_guard
 from curation.config import EgressConfig
 from curation.download.errors import Failure, FailureClass, classify
@@ -51,7 +52,7 @@ class Site:
         self, exit: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
     ) -> None:
         if exit.cookies and not Path(exit.cookies).expanduser().is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"The cookies {exit.cookies} of exit {exit.name} do not exist; export them, or drop them."
             )
         self._ydl = YoutubeDL(_options(exit, cache, max_height, prefer_codec, tries, backoff))

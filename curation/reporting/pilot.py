@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from common.errors import InputError
 from common.query import connect
 
 HOUR = 3600.0
@@ -61,7 +62,7 @@ def read_pilot(run_root: Path | str) -> Pilot:
         clips = connection.sql(_CLIPS).to_arrow_table()
         costs = connection.sql(_COSTS).to_arrow_table()
     if not videos.num_rows:
-        raise ValueError(f"The ledger of {run_root} names no source; curate a small sample into it first.")
+        raise InputError(f"The ledger of {run_root} names no source; curate a small sample into it first.")
     place = {video: number for number, video in enumerate(videos["video_id"].to_pylist())}
     bases = {name: videos[name].to_numpy() for name in ("hours", "alive", "wire_bytes")}
     bases |= {name: _spread(clips, name, place) for name in BASES[3:]}

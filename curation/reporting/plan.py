@@ -11,6 +11,7 @@ from math import ceil
 
 import numpy as np
 
+from common.errors import InputError
 from curation.config import DownloadConfig
 from curation.download.stored import is_stored
 from curation.reporting.pilot import BASES, Pilot, resample
@@ -56,7 +57,7 @@ class Machines:
 
     def __post_init__(self) -> None:
         if self.cpus < 1 or self.gpus < 0:
-            raise ValueError(f"{self.cpus} CPU cores and {self.gpus} GPUs: expected at least 1 core and 0 GPUs.")
+            raise InputError(f"{self.cpus} CPU cores and {self.gpus} GPUs: expected at least 1 core and 0 GPUs.")
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def make_plan(
     Raises ValueError for a list without videos.
     """
     if not sources.videos:
-        raise ValueError("The list of sources names no video; nothing can be planned.")
+        raise InputError("The list of sources names no video; nothing can be planned.")
     totals = _Totals(sources, pilot)
     others = [stage for stage in (pilot.cpu if pilot else ()) if stage not in stages]
     before = stages.index("captions") if "captions" in stages else len(stages)

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from common.errors import MissingFileError
 from curation.sources.remote import WATCH, YOUTUBE_ID, Row, SourcesError, refused_row, remote_row
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def list_avspeech(file: Path, source: str = "") -> list[Row]:
     FileNotFoundError, and SourcesError when the file holds no such list.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"The AVSpeech list {file} does not exist; set sources.path to avspeech_train.csv.")
+        raise MissingFileError(f"The AVSpeech list {file} does not exist; set sources.path to avspeech_train.csv.")
     source = source or ("avspeech_test" if "test" in file.stem else "avspeech_train")
     videos, malformed, count = _read(file)
     if not videos or len(malformed) > FOREIGN_SHARE * count:

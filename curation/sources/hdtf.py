@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from common.errors import MissingFileError
 from curation.sources.remote import WATCH, Row, SourcesError, read_lines, refused_row, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _table(folder: Path, subset: str, kind: str) -> dict[str, list[str]]:
     """First column without .mp4 -> the other columns."""
     file = folder / f"{subset}_{kind}.txt"
     if not file.is_file():
-        raise FileNotFoundError(f"HDTF's {file} does not exist; set sources.path to the folder with its text files.")
+        raise MissingFileError(f"HDTF's {file} does not exist; set sources.path to the folder with its text files.")
     return {line.split()[0].removesuffix(".mp4"): line.split()[1:] for line in read_lines(file) if line}
 
 

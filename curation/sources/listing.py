@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from common.errors import MissingFileError
 from common.storage import is_url
 from curation.config import SourcesConfig
 from curation.sources.avspeech import list_avspeech
@@ -45,7 +46,7 @@ def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
 
 def _in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"The source folder {folder} does not exist; set sources.path to a folder of videos.")
+        raise MissingFileError(f"The source folder {folder} does not exist; set sources.path to a folder of videos.")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
     shown = sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.as_posix())
     if not shown:
@@ -55,14 +56,14 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _in_list(file: Path) -> list[Path]:
     if not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The source list {file} does not exist; set sources.path to a text file of video paths."
         )
     paths = [file.parent / line for line in _entries(file)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{file} names {missing[0]}{more}, which does not exist; correct the list.")
+        raise MissingFileError(f"{file} names {missing[0]}{more}, which does not exist; correct the list.")
     if not paths:
         raise SourcesError(f"The source list {file} is empty; write one video path per line.")
     return paths
@@ -75,7 +76,7 @@ def _entries(file: Path) -> list[str]:
 
 def _urls(file: Path, source: str) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise FileNotFoundError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
+        raise MissingFileError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
     rows: dict[str, dict[str, Any]] = {}
     for entry in _entries(file):
         url, _, given = entry.partition(" ")

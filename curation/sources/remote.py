@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from common.errors import UserError
+
 Row = dict[str, Any]
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -12,7 +14,7 @@ SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # a file name that i
 WATCH = "https://www.youtube.com/watch?v="
 
 
-class SourcesError(ValueError):
+class SourcesError(UserError, ValueError):
     """The recipe names sources that cannot be listed."""
 
 

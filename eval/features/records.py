@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from common.errors import UserError
+
 Arrays = dict[str, np.ndarray]
 WHOLE_SET = ""
 NO_WEIGHTS = "skipped: no weights"
 NOT_NAMED = "skipped: the manifest names no sound or no real video"
 
 
-class UnscorableError(ValueError):
+class UnscorableError(UserError, ValueError):
     """A clip that a metric has no value for: it counts against coverage and is never a zero."""
 
 

@@ -11,12 +11,14 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, qr, svdvals
 
+from common.errors import UserError
+
 FeatureSet = Sequence[np.ndarray]
 # A distance between two choices of clips, as two arrays of positions in one common list: what resampling needs.
 ClipDistance = Callable[[np.ndarray, np.ndarray], float]
 
 
-class FeatureSetError(ValueError):
+class FeatureSetError(UserError, ValueError):
     """Two feature sets that no distance can be computed from."""
 
 

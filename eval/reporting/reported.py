@@ -11,6 +11,8 @@ from pathlib import Path
 
 from scipy import stats
 
+from common.errors import InputError
+
 PAPER_TABLES = Path(__file__).parents[1] / "paper_tables.csv"
 METRIC_IDS = {
     "FID": "fid", "FVD": "fvd", "Sync-C": "sync_c", "Sync-D": "sync_d", "IQA": "iqa", "ASE": "ase", "CSIM": "csim",
@@ -39,7 +41,7 @@ def read_reported(table: str, path: Path = PAPER_TABLES) -> dict[str, dict[str, 
             found.setdefault(line["method"], {})[METRIC_IDS[line["metric"]]] = float(line["value"])
     if not found:
         known = sorted({line["table"] for line in lines})
-        raise ValueError(f"No table is called {table!r}; the tables are {', '.join(known)}.")
+        raise InputError(f"No table is called {table!r}; the tables are {', '.join(known)}.")
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats
 
+from common.errors import UserError
 from common.runs import RunFolder
 from eval.features.records import SET_METRICS, WHOLE_SET
 from eval.metrics.clip_metrics import METRICS
@@ -51,7 +52,7 @@ class Difference:
     rests_on: str = ""
 
 
-class CompareError(ValueError):
+class CompareError(UserError, ValueError):
     """There is nothing that can be compared."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
 from common.runs import RunFolder, read_json, sha256_file
 from eval.config import FeatureConfig, ScoreConfig
 from eval.features.extract import is_lost, load_arrays
@@ -17,7 +18,7 @@ from eval.job import ManifestError, read_manifest
 SUMMING = ("resamples", "swap_draws", "jackknife_groups", "seed")
 
 
-class FeaturesMissingError(ValueError):
+class FeaturesMissingError(UserError, ValueError):
     """The features of a run are not in its cache."""
 
 

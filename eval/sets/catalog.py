@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from common.clips import stream_clips
+from common.errors import InputError, MissingFileError, UserError
 from common.runs import RunFolder, atomic_write
 from curation.decide.split import HeldOut, draw_split
 from curation.sources.hdtf import HdtfSet, list_hdtf_set
@@ -40,7 +41,7 @@ CLIP_ID = re.compile(r"[A-Za-z0-9-]([\w.-]{0,38}[A-Za-z0-9-])?", re.ASCII)
 DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "framing", "decision", "dup_group", "split")
 
 
-class ListError(ValueError):
+class ListError(UserError, ValueError):
     """A file is no list of a test set, or not the one it says it is."""
 
 
@@ -114,7 +115,7 @@ def small_world_set(rows: Sequence[Row]) -> TestSet:
     """The kept drawn clips of the test split. Raises ValueError without any."""
     kept = [row for row in rows if row["decision"] == "kept" and row["split"] == "test"]
     if not kept:
-        raise ValueError(f"None of {len(rows)} clips is kept and of the test split; curate the small world first.")
+        raise InputError(f"None of {len(rows)} clips is kept and of the test split; curate the small world first.")
     clips = (TestClip(row["clip_id"], row["video_id"], row["t_start"], row["t_end"]) for row in kept)
     return TestSet("small_world", WHOLE_RULE, 0, tuple(sorted(clips)))
 
@@ -156,7 +157,7 @@ def find_list(name: str) -> Path:
     path = next((path for path in (Path(name), LISTS / f"{name}.csv") if path.is_file()), None)
     if path is None:
         published = ", ".join(sorted(file.stem for file in LISTS.glob("*.csv")))
-        raise FileNotFoundError(f"There is no list at {name}; give a file of `eval sets`, or the name of {published}.")
+        raise MissingFileError(f"There is no list at {name}; give a file of `eval sets`, or the name of {published}.")
     return path
 
 

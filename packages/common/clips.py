@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.errors import MissingFileError, UserError
 from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
 from common.runs import atomic_write, disk_guard
 
@@ -98,7 +99,7 @@ CLIP_SCHEMA = pa.schema(pa.field(name, kind, metadata={"meaning": text}) for nam
 CLIP_NAMES = frozenset(name for name, _, _ in CLIP_FIELDS)  # the schema makes its list anew whenever it is asked
 
 
-class ClipError(ValueError):
+class ClipError(UserError, ValueError):
     """A row that does not fit the clip table."""
 
 
@@ -134,7 +135,7 @@ def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iter
     Errors: FileNotFoundError.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist; run the curation job, which writes it.")
+        raise MissingFileError(f"{path} does not exist; run the curation job, which writes it.")
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield from batch.to_pylist(maps_as_pydicts="strict")

@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from common.clips import CLIP_SCHEMA
+from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
 from common.ledger.tables import connection_beside, quoted
@@ -35,7 +36,7 @@ METRICS_SCHEMA = pa.schema(
 PROBED = "SELECT unit AS video_id, state, reason, message, outputs, fingerprint FROM outcomes WHERE stage = 'probe'"
 
 
-class QueryError(ValueError):
+class QueryError(UserError, ValueError):
     """DuckDB refused the question."""
 
 
@@ -47,7 +48,7 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
     """
     root = Path(run_root)
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no run folder at {root}; give the folder that a run has written to.")
+        raise MissingFileError(f"There is no run folder at {root}; give the folder that a run has written to.")
     connection = duckdb.connect(config={"temp_directory": str(root / "cache" / "duckdb")})
     connection.execute(f"CREATE VIEW outcomes AS {ledger_sql(ledger_files(root / 'ledger'))}")
     if not _attach_copy(connection, root):

@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from common.errors import MissingFileError, UserError
 from common.runs import plain
 
 T = TypeVar("T")
 SCALARS = (bool, int, float, str)
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A recipe cannot be read: the message names the key, the value that came, what was expected, the nearest key."""
 
 
@@ -57,7 +58,7 @@ def _find(name: str, beside: Path, search: Sequence[Path]) -> Path:
     known = sorted({file.stem for folder in search for file in Path(folder).glob("*.yaml")})
     near = difflib.get_close_matches(name, known, 1)
     advice = f"did you mean '{near[0]}'?" if near else f"give a path to a YAML file or one of: {', '.join(known)}."
-    raise FileNotFoundError(f"There is no recipe '{name}'; {advice}")
+    raise MissingFileError(f"There is no recipe '{name}'; {advice}")
 
 
 def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> dict[str, Any]:

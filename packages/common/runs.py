@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from common.errors import InputError, UserError
+
 OWN_FOLDERS = (
     "common",
     "perception",
@@ -36,7 +38,7 @@ _SAYINGS_OF_A_FULL_DISK = (
 )
 
 
-class DiskFullError(RuntimeError):
+class DiskFullError(UserError, RuntimeError):
     """The disk or the quota under a file that was being written is exhausted."""
 
 
@@ -186,7 +188,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again.") from error
+        raise InputError(f"{path} is not valid JSON ({error}); delete it or write it again.") from error
 
 
 def sha256_file(path: Path | str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from common.errors import UserError
 from common.runs import disk_guard, fingerprint, read_json, sha256_file, write_json
 
 PART_BYTES = 8 * 2**20
@@ -28,7 +29,7 @@ OBJECTS = "objects"
 NOT_MIRRORED, MIRRORED_YET = ("cache", "sources"), ("cache", "videos")
 
 
-class StorageError(OSError):
+class StorageError(UserError, OSError):
     """An address that cannot be read or written."""
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from common.errors import InputError
+
 ROLES: Mapping[str, str] = {
     "transformer": "no training, no generation",
     "vae": "no latents, so no training and no generation",
@@ -59,12 +61,12 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         if self.share_branches and self.share_sequence:
-            raise ValueError(
+            raise InputError(
                 "load.share_sequence and load.share_branches are both set, and processes share either the tokens of a "
                 "pass or the passes; unset one."
             )
         if self.shard and not self.share_sequence:
-            raise ValueError(
+            raise InputError(
                 "load.shard is set without load.share_sequence: the parts of a block lie with the processes that make "
                 "one video together; set both and start by torchrun, or load.offload=blocks for one GPU."
             )
@@ -133,25 +135,25 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_from <= self.guidance_to <= 1:
-            raise ValueError(
+            raise InputError(
                 f"guidance_from={self.guidance_from}, guidance_to={self.guidance_to}; expected shares of the steps, "
                 "0 <= guidance_from <= guidance_to <= 1."
             )
         if self.cache_threshold < 0:
-            raise ValueError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small number above.")
+            raise InputError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small number above.")
         if self.portrait_frames < 1 or self.portrait_frames % 4 != 1:
-            raise ValueError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
+            raise InputError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
         if self.blend % 4 or self.blend < 0:
-            raise ValueError(f"blend is {self.blend}; expected 0 (chunks are cut) or 4n frames.")
+            raise InputError(f"blend is {self.blend}; expected 0 (chunks are cut) or 4n frames.")
         if self.lead_in < 0:
-            raise ValueError(f"lead_in is {self.lead_in}; expected seconds of silence, 0 or more.")
+            raise InputError(f"lead_in is {self.lead_in}; expected seconds of silence, 0 or more.")
         if self.overlap_kind == "latent" and self.colour_match != "none":
-            raise ValueError(
+            raise InputError(
                 f"overlap_kind=latent hands on latents, out of reach of colour_match={self.colour_match}; set "
                 "colour_match=none."
             )
         if bool(self.height) != bool(self.width):
-            raise ValueError(f"height={self.height}, width={self.width}; give both, or neither.")
+            raise InputError(f"height={self.height}, width={self.width}; give both, or neither.")
 
 
 _PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
@@ -178,5 +180,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def preset(name: str) -> Mapping[str, Any]:
     """The settings a preset fixes, by field of GenerateConfig. Raises ValueError for an unknown name."""
     if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+        raise InputError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     return PRESETS[name]

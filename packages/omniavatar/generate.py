@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import InputError
 from common.progress import ProgressBar, progress
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
@@ -62,7 +63,7 @@ def stream_video(
     for unusable input or a model without audio.
     """
     if not models.transformer.has_audio:
-        raise ValueError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
+        raise InputError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
     request = ClipRequest(image, with_lead_in(wave, config), prompt)
     config = fitted(config, *frame_size(models, image, config))
     chunks = plan_chunks(frames_of(request.wave), config.chunk_frames, config.overlap, config.blend)
@@ -176,7 +177,7 @@ def draw_portrait(models: AvatarModels, prompt: str, config: GenerateConfig) -> 
     needs a picture.
     """
     if models.transformer.has_audio:
-        raise ValueError("A portrait was asked of the avatar model, which needs one; load the base without an adapter.")
+        raise InputError("A portrait was asked of the avatar model, which needs one; load the base without an adapter.")
     # Only its shape counts: the base sees no picture, and without a size of the config's it is the square bucket.
     request = ClipRequest(np.zeros((64, 64, 3), np.uint8), np.zeros(1, np.float32), prompt)
     scene = prepare(models, [request], config, config.portrait_frames)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from common.errors import InputError
 from common.runs import fingerprint
 from omniavatar.config import LoadConfig
 from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
@@ -29,7 +30,7 @@ def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:
     gpus = torch.cuda.device_count()
     device = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise ValueError(f"load.device is {config.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
+        raise InputError(f"load.device is {config.device}, but torch sees {gpus} GPUs; set it to auto or to another.")
     kind = ("bf16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
     return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
 

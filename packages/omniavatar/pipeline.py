@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from common.constants import AUDIO_RATE
+from common.errors import InputError, MissingFileError
 from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video.inputs import InputError, Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
+from omniavatar.video.inputs import Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
 from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
@@ -59,7 +60,7 @@ class OmniAvatarPipeline:
         defaults of every call. Raises ValueError, FileNotFoundError and what `load_models` raises.
         """
         if dtype not in _DTYPES:
-            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or None.")
+            raise InputError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or None.")
         paths = _role_paths(weights)
         load = replace(settings.pop("load", LoadConfig()), device=str(device), dtype=_DTYPES[dtype])
         config = GenerateConfig(load=load, **settings)
@@ -118,7 +119,7 @@ def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
     absent = [role for role in GENERATION_ROLES if role not in weights or not Path(weights[role]).exists()]
     if absent:
         where = weights.get(absent[0], "not named")
-        raise FileNotFoundError(f"There are no weights for {', '.join(absent)} ({where}); give the path of each role.")
+        raise MissingFileError(f"There are no weights for {', '.join(absent)} ({where}); give the path of each role.")
     return ModelPaths(**{role: Path(weights[role]) for role in GENERATION_ROLES})
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.errors import MissingFileError, UserError
 
-class CaptionerError(ValueError):
+
+class CaptionerError(UserError, ValueError):
     """A folder is not a vision-language model that transformers can load here."""
 
 
@@ -74,7 +76,7 @@ def load_captioner(folder: Path | str, device: str = "cpu") -> Captioner:
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}/config.json does not exist; a captioner is a folder as transformers saves it."
         )
     dtype = torch.float32 if device == "cpu" else torch.bfloat16

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import UserError
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 Shape = tuple[int | None, ...]  # None stands for any number
 
 
-class OnnxError(ValueError):
+class OnnxError(UserError, ValueError):
     """A file is not the ONNX network it should be; the message says what was expected."""
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.cli.failures import logs_folder
+
 
 def run_flow(
     name: str, run: Path | None, settings: Sequence[str] | None, first: str = "", last: str = "", force: bool = False
@@ -19,6 +21,7 @@ def run_flow(
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
+    logs_folder.set(folder.logs)
     mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
     if mirror:
         mirror.restore()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.flow import run_flow
 
@@ -114,7 +115,7 @@ def calibrate(
     try:
         tried = [float(part) for part in thresholds.split(",")]
     except ValueError as error:
-        raise ValueError(f"--thresholds is {thresholds!r}; expected numbers with commas between.") from error
+        raise InputError(f"--thresholds is {thresholds!r}; expected numbers with commas between.") from error
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / chosen.name)
     requests = listed_requests(samples) if samples else clip_requests(folder, clips, chosen.videos.frames)

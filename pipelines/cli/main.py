@@ -1,16 +1,16 @@
 """The `omniavatar` command line: one verb per step of the flow, and the whole flow as `run`."""
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
+from pipelines.cli.failures import run_command
 from pipelines.cli.flow import run_flow
 from pipelines.cli.generate import app as generate_command
 from pipelines.cli.watch import app as watch_command
@@ -20,7 +20,6 @@ app.add_typer(data_commands)
 app.add_typer(eval_commands)
 app.add_typer(generate_command)
 app.add_typer(watch_command)
-log = logging.getLogger(__name__)
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
@@ -204,7 +203,7 @@ def export_model(
 
     types = {"": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in types:
-        raise ValueError(f"--dtype is {dtype!r}; expected float32 or bfloat16.")
+        raise InputError(f"--dtype is {dtype!r}; expected float32 or bfloat16.")
     paths = read_recipe(recipe, tuple(settings or ())).named_models()
     print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
 
@@ -224,17 +223,9 @@ def miniature(
 
 
 def main() -> None:
-    """Entry point: bad input is one sentence and exit code 1, never a traceback (unless --verbose)."""
-    warnings.filterwarnings("ignore")
-    try:
-        # Outside of its standalone mode typer returns the code of a typer.Exit.
-        sys.exit(app(standalone_mode=False))
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit("stopped; run the same command again to go on")
-    except (ValueError, OSError, RuntimeError, typer.BadParameter) as error:
-        if "--verbose" in sys.argv:
-            raise
-        sys.exit(f"error: {error}")
+    """Entry point of the command line; see `pipelines.cli.failures` for how errors end it."""
+    # Outside of its standalone mode typer returns the code of a typer.Exit.
+    sys.exit(run_command(lambda: app(standalone_mode=False)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from common.errors import InputError
 from common.progress import setup_logging
 
 app = typer.Typer()
@@ -51,7 +52,7 @@ def curves(
     pairs = [pair.partition("=") for pair in beside or ()]
     wrong = [name for name, _, folder in pairs if not Path(folder).is_dir() or not folder]
     if wrong:
-        raise ValueError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
+        raise InputError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
     target = out or RunFolder(run).report / "training.png"
     draw_training_curves(RunFolder(run), target, {name: RunFolder(Path(folder)) for name, _, folder in pairs})
     print(target)

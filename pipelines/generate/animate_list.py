@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -15,7 +16,6 @@ from common.media.open import MediaError
 from common.runs import atomic_write, plain
 from omniavatar.config import GenerateConfig, Request
 from omniavatar.models import AvatarModels
-from omniavatar.video.inputs import InputError
 from pipelines.generate.animate import animate, load_avatar
 from pipelines.generate.facts import model_hash
 from pipelines.generate.sample_list import Sample

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from common.clips import read_clips
+from common.errors import InputError
 from common.runs import RunFolder
 from eval.metrics.fidelity import psnr
 from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_video
 from omniavatar.model.residual_cache import fit_polynomial, measured_changes, modulation_changes, plan_steps
 from omniavatar.models import AvatarModels
-from omniavatar.video.inputs import InputError, read_request
+from omniavatar.video.inputs import read_request
 from omniavatar.video.scene import ClipRequest
 from pipelines.generate.sample_list import read_samples
 from pipelines.generate.videos import opening
@@ -107,7 +108,7 @@ def clip_requests(run: RunFolder, clips: int, frames: int) -> list[ClipRequest]:
     test = [row for row in rows if row["decision"] == "kept" and row["split"] == "test"]
     chosen = [row for row in test if row["duration"] * 25 >= frames + 1][:clips]
     if not chosen:
-        raise ValueError(
+        raise InputError(
             f"{run.root} has no kept test clip of {frames + 1} frames to calibrate with; name a run that has by --run, "
             "or give pictures and sounds by --list."
         )

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import MissingFileError, UserError
 from omniavatar.config import Request
 
 COLUMNS = ("prompt", "image", "audio", "seconds", "seed", "name")
 SEPARATOR = "@@"
 
 
-class ListError(ValueError):
+class ListError(UserError, ValueError):
     """The list file as a whole cannot be read."""
 
 
@@ -39,7 +40,7 @@ def read_samples(path: Path, seconds: float = 0.0) -> list[Sample]:
     Paths are looked up from the working folder, then from the folder of the list. Raises FileNotFoundError, ListError.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no list at {path}; give a .txt, .csv or .jsonl file of samples.")
+        raise MissingFileError(f"There is no list at {path}; give a .txt, .csv or .jsonl file of samples.")
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

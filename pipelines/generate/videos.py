@@ -19,6 +19,7 @@ import torch
 
 from common.clips import read_clips
 from common.constants import SAMPLES_PER_FRAME
+from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -39,8 +40,12 @@ from pipelines.generate.facts import model_hash
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
 
 
-class NoTestClipsError(ValueError):
+class NoTestClipsError(UserError, ValueError):
     """There is nothing held out to judge on."""
+
+
+class VideosFailedError(UserError, RuntimeError):
+    """Batches of videos failed; the first one's message is quoted, the others are in the ledger."""
 
 
 def make_videos(
@@ -76,7 +81,9 @@ def make_videos(
     outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
-        raise RuntimeError(f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}")
+        raise VideosFailedError(
+            f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}"
+        )
     lost = [unit for unit in units if _is_lost(run, unit)]
     if lost:  # the ledger outlives files that somebody deleted
         again = make()

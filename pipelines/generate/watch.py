@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from common.clips import read_clips
+from common.errors import UserError
 from common.progress import MetricLog, progress
 from common.runs import RunFolder
 from eval.config import SyncRules
@@ -36,7 +37,7 @@ from pipelines.training_curves import draw_training_curves
 RIGHT, SWAPPED = "right", "swapped"
 
 
-class NothingToSampleError(ValueError):
+class NothingToSampleError(UserError, ValueError):
     """There are no held-out clips to animate, or no adapters to animate them with."""
 
 

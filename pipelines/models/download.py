@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 
+from common.errors import UserError
 from common.runs import disk_guard, sha256_file, sync
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ LONGEST_WAIT = 600.0  # a server that asks for more is not waited for
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
-class DownloadError(OSError):
+class DownloadError(UserError, OSError):
     """A file cannot be had, or is not the one that was expected; the message says which and what to do."""
 
 

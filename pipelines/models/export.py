@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from common.errors import ExistingFileError, InputError
 from common.runs import read_json
 from miniature.weights import model_paths
 from omniavatar.encoders.text import load_text_encoder, save_text_encoder
@@ -48,12 +49,12 @@ def export(role: str, layout: str, paths: Paths, to: Path, dtype: torch.dtype | 
     """
     if layout not in LAYOUTS.get(role, {}):
         known = "; ".join(f"{name} as {' or '.join(writers)}" for name, writers in LAYOUTS.items())
-        raise ValueError(f"{role} cannot be exported as {layout!r}; what can be is {known}.")
+        raise InputError(f"{role} cannot be exported as {layout!r}; what can be is {known}.")
     source = paths.get(role)
     if source is None:
-        raise ValueError(f"The recipe has no weights for {role}; name them with --set models.{role}=PATH.")
+        raise InputError(f"The recipe has no weights for {role}; name them with --set models.{role}=PATH.")
     if to.exists():
-        raise FileExistsError(f"{to} exists; nothing is overwritten, choose another --to.")
+        raise ExistingFileError(f"{to} exists; nothing is overwritten, choose another --to.")
     beside = to.with_name(f".exporting-{to.name}")
     _remove(beside)
     try:
@@ -116,7 +117,7 @@ def _merged(job: Job) -> None:
     """Base and adapter as one full file, as the official code loads it with another `train_architecture` than lora."""
     base = job.paths.get("transformer")
     if base is None:
-        raise ValueError("Merging needs the transformer too; name it with --set models.transformer=PATH.")
+        raise InputError("Merging needs the transformer too; name it with --set models.transformer=PATH.")
     # Merged in the wider of the two types: an update is small beside the weight it is added to.
     model = load_adapter(load_base(base, _wider(stored_type(base), job.dtype)), job.source)
     merge_lora(model)

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers
 
+from common.errors import InputError, UserError
 from common.progress import ProgressBar, progress
 from common.runs import atomic_write, sha256_file
 from pipelines.models.download import PATIENT, DownloadError, Patience, Wanted, download
@@ -26,7 +27,7 @@ from pipelines.models.lock import MEGABYTE, LockedEntry, LockedFile, read_lock, 
 from pipelines.models.published import HubSource, Published, UrlSource
 
 
-class LicenceError(ValueError):
+class LicenceError(UserError, ValueError):
     """Weights that forbid something were asked for without accepting that."""
 
 
@@ -62,7 +63,7 @@ def _refuse_unfit(entries: Mapping[str, Published], accept: bool, folder: Path) 
     for name, what in entries.items():
         if what.by_hand:
             place = folder / name / next(iter(what.roles.values()))
-            raise ValueError(f"{name} is not fetched by a command: get it from {what.by_hand}, and put it at {place}.")
+            raise InputError(f"{name} is not fetched by a command: get it from {what.by_hand}, and put it at {place}.")
         if what.consent and not accept:
             raise LicenceError(f"{name} {what.consent}. Give --accept if your use of it is allowed.")
 

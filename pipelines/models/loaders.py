@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from common.errors import InputError, MissingFileError
 from common.runs import read_json
 from miniature.weights import model_paths
 from omniavatar.encoders.audio import load_audio_encoder
@@ -73,11 +74,11 @@ def _tokenizer(path: Path, earlier: Earlier) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no tokenizer of transformers ({reason}); expected its folder.") from error
+        raise InputError(f"{path} is no tokenizer of transformers ({reason}); expected its folder.") from error
     if "text_encoder" in earlier:
         knows = earlier["text_encoder"].model.config.vocab_size
         if len(tokenizer) > knows:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {len(tokenizer)} tokens, the text encoder knows {knows}; use its own tokenizer."
             )
     return Loaded(path, tokenizer, note=f"{len(tokenizer)} tokens")
@@ -86,10 +87,10 @@ def _tokenizer(path: Path, earlier: Earlier) -> Loaded:
 def _scheduler(path: Path, earlier: Earlier) -> Loaded:
     file = path / "scheduler_config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; expected the scheduler folder of a diffusers pipeline.")
+        raise MissingFileError(f"{file} does not exist; expected the scheduler folder of a diffusers pipeline.")
     name = read_json(file).get("_class_name")
     if "Scheduler" not in str(name):
-        raise ValueError(f"{file} is of {name}; expected the scheduler folder of a diffusers pipeline.")
+        raise InputError(f"{file} is of {name}; expected the scheduler folder of a diffusers pipeline.")
     return Loaded(path, note=str(name))
 
 
@@ -110,7 +111,7 @@ def _audio_encoder(path: Path, earlier: Earlier) -> Loaded:
 
 def _expect(what: str, found: int, who: str, wanted: int) -> None:
     if found != wanted:
-        raise ValueError(f"Its {what} is {found}, {who} {wanted}: they are of different models, name a pair that fits.")
+        raise InputError(f"Its {what} is {found}, {who} {wanted}: they are of different models, name a pair that fits.")
 
 
 def _sync_scorer(path: Path, earlier: Earlier) -> Loaded:
@@ -135,7 +136,7 @@ def _captioner(path: Path, earlier: Earlier) -> Loaded:
         with torch.device("meta"):
             AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
     except ImportError as error:
-        raise ValueError(f"{path} needs a library that is not installed: {error}") from error
+        raise InputError(f"{path} needs a library that is not installed: {error}") from error
     return Loaded(path, None, _headers(path), "names not compared")
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.progress import ProgressBar, progress
 from common.runs import read_json, sha256_file, write_json
 
@@ -41,7 +42,7 @@ def _entry(path: Path, content: Mapping[str, Any]) -> LockedEntry:
         files = {name: LockedFile(**locked) for name, locked in content["files"].items()}
         return LockedEntry(content["licence"], content["revision"], files)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no lock file of fetched weights ({error}); delete it and fetch again.") from error
+        raise InputError(f"{path} is no lock file of fetched weights ({error}); delete it and fetch again.") from error
 
 
 def write_lock(folder: Path, entries: Mapping[str, LockedEntry]) -> None:

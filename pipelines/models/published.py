@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import InputError
 from common.recipe import load_recipe
 from pipelines.roles import MODEL_ROLES
 
@@ -49,9 +50,9 @@ class Published:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.roles) - set(MODEL_ROLES))
         if unknown:
-            raise ValueError(f"{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
+            raise InputError(f"{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
         if sum((self.hub is not None, bool(self.urls), bool(self.by_hand))) != 1:
-            raise ValueError(f"{self.title} needs one of hub, urls and by_hand.")
+            raise InputError(f"{self.title} needs one of hub, urls and by_hand.")
 
     @property
     def consent(self) -> str:
@@ -88,9 +89,9 @@ def _choose(name: str, published: dict[str, Published]) -> str:
         return name
     serving = [entry for entry, what in published.items() if name in what.roles]
     if len(serving) > 1:
-        raise ValueError(f"{name} is a role that {', '.join(serving)} serve; name one of them.")
+        raise InputError(f"{name} is a role that {', '.join(serving)} serve; name one of them.")
     if not serving:
-        raise ValueError(f"{name} is neither a published entry nor a role; the entries are {', '.join(published)}.")
+        raise InputError(f"{name} is neither a published entry nor a role; the entries are {', '.join(published)}.")
     return serving[0]
 
 

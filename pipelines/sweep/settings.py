@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.recipe import RecipeError, load_recipe
 from common.runs import fingerprint, hash_path, plain, read_json, write_json
 from omniavatar.config import preset
@@ -66,17 +67,17 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
-            raise ValueError(f"seeds is {list(self.seeds)}; expected one or more different numbers.")
+            raise InputError(f"seeds is {list(self.seeds)}; expected one or more different numbers.")
         bases = (("base", self.base, False), ("long_base", self.long_base, True))
         for name, row, long in bases:
             if row not in self.rows and (row or not long):
-                raise ValueError(f"{name} is {row!r}; expected one of the rows {', '.join(self.rows)}.")
+                raise InputError(f"{name} is {row!r}; expected one of the rows {', '.join(self.rows)}.")
             if row and bool(self.rows[row].long) != long:
-                raise ValueError(f"{name} is {row!r}, whose long is {self.rows[row].long}; choose another row.")
+                raise InputError(f"{name} is {row!r}, whose long is {self.rows[row].long}; choose another row.")
         for name, each in self.rows.items():
             other = self.rows.get(each.transformer_of)
             if each.transformer_of and (other is None or other.transformer_of):
-                raise ValueError(f"rows.{name}.transformer_of is {each.transformer_of!r}; expected a row with a base.")
+                raise InputError(f"rows.{name}.transformer_of is {each.transformer_of!r}; expected a row with a base.")
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _network(recipe: Recipe, sizes: Mapping[str, Any], places: Places) -> Path:
     """A folder with the recipe's transformer configuration, some sizes changed, for a base to be trained from noise."""
     path = recipe.model_paths(("transformer",))["transformer"]
     if path is None:
-        raise ValueError("A row with `network` needs models.transformer, whose sizes it changes; name one.")
+        raise InputError("A row with `network` needs models.transformer, whose sizes it changes; name one.")
     folder = places.out / "networks" / fingerprint([hash_path(path / "config.json"), sizes])
     write_json(folder / "config.json", read_json(path / "config.json") | dict(sizes))
     return folder

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 import omniavatar.pipeline
+from common.errors import InputError
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.runs import read_json
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.pipeline import OmniAvatarPipeline
-from omniavatar.video.inputs import InputError
 
 SETTINGS = {"steps": 2, "shift": 1.5, "text_guidance": 1.0, "audio_guidance": 2.5, "chunk_frames": 17, "overlap": 5,
     "blend": 0,

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import NamedTuple
 
-from pipelines.cli.main import main as cli
+from pipelines.cli.main import main
 
 
 class Done(NamedTuple):
@@ -18,14 +18,14 @@ class Done(NamedTuple):
 
 def run_here(*arguments: object) -> Done:
     """`omniavatar ARGUMENTS` as its entry point does it."""
-    printed, before = io.StringIO(), sys.argv
+    printed, errors, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["omniavatar", *map(str, arguments)]
     try:
-        with contextlib.redirect_stdout(printed):
-            cli.main()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            main()
     except SystemExit as end:
-        code = end.code or 0
-        return Done(code, printed.getvalue(), "") if isinstance(code, int) else Done(1, printed.getvalue(), str(code))
+        failed = [line for line in errors.getvalue().splitlines() if "error: " in line or line.startswith("stopped")]
+        return Done(int(end.code or 0), printed.getvalue(), "\n".join(failed))
     finally:
         sys.argv = before
     return Done(0, printed.getvalue(), "")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import InputError, UserError
 from common.runs import fingerprint
 from common.shards.index import read_index
 from common.shards.sample import ShardError
@@ -26,7 +27,7 @@ from training.data.order import BatchSlot, Cost, Order
 logger = logging.getLogger(__name__)
 
 
-class BadSamplesError(ValueError):
+class BadSamplesError(UserError, ValueError):
     """More samples than allowed cannot be read, or all that could stand in for one."""
 
 
@@ -113,7 +114,7 @@ class ClipWindows:
         counts = Counter(sizes)
         self.account: Account = account_of(counts, config)
         if not self.account.used:
-            raise ValueError(_nothing(self.store.shards, config, self.account))
+            raise InputError(_nothing(self.store.shards, config, self.account))
         windows = {size: window_bucket(*size, config) for size in counts}
         self.rows = [row for row, size in zip(chosen, sizes, strict=True) if windows[size].frames]
         self.clip_ids = [names[row] for row in self.rows]

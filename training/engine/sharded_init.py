@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.errors import InputError
 from omniavatar.config import Variant
 from training.config import EngineConfig
 from training.engine.settings import deepspeed_settings
@@ -33,7 +34,7 @@ def builds_in_shards(config: EngineConfig, base: Path, variant: Variant) -> bool
     """
     frozen = variant in ("lora", "frozen_dit")
     if config.build == "sharded" and not frozen:
-        raise ValueError(
+        raise InputError(
             f"engine.build is sharded and model.variant {variant}; only a base that stays frozen is built in shards, "
             "set engine.build=whole"
         )

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common.errors import UserError
 from common.runs import disk_guard
 
 _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
@@ -18,7 +19,7 @@ _WORKERS = ("--num_extract_workers", "4", "--num_merge_workers", "2")
 _SOURCE, _MADE = "sharded", "universal"
 
 
-class ConversionError(RuntimeError):
+class ConversionError(UserError, RuntimeError):
     """DeepSpeed's converter could not read a checkpoint."""
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common.errors import InputError
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.parallel.sequence import SequenceGroup
 from training.config import EngineConfig
@@ -49,11 +50,11 @@ class Engine:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         together = config.sequence_parallel
         if self.world % together:
-            raise ValueError(f"engine.sequence_parallel is {together}; expected a divisor of the {self.world} ranks")
+            raise InputError(f"engine.sequence_parallel is {together}; expected a divisor of the {self.world} ranks")
         self.data_rank, self.data_world = self.rank // together, self.world // together
         if micro_batches % self.data_world:
             groups = f" by engine.sequence_parallel {together}" if together > 1 else ""
-            raise ValueError(
+            raise InputError(
                 f"data.micro_batches is {micro_batches}; expected a multiple of the number of ranks{groups}, "
                 f"{self.data_world}"
             )

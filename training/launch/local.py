@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import UserError
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
 from training.config import TrainConfig
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_SPEAK = 5.0  # what the others get after one has failed; there is nothing they could save without it
 
 
-class TrainingFailedError(RuntimeError):
+class TrainingFailedError(UserError, RuntimeError):
     """A rank ended with an error; the message is that rank's own sentence."""
 
 

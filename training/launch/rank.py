@@ -6,9 +6,9 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
+from common.errors import write_traceback
 from common.runs import RunFolder
 
 LAUNCHER = "OMNIAVATAR_LAUNCHER"
@@ -49,9 +49,7 @@ def failure_file(run: RunFolder, rank: int) -> Path:
 
 def report_failure(run: RunFolder, error: Exception) -> None:
     """Leave sentence and traceback in the run's logs; without a launcher to read it, say the sentence here."""
-    sentence = " ".join(str(error).split())
-    _own_file(run).write_text(sentence + "\n\n" + "".join(traceback.format_exception(error)))
-    _say(run, sentence)
+    _say(run, write_traceback(error, _own_file(run)))
 
 
 def abort_stalled(run: RunFolder, verdict: str) -> None:

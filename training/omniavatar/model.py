@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.errors import InputError
 from omniavatar.model.adapter import inject_lora, mark_trainable
 from omniavatar.model.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
 from omniavatar.weights.checkpoints import load_adapter
@@ -78,7 +79,7 @@ def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) 
     if config.adapter:
         load_adapter(model, config.adapter)
         if model.audio_dim != audio_dim:
-            raise ValueError(
+            raise InputError(
                 f"the adapter {config.adapter} hears features of width {model.audio_dim}, the shards hold {audio_dim}; "
                 "encode them with the audio encoder the adapter was trained with"
             )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from common.errors import InputError
+
 GIB = 2**30
 
 
@@ -51,7 +53,7 @@ def named_device(name: str) -> Device:
         if name.lower() == device.name.lower() or all(word in name for word in device.words):
             return device
     known = ", ".join(device.name for device in DEVICES)
-    raise ValueError(f"There are no figures of the device {name!r}; expected one of {known}.")
+    raise InputError(f"There are no figures of the device {name!r}; expected one of {known}.")
 
 
 def this_device() -> Device:

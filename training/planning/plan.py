@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import InputError
 from omniavatar.config import Recompute
 from training.config import EngineConfig, TrainConfig
 from training.data.buckets import Bucket, window_bucket
@@ -94,12 +95,12 @@ def plan(config: TrainConfig, ranks: int, device: Device, shards: Path | None = 
     Raises ValueError for a base of which no sizes are known, and for clips none of which can be trained.
     """
     if not 0 < hfu <= 1:
-        raise ValueError(f"hfu is {hfu}; expected a share of the peak, above 0 and at most 1")
+        raise InputError(f"hfu is {hfu}; expected a share of the peak, above 0 and at most 1")
     if ranks < 1:
-        raise ValueError(f"ranks is {ranks}; expected at least 1")
+        raise InputError(f"ranks is {ranks}; expected at least 1")
     together = config.engine.sequence_parallel
     if ranks % together:
-        raise ValueError(f"ranks is {ranks}; expected a multiple of engine.sequence_parallel, {together}")
+        raise InputError(f"ranks is {ranks}; expected a multiple of engine.sequence_parallel, {together}")
     clips = clips_to_train(shards, config.data.split)
     network = network_to_train(config.model, clips.audio_dim)
     size = parameters(network)
@@ -141,7 +142,7 @@ def _buckets(config: TrainConfig, network: Network, clips: Clips, ranks: int, sp
         if bucket.frames >= (1 if config.model.plain else 2):
             counts[bucket] = counts.get(bucket, 0) + count
     if not counts:
-        raise ValueError(
+        raise InputError(
             f"no clip of {clips.source} has a window within {config.data.max_tokens} tokens; raise data.max_tokens"
         )
     for bucket, count in sorted(counts.items()):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.runs import read_json
 from common.shards.index import read_index
 from latents.constants import read_constants
@@ -50,7 +51,7 @@ def clips_to_train(shards: Path | None, split: str) -> Clips:
         Bucket(*size) for named, size in zip(splits, zip(*sides, strict=True), strict=True) if named == split
     )
     if not sizes:
-        raise ValueError(f"{shards} holds no sample of split '{split}'; check data.split, run the latents job")
+        raise InputError(f"{shards} holds no sample of split '{split}'; check data.split, run the latents job")
     constants, stored = read_constants(shards), sum(table["size"].to_pylist())
     return Clips(dict(sizes), stored, constants.text_length, constants.audio_dim, f"split '{split}' of {shards}")
 
@@ -73,7 +74,7 @@ def network_to_train(model: ModelConfig, audio_dim: int) -> Network:
     """
     file = model.base / "config.json"
     if not file.exists() and model.base.name not in PUBLISHED:
-        raise ValueError(
+        raise InputError(
             f"{model.base} holds no config.json and is none of {', '.join(PUBLISHED)}; fetch the base, or name a "
             "folder so to plan with the published sizes"
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import InputError
+
 
 @dataclass(frozen=True)
 class ExecutorConfig:
@@ -27,4 +29,4 @@ class ExecutorConfig:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}: expected 0 (all cores) or a positive number.")
+            raise InputError(f"workers is {self.workers}: expected 0 (all cores) or a positive number.")

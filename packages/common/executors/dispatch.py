@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from common.errors import UserError
 from common.executors.workers import Unit, Worker, WorkerTask
 from common.ledger.store import Outcome
 
@@ -21,7 +22,7 @@ PAUSE = "pause_seconds"  # key of a pending outcome's outputs
 DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes
 
 
-class LoadError(RuntimeError):
+class LoadError(UserError, RuntimeError):
     """A worker died loading its job before any worker had done a unit."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from common.errors import UserError
 from common.executors.workers import Unit
 from common.ledger.store import Outcome
 from common.runs import fingerprint
@@ -11,7 +12,7 @@ from common.runs import fingerprint
 Work = Callable[[Unit], Outcome]
 
 
-class StageError(RuntimeError):
+class StageError(UserError, RuntimeError):
     """A stage cannot run at all: its models do not load or its units are not well formed."""
 
 

@@ -10,6 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from common.errors import BusyError
 from common.runs import disk_guard, plain
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class JsonLines:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.close()
-                raise RuntimeError(f"{self.path} is being written by another run; wait for it or stop it.") from error
+                raise BusyError(f"{self.path} is being written by another run; wait for it or stop it.") from error
             if _is_file(file, self.path):
                 break
             file.close()  # its last writer removed it between our opening and locking it

@@ -14,6 +14,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from common.errors import MissingFileError, UserError
+
 MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported"]
 
 # ffmpeg opens pictures and even plain text as one-frame "videos" through these demuxers.
@@ -27,7 +29,7 @@ MAX_BOXES = 1_000_000
 AnyStream = TypeVar("AnyStream", AudioStream, VideoStream)
 
 
-class MediaError(ValueError):
+class MediaError(UserError, ValueError):
     """A file that cannot be used as asked; `kind` says why in one word."""
 
     def __init__(self, kind: MediaFault, message: str) -> None:
@@ -42,7 +44,7 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
     Raises FileNotFoundError when the path is absent and MediaError when ffmpeg can make nothing of it.
     """
     if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no media file at {path}; give the path of an existing video or sound file.")
+        raise MissingFileError(f"There is no media file at {path}; give the path of an existing video or sound file.")
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.constants import FPS
+from common.errors import MissingFileError
 from common.runs import sync
 from common.shards.sample import Packed, ShardError
 
@@ -50,7 +51,7 @@ def read_index(folder: Path | str) -> pa.Table:
     if (path.parent / NEXT).exists():
         raise ShardError(f"The removal of samples from {folder} was interrupted; run the same takedown again.")
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: the shards are absent or unfinished; run the latents job.")
+        raise MissingFileError(f"{path} does not exist: the shards are absent or unfinished; run the latents job.")
     names = pq.read_schema(path).names
     if missing := [name for name in INDEX_SCHEMA.names if name not in names]:
         raise ShardError(

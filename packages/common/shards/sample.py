@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128_hexdigest
 
+from common.errors import UserError
 from common.runs import plain
 
 META, TENSORS = ".meta.json", ".tensors.safetensors"
@@ -36,7 +37,7 @@ _MOST_PARTS = os.sysconf("SC_IOV_MAX")
 _TAR_SIZE = slice(124, 135)  # octal, in a tar header
 
 
-class ShardError(ValueError):
+class ShardError(UserError, ValueError):
     """A sample that cannot be stored, or a shard that is not what its index says."""
 
 

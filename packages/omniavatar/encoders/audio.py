@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate, pad
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from common.constants import SAMPLES_PER_FRAME
+from common.errors import MissingFileError
 from omniavatar.weights.key_names import audio_to_transformers
 from omniavatar.weights.tensor_files import build_empty, fill_module, read_tensors
 
@@ -73,7 +74,7 @@ def load_audio_encoder(folder: Path | str, device: torch.device | str = "cpu") -
     """
     folder = Path(folder)
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} has no config.json; expected a transformers wav2vec2 folder.")
+        raise MissingFileError(f"{folder} has no config.json; expected a transformers wav2vec2 folder.")
     # Without masking the model has no masking vector: it serves pretraining, and the published base-960h lacks it.
     config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
     model = build_empty(lambda: Wav2Vec2Model(config))

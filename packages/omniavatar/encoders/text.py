@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
+from common.errors import InputError, MissingFileError
 from omniavatar.weights.key_names import text_to_original, text_to_transformers
 from omniavatar.weights.tensor_files import (
     NamedTensors,
@@ -74,7 +75,7 @@ def pad_text(texts: Sequence[Tensor], length: int) -> Tensor:
     """
     longest = max(len(text) for text in texts)
     if longest > length:
-        raise ValueError(f"A text of {longest} tokens does not fit into {length}; encode it with this length.")
+        raise InputError(f"A text of {longest} tokens does not fit into {length}; encode it with this length.")
     padded = texts[0].new_zeros(len(texts), length, texts[0].shape[1])
     for row, text in zip(padded, texts, strict=True):
         row[: len(text)] = text
@@ -93,10 +94,10 @@ def load_text_encoder(
     """
     text_encoder, tokenizer = Path(text_encoder), Path(tokenizer)
     if not tokenizer.is_dir():
-        raise FileNotFoundError(f"{tokenizer} is not a folder; expected a tokenizer as saved by transformers.")
+        raise MissingFileError(f"{tokenizer} is not a folder; expected a tokenizer as saved by transformers.")
     if text_encoder.is_dir():
         if not (text_encoder / "config.json").exists():
-            raise FileNotFoundError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
+            raise MissingFileError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
         config = UMT5Config.from_pretrained(text_encoder, local_files_only=True)
         tensors: NamedTensors = read_tensors(text_encoder, device)
     else:

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
+from common.errors import InputError, MissingFileError
 from common.runs import read_json, write_json
 from omniavatar.weights.key_names import vae_to_diffusers, vae_to_original
 from omniavatar.weights.tensor_files import (
@@ -54,7 +55,7 @@ def plan_tiles(height: int, width: int, largest: int = LARGEST_TILE) -> Tiles | 
         if _tile(height, down) * _tile(width, across) <= largest
     ]
     if not grids:
-        raise ValueError(f"No tiles of at most {largest} latents cover {height}x{width}; allow larger ones.")
+        raise InputError(f"No tiles of at most {largest} latents cover {height}x{width}; allow larger ones.")
     _, _, down, across = min(grids)
     return Tiles(_tile(height, down), _tile(width, across), down, across)
 
@@ -115,7 +116,7 @@ class WanVAE(nn.Module):
         time, height, width = self.stride
         frames, rows, columns = video.shape[2:]
         if frames % time != 1 % time or rows % height or columns % width:
-            raise ValueError(
+            raise InputError(
                 f"A video of {frames} frames, {rows}x{columns}; expected {time}n + 1 frames and sizes in multiples of "
                 f"{height}x{width}: trim or resize it."
             )
@@ -143,7 +144,7 @@ def load_vae(path: Path | str, dtype: torch.dtype = torch.float32, device: torch
     path = Path(path)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise FileNotFoundError(f"{path} has no config.json; expected a diffusers AutoencoderKLWan folder.")
+            raise MissingFileError(f"{path} has no config.json; expected a diffusers AutoencoderKLWan folder.")
         config = read_json(path / "config.json")
         tensors: NamedTensors = read_tensors(path, device)
     else:

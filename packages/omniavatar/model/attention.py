@@ -9,6 +9,7 @@ import logging
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 
+from common.errors import InputError
 from omniavatar.model.transformer import AvatarTransformer
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def choose_attention(model: AvatarTransformer, name: str = "auto") -> str:
         chosen = name
         reason = _why_not(model, chosen)
         if reason is not None:
-            raise ValueError(f"Attention {name!r} cannot be used: {reason} Use 'auto' or 'native'.")
+            raise InputError(f"Attention {name!r} cannot be used: {reason} Use 'auto' or 'native'.")
     if chosen != _current(model):
         # The context puts back the default of the process, which diffusers changes beside the model's own.
         with attention_backend(AttentionBackendName.NATIVE):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.errors import InputError
 from omniavatar.config import AudioEntry
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
 
@@ -80,7 +81,7 @@ def audio_modules(
         hidden = hidden or 512
         return AudioTokens(audio_dim, hidden), nn.ModuleList(FrameAttention(hidden, dim) for _ in blocks)
     if entry not in get_args(AudioEntry):
-        raise ValueError(f"Audio entry {entry!r}; expected one of {', '.join(get_args(AudioEntry))}.")
+        raise InputError(f"Audio entry {entry!r}; expected one of {', '.join(get_args(AudioEntry))}.")
     hidden = hidden or 32
     return AudioPack(audio_dim, hidden), nn.ModuleList(FrameProjection(hidden, dim) for _ in blocks)
 

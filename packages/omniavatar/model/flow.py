@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from common.errors import InputError
+
 TIMESTEPS = 1000
 Draw = Literal["uniform", "grid", "logit_normal"]
 
@@ -22,7 +24,7 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
 def sigma_schedule(steps: int, shift: float = 5.0) -> Tensor:
     """(steps + 1,) float32 sigmas from 1 down to the closing 0. Raises ValueError for steps < 1."""
     if steps < 1:
-        raise ValueError(f"steps is {steps}; expected at least 1.")
+        raise InputError(f"steps is {steps}; expected at least 1.")
     return shift_sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
 
 
@@ -39,7 +41,7 @@ def draw_sigma(uniform: Tensor, shift: float = 5.0, kind: Draw = "grid") -> Tens
     elif kind == "logit_normal":
         sigma = torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)))
     else:
-        raise ValueError(f"Unknown timestep draw {kind!r}; expected uniform, grid or logit_normal.")
+        raise InputError(f"Unknown timestep draw {kind!r}; expected uniform, grid or logit_normal.")
     return shift_sigma(sigma, shift)
 
 

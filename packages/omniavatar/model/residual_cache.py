@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import InputError
 from omniavatar.model.cache import KeptResidual
 from omniavatar.model.flow import TIMESTEPS, sigma_schedule
 from omniavatar.model.transformer import AvatarTransformer
@@ -99,7 +100,7 @@ def fit_polynomial(changes: Sequence[Change]) -> tuple[float, ...]:
     """The polynomial of a model, from what `measured_changes` saw. Raises ValueError for fewer than six steps."""
     seen = len({change.modulation for change in changes})
     if seen <= DEGREE:
-        raise ValueError(f"{seen} changes from step to step were measured; expected {DEGREE + 1}: {DEGREE + 2} steps.")
+        raise InputError(f"{seen} changes from step to step were measured; expected {DEGREE + 1}: {DEGREE + 2} steps.")
     modulation, residual = np.array(changes).T
     return tuple(float(factor) for factor in np.polyfit(modulation, residual, DEGREE))
 

@@ -15,6 +15,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.errors import InputError, MissingFileError
 from common.runs import read_json
 from omniavatar.config import AudioEntry, Recompute
 from omniavatar.model.audio_entry import audio_blocks, audio_modules
@@ -176,7 +177,7 @@ class AvatarTransformer(nn.Module):
         heads = self.dit.config.num_attention_heads
         if heads % ranks.size:
             fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            raise ValueError(f"{ranks.size} ranks cannot share {heads} attention heads; expected one of {fitting}.")
+            raise InputError(f"{ranks.size} ranks cannot share {heads} attention heads; expected one of {fitting}.")
         self.dit.ranks = ranks
         for block in self.dit.blocks:
             block.attn1.set_processor(SharedSelfAttention(ranks))
@@ -278,7 +279,7 @@ def base_config(folder: Path | str) -> dict[str, Any]:
     """The arguments of diffusers' class for the base in a folder of either layout. Raises as `load_base` does."""
     file = Path(folder) / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
+        raise MissingFileError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
     config = read_json(file)
     return _config_from_original(config, file) if "dim" in config else config
 

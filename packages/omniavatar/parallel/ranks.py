@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from common.errors import InputError
 from omniavatar.parallel.sequence import SequenceGroup
 
 LONGEST_LOADING = timedelta(hours=2)
@@ -31,7 +32,7 @@ def join_ranks(device: torch.device) -> SequenceGroup:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if "RANK" not in os.environ:
-            raise ValueError(
+            raise InputError(
                 "load.share_sequence or load.share_branches is set, but this is one process; start it by torchrun, or "
                 "unset it."
             )

@@ -5,6 +5,7 @@ Video frame 0 is the reference picture itself, so video frame i + 1 goes with au
 
 from dataclasses import dataclass
 
+from common.errors import InputError
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT
 
 FIRST_PREFIX = 1
@@ -59,11 +60,11 @@ def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13, remade:
     ValueError unless both lengths are 4n + 1, `remade` is 4n, all fit into a chunk, and audio_frames >= 1.
     """
     if audio_frames < 1:
-        raise ValueError(f"audio_frames is {audio_frames}; expected at least one frame of sound.")
+        raise InputError(f"audio_frames is {audio_frames}; expected at least one frame of sound.")
     if chunk_frames % 4 != 1 or overlap % 4 != 1 or not 0 < overlap < chunk_frames:
-        raise ValueError(f"chunk_frames={chunk_frames}, overlap={overlap}; expected 4n + 1 each, overlap the smaller.")
+        raise InputError(f"chunk_frames={chunk_frames}, overlap={overlap}; expected 4n + 1 each, overlap the smaller.")
     if remade % FRAMES_PER_LATENT or not 0 <= remade < chunk_frames - overlap:
-        raise ValueError(
+        raise InputError(
             f"{remade} frames are made again; expected 4n that leave some of chunk_frames={chunk_frames} beside "
             f"overlap={overlap}."
         )
@@ -90,5 +91,5 @@ def frames_for_tokens(max_tokens: int, height: int, width: int) -> int:
     raw = max_tokens * 1024 // (height * width)
     frames = raw // 4 * 4 + 1 if raw % 4 else raw - 3
     if frames < 5:
-        raise ValueError(f"max_tokens={max_tokens} leaves {frames} frames at {height}x{width}; raise it.")
+        raise InputError(f"max_tokens={max_tokens} leaves {frames} frames at {height}x{width}; raise it.")
     return frames

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from common.errors import InputError
+
 # Height x width by the longest side asked for: the small world, then "480p" and "720p" of the released configs.
 BUCKETS: dict[int, tuple[tuple[int, int], ...]] = {
     64: ((64, 64),),
@@ -17,7 +19,7 @@ BUCKETS: dict[int, tuple[tuple[int, int], ...]] = {
 def choose_size(height: int, width: int, longest: int) -> tuple[int, int]:
     """The bucket with the nearest height : width ratio. Raises ValueError for an unknown `longest`."""
     if longest not in BUCKETS:
-        raise ValueError(f"No picture sizes for a longest side of {longest}; expected one of {sorted(BUCKETS)}.")
+        raise InputError(f"No picture sizes for a longest side of {longest}; expected one of {sorted(BUCKETS)}.")
     return min(BUCKETS[longest], key=lambda size: abs(size[0] / size[1] - height / width))
 
 

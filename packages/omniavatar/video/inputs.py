@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
+from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
 from common.media.open import audio_stream, open_media
 from common.media.video import read_video
@@ -24,10 +25,6 @@ LARGEST_RATIO = 8.0
 LONGEST_SOUND = 4 * 3600.0
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 AAC_RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-
-
-class InputError(ValueError):
-    """A picture, sound or request nothing can be made of; the message says which, why, and what to give."""
 
 
 class Sound(NamedTuple):
@@ -67,7 +64,7 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no picture at {path}; give a picture file (JPEG, PNG, ...) of a portrait.")
+        raise MissingFileError(f"There is no picture at {path}; give a picture file (JPEG, PNG, ...) of a portrait.")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return check_sides(read_video(path, end=1 / 25)[0], path)
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
+from common.errors import InputError
 from omniavatar.config import GenerateConfig
 from omniavatar.encoders.text import pad_text
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT
@@ -66,7 +67,7 @@ def frame_size(models: AvatarModels, image: np.ndarray, config: GenerateConfig) 
     if size == (0, 0):
         size = choose_size(image.shape[0], image.shape[1], config.longest_side)
     if any(side <= 0 or side % models.size_unit for side in size):
-        raise ValueError(f"Picture size {size[0]}x{size[1]}; expected positive multiples of {models.size_unit}.")
+        raise InputError(f"Picture size {size[0]}x{size[1]}; expected positive multiples of {models.size_unit}.")
     return size
 
 

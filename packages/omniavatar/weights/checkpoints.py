@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from common.errors import MissingFileError
 from common.runs import read_json, write_json
 from omniavatar.config import AudioEntry
 from omniavatar.model.adapter import inject_lora, is_trained, lora_layers
@@ -162,7 +163,7 @@ def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransfor
     folder = Path(folder)
     for file in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
         if not file.exists():
-            raise FileNotFoundError(f"{file} does not exist; expected an OmniAvatar folder with both files.")
+            raise MissingFileError(f"{file} does not exist; expected an OmniAvatar folder with both files.")
     config = AdapterConfig.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     empty = model.dit.patch_embedding.weight.is_meta
     read = read_tensors(folder / WEIGHTS_FILE, "meta" if empty else "cpu")

@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.errors import InputError, MissingFileError, UserError
 from common.runs import atomic_write, plain, write_json
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 M = TypeVar("M", bound=nn.Module)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A weight file that cannot be used; the message names the file and lists every problem found in it."""
 
     def __init__(self, source: Path | str, problems: list[str]):
@@ -42,7 +43,7 @@ def read_tensors(path: Path | str, device: torch.device | str = "cpu") -> Iterat
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a weight file or a folder of safetensors files.")
+        raise MissingFileError(f"{path} does not exist; expected a weight file or a folder of safetensors files.")
     for file in shard_files(path) if path.is_dir() else [path]:
         named = _read_safetensors(file) if file.suffix == ".safetensors" else iter(read_torch_file(file).items())
         for name, tensor in named:
@@ -64,12 +65,12 @@ def shard_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
-            raise FileNotFoundError(f"{folder} lacks the shards {', '.join(missing)} named in {indexes[0].name}.")
+            raise MissingFileError(f"{folder} lacks the shards {', '.join(missing)} named in {indexes[0].name}.")
         return [folder / name for name in names]
     files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if len(files) != 1:
         found = f"{len(files)} of them and no index" if files else "none"
-        raise FileNotFoundError(f"{folder} must hold one .safetensors file or shards with their index; found {found}.")
+        raise MissingFileError(f"{folder} must hold one .safetensors file or shards with their index; found {found}.")
     return files
 
 
@@ -180,7 +181,7 @@ def refuse_unsaid(config: Mapping[str, Any], read_back: Mapping[str, Any], but: 
     differing = {key: meant[key] for key in meant if key[0] != "_" and meant[key] != understood.get(key)}
     unsaid = {key: value for key, value in differing.items() if key not in but}
     if unsaid:
-        raise ValueError(f"The original layout has no word for {unsaid}; save this model in the other layout.")
+        raise InputError(f"The original layout has no word for {unsaid}; save this model in the other layout.")
 
 
 def is_finite(tensor: Tensor) -> bool:

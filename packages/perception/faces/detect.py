@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from common.errors import UserError
 from perception.onnx_nets import one_thread, unreadable
 
 NESTED = 0.6  # share of a box inside another above which both are one face
@@ -21,7 +22,7 @@ CASCADE_STEP = 1.1
 CASCADE_NEIGHBOURS = 8  # clothes and hands rarely answer as often as a face does
 
 
-class FaceDetectorError(ValueError):
+class FaceDetectorError(UserError, ValueError):
     """A face detector's files are absent or are not a face detector."""
 
 

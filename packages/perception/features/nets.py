@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from perception.config import Protocol
 from perception.features.i3d import I3D
 from perception.features.inception import FIDInception
@@ -35,7 +36,7 @@ STRICT_WINDOWS = 8  # of a clip, not overlapping
 FRAME_SIZE, VIDEO_SIZE = 299, 224
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError, ValueError):
     """A feature net or its input that cannot be used; the message says what to change."""
 
 

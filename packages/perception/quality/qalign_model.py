@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from perception.quality.qalign_vision import (
     AbstractorConfig,
     VisionConfig,
@@ -27,7 +28,7 @@ from perception.quality.qalign_vision import (
 Span = tuple[int, int]  # [start, stop) of the image positions among the rows
 
 
-class QAlignError(ValueError):
+class QAlignError(UserError, ValueError):
     """A Q-Align folder, or a request to it, that cannot be used; the message says what to change."""
 
 

@@ -12,6 +12,7 @@ import torch
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor, nn
 
+from common.errors import MissingFileError, UserError
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import mfcc
 
@@ -26,7 +27,7 @@ _WIDTHS = (32, 64, 128)
 _EPSILON = 1e-3
 
 
-class ActiveSpeakerError(ValueError):
+class ActiveSpeakerError(UserError, ValueError):
     """A file is not a Light-ASD checkpoint, or its input has the wrong shape."""
 
 
@@ -126,7 +127,7 @@ def load_active_speaker(path: Path | str, device: str = "cpu") -> ActiveSpeaker:
     Raises FileNotFoundError, or ActiveSpeakerError naming every missing, unexpected, mis-shaped or non-finite tensor.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"Active-speaker weights {path} do not exist; expected Light-ASD's finetuning_TalkSet.model."
         )
     try:

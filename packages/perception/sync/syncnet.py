@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.constants import SAMPLES_PER_FRAME
+from common.errors import MissingFileError, UserError
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import COEFFICIENTS, mfcc
 
@@ -30,7 +31,7 @@ _TRACK_FILTER, _CURVE_FILTER = 13, 9
 _PIECE_FRAMES, _PIECE_WINDOWS = 64, 4
 
 
-class SyncNetError(ValueError):
+class SyncNetError(UserError, ValueError):
     """A file is not a SyncNet checkpoint, or a track is too short to be scored."""
 
 
@@ -162,7 +163,7 @@ def load_syncnet(path: Path | str) -> SyncNet:
     Raises FileNotFoundError, or SyncNetError naming every missing, unexpected, mis-shaped or non-finite tensor.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"SyncNet weights {path} do not exist; expected the file syncnet_v2.model.")
+        raise MissingFileError(f"SyncNet weights {path} do not exist; expected the file syncnet_v2.model.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         widths = _widths(state)

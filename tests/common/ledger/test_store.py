@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from common.ledger.store import LEDGER_SCHEMA, STATES, Last, Ledger, Outcome, StageLedger, key_table, ledger_rows
 from common.ledger import store as ledger_module
+from common.ledger.store import LEDGER_SCHEMA, STATES, Last, Ledger, Outcome, StageLedger, key_table, ledger_rows
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 

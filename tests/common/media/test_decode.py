@@ -9,13 +9,13 @@ import av
 import numpy as np
 import pytest
 
+from common.media import decode as media_decode
+from common.media import open as media_open
 from common.media.audio import read_audio
 from common.media.decode import planes
 from common.media.index import probe
 from common.media.open import MediaError
 from common.media.video import cut_clip, decode_stored, decode_video, read_frames, read_video
-from common.media import decode as media_decode
-from common.media import open as media_open
 from common.media.write import audio_frame
 from tests.common.media.test_video import click_times, clicks, number_of, numbered
 

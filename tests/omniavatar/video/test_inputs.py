@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from common.errors import InputError
 from common.media.open import MediaError
 from common.media.write import write_video
 from omniavatar.config import Request
-from omniavatar.video.inputs import InputError, read_image, read_request, read_sound, silent_sound
+from omniavatar.video.inputs import read_image, read_request, read_sound, silent_sound
 
 RED = (200, 20, 30)
 

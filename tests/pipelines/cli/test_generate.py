@@ -13,11 +13,11 @@ import typer
 from PIL import Image
 from safetensors.torch import load_file
 
+from common.errors import InputError
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.runs import read_json
 from miniature.world.clips import draw_clip
-from omniavatar.video.inputs import InputError
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.cli.main import app
 from pipelines.recipe import read_recipe

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from common.clips import write_clips
+from common.errors import InputError
 from common.runs import RunFolder
 from miniature.world.clips import draw_clip
-from omniavatar.video.inputs import InputError
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.generate.calibrate import Calibration, Trial, clip_requests, listed_requests
 
