@@ -102,10 +102,12 @@ class GenerateConfig:
     models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded
     again) or as latents: `overlap_kind`. The last `blend` frames (4n, 0: none) of a chunk are not handed on but made by
     the next as well, and one fades into the other there (short chunks: fewer, see frames_to_remake); `colour_match`
-    pulls the colours at each chunk's end back to the picture. height and width (both or none) replace the size chosen
-    from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before the sound; with
-    `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the base draws one:
-    the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too, as Wan was.
+    pulls the colours at each chunk's end back to the picture. The last (or only) chunk ends with the audio; with
+    `full_last_chunk` it is as long as the others and cut afterwards, as released. height and width (both or none)
+    replace the size chosen from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before
+    the sound; with `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the
+    base draws one: the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too,
+    as Wan was.
     """
 
     load: LoadConfig = LoadConfig()
@@ -126,6 +128,7 @@ class GenerateConfig:
     keep_reference: bool = False
     portrait_frames: int = 1
     chunk_frames: int = 0
+    full_last_chunk: bool = False
     max_tokens: int = 30_000
     longest_side: int = 720
     height: int = 0
@@ -164,15 +167,17 @@ _PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {
         "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 12, "colour_match": "reference",
-        "lead_in": 0.0, "keep_reference": False,
+        "full_last_chunk": False, "lead_in": 0.0, "keep_reference": False,
     },
     # scripts/inference.py with configs/inference.yaml as released: 50 steps (the command in its README says 25).
     "official": {
-        "steps": 50, "overlap": 13, "overlap_kind": "pixel", **_PLAIN_JOINS, "lead_in": 0.3, "keep_reference": True,
+        "steps": 50, "overlap": 13, "overlap_kind": "pixel", **_PLAIN_JOINS,
+        "full_last_chunk": True, "lead_in": 0.3, "keep_reference": True,
     },
     # Algorithm 1. Its one long noise is as good as noise per chunk: what lies under the overlap is never used.
     "paper": {
-        "steps": 25, "overlap": 13, "overlap_kind": "latent", **_PLAIN_JOINS, "lead_in": 0.0, "keep_reference": False,
+        "steps": 25, "overlap": 13, "overlap_kind": "latent", **_PLAIN_JOINS,
+        "full_last_chunk": False, "lead_in": 0.0, "keep_reference": False,
     },
 }  # fmt: skip
 

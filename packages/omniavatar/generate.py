@@ -66,7 +66,7 @@ def stream_video(
         raise InputError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
     request = ClipRequest(image, with_lead_in(wave, config), prompt)
     config = fitted(config, *frame_size(models, image, config))
-    chunks = plan_chunks(frames_of(request.wave), config.chunk_frames, config.overlap, config.blend)
+    chunks = _plan(frames_of(request.wave), config)
     left = frames_of(request.wave) + config.keep_reference
     held = np.empty(0)
     for made in _chunks(models, request, chunks, config, cache_folder):
@@ -92,8 +92,12 @@ def fitted(config: GenerateConfig, height: int, width: int) -> GenerateConfig:
 def chunk_starts(frames: int, height: int, width: int, config: GenerateConfig) -> list[int]:
     """Number of the first frame that is of each chunk alone in a finished video of so many, 0 for the first."""
     config = fitted(config, height, width)
-    chunks = plan_chunks(frames - config.keep_reference, config.chunk_frames, config.overlap, config.blend)
+    chunks = _plan(frames - config.keep_reference, config)
     return [chunk.audio_start + chunk.remade + (config.keep_reference if chunk.index else 0) for chunk in chunks]
+
+
+def _plan(audio_frames: int, config: GenerateConfig) -> list[Chunk]:
+    return plan_chunks(audio_frames, config.chunk_frames, config.overlap, config.blend, config.full_last_chunk)
 
 
 @torch.inference_mode()
@@ -105,7 +109,10 @@ def _chunks(
     cache_folder: Path | None,
 ) -> Iterator[MadeChunk]:
     kept = ChunkCache.of(cache_folder, models, request, config)
-    scene = prepare(models, [request], config, chunks[-1].audio_stop)
+    # The audio encoder attends to the silence behind the audio. It is that of a full last chunk, so that shortening the
+    # last chunk leaves the chunks before it as they are.
+    silent = chunks[-1].shortened if len(chunks) > 1 else 0
+    scene = prepare(models, [request], config, chunks[-1].audio_stop + silent)
     tail = None
     whole: ProgressBar[None] = progress(len(chunks) * config.steps, "generate")
     with whole:

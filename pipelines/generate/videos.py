@@ -75,7 +75,9 @@ def make_videos(
     units = plan_units(config, test)
     paths = {role: str(models[role]) for role in GENERATION_ROLES}
     hashes = {role: model_hash(Path(path)) for role, path in paths.items()}
-    params = {"sampling": plain(sampling), "frames": config.frames}
+    # How a long video ends is no matter of these: outcomes of a run from before there was the setting stay.
+    settings = {name: value for name, value in plain(sampling).items() if name != "full_last_chunk"}
+    params = {"sampling": settings, "frames": config.frames}
     make = partial(make_worker, paths, sampling, run.root, config.frames)
     stage = Stage("videos", "1", params, hashes, make)
     outcomes = run_stage(stage, units, Ledger(run.ledger), executor)

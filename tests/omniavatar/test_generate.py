@@ -47,9 +47,9 @@ def test_the_same_inputs_give_the_same_frames(tiny_models: AvatarModels) -> None
     assert not np.array_equal(make(tiny_models, seed=8), first)
 
 
-def by_hand(models: AvatarModels, overlap_kind: str, again: int = 0) -> list[np.ndarray]:
+def by_hand(models: AvatarModels, overlap_kind: str, again: int = 0, cut: int = 0) -> list[np.ndarray]:
     """The chunks of `make` put together from its parts: frames of each with those it was given in front. The last
-    `again` frames of each are made by the next as well."""
+    `again` frames of each are made by the next as well, the last `cut` latent frames of the last not at all."""
     request = ClipRequest(image(1), wave(30.5), "a man speaks")
     starts = range(12 - again, 31 - again, 8 - again)
     states = models.audio_encoder.encode(request.wave, frames=starts[-1] + 8)
@@ -62,6 +62,8 @@ def by_hand(models: AvatarModels, overlap_kind: str, again: int = 0) -> list[np.
         noise = chunk_noise(7, number, (16, 4, 4, 4))[None]
         if number and again:
             noise[:, :, 2 : 2 + again // 4] = chunk_noise(7, number - 1, (16, 4, 4, 4))[:, -again // 4 :]
+        if number == len(windows) - 1:
+            noise, condition, window = noise[:, :, : 4 - cut], condition[:, :, : 4 - cut], window[: 13 - 4 * cut]
         given = (scene.text, scene.negative_text, condition, window[None], prefix)
         with torch.no_grad():
             latents = denoise(models.transformer, noise, *given, 2, 2.0, Guidance(1.0, 2.0))
@@ -82,12 +84,15 @@ def test_a_long_video_is_the_published_loop(tiny_models: AvatarModels, kind: str
     assert len(plan_chunks(31, 13, 5)) == 4
     first, *later = by_hand(tiny_models, kind)
     expected = np.concatenate([first[1:], *(frames[-8:] for frames in later)])[:31]
+    assert np.array_equal(make(tiny_models, overlap_kind=kind, full_last_chunk=True, **PLAIN), expected)
+    last = by_hand(tiny_models, kind, cut=1)[-1]
+    expected = np.concatenate([expected[:28], last[-4:]])[:31]
     assert np.array_equal(make(tiny_models, overlap_kind=kind, **PLAIN), expected)
 
 
 @pytest.mark.parametrize("kind", ["pixel", "latent"])
 def test_blended_chunks_turn_into_each_other_where_both_were_made(tiny_models: AvatarModels, kind: str) -> None:
-    first, *later = by_hand(tiny_models, kind, again=4)
+    first, *later = by_hand(tiny_models, kind, again=4)  # 31 frames need all of the last chunk but one frame
     assert len(later) == len(plan_chunks(31, 13, 5, 4)) - 1 == 5
     joined = first[1:]
     for frames in later:
@@ -114,12 +119,29 @@ def test_the_official_preset_keeps_the_reference_and_leads_in_with_silence(tiny_
         image(1),
         np.concatenate([np.zeros(4800, np.float32), wave(20)]),
         "a man speaks",
-        replace(CONFIG, **PLAIN),
+        replace(CONFIG, full_last_chunk=True, **PLAIN),
     )
     assert np.array_equal(video[1:], silent_first)
     assert chunk_starts(29, 32, 32, replace(CONFIG, **official)) == [0, 13, 21]
     assert chunk_starts(28, 32, 32, replace(CONFIG, blend=0)) == [0, 12, 20]
     assert chunk_starts(28, 32, 32, CONFIG) == [0, 12, 16, 20, 24]  # the first frames without the chunk before
+
+
+@pytest.mark.parametrize("frames", [13, 15, 17, 25])
+def test_a_short_last_chunk_leaves_the_chunks_before_it_as_they_are(tiny_models: AvatarModels, frames: int) -> None:
+    short, full = make(tiny_models, frames), make(tiny_models, frames, full_last_chunk=True)
+    start = chunk_starts(frames, 32, 32, CONFIG)[-1] - CONFIG.blend
+    assert start == chunk_starts(frames, 32, 32, replace(CONFIG, full_last_chunk=True))[-1] - CONFIG.blend
+    assert short.shape == full.shape and np.array_equal(short[:start], full[:start])
+
+
+def test_a_video_shorter_than_a_chunk_computes_what_it_shows(tiny_models: AvatarModels, tmp_path: Path) -> None:
+    lengths: list[int] = []
+    tiny_models.transformer.dit.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
+    whole = make(tiny_models, 3, tmp_path, blend=12, chunk_frames=41)
+    assert set(lengths) == {2} and len(whole) == 3  # the reference and one latent of 4 frames
+    lengths.clear()
+    assert np.array_equal(make(tiny_models, 3, tmp_path, blend=12, chunk_frames=41), whole) and not lengths
 
 
 @pytest.mark.parametrize("changes", [PLAIN, {"overlap": 5}])

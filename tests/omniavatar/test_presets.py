@@ -15,6 +15,7 @@ def test_presets_are_the_published_procedures() -> None:
     assert (official.lead_in, official.keep_reference, official.shift, official.text_guidance) == (0.3, True, 5.0, 4.5)
     assert (paper.steps, paper.overlap_kind, paper.lead_in, paper.keep_reference) == (25, "latent", 0.0, False)
     assert {config.blend for config in (official, paper)} == {0}
+    assert (official.full_last_chunk, paper.full_last_chunk) == (True, False)
     assert {config.colour_match for config in (official, paper)} == {"none"}
 
 

@@ -3,7 +3,7 @@
 Video frame 0 is the reference picture itself, so video frame i + 1 goes with audio frame i (25 per second).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import InputError
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT
@@ -17,7 +17,7 @@ class Chunk:
 
     `prefix_frames` video frames are handed in (the picture, or frames of the chunk before), `new_frames` are made, the
     first `remade` of which the chunk before has made too. In the first chunk the one audio frame before `audio_start`
-    does not exist: it is zeros.
+    does not exist: it is zeros. The last chunk may be `shortened` by 4n frames that the video has no use for.
     """
 
     index: int
@@ -25,6 +25,7 @@ class Chunk:
     audio_stop: int
     prefix_frames: int
     remade: int = 0
+    shortened: int = 0
 
     @property
     def new_frames(self) -> int:
@@ -42,6 +43,11 @@ class Chunk:
         return latent_length(self.frames)
 
     @property
+    def full_latent_frames(self) -> int:
+        """T of the chunk before it was shortened."""
+        return latent_length(self.frames + self.shortened)
+
+    @property
     def prefix_latents(self) -> int:
         """Latent frames that are given and not generated: 1, then 4 for an overlap of 13."""
         return latent_length(self.prefix_frames)
@@ -52,10 +58,13 @@ def latent_length(frames: int) -> int:
     return (frames + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
 
 
-def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13, remade: int = 0) -> list[Chunk]:
-    """Cover `audio_frames` with full chunks of `chunk_frames`; the last may reach beyond the end.
+def plan_chunks(
+    audio_frames: int, chunk_frames: int, overlap: int = 13, remade: int = 0, full_last_chunk: bool = False
+) -> list[Chunk]:
+    """Cover `audio_frames` with chunks of `chunk_frames`; the last one ends with the audio, at most 3 frames behind it.
 
     A chunk is given `overlap` frames of the one before; the last `remade` frames of that are not given and made again.
+    With `full_last_chunk` the last chunk has `chunk_frames` too, as in the released code, whatever of it is used.
     Source: scripts/inference.py (lengths, first chunk after one zero audio frame; it remakes nothing). Raises
     ValueError unless both lengths are 4n + 1, `remade` is 4n, all fit into a chunk, and audio_frames >= 1.
     """
@@ -72,6 +81,10 @@ def plan_chunks(audio_frames: int, chunk_frames: int, overlap: int = 13, remade:
     while chunks[-1].audio_stop < audio_frames:
         start = chunks[-1].audio_stop - remade
         chunks.append(Chunk(len(chunks), start, start + chunk_frames - overlap, overlap, remade))
+    if not full_last_chunk:
+        last = chunks[-1]
+        unused = (last.audio_stop - audio_frames) // FRAMES_PER_LATENT * FRAMES_PER_LATENT
+        chunks[-1] = replace(last, audio_stop=last.audio_stop - unused, shortened=unused)
     return chunks
 
 

@@ -111,8 +111,8 @@ def sample_chunk(
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents (B, 16, T, h, w) of one chunk that begins with `prefix` (B, 16, k, h, w), one seed per video."""
-    shape = (scene.reference.shape[1], chunk.latent_frames, *scene.reference.shape[3:])
-    noise = torch.stack([_noise_of(chunk, seed, shape) for seed in seeds]).to(models.device)
+    channels, _, height, width = scene.reference.shape[1:]
+    noise = torch.stack([_noise_of(chunk, seed, (channels, height, width)) for seed in seeds]).to(models.device)
     # One zero frame stands before the sound, so the chunk's window begins one frame later in this tensor.
     first = chunk.audio_start - chunk.prefix_frames + FIRST_PREFIX
     audio = None if scene.audio is None else scene.audio[:, first : first + chunk.frames]
@@ -148,13 +148,16 @@ def _computed_steps(models: AvatarModels, config: GenerateConfig) -> list[bool] 
     return plan_steps(changes, config.cache_threshold, polynomial)
 
 
-def _noise_of(chunk: Chunk, seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Noise (16, T, h, w) of a chunk. Frames that are made again have that of the chunk before: both then come out
-    much alike, and one can turn into the other."""
+def _noise_of(chunk: Chunk, seed: int, size: tuple[int, int, int]) -> Tensor:
+    """Noise (16, T, h, w) of a chunk of this `size` (16, h, w). Frames that are made again have that of the chunk
+    before: both then come out much alike, and one can turn into the other."""
+    channels, height, width = size
+    # A shortened chunk begins with the noise of the full one, which is also the length of the chunk before.
+    shape = (channels, chunk.full_latent_frames, height, width)
     noise, again = chunk_noise(seed, chunk.index, shape), chunk.remade // FRAMES_PER_LATENT
     if again:
         noise[:, chunk.prefix_latents :][:, :again] = chunk_noise(seed, chunk.index - 1, shape)[:, -again:]
-    return noise
+    return noise[:, : chunk.latent_frames]
 
 
 def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
