@@ -3,22 +3,25 @@
 import traceback
 from pathlib import Path
 
-# Library -> the extra of pyproject.toml that installs it. What the base installation brings is not listed.
+# Library -> the extras of pyproject.toml that install it. What the base installation brings is not listed.
 EXTRA_OF = {
-    "accelerate": "train",
-    "decord": "curate",
-    "deepspeed": "train",
-    "insightface": "curate",
-    "jinja2": "eval",
-    "markupsafe": "eval",
-    "matplotlib": "eval",
-    "onnx": "curate",
-    "ray": "cluster",
-    "scipy": "curate",
-    "skimage": "curate",
-    "tensorboard": "train",
-    "webdataset": "train",
-    "yt_dlp": "curate",
+    "cv2": ("curate", "eval"),
+    "decord": ("curate",),
+    "deepspeed": ("train",),
+    "insightface": ("curate", "eval"),
+    "jinja2": ("curate", "eval"),
+    "markupsafe": ("curate", "eval"),
+    "matplotlib": ("curate", "train", "eval"),
+    "onnx": ("curate", "eval"),
+    "onnxruntime": ("curate", "eval"),
+    "ray": ("cluster",),
+    "scipy": ("curate", "eval"),
+    "sentencepiece": ("curate", "eval"),
+    "skimage": ("eval",),
+    "tensorboard": ("train",),
+    "webdataset": ("train",),
+    "yt_dlp": ("curate",),
+    "yt_dlp_ejs": ("curate",),
 }
 
 
@@ -45,19 +48,17 @@ class BusyError(UserError, RuntimeError):
     """Another process is writing the same file or stage."""
 
 
-class MissingExtraError(UserError):
+class MissingExtraError(UserError, ModuleNotFoundError):
     """A command needs a library of an extra that is not installed."""
 
 
 def needs_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     """The error to show instead, with the command that installs the library; None for a module no extra brings."""
     library = (error.name or "").partition(".")[0]
-    extra = EXTRA_OF.get(library)
-    if extra is None:
+    if library not in EXTRA_OF:
         return None
-    return MissingExtraError(
-        f"This command needs {library}, which is not installed; add it with: pip install 'omniavatar-stack[{extra}]'"
-    )
+    commands = " or ".join(f"pip install 'omniavatar-stack[{extra}]'" for extra in EXTRA_OF[library])
+    return MissingExtraError(f"This command needs {library}, which is not installed; add it with {commands}.")
 
 
 def write_traceback(error: BaseException, file: Path) -> str:

@@ -1,6 +1,5 @@
 """How a command ends when it fails: one sentence for what the user can correct, a traceback file for a bug."""
 
-import importlib.util
 import sys
 import tempfile
 import traceback
@@ -14,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from common.errors import UserError, needs_extra, write_traceback
-from common.runs import OWN_FOLDERS, disk_guard
+from common.runs import disk_guard
 
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
 # What the operating system says of a path the user gave; a bug may say it too, so the traceback is kept.
@@ -24,30 +23,6 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = ()
 
 logs_folder: ContextVar[Path | None] = ContextVar("logs_folder", default=None)
 """Folder for the traceback of a bug: the logs of the run at work, set as soon as it is known."""
-
-
-class ForeignPackageError(UserError, ImportError):
-    """Another distribution installed a package of the same name over one of ours."""
-
-
-def check_packages() -> None:
-    """Compare where our top-level packages are found with where this file lies; imports none of them.
-
-    Distributions called `common`, `training` or `evaluation` exist on the package index; the one found first wins.
-    Raises ForeignPackageError.
-    """
-    root = Path(__file__).resolve().parents[2]
-    for name in OWN_FOLDERS:
-        spec = importlib.util.find_spec(name)
-        found = [Path(folder).resolve() for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
-        expected = [root / name, root / "packages" / name]
-        if not found:
-            raise ForeignPackageError(f"There is no package '{name}' beside {root}; install omniavatar-stack again.")
-        if found[0] not in expected:
-            raise ForeignPackageError(
-                f"The package '{name}' comes from {found[0]}, not from omniavatar-stack: another distribution of that "
-                f"name is installed. Uninstall it (pip uninstall {name}), then install omniavatar-stack again."
-            )
 
 
 def filter_warnings() -> None:
@@ -63,7 +38,6 @@ def run_command(command: Callable[[], object]) -> int:
     """
     filter_warnings()
     try:
-        check_packages()
         with disk_guard():
             code = command()
             return code if isinstance(code, int) else 0

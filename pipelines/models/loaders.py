@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
@@ -153,6 +152,8 @@ def _pose(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _onnx_tensors(files: Iterable[Path]) -> list[Tensor]:
+    import onnx
+
     stored = [stored for file in files for stored in onnx.load(file, load_external_data=False).graph.initializer]
     types = [
         torch.from_numpy(np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(each.data_type))).dtype for each in stored

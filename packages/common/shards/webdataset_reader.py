@@ -26,10 +26,8 @@ class WebdatasetReader:
     """
 
     def __init__(self, folder: Path | str, cached: int = CACHED_SHARDS) -> None:
-        try:
-            import webdataset  # noqa: F401  # slow: imports torch
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}: the webdataset reader needs it; pip install webdataset") from error
+        import webdataset  # noqa: F401  # slow: imports torch; absent, it is missed here and not at the first sample
+
         self.folder = Path(folder)
         self.index = read_index(folder)
         self._cached = cached

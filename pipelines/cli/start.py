@@ -1,0 +1,53 @@
+"""Entry point of `omniavatar`: checks that our packages are ours, then hands over to the command line.
+
+Imports nothing but the standard library before the check: the package it is about may be the one imported.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+# Distributions with packages of several of these names exist on the package index.
+OWN_PACKAGES = (
+    "common",
+    "perception",
+    "omniavatar",
+    "miniature",
+    "curation",
+    "latents",
+    "training",
+    "eval",
+    "pipelines",
+)
+
+
+def foreign_package() -> str:
+    """What is wrong with the first of our packages that Python does not find beside this file; "" when all are ours."""
+    root = Path(__file__).resolve().parents[2]
+    for name in OWN_PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            return f"There is no package '{name}' beside {root}; install omniavatar-stack again."
+        # A package without __init__.py has folders and no origin, a module an origin and no folders.
+        places = [*(spec.submodule_search_locations or ()), spec.origin or ""]
+        if Path(places[0]).resolve() not in (root / name, root / "packages" / name):
+            return (
+                f"The package '{name}' is found at {places[0]}, which is not a part of omniavatar-stack: another "
+                f"distribution or folder of that name comes first. Uninstall it (pip uninstall {name}) or remove it "
+                "from PYTHONPATH, then install omniavatar-stack again."
+            )
+    return ""
+
+
+def main() -> None:
+    """Run the command line, or end with one sentence when another distribution shadows one of our packages."""
+    problem = foreign_package()
+    if problem:
+        sys.exit(f"error: {problem}")
+    from pipelines.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
