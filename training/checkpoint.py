@@ -17,7 +17,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder, atomic_write, disk_guard, fingerprint, plain, read_json, sync, write_json
+from common.runs import (
+    RunFolder,
+    atomic_write,
+    disk_guard,
+    fingerprint,
+    plain,
+    read_format_version,
+    read_json,
+    sync,
+    write_format_version,
+    write_json,
+)
 from training.config import CheckpointConfig, ModelConfig
 from training.engine.universal import sharded_over, to_universal
 from training.engine.zero import Engine
@@ -27,6 +38,8 @@ from training.state import TrainState
 
 logger = logging.getLogger(__name__)
 ORIGIN = "origin.json"
+FORMAT_VERSION = 2
+"""Version 1 (up to commit 35d976c) calls the suspects of a `TrainState` "blamed", and `fault_tolerance` "survive"."""
 BEST, NUMBERED = "best", "adapters"
 EXPORTS = ("adapter", "base", BEST, NUMBERED)
 UNIVERSAL = "universal-"
@@ -47,17 +60,20 @@ class Checkpoints:
         """Bring weights and optimizer to the latest checkpoint, whatever the number of ranks that saved it.
 
         At the same number the training goes on bit for bit, at another to rounding. Raises ConversionError,
-        DiskFullError.
+        DiskFullError, FormatVersionError.
         """
         latest = self.state_folder / "latest"
         if not latest.exists():
             return TrainState()
         tag = latest.read_text()
+        version = read_format_version(
+            self.state_folder / tag, FORMAT_VERSION, f"delete {self.state_folder} to start again"
+        )
         if sharded_over(self.state_folder / tag) in (0, self.engine.world):
-            return TrainState(**self.engine.load(self.state_folder, tag)["state"])
+            return _train_state(self.engine.load(self.state_folder, tag)["state"], version)
         universal = self.state_folder / f"{UNIVERSAL}{tag}"
         self._convert(self.state_folder / tag, universal)
-        return TrainState(**self.engine.load(self.state_folder, universal.name, universal=True)["state"])
+        return _train_state(self.engine.load(self.state_folder, universal.name, universal=True)["state"], version)
 
     def _convert(self, checkpoint: Path, target: Path) -> None:
         if self.engine.rank == 0 and not target.exists():
@@ -96,6 +112,7 @@ class Checkpoints:
         export(self.engine, exported, self.model, self.config.export_dtype)
         self.engine.wait()
         if self.engine.rank == 0:
+            write_format_version(partial, FORMAT_VERSION)
             every = self.config.export_every_steps
             if every > 0 and state.step % every == 0:
                 with replaced(self.folder / NUMBERED / tag) as beside:
@@ -129,6 +146,13 @@ class Checkpoints:
         return replace(state, best_loss=loss, best_step=state.step)
 
 
+def _train_state(saved: Mapping[str, Any], version: int) -> TrainState:
+    """The state in a checkpoint of one version of the format."""
+    if version == 1:
+        saved = {"suspects" if name == "blamed" else name: value for name, value in saved.items()}
+    return TrainState(**saved)
+
+
 def record_provenance(run: RunFolder, origin: Mapping[str, Any]) -> None:
     """Make `checkpoints/state/` the place of this training; by one rank, before any loads.
 
@@ -136,18 +160,28 @@ def record_provenance(run: RunFolder, origin: Mapping[str, Any]) -> None:
     log and exports of a training of other origin are set aside, not lost: they come back when its origin does.
     """
     state = run.checkpoints / "state"
-    origin, before = plain(origin), read_json(state / ORIGIN) if (state / ORIGIN).exists() else None
+    origin, before = plain(origin), None
+    if (state / ORIGIN).exists():
+        before = _renamed(read_json(state / ORIGIN), "survive.", "fault_tolerance.")
     if before is not None and before != origin:
         changed = [key for key in sorted(set(origin) | set(before)) if origin.get(key) != before.get(key)]
         logger.warning("Training starts afresh: %s changed, the old state is set aside", ", ".join(changed))
         _hand_over(LOG_FILES, run.logs, state)
         _hand_over(EXPORTS, run.checkpoints, state)
         os.replace(state, aside(state, before))
-    if not state.exists() and aside(state, origin).exists():
-        os.replace(aside(state, origin), state)
+    # Set aside by this code, or by code of format version 1.
+    names = (origin, _renamed(origin, "fault_tolerance.", "survive."))
+    waiting = [folder for folder in (aside(state, name) for name in names) if folder.exists()]
+    if not state.exists() and waiting:
+        os.replace(waiting[0], state)
         _hand_over(LOG_FILES, state, run.logs)
         _hand_over(EXPORTS, state, run.checkpoints)
     write_json(state / ORIGIN, origin)
+
+
+def _renamed(origin: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """The same provenance with another prefix before the keys of one section."""
+    return {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in origin.items()}
 
 
 def aside(state: Path, origin: Mapping[str, Any]) -> Path:

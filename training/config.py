@@ -128,7 +128,7 @@ class EngineConfig:
     live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
     persistent_below: int = 100_000  # stage 3: smaller tensors are whole on every rank
     collective_timeout: float = (
-        3600.0  # seconds a rank waits for others; above survive.stall_seconds, which says for whom
+        3600.0  # seconds a rank waits for others; above fault_tolerance.stall_seconds, which says for whom
     )
 
     def __post_init__(self) -> None:
@@ -202,9 +202,11 @@ class FaultToleranceConfig:
 
     def __post_init__(self) -> None:
         if 0 < self.spike <= 1 or self.spike < 0:
-            raise InputError(f"survive.spike is {self.spike}; expected a factor above 1, or 0 to take every step")
+            raise InputError(
+                f"fault_tolerance.spike is {self.spike}; expected a factor above 1, or 0 to take every step"
+            )
         if self.quarantine_after < 1:
-            raise InputError(f"survive.quarantine_after is {self.quarantine_after}; expected 1 or more")
+            raise InputError(f"fault_tolerance.quarantine_after is {self.quarantine_after}; expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    survive: FaultToleranceConfig = field(default_factory=FaultToleranceConfig)
+    fault_tolerance: FaultToleranceConfig = field(default_factory=FaultToleranceConfig)
     phases: tuple[Phase, ...] = ()
     steps: int = 20_000
     minutes: float = 0.0

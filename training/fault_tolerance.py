@@ -81,13 +81,13 @@ def found_bad(state: TrainState, clip: str, most: int) -> TrainState:
 
 
 def _blame(state: TrainState, clip: str, limit: int) -> TrainState:
-    blamed = {name: times for name, times in state.blamed.items() if name != clip}
-    times = state.blamed.get(clip, 0) + 1
+    blamed = {name: times for name, times in state.suspects.items() if name != clip}
+    times = state.suspects.get(clip, 0) + 1
     if times < limit:
-        return replace(state, blamed=dict([*blamed.items(), (clip, times)][-MOST_SUSPECTS:]))
+        return replace(state, suspects=dict([*blamed.items(), (clip, times)][-MOST_SUSPECTS:]))
     if len(state.quarantined) == MOST_QUARANTINED:
         raise TrainingDivergedError(
             f"{MOST_QUARANTINED} clips were left out for steps that could not be taken, and {clip} would be one more; "
             "that is not the clips: look at logs/skipped.jsonl, lower optimizer.lr, check the shards"
         )
-    return replace(state, blamed=blamed, quarantined=(*state.quarantined, clip))
+    return replace(state, suspects=blamed, quarantined=(*state.quarantined, clip))

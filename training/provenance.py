@@ -20,7 +20,7 @@ def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:
     for free in WITHOUT_EFFECT:
         del settings["engine"][free]
     for free in ("restarts", "stall_seconds", "save_seconds"):
-        del settings["survive"][free]
+        del settings["fault_tolerance"][free]
     for free in ("reader", "readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
         del settings["data"][free]
     flat = {f"{part}.{key}": v for part, keys in settings.items() if isinstance(keys, dict) for key, v in keys.items()}

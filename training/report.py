@@ -87,7 +87,7 @@ class Report:
                 self.events.flush()
 
     def skipped(self, step: int, why: dict[str, Any], clips: dict[str, float]) -> None:
-        """A step that was not taken: why (see `survive.why_skipped`), and the loss of each of its clips."""
+        """A step that was not taken: why (see `fault_tolerance.why_skipped`), and the loss of each of its clips."""
         if self.speaks:
             said = ", ".join(f"{name} {value}" for name, value in why.items())
             logger.warning("step %d was skipped: %s; of clips %s", step, said, ", ".join(clips))

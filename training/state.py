@@ -13,7 +13,7 @@ class TrainState:
     skipped_in_a_row: int = 0
     bad: tuple[str, ...] = ()  # clips that could not be read and were replaced
     losses: tuple[float, ...] = ()  # of the last steps that were taken
-    blamed: dict[str, int] = field(default_factory=dict)  # clip -> steps that were not taken because of it
+    suspects: dict[str, int] = field(default_factory=dict)  # clip -> steps that were not taken because of it
     quarantined: tuple[str, ...] = ()  # clips that are used no more
     phase_starts: tuple[int, ...] = (0,)  # first step of each phase so far
     phase_lowest: float | None = None  # held-out loss of this phase

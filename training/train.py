@@ -88,7 +88,11 @@ class Trainer:
         self.started = time.monotonic() - self.state.elapsed
         self.report = Report(run.logs, self.engine.rank == 0, self.state.step, self._total(), self._done())
         self.heartbeat = RankHeartbeat(
-            run.logs, self.engine.rank, self.engine.world, config.survive.stall_seconds, partial(abort_stalled, run)
+            run.logs,
+            self.engine.rank,
+            self.engine.world,
+            config.fault_tolerance.stall_seconds,
+            partial(abort_stalled, run),
         )
         self.bad_told = 0
         self.stop_asked = False
@@ -146,7 +150,7 @@ class Trainer:
             divisor: float = self.config.data.batch
             if number == len(micro_batches):
                 step_metrics = step_metrics.over_ranks(self.engine)
-                if is_spike(step_metrics.mean_loss, self.state.losses, self.config.survive):
+                if is_spike(step_metrics.mean_loss, self.state.losses, self.config.fault_tolerance):
                     divisor = math.nan  # a gradient that is not finite moves nothing, at any stage
             self.engine.backward(losses.sum() / divisor)
             result = self.engine.step(lr)
@@ -219,7 +223,7 @@ class Trainer:
         if result.skipped:
             self._skip(result, step_metrics)
         else:
-            self.state = step_taken(self.state, step_metrics.mean_loss, self.config.survive)
+            self.state = step_taken(self.state, step_metrics.mean_loss, self.config.fault_tolerance)
         self.state = replace(self.state, elapsed=elapsed)
 
     def _log_consumed(self, micro_batches: list[MicroBatch]) -> None:
@@ -228,9 +232,9 @@ class Trainer:
 
     def _skip(self, result: StepResult, step_metrics: StepMetrics) -> None:
         losses = {clip: loss for clips in self.engine.gather(step_metrics.clips) for clip, loss in clips.items()}
-        why = why_skipped(self.state, step_metrics.mean_loss, losses, self.config.survive)
+        why = why_skipped(self.state, step_metrics.mean_loss, losses, self.config.fault_tolerance)
         self.report.skipped(self.state.step + 1, why | {"grad_norm": result.grad_norm}, losses)
-        self.state = step_skipped(self.state, losses, self.config.survive)
+        self.state = step_skipped(self.state, losses, self.config.fault_tolerance)
         self.store.quarantined.update(self.state.quarantined)
 
     def _log_bad(self, bad: list[tuple[str, str]]) -> None:

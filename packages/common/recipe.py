@@ -15,6 +15,11 @@ from common.runs import plain
 
 T = TypeVar("T")
 SCALARS = (bool, int, float, str)
+RENAMED_KEYS = {
+    "survive": "fault_tolerance",
+    "stuck_seconds": "stall_seconds",
+}
+"""Old name of a key -> its name today, for the error message of a recipe that still uses the old one."""
 
 
 class RecipeError(UserError, ValueError):
@@ -191,7 +196,10 @@ def _mismatch(key: str, value: Any, expected: str) -> RecipeError:
 
 
 def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(name.rpartition(".")[2], valid, 1)
+    last = name.rpartition(".")[2]
+    if (renamed := RENAMED_KEYS.get(last)) in valid:
+        return f"Key '{name}' is called '{_join(section, renamed)}' now; rename it in the recipe."
+    near = difflib.get_close_matches(last, valid, 1)
     advice = f"did you mean '{_join(section, near[0])}'?" if near else f"valid keys here: {', '.join(valid)}."
     return f"Key '{name}' (value {value!r}) is not known; {advice}"
 

@@ -38,6 +38,14 @@ _SAYINGS_OF_A_FULL_DISK = (
 )
 
 
+FORMAT_FILE = "format.json"
+"""Beside what is stored in a format with versions; absent in folders written before versions were recorded."""
+
+
+class FormatVersionError(UserError, ValueError):
+    """A folder was written in a version of its format that this code does not read."""
+
+
 class DiskFullError(UserError, RuntimeError):
     """The disk or the quota under a file that was being written is exhausted."""
 
@@ -189,6 +197,26 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON ({error}); delete it or write it again.") from error
+
+
+def write_format_version(folder: Path | str, version: int) -> None:
+    """Record in which version of its format a folder is written."""
+    write_json(Path(folder) / FORMAT_FILE, {"version": version})
+
+
+def read_format_version(folder: Path | str, newest: int, remedy: str) -> int:
+    """Version of the format of a folder, 1 where none is recorded.
+
+    Raises FormatVersionError unless it is 1 to `newest`, ending with `remedy`: what to do other than updating.
+    """
+    file = Path(folder) / FORMAT_FILE
+    version = read_json(file)["version"] if file.exists() else 1
+    if version not in range(1, newest + 1):
+        raise FormatVersionError(
+            f"{folder} is stored in format version {version!r}, this code reads versions 1 to {newest}; "
+            f"update omniavatar-stack, or {remedy}."
+        )
+    return int(version)
 
 
 def sha256_file(path: Path | str) -> str:

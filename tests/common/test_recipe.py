@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from common.recipe import RecipeError, dump_recipe, load_recipe
+from common.recipe import RENAMED_KEYS, RecipeError, dump_recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ def test_extends_merges_deeply_and_overrides_come_last(tmp_path: Path) -> None:
     recipe = load_recipe("leaf", Recipe, ["train.lr=5e-6", "models.sync=d", "train.prefix=[2, 3]"], [tmp_path])
     assert recipe.train == Train(2, 5e-6, prefix=(2, 3)) and recipe.name == "leaf"
     assert recipe.models == {"vae": Path("c"), "text": Path("b"), "sync": Path("d")}
+
+
+def test_a_key_that_was_renamed_is_refused_with_its_name_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RENAMED_KEYS, "speed", "lr")
+    with pytest.raises(RecipeError, match=r"^Key 'train.speed' is called 'train.lr' now; rename it in the recipe.$"):
+        load_recipe(write(tmp_path, r="train: {steps: 1, speed: 0.1}"), Recipe)
+    with pytest.raises(RecipeError, match="'speed' .* is not known"):  # no key of that name here
+        load_recipe(write(tmp_path, r="speed: 0.1"), Recipe)
 
 
 @pytest.mark.parametrize(

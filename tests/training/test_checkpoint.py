@@ -6,11 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.runs import DiskFullError, RunFolder, disk_guard, read_json
-from training.checkpoint import record_provenance
-from training.config import CheckpointConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from common.runs import DiskFullError, FormatVersionError, RunFolder, disk_guard, read_json
+from training.checkpoint import FORMAT_VERSION, Checkpoints, aside, record_provenance
+from training.config import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from training.engine.zero import join_group
 from training.state import TrainState
-from training.train import train
+from training.train import Trainer, train
+
+FORMATS = Path(__file__).parents[1] / "assets" / "formats"
 
 
 def test_a_run_folder_changes_between_trainings_without_losing_either(tmp_path: Path) -> None:
@@ -71,6 +82,59 @@ def test_the_best_adapter_is_that_of_the_lowest_held_out_loss(config: TrainConfi
 def same_weights(left: Path, right: Path) -> bool:
     one, other = (torch.load(folder / "pytorch_model.pt", weights_only=True) for folder in (left, right))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> RunFolder:
+    """A training of commit 35d976c after two of four steps, in format version 1."""
+    shutil.copytree(FORMATS / "training-1", tmp_path / "old")
+    return RunFolder(tmp_path / "old")
+
+
+def old_config(run: RunFolder) -> TrainConfig:
+    return TrainConfig(
+        shards=FORMATS / "shards-1",
+        model=ModelConfig(base=run.root / "base", lora_rank=1, lora_alpha=1.0),
+        data=DataConfig(batch=2, micro_batches=1),
+        optimizer=OptimizerConfig(lr=1e-2, warmup=0),
+        engine=EngineConfig(stage=3),
+        steps=4,
+        seed=5,
+    )
+
+
+def test_a_training_of_format_version_1_is_resumed(old_run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    config = old_config(old_run)
+    join_group(config.engine.threads)
+    trainer = Trainer(old_run, config)
+    assert trainer.state.step == 2
+    assert (trainer.state.suspects, trainer.state.quarantined) == ({"clip3": 1}, ("clip2",))
+    assert trainer.run()
+    losses = [json.loads(line)["loss"] for line in (old_run.logs / "train.jsonl").read_text().splitlines()]
+    assert losses == pytest.approx(read_json(old_run.root / "losses.json"), rel=1e-4)  # of the uninterrupted training
+    state = old_run.checkpoints / "state"
+    assert read_json(state / "step-00000004" / "format.json") == {"version": FORMAT_VERSION}
+    assert read_json(state / "origin.json")["fault_tolerance.spike"] == 5.0
+    assert "afresh" not in caplog.text
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(old_run: RunFolder) -> None:
+    (old_run.checkpoints / "state" / "step-00000002" / "format.json").write_text('{"version": 9}')
+    checkpoints = Checkpoints(old_run.checkpoints, None, CheckpointConfig(), ModelConfig())
+    with pytest.raises(
+        FormatVersionError, match=r"format version 9, .* versions 1 to 2; update .*, or delete .*state to"
+    ):
+        checkpoints.load()
+
+
+def test_a_training_of_format_version_1_that_was_set_aside_comes_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    old, new = ({f"{section}.spike": 5.0, "seed": 0} for section in ("survive", "fault_tolerance"))
+    waiting = aside(run.checkpoints / "state", old)
+    waiting.mkdir(parents=True)
+    (waiting / "latest").write_text("old")
+    record_provenance(run, new)
+    assert (run.checkpoints / "state" / "latest").read_text() == "old" and not waiting.exists()
 
 
 def test_a_state_of_an_earlier_version_is_still_read() -> None:

@@ -44,8 +44,8 @@ def loud_shards(shards: Path, loud_clip: str, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def loud(config: TrainConfig, loud_shards: Path) -> TrainConfig:
     """A step is judged from the second on."""
-    survive = FaultToleranceConfig(spike=5, history=2, quarantine_after=2)
-    return replace(config, shards=loud_shards, data=DATA, seed=SEED, survive=survive)
+    tolerance = FaultToleranceConfig(spike=5, history=2, quarantine_after=2)
+    return replace(config, shards=loud_shards, data=DATA, seed=SEED, fault_tolerance=tolerance)
 
 
 def adapter_of(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def test_three_times_the_worst_is_quarantined_and_the_history_is_bounded() -> No
     for _ in range(3):
         assert state.quarantined == ()
         state = step_taken(step_skipped(state, {"a": 1.0, "b": 9.0}, config), 1.0, config)
-    assert (state.quarantined, state.blamed, state.skipped, state.step) == (("b",), {}, 3, 6)
+    assert (state.quarantined, state.suspects, state.skipped, state.step) == (("b",), {}, 3, 6)
     for number in range(9):
         state = step_taken(state, float(number), config)
     assert state.losses == (5.0, 6.0, 7.0, 8.0)
@@ -122,7 +122,7 @@ def test_many_skips_in_a_row_and_many_bad_samples_end_a_training() -> None:
     config, state = FaultToleranceConfig(), TrainState()
     for _ in range(9):
         state = step_skipped(state, {"a": math.nan, "b": math.nan}, config)
-    assert state.blamed == {}
+    assert state.suspects == {}
     with pytest.raises(TrainingDivergedError, match="10 steps in a row up to 10 .* lower optimizer.lr"):
         step_skipped(state, {"a": math.nan}, config)
     state = found_bad(found_bad(TrainState(), "a", 2), "b", 2)

@@ -42,17 +42,17 @@ class Failure:
 def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
     """Train `config` in `ranks` processes and return when they are done; call again to go on after any end.
 
-    A rank that is killed or hangs costs a new start of all from the last checkpoint, `survive.restarts` times without a
-    new checkpoint between them. Raises TrainingFailedError. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and
-    raise KeyboardInterrupt.
+    After a rank was killed or hangs, all are restarted from the last checkpoint, `fault_tolerance.restarts` times
+    without a new checkpoint in between. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and raise
+    KeyboardInterrupt. Raises TrainingFailedError.
     """
     with atomic_write(run.root / "train.yaml") as path:
         path.write_text(dump_recipe(config))
-    left, reached = config.survive.restarts, last_checkpoint(run)
+    left, reached = config.fault_tolerance.restarts, last_checkpoint(run)
     with stop_signals_interrupt():
         while (failure := run_group(run, config, ranks)) is not None:
             if last_checkpoint(run) != reached:
-                left, reached = config.survive.restarts, last_checkpoint(run)
+                left, reached = config.fault_tolerance.restarts, last_checkpoint(run)
             if not failure.passing or left == 0:
                 raise TrainingFailedError(failure.sentence)
             left -= 1
@@ -64,7 +64,7 @@ def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None
     for rank in range(ranks):
         failure_file(run, rank).unlink(missing_ok=True)
     workers = start_workers(run, ranks, config.engine.threads)
-    patience = config.survive.save_seconds
+    patience = config.fault_tolerance.save_seconds
     try:
         failed = first_failure(run, workers)
         patience = SECONDS_TO_SPEAK

@@ -25,7 +25,7 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
     """Train `config` by `ranks` workers on the Ray of `executor` and return when they are done; call again to go on.
 
     Each worker reserves the executor's CPUs and GPUs. After a failure all start again from the last checkpoint, at most
-    `survive.restarts` times. Errors: StageError when the cluster cannot be joined, TrainingFailedError.
+    `fault_tolerance.restarts` times. Errors: StageError when the cluster cannot be joined, TrainingFailedError.
     """
     run = RunFolder(run.root.resolve())
     with atomic_write(run.root / "train.yaml") as path:
@@ -54,7 +54,8 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
             num_workers=ranks, use_gpu=executor.gpus_per_worker > 0, resources_per_worker=_reserved(needs)
         ),
         run_config=RunConfig(
-            storage_path=str(run.logs / "ray"), failure_config=FailureConfig(max_failures=config.survive.restarts)
+            storage_path=str(run.logs / "ray"),
+            failure_config=FailureConfig(max_failures=config.fault_tolerance.restarts),
         ),
     )
     logger.info("Ray trains with %d ranks; what they log is in %s", ranks, run.logs)

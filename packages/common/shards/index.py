@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from common.constants import FPS
 from common.errors import MissingFileError
-from common.runs import sync
+from common.runs import read_format_version, sync, write_format_version
 from common.shards.sample import Packed, ShardError
 
 INDEX = "index.parquet"
+FORMAT_VERSION = 1  # of tars and index together; goes up when code of the version before could not read them
 NEXT = ".next"  # folder of files that are about to replace those of the same name, all of them
 INDEX_SCHEMA = pa.schema(
     [
@@ -44,10 +45,24 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+def check_format(folder: Path | str) -> None:
+    """Raise FormatVersionError for a shard folder of a version that this code cannot read."""
+    read_format_version(folder, FORMAT_VERSION, "delete the folder and run the latents job")
+
+
+def record_format(folder: Path | str) -> None:
+    """Write the version of the format beside the shards."""
+    write_format_version(folder, FORMAT_VERSION)
+
+
 def read_index(folder: Path | str) -> pa.Table:
-    """The index of a shard folder, rows in the order they were written. Errors: FileNotFoundError; ShardError when the
-    removal of samples was interrupted, or for shards of an older layout."""
+    """The index of a shard folder, rows in the order they were written.
+
+    Raises FileNotFoundError; ShardError when the removal of samples was interrupted, or for shards of an older layout;
+    FormatVersionError.
+    """
     path = Path(folder) / INDEX
+    check_format(folder)
     if (path.parent / NEXT).exists():
         raise ShardError(f"The removal of samples from {folder} was interrupted; run the same takedown again.")
     if not path.exists():

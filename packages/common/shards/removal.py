@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.runs import disk_guard, sync, write_json
-from common.shards.index import INDEX, NEXT, finish_removal, merge_parts, read_part, write_part
+from common.shards.index import INDEX, NEXT, check_format, finish_removal, merge_parts, read_part, write_part
 from common.shards.sample import ShardError
 from common.shards.store import TAR_END
 
@@ -25,6 +25,7 @@ def remove_samples(
     ShardError for a shard that is missing.
     """
     folder, doomed = Path(folder), set(clip_ids)
+    check_format(folder)
     finish_removal(folder)
     for torn in folder.glob("shard-*.tar.partial"):  # it may hold one of them, and is thrown away by any writer
         torn.unlink()

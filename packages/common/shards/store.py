@@ -22,11 +22,13 @@ from common.runs import atomic_write, disk_guard, sync
 from common.shards.index import (
     INDEX,
     INDEX_SCHEMA,
+    check_format,
     finish_removal,
     index_row,
     merge_parts,
     part_fingerprint,
     read_index,
+    record_format,
     write_part,
 )
 from common.shards.sample import ShardError, pack_sample, unpack_head, unpack_tensors, write_parts
@@ -50,6 +52,7 @@ class ShardWriter:
             raise ShardError(f"samples_per_shard is {samples_per_shard}: expected at least 1.")
         self.folder, self.samples_per_shard, self.fingerprint = Path(folder), samples_per_shard, fingerprint
         self.folder.mkdir(parents=True, exist_ok=True)
+        check_format(self.folder)
         finish_removal(self.folder)
         self._file: FileIO | None = None
         self._rows: list[dict[str, Any]] = []
@@ -96,6 +99,7 @@ class ShardWriter:
         """Finish the last shard and write the merged `index.parquet`. Errors: DiskFullError."""
         if self._rows:
             self._finish_shard()
+        record_format(self.folder)
         with atomic_write(self.folder / INDEX) as temporary:
             merge_parts(temporary, self._parts)
 

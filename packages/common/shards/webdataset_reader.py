@@ -22,12 +22,16 @@ class WebdatasetReader:
     sample (1.5 GB with 128 samples of 480 x 832). The `cached` shards used last stay in memory, which spares that only
     where the samples come shard by shard, or there are not more shards than that. May be shared by threads.
 
-    Raises ModuleNotFoundError without the package; what `read_index` raises.
+    Raises ModuleNotFoundError without the package, and what `read_index` raises.
     """
 
     def __init__(self, folder: Path | str, cached: int = CACHED_SHARDS) -> None:
-        import webdataset  # noqa: F401  # slow: imports torch; absent, it is missed here and not at the first sample
+        import webdataset  # slow, since it imports torch; here, so that its absence is noticed before the first sample
 
+        # Not WebDataset(): that splits its list of shards over ranks, and the order of samples is decided elsewhere.
+        self._open = lambda path: webdataset.DataPipeline(
+            webdataset.SimpleShardList([str(path)]), webdataset.tarfile_to_samples()
+        )
         self.folder = Path(folder)
         self.index = read_index(folder)
         self._cached = cached
@@ -57,17 +61,12 @@ class WebdatasetReader:
             if name not in self._shards:
                 while len(self._shards) >= self._cached:
                     self._shards.popitem(last=False)
-                self._shards[name] = _stream(self.folder / name)
+                self._shards[name] = self._stream(self.folder / name)
             self._shards.move_to_end(name)
             return self._shards[name]
 
-
-def _stream(path: Path) -> dict[str, dict[str, bytes]]:
-    import webdataset
-
-    # Not WebDataset(): that splits its list of shards over ranks, and the order of samples is decided elsewhere.
-    samples = webdataset.DataPipeline(webdataset.SimpleShardList([str(path)]), webdataset.tarfile_to_samples())
-    try:
-        return {sample["__key__"]: sample for sample in samples}
-    except (tarfile.TarError, ValueError) as error:
-        raise ShardError(f"{path} cannot be streamed ({error}); write the shards again.") from error
+    def _stream(self, path: Path) -> dict[str, dict[str, bytes]]:
+        try:
+            return {sample["__key__"]: sample for sample in self._open(path)}
+        except (tarfile.TarError, ValueError) as error:
+            raise ShardError(f"{path} cannot be streamed ({error}); write the shards again.") from error

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from common.shards.index import INDEX_SCHEMA, read_index
+from common.runs import FormatVersionError
+from common.shards.index import FORMAT_VERSION, INDEX_SCHEMA, read_index
+from common.shards.removal import remove_samples
 from common.shards.sample import ShardError
 from common.shards.store import ShardReader, ShardWriter
 
+FORMATS = Path(__file__).parents[2] / "assets" / "formats"
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -56,6 +60,32 @@ def test_plain_webdataset_reads_them(tmp_path: Path) -> None:
             assert read[name].dtype == tensors[name].dtype
             stored = tensors[name].swapaxes(0, 1) if name == "latents" else tensors[name]  # frame by frame
             np.testing.assert_array_equal(read[name], stored)
+
+
+def test_shards_of_format_version_1_are_read_and_written_to_the_same_bytes(tmp_path: Path) -> None:
+    old = FORMATS / "shards-1"  # written by commit 35d976c, which recorded no version
+    reader = ShardReader(old)
+    with ShardWriter(tmp_path, samples_per_shard=4) as writer:
+        for row, clip in enumerate(reader.index["clip_id"].to_pylist()):
+            tensors, meta = reader.sample(row)
+            assert tensors["latents"].shape == (16, 2, 2, 2) and meta["video_id"] == f"video{row}"
+            writer.add(clip, tensors, meta)
+    assert (tmp_path / "shard-000000.tar").read_bytes() == (old / "shard-000000.tar").read_bytes()
+    assert read_index(tmp_path).equals(reader.index)
+    assert json.loads((tmp_path / "format.json").read_text()) == {"version": FORMAT_VERSION}
+
+
+@pytest.mark.parametrize(
+    "use", [ShardReader, lambda folder: ShardWriter(folder, 3), lambda f: remove_samples(f, ["x"])]
+)
+def test_shards_of_a_newer_version_are_refused_and_left_alone(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    write(tmp_path, range(5))
+    (tmp_path / "format.json").write_text('{"version": 7}')
+    before = contents(tmp_path)
+    message = "is stored in format version 7, this code reads versions 1 to 1; update .*, or delete the folder and run"
+    with pytest.raises(FormatVersionError, match=message):
+        use(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_index_says_where_and_how_much(tmp_path: Path) -> None:

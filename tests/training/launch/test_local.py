@@ -55,7 +55,7 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
 ) -> None:
     config = replace(config, steps=40)
     train(alone := RunFolder(run.root.with_name("alone")), config)
-    survive = FaultToleranceConfig(
+    tolerance = FaultToleranceConfig(
         stall_seconds=6, restarts=1
     )  # one restart without progress: there is some between the two
 
@@ -69,7 +69,7 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
         ranks_of(run)[0].suspend()
 
     with beside(harm):
-        launch(run, replace(config, survive=survive, checkpoint=CheckpointConfig(every_steps=1)), ranks=2)
+        launch(run, replace(config, fault_tolerance=tolerance, checkpoint=CheckpointConfig(every_steps=1)), ranks=2)
     first, second = (record.getMessage() for record in caplog.records if record.name == "training.launch.local")
     assert "rank 1 was killed by signal 9" in first
     assert "they wait for rank 0: it stopped answering" in second and "(rank 1, traceback in" in second
@@ -103,7 +103,7 @@ def test_a_rank_that_is_killed_without_progress_is_not_started_for_ever(config: 
             time.sleep(0.02)
 
     with beside(kill_each_start), pytest.raises(TrainingFailedError, match="rank 0 was killed by signal 9"):
-        launch(run, replace(config, survive=FaultToleranceConfig(restarts=1)))
+        launch(run, replace(config, fault_tolerance=FaultToleranceConfig(restarts=1)))
 
 
 def test_a_rank_that_fails_says_why_in_one_sentence(config: TrainConfig, run: RunFolder) -> None:
