@@ -16,7 +16,7 @@ from common.media.video import read_frames
 from common.query import connect, run_query
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
-from curation.decide.select_sql import decided_sql
+from curation.decide.select import decided_sql
 from curation.decide.yields import hours_lines, in_hours
 from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Plan
@@ -172,17 +172,17 @@ def _render(**context: Any) -> str:
     return environment.get_template("curation.html.j2").render(width=WIDTH, height=HEIGHT, **context)
 
 
-HEIGHT = 96
+THUMBNAIL_HEIGHT = 96  # px
 
 
 def thumbnail(file: Path) -> str | None:
-    """The middle frame as a JPEG `data:` address `HEIGHT` px high; None for a file that is gone or cannot be read."""
+    """The middle frame as a JPEG `data:` address 96 px high; None for a file that is gone or cannot be read."""
     try:
         middle = len(index_video(file).times) // 2
         picture = Image.fromarray(read_frames(file, [middle])[0])
     except (FileNotFoundError, MediaError):
         return None
-    width = min(4 * HEIGHT, max(1, round(picture.width * HEIGHT / picture.height)))
+    width = min(4 * THUMBNAIL_HEIGHT, max(1, round(picture.width * THUMBNAIL_HEIGHT / picture.height)))
     buffer = io.BytesIO()
-    picture.resize((width, HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
+    picture.resize((width, THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

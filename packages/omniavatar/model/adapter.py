@@ -46,7 +46,7 @@ def mark_trainable(model: AvatarTransformer, variant: Variant) -> list[str]:
     """
     has_lora = bool(lora_layers(model))
     if model.has_audio == (variant == "base") or has_lora != (variant == "lora"):
-        found = f"{'an avatar' if model.hears else 'a plain'} model {'with' if has_lora else 'without'} LoRA"
+        found = f"{'an avatar' if model.has_audio else 'a plain'} model {'with' if has_lora else 'without'} LoRA"
         raise ValueError(f"Variant {variant!r} was asked of {found}; use to_avatar and inject_lora to match it.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name, variant))

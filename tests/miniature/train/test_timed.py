@@ -47,7 +47,7 @@ def test_rate_warms_up_then_falls_to_three_percent(tmp_path):
     for share in (0.0, 0.4, 0.75, 0.999):
         training.seconds, training.step = share * 600, 200
         next(iter(training))
-        rates[share] = training.engine.optimizer.param_groups[0]["lr"] / 0.02
+        rates[share] = training.optimizer.param_groups[0]["lr"] / 0.02
     assert rates[0.0] == rates[0.4] == 1 and rates[0.75] == pytest.approx(0.515) and rates[0.999] < 0.04
 
 
