@@ -64,8 +64,8 @@ def curate(
         alive = judge_clips(config, models, work.do, run.clips, cut)
     _compare(config, alive, references)
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
-    for clip in clips:
-        clip |= {"run_id": run_id, "stage_versions": work.versions} | select(config.select, clip)
+    for clip, decided in zip(clips, select(config.select, clips), strict=True):
+        clip |= {"run_id": run_id, "stage_versions": work.versions} | decided
     _apply_split(config.test_list, clips)
     _restore_files(run, clips)
     write_sources(run, [*listed, *gone], clips)
@@ -82,7 +82,8 @@ def reselect(config: SelectConfig, run: RunFolder, test_list: str = "") -> Curat
 
     Raises FileNotFoundError before the first `curate`.
     """
-    rows = [row | select(config, row) for row in read_clips(run.clips_parquet)]
+    rows = read_clips(run.clips_parquet)
+    rows = [row | decided for row, decided in zip(rows, select(config, rows), strict=True)]
     _apply_split(test_list, rows)
     write_clips(run.clips_parquet, rows)
     return summarise(run)

@@ -138,12 +138,13 @@ def _forget_rows(config: SelectConfig, run: RunFolder, video_id: str) -> int:
     left = [row for row in rows if row["video_id"] != video_id]
     gone = {row["clip_id"] for row in rows if row["video_id"] == video_id}
     if gone:
-        write_clips(run.clips_parquet, list(_regrouped(config, left, gone)))
+        write_clips(run.clips_parquet, _regrouped(config, left, gone))
     return len(gone)
 
 
-def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str]) -> Iterator[Row]:
-    """The rows, of duplicate groups that lost clips the first of what is left at their head."""
+def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str]) -> list[Row]:
+    """The rows; of duplicate groups that lost clips the first remaining one becomes the head, and its members are
+    decided anew (their split stays)."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["video_id"], row["t_start"])):
         if row.get("dup_group"):
@@ -153,12 +154,12 @@ def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str])
         for name, members in groups.items()
         if name in gone or len(members) == 1
     }
-    for row in rows:
-        if row.get("dup_group") in heads:
-            split = row["split"]
-            row = row | {"dup_group": heads[row["dup_group"]]}
-            row |= select(config, row) | {"split": split}
-        yield row
+    changed = [row | {"dup_group": heads[row["dup_group"]]} for row in rows if row.get("dup_group") in heads]
+    decided = {
+        row["clip_id"]: row | fields | {"split": row["split"]}
+        for row, fields in zip(changed, select(config, changed), strict=True)
+    }
+    return [decided.get(row["clip_id"], row) for row in rows]
 
 
 def _filter_table(file: Path, ids: Collection[str]) -> int:

@@ -1,122 +1,163 @@
-"""Which clips are kept? The only place that decides, from stored scores; another threshold needs no new run."""
+"""Decision rule: which clips are kept, as one SQL expression over stored scores; another threshold needs no new run.
 
-import hashlib
-from collections.abc import Iterator, Mapping
+`curate`, `reselect`, `takedown`, the report, the funnel and `yield` all use the texts below, over a few rows in memory
+or over millions in Parquet. `{name}` in a text stands for the threshold `SelectConfig.name`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from string import Formatter
 from typing import Any
 
-from curation.config import SelectConfig
+import duckdb
+import pyarrow as pa
 
-Row = Mapping[str, Any]
+from common.clips import CLIP_SCHEMA
+from curation.config import SelectConfig
 
 # Clip field -> model role that fills it; a clip that lacks one is neither kept nor refused yet.
 NEEDED_ROLES = {"sync_c": "sync_scorer", "iqa_1to5": "quality_scorer", "caption": "captioner"}
 
-NOBODY_SPEAKS = {"no_face", "no_speech", "music"}
-# In such a picture lips cannot be read well enough to say why they and the sound disagree.
-UNFIT = {"still_picture", "low_frame_rate", "low_quality"}
+# Where nobody is seen or heard speaking, lips and audio cannot agree: that says nothing about sync.
+NOBODY_SPEAKS = ("music", "no_face", "no_speech")
+# In such a video lips cannot be read well enough to say why they and the audio disagree.
+UNFIT = ("low_frame_rate", "low_quality", "still_picture")
 
 # Refusals of the file itself, which no threshold can undo.
 FILE_REASONS = frozenset({"unreadable", "truncated", "not_a_video", "unsupported", "no_audio", "bad_crop"})
 
-
-def select(config: SelectConfig, row: Row) -> dict[str, Any]:
-    """Clip fields decision ("kept", "rejected", "failed", "pending"), reasons and split of one row of the clip table.
-
-    What a stage could not work on at all keeps the decision and reason it brings. Pending rows name the model roles
-    that would complete them, as "needs <role>".
-    """
-    split = {"split": _split(config, row["video_id"])}
-    stuck = [reason for reason in row.get("reasons") or () if reason in FILE_REASONS or reason.startswith("failed ")]
-    if stuck:
-        return split | {"decision": row["decision"], "reasons": stuck}
-    reasons = refusals(config, row)
-    if reasons:
-        return split | {"decision": "rejected", "reasons": reasons}
-    missing = [f"needs {role}" for field, role in NEEDED_ROLES.items() if row.get(field) is None]
-    return split | {"decision": "pending" if missing else "kept", "reasons": missing}
-
-
-def refusals(config: SelectConfig, row: Row) -> list[str]:
-    """Every reason to refuse a row, as far as its fields are known; a field without a value refuses nothing."""
-    if row["duration"] < config.min_seconds:
-        return ["too_short"]  # nothing else measured on so little is reliable
-    reasons = [*_picture(config, row), *_sound(config, row)]
-    poor = ["low_quality"] if _below(row, "iqa_1to5", config.min_iqa) else []
-    # Where nobody is seen or heard speaking, lips and sound cannot agree: that is no finding about sync.
-    if not NOBODY_SPEAKS & set(reasons):
-        reasons += _sync(config, row, fit=not UNFIT & {*reasons, *poor})
-    if row.get("dup_group") not in (None, row["clip_id"]):
-        poor.append("duplicate")
-    if row.get("test_overlap") is not None:
-        poor.append("in_test_set")
-    return reasons + poor
-
-
-def _picture(config: SelectConfig, row: Row) -> Iterator[str]:
-    if row["duration"] > config.max_seconds:
-        yield "too_long"
-    static = row["static_pct"] or 0.0
-    still = static > config.max_static_pct
+# Fault -> condition on a row, whatever else is wrong with it. Faults named like a reason are reported as that reason,
+# in this order, except for sync; a field without a value is no fault.
+FAULTS = {
+    "too_short": "duration < {min_seconds}",
+    "too_long": "duration > {max_seconds}",
     # A slow video stored at 25 fps repeats frames; a still picture repeats them too, but has its own reason.
-    if row["fps_src"] * (1 if still else 1 - static / 100) < config.min_fps:
-        yield "low_frame_rate"
-    if min(row["width"], row["height"]) < config.min_side or _below(row, "face_px", config.min_face_px):
-        yield "low_resolution"
-    if still:
-        yield "still_picture"
-    if row.get("n_faces_median") is not None and row.get("face_track_id") is None:
-        yield "no_face"
-    if _above(row, "n_faces_median", config.max_faces):
-        yield "several_faces"
-    if _above(row, "text_area_pct", config.max_text_area_pct):
-        yield "burned_in_text"
+    "low_frame_rate": """fps_src * (CASE WHEN coalesce(static_pct, 0) > {max_static_pct} THEN 1
+                         ELSE 1 - coalesce(static_pct, 0) / 100 END) < {min_fps}""",
+    "low_resolution": "least(width, height) < {min_side} OR coalesce(face_px < {min_face_px}, false)",
+    "still_picture": "static_pct > {max_static_pct}",
+    "no_face": "n_faces_median IS NOT NULL AND face_track_id IS NULL",
+    "several_faces": "n_faces_median > {max_faces}",
+    "burned_in_text": "text_area_pct > {max_text_area_pct}",
+    "no_speech": "speech_pct < {min_speech_pct}",
+    "music": "music_ratio > {max_music_ratio}",
+    "silent_lips": "asd_speaking_pct < {min_speaking_pct}",
+    # The thirds are apart and the whole clip is synchronous along one slope: thirds alone differ by chance.
+    "drift": """sync_offset_first IS NOT NULL AND sync_offset_last IS NOT NULL AND sync_drift IS NOT NULL
+                AND NOT coalesce(sync_drift_c < {min_sync_c}, false)
+                AND least(abs(sync_offset_last - sync_offset_first), abs(sync_drift)) > {max_drift}""",
+    "apart": "sync_c < {min_sync_c}",
+    "off": "abs(coalesce(sync_offset, 0) - coalesce(sync_offset_applied, 0)) > {max_offset}",
+    "wrong_person": "xy_agreement > {max_xy_distance}",
+    "low_quality": "iqa_1to5 < {min_iqa}",
+    "duplicate": "dup_group <> clip_id",
+    "in_test_set": "test_overlap IS NOT NULL",
+}
+# What only tells faults apart that refuse a row anyway.
+HINTS = {"lips_still": "lip_motion < {min_lip_motion}", "chance": "sync_c <= {chance_sync_c}"}
+_IMAGE_AND_AUDIO = tuple(FAULTS)[1 : tuple(FAULTS).index("silent_lips")]
+# At most one reason about sync: the most specific that the image allows (`fit`).
+_SYNC = """CASE WHEN fit AND (silent_lips OR (apart AND lips_still)) THEN 'off_screen_speaker'
+           WHEN fit AND drift THEN 'drift' WHEN fit AND apart AND chance THEN 'dubbed'
+           WHEN apart OR off THEN 'low_sync' END"""
+
+_LASTING = f"reason IN ({', '.join(map(repr, sorted(FILE_REASONS)))}) OR starts_with(reason, 'failed ')"
+# What a stage could not work on at all keeps the decision and the reason that the stage gave it.
+_STUCK = f"list_filter(coalesce(reasons, []), lambda reason: {_LASTING})"
 
 
-def _sound(config: SelectConfig, row: Row) -> Iterator[str]:
-    if _below(row, "speech_pct", config.min_speech_pct):
-        yield "no_speech"
-    if _above(row, "music_ratio", config.max_music_ratio):
-        yield "music"
+def select(config: SelectConfig, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Clip fields decision ("kept", "rejected", "failed", "pending"), reasons and split of each clip row, in order.
+
+    Rows need clip_id, video_id, duration, fps_src, width and height; fields that are absent count as null.
+    Pending rows name the model roles that would complete them, as "needs <role>".
+    """
+    read = [column for column in CLIP_SCHEMA if column.name != "stage_versions"]
+    columns = {column.name: pa.array([row.get(column.name) for row in rows], column.type) for column in read}
+    table = pa.table(columns).append_column("position", pa.array(range(len(rows)), pa.int64()))
+    with duckdb.connect() as connection:
+        connection.register("clips", table)
+        decided = decided_sql(config, carry=("position",))
+        sql = f"SELECT decision, reasons, split FROM ({decided}) ORDER BY position"
+        return connection.sql(sql).to_arrow_table().to_pylist()
 
 
-def _sync(config: SelectConfig, row: Row, fit: bool) -> Iterator[str]:
-    """What is wrong with who speaks when; `fit`: the picture allows to say more than that lips and sound disagree."""
-    off = abs((row.get("sync_offset") or 0) - (row.get("sync_offset_applied") or 0))
-    apart = _below(row, "sync_c", config.min_sync_c)
-    if fit and (_below(row, "asd_speaking_pct", config.min_speaking_pct) or (apart and _lips_still(config, row))):
-        yield "off_screen_speaker"
-    elif fit and _drifts(config, row):
-        yield "drift"
-    elif fit and apart and row["sync_c"] <= config.chance_sync_c:
-        yield "dubbed"
-    elif apart or off > config.max_offset:
-        yield "low_sync"
-    if _above(row, "xy_agreement", config.max_xy_distance):
-        yield "wrong_person"
+def decided_sql(config: SelectConfig, table: str = "clips", carry: Sequence[str] = ()) -> str:
+    """A query that gives for every row of `table` clip_id, video_id, duration, decision, reasons and split, and the
+    columns named in `carry` as they are."""
+    conditions = ", ".join(f"{_never_null(text, config)} AS {name}" for name, text in (FAULTS | HINTS).items())
+    reasons = [f"CASE WHEN {name} THEN '{name}' END" for name in _IMAGE_AND_AUDIO]
+    sync = [f"CASE WHEN spoken THEN {rule} END" for rule in (_SYNC, "CASE WHEN wrong_person THEN 'wrong_person' END")]
+    poor = [f"CASE WHEN {name} THEN '{name}' END" for name in ("low_quality", "duplicate", "in_test_set")]
+    needs = [f"CASE WHEN {field} IS NULL THEN 'needs {role}' END" for field, role in NEEDED_ROLES.items()]
+    return f"""
+        WITH judged AS (SELECT *, {_STUCK} AS stuck, {conditions} FROM {table}),
+        fit AS (SELECT *, NOT ({" OR ".join(NOBODY_SPEAKS)}) AS spoken, NOT ({" OR ".join(UNFIT)}) AS fit FROM judged),
+        refused AS (SELECT *, {_without_nulls(needs)} AS needs, CASE WHEN too_short THEN ['too_short']
+                    ELSE {_without_nulls([*reasons, *sync, *poor])} END AS faults FROM fit)
+        SELECT {", ".join(["clip_id", "video_id", "duration", *carry])},
+        CASE WHEN len(stuck) > 0 THEN decision WHEN len(faults) > 0 THEN 'rejected' WHEN len(needs) > 0 THEN 'pending'
+             ELSE 'kept' END AS decision,
+        CASE WHEN len(stuck) > 0 THEN stuck WHEN len(faults) > 0 THEN faults ELSE needs END AS reasons,
+        {_split_sql(config)} AS split
+        FROM refused"""
 
 
-def _lips_still(config: SelectConfig, row: Row) -> bool:
-    return _below(row, "lip_motion", config.min_lip_motion)
+def yield_sql(config: SelectConfig, grid: Mapping[str, Sequence[float]], table: str = "clips") -> str:
+    """A query giving of every combination of the thresholds in `grid` (names of SelectConfig fields) how many clips and
+    milliseconds are kept, and pending, while all other thresholds stay `config`'s.
+
+    A row is refused when it has any fault, however the faults are told apart: so what the grid does not touch is
+    judged once, and only the remaining rows are compared with every combination.
+    """
+    touched = {name for name, text in FAULTS.items() if _thresholds(text) & set(grid)}
+    settled = " AND ".join(f"NOT {_never_null(text, config)}" for name, text in FAULTS.items() if name not in touched)
+    needs = " OR ".join(f"{field} IS NULL" for field in NEEDED_ROLES)
+    candidates = f"""SELECT *, round(duration * 1000)::BIGINT AS ms, ({needs}) AS needs FROM {table}
+                     WHERE len({_STUCK}) = 0 AND {settled}"""
+    cells = " CROSS JOIN ".join(
+        f"(SELECT unnest([{', '.join(map(_number, values))}]) AS {name})" for name, values in grid.items()
+    )
+    names = ", ".join(grid)
+    kept = " AND ".join(f"NOT {_never_null(FAULTS[name], config, grid)}" for name in FAULTS if name in touched)
+    return f"""
+        WITH rows AS ({candidates}), cells AS (SELECT * FROM {cells}),
+        passed AS (SELECT {names}, needs, count(*) AS clips, sum(ms) AS ms
+                   FROM rows, cells WHERE {kept or "true"} GROUP BY ALL)
+        SELECT {", ".join(f"cells.{name}" for name in grid)},
+        coalesce(sum(clips) FILTER (NOT needs), 0)::BIGINT AS clips,
+        coalesce(sum(ms) FILTER (NOT needs), 0)::BIGINT AS ms,
+        coalesce(sum(clips) FILTER (needs), 0)::BIGINT AS pending_clips,
+        coalesce(sum(ms) FILTER (needs), 0)::BIGINT AS pending_ms
+        FROM cells LEFT JOIN passed USING ({names}) GROUP BY ALL ORDER BY ALL"""
 
 
-def _drifts(config: SelectConfig, row: Row) -> bool:
-    """Whether the thirds are apart and the whole clip is synchronous along one slope: thirds alone differ by chance."""
-    first, last, slope = (row.get(field) for field in ("sync_offset_first", "sync_offset_last", "sync_drift"))
-    if first is None or last is None or slope is None or _below(row, "sync_drift_c", config.min_sync_c):
-        return False
-    return bool(min(abs(last - first), abs(slope)) > config.max_drift)
+def _split_sql(config: SelectConfig) -> str:
+    """Test for the videos whose hash lies below the share: the first 64 bits of SHA-256(seed, NUL, video id)."""
+    limit = math.ceil(config.test_share * 2**64)
+    if limit >= 2**64:
+        return "'test'"
+    # Hex digits of equal number are ordered as the numbers they write.
+    seed = str(config.split_seed).encode().hex()
+    digest = f"sha256(unhex('{seed}00') || encode(video_id))[1:16]"
+    return f"CASE WHEN {digest} < '{max(limit, 0):016x}' THEN 'test' ELSE 'train' END"
 
 
-def _below(row: Row, field: str, least: float) -> bool:
-    value = row.get(field)
-    return value is not None and value < least
+def _thresholds(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
-def _above(row: Row, field: str, most: float) -> bool:
-    value = row.get(field)
-    return value is not None and value > most
+def _never_null(text: str, config: SelectConfig, grid: Mapping[str, Sequence[float]] | None = None) -> str:
+    """A condition with its thresholds filled in, or the grid's columns for those; null counts as false."""
+    values = {name: _number(value) for name, value in asdict(config).items() if isinstance(value, (int, float))}
+    return f"coalesce({text.format(**values | {name: name for name in grid or ()})}, false)"
 
 
-def _split(config: SelectConfig, video_id: str) -> str:
-    digest = hashlib.sha256(f"{config.split_seed}\0{video_id}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") < config.test_share * 2**64 else "train"
+def _number(value: float) -> str:
+    # Quoted: a bare literal such as 0.1 is a DECIMAL to SQL and would compare differently.
+    return f"'{float(value)!r}'::DOUBLE"
+
+
+def _without_nulls(items: Sequence[str]) -> str:
+    return f"list_filter([{', '.join(items)}], lambda reason: reason IS NOT NULL)"

@@ -15,7 +15,7 @@ from common.errors import InputError, MissingFileError
 from common.query import connect
 from common.runs import atomic_write
 from curation.config import SelectConfig
-from curation.decide.select_sql import decided_sql, yield_sql
+from curation.decide.select import decided_sql, yield_sql
 
 MS_PER_HOUR = 3_600_000
 MAX_CELLS = 2000

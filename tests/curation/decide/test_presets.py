@@ -26,7 +26,11 @@ def test_presets_differ_in_what_they_keep() -> None:
     }
     config = {name: read_preset(name, ("min_side=64", "min_face_px=16")) for name in preset_names()}
     kept = {
-        name: [clip for clip, row in clips.items() if select(thresholds, row)["decision"] == "kept"]
+        name: [
+            clip
+            for clip, fields in zip(clips, select(thresholds, list(clips.values())), strict=True)
+            if fields["decision"] == "kept"
+        ]
         for name, thresholds in config.items()
     }
     assert kept == {

@@ -1,13 +1,17 @@
 """Every threshold refuses for its own reason, on stored fields alone."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
+import duckdb
+import numpy as np
 import pytest
 
 from common.clips import read_clips, write_clips
 from curation.config import SelectConfig
-from curation.decide.select import select
+from curation.decide.select import select, yield_sql
+from tests.curation.decide.drawn_rows import draw_rows, table
 
 CONFIG = SelectConfig(min_sync_c=4.0, min_iqa=2.6, min_side=64, min_face_px=16)
 GOOD = {
@@ -23,8 +27,13 @@ NO_SCORES = {"sync_c": None, "sync_offset": None, "sync_offset_applied": None, "
 
 
 def decide(config: SelectConfig = CONFIG, **changes: object) -> tuple[str, list[str]]:
-    fields = select(config, GOOD | changes)
+    (fields,) = select(config, [GOOD | changes])
     return fields["decision"], fields["reasons"]
+
+
+def splits_of(config: SelectConfig, videos: list[str], **changes: object) -> dict[str, str]:
+    decided = select(config, [GOOD | {"video_id": video} | changes for video in videos])
+    return {video: fields["split"] for video, fields in zip(videos, decided, strict=True)}
 
 
 def test_a_good_clip_is_kept() -> None:
@@ -124,18 +133,48 @@ def test_what_a_stage_could_not_read_stays_refused_whatever_the_thresholds() -> 
 
 def test_deciding_again_from_the_table_gives_the_same(tmp_path) -> None:
     rows = [GOOD | {"clip_id": f"c{n}", "sync_c": float(n)} for n in range(8)]
-    write_clips(tmp_path / "clips.parquet", [row | select(CONFIG, row) for row in rows])
+    write_clips(
+        tmp_path / "clips.parquet", [row | fields for row, fields in zip(rows, select(CONFIG, rows), strict=True)]
+    )
     stored = read_clips(tmp_path / "clips.parquet")
     assert [row["decision"] for row in stored] == ["rejected"] * 4 + ["kept"] * 4
-    assert all(select(CONFIG, row)["decision"] == row["decision"] for row in stored)
+    assert [each["decision"] for each in select(CONFIG, stored)] == [row["decision"] for row in stored]
     strict = replace(CONFIG, min_sync_c=6.0)
-    assert [select(strict, row)["decision"] for row in stored] == ["rejected"] * 6 + ["kept"] * 2
+    assert [each["decision"] for each in select(strict, stored)] == ["rejected"] * 6 + ["kept"] * 2
 
 
 def test_the_split_follows_the_video_not_the_clip() -> None:
-    splits = {f"v{n}": select(CONFIG, GOOD | {"video_id": f"v{n}"})["split"] for n in range(2000)}
+    names = [f"v{n}" for n in range(2000)]
+    splits = splits_of(CONFIG, names)
     assert Counter(splits.values())["test"] == pytest.approx(200, abs=45)
-    again = {name: select(CONFIG, GOOD | {"video_id": name, "clip_id": "x"})["split"] for name in splits}
+    again = splits_of(CONFIG, names, clip_id="x")
     assert again == splits
-    other = {name: select(replace(CONFIG, split_seed=1), GOOD | {"video_id": name})["split"] for name in splits}
+    other = splits_of(replace(CONFIG, split_seed=1), names)
     assert other != splits
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"min_sync_c": (2.0, 4.0, 5.6), "min_iqa": (1.0, 2.6, 3.5)},
+        {"max_offset": (0, 1, 5), "min_seconds": (3.0, 6.0), "max_static_pct": (10.0, 80.0), "max_faces": (1,)},
+    ],
+)
+def test_every_cell_of_a_grid_counts_what_select_would_keep(grid: dict[str, tuple[float, ...]]) -> None:
+    rows = draw_rows(1500, 9)
+    with duckdb.connect() as connection:
+        connection.register("clips", table(rows))
+        found = connection.sql(yield_sql(SelectConfig(), grid)).to_arrow_table().to_pylist()
+    assert len(found) == np.prod([len(values) for values in grid.values()])
+    for cell, values in zip(found, itertools.product(*grid.values()), strict=True):
+        thresholds = dict(zip(grid, values, strict=True))
+        assert {name: cell[name] for name in grid} == thresholds
+        config = replace(SelectConfig(), **thresholds)  # type: ignore[arg-type]
+        decided = [
+            (fields["decision"], round(1000 * row["duration"]))
+            for row, fields in zip(rows, select(config, rows), strict=True)
+        ]
+        for state, name in (("kept", ""), ("pending", "pending_")):
+            lengths = [length for decision, length in decided if decision == state]
+            assert (cell[f"{name}clips"], cell[f"{name}ms"]) == (len(lengths), sum(lengths)), thresholds
+    assert len({cell["clips"] for cell in found}) > 3

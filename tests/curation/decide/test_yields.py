@@ -13,7 +13,7 @@ from curation.config import SelectConfig
 from curation.decide.select import select
 from curation.decide.yields import draw_yield, funnel_table, hours_lines, parse_axis, yield_lines, yield_table
 from curation.reporting.summary import SOURCES_SCHEMA
-from tests.curation.decide.test_select_sql import GOOD, draw_rows
+from tests.curation.decide.drawn_rows import GOOD, draw_rows
 
 HOUR = 3600.0
 CONFIG = SelectConfig(max_seconds=2 * HOUR)  # rows an hour long are easy to add up
@@ -29,7 +29,9 @@ def run(tmp_path: Path) -> Path:
         rows.append(row | {"iqa_1to5": 2.0 if number % 2 == 0 else 3.0, "face_track_id": 0, "n_faces_median": 1.0})
     rows[9]["n_faces_median"] = 2.0
     rows.append(rows[7] | {"clip_id": "waiting", "iqa_1to5": None})
-    write_clips(tmp_path / "clips.parquet", [row | select(CONFIG, row) for row in rows])
+    write_clips(
+        tmp_path / "clips.parquet", [row | fields for row, fields in zip(rows, select(CONFIG, rows), strict=True)]
+    )
     sources = [{"video_id": row["video_id"], "state": "kept", "duration": 1.5 * HOUR} for row in rows]
     sources.append({"video_id": "bad", "state": "rejected", "reason": "no_audio", "duration": HOUR / 2})
     pq.write_table(pa.Table.from_pylist(sources, SOURCES_SCHEMA), tmp_path / "sources.parquet")
@@ -81,7 +83,7 @@ def test_every_lost_hour_is_explained_once(run: Path) -> None:
 def test_the_first_reasons_add_up_to_all_that_is_lost(tmp_path: Path) -> None:
     rows, config = draw_rows(800, 3), replace(SelectConfig(), min_sync_c=5.0)
     write_clips(tmp_path / "clips.parquet", rows)
-    decided = [(select(config, row), row["duration"]) for row in rows]
+    decided = [(fields, row["duration"]) for row, fields in zip(rows, select(config, rows), strict=True)]
     lost = [(fields["reasons"], seconds) for fields, seconds in decided if fields["decision"] != "kept"]
     table = funnel_table(tmp_path, config)
     assert sum(table["first_clips"].to_pylist()) == len(lost) > 100

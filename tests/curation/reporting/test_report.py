@@ -20,9 +20,9 @@ from curation.config import DownloadConfig, SelectConfig
 from curation.decide.select import select
 from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Machines, listed, make_plan
-from curation.reporting.report import HEIGHT, histogram, save_plan, thumbnail, write_curation_report
+from curation.reporting.report import THUMBNAIL_HEIGHT, histogram, save_plan, thumbnail, write_curation_report
 from curation.reporting.summary import SOURCES_SCHEMA
-from tests.curation.decide.test_select_sql import GOOD
+from tests.curation.decide.drawn_rows import GOOD
 
 HOUR = 3600.0
 CONFIG = SelectConfig(max_seconds=2 * HOUR)
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> RunFolder:
     ]
     rows = [row | {"sync_offset_applied": 3 if n else 0} for n, row in enumerate(rows)]
     run.root.mkdir()
-    write_clips(run.clips_parquet, [row | select(CONFIG, row) for row in rows])
+    write_clips(run.clips_parquet, [row | fields for row, fields in zip(rows, select(CONFIG, rows), strict=True)])
     sources = [{"video_id": f"v{n}", "state": "kept", "duration": HOUR} for n in range(8)]
     pq.write_table(pa.Table.from_pylist(sources, SOURCES_SCHEMA), run.root / "sources.parquet")
     ledger = Ledger(run.ledger)
@@ -116,7 +116,7 @@ def test_the_middle_frame_becomes_a_small_picture(tmp_path: Path) -> None:
     address = thumbnail(tmp_path / "clip.mp4")
     assert address is not None and len(address) < 4000
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/jpeg;base64,")))))
-    assert picture.shape == (HEIGHT, 2 * HEIGHT, 3)
+    assert picture.shape == (THUMBNAIL_HEIGHT, 2 * THUMBNAIL_HEIGHT, 3)
     assert np.abs(picture.mean(axis=(0, 1)) - (200, 30, 30)).max() < 15
 
 
