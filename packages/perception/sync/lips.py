@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from common.constants import SAMPLES_PER_FRAME
 
-SIDE = 96  # px, of the crop (perception.sync.syncnet.crop_track) that is looked at
+SIDE = 96  # px, of the crop (perception.faces.crop.crop_track) that is looked at
 # The mouth in such a crop, whose upper 71 % are the face's box: rows, columns.
 MOUTH = (slice(42, 67), slice(29, 67))
 REACH = 5  # px that a head may move between the pictures compared
