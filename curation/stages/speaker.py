@@ -22,10 +22,10 @@ from common.media.open import MediaError
 from common.media.video import decode_video
 from curation.config import PeopleConfig, SpeakerConfig
 from curation.stages.people import annotated_distances, find_tracks, people_fields
+from perception.faces.crop import crop_track
 from perception.faces.tracks import Track
 from perception.sync.active_speaker import CROP_SIDE, ActiveSpeaker, load_active_speaker, speaking_scores
 from perception.sync.lips import SIDE, lip_motion
-from perception.sync.syncnet import crop_track
 
 Row = Mapping[str, Any]
 

@@ -19,16 +19,9 @@ from miniature.train.timed import TimedTraining, train_command
 from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from miniature.world.damage import Damage
 from miniature.world.recorded import record
+from perception.faces.crop import crop_track
 from perception.sync.mfcc import mfcc
-from perception.sync.syncnet import (
-    SyncNet,
-    SyncNetWidths,
-    audio_windows,
-    crop_track,
-    lip_volume,
-    load_syncnet,
-    sync_scores,
-)
+from perception.sync.syncnet import SyncNet, SyncNetWidths, audio_windows, lip_volume, load_syncnet, sync_scores
 
 WIDTHS = SyncNetWidths((4, 16, 24, 24, 24, 48), (6, 16, 24, 24, 32, 48), embedding=64, crop_size=64)
 SYNC_C_TARGET = 8.5

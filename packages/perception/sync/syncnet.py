@@ -10,7 +10,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from scipy.ndimage import median_filter
@@ -25,8 +24,7 @@ from perception.sync.mfcc import COEFFICIENTS, mfcc
 WINDOW_FRAMES = 5
 WINDOW_CEPSTRA, CEPSTRA_PER_FRAME = 20, 4
 MIN_FRAMES = WINDOW_FRAMES + 1
-CROP_MARGIN, CROP_PADDING = 0.4, 110
-_TRACK_FILTER, _CURVE_FILTER = 13, 9
+_CURVE_FILTER = 9
 # Lip frames held as floats, and windows convolved at once: both bound memory, neither changes a number.
 _PIECE_FRAMES, _PIECE_WINDOWS = 64, 4
 
@@ -187,32 +185,6 @@ def _widths(state: Mapping[str, Tensor]) -> SyncNetWidths:
         embedding=state["netfclip.3.weight"].shape[0],
         crop_size=32 * (state["netcnnlip.18.weight"].shape[-1] + 1),
     )
-
-
-def crop_track(frames: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Cut one face out of frames (T, H, W, 3) along boxes (T, 4) xyxy px -> (T, size, size, 3), same channel order.
-
-    With s half the larger box side, all median-filtered over 13 frames: a square of 2.8 s, from s above the centre to
-    1.8 s below, grey (110) outside the picture. Source: joonson/syncnet_python, run_pipeline.py `crop_video`.
-    """
-    boxes = np.asarray(boxes, np.float64)
-    half = np.max(boxes[:, 2:] - boxes[:, :2], axis=1) / 2
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    # The reference pads with zeros: a filter longer than the track would return them.
-    kernel = min(_TRACK_FILTER, len(boxes) - 1 + len(boxes) % 2)
-    x, y, s = (median_filter(values, kernel, mode="constant") for values in (*centres.T, half))
-    side, below = s * (1 + CROP_MARGIN), s * (1 + 2 * CROP_MARGIN)
-    edges = np.floor(np.stack([y - s, y + below, x - side, x + side], axis=1)).astype(int)
-    return np.stack([_cut(frame, edge, size) for frame, edge in zip(frames, edges.tolist(), strict=True)])
-
-
-def _cut(frame: np.ndarray, edges: list[int], size: int) -> np.ndarray:
-    top, bottom, left, right = edges
-    height, width = frame.shape[:2]
-    inside = frame[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    margins = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
-    square = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_CONSTANT, value=(CROP_PADDING,) * 3)
-    return cv2.resize(square, (size, size))
 
 
 def sync_scores(net: SyncNet, crops: np.ndarray, wave: np.ndarray, max_shift: int = 15) -> SyncResult:
