@@ -1,37 +1,15 @@
-"""A stage: what is done to every unit, and all that its result depends on.
+"""A stage, and where it runs: what `common.executors.run` is told."""
 
-A stage is a frozen dataclass that derives from `Stage`. Its fields are its settings, and its fingerprint is made of
-them: a field that changes where or how fast, but not what, is declared with `no_effect()`, the weights of a model are a
-`Weights`. A worker gets a pickled copy, calls `load` once, and then the stage itself with one row after the other:
-
-    @dataclass(frozen=True)
-    class SharpnessStage(Stage[ClipRow]):
-        name = "sharpness"
-        version = "1"
-        reads = ("unit", "sha256")
-        config: SharpnessConfig
-        folder: Path = no_effect()
-
-        def __call__(self, row: ClipRow) -> Outcome:
-            ...
-            return Outcome(row["unit"], "kept", outputs={"sharpness": value})
-"""
-
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
 from common.errors import UserError
 from common.executors.workers import Unit
 from common.ledger.store import Outcome
-from common.runs import fingerprint, hash_path, plain
+from common.runs import fingerprint
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
-ROWS = "rows"  # output of a stage that makes several rows of one: a list of dicts, each with a `unit` of its own
-
-_NO_EFFECT, _LOADED = "no_effect", "loaded"
+Work = Callable[[Unit], Outcome]
 
 
 class StageError(UserError, RuntimeError):
@@ -39,93 +17,35 @@ class StageError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The weights behind a model role. `sha256`, of the file or folder, is part of a stage's fingerprint; `path` is
-    where this machine has them."""
+class Stage:
+    """What is done to every unit, and all that its result depends on.
 
-    role: str
-    path: Path
-    sha256: str
+    `make()` runs once per worker (it loads models) and returns the function from one unit row, a dict with a "unit" id,
+    to one Outcome; it must be picklable: a module-level function or a functools.partial of one. `params` (JSON values),
+    `models` (role -> content hash) and `version` make the fingerprint; `reads` names the row fields the stage depends
+    on (none = all).
 
-    @classmethod
-    def of(cls, role: str, path: Path) -> "Weights":
-        """Weights with the hash of what lies at `path`. Raises FileNotFoundError."""
-        return cls(role, Path(path), hash_path(path))
+    The rest changes how units are done, never what comes of them. `lanes`: exactly one worker for each name, whatever
+    the executor says, made by `make(lane)`. `cost`: a row field, or a function of the row, by which the longest units
+    are begun first. A unit that takes more than `timeout_seconds` (0 = none) is stopped with its worker and fails.
 
-
-def no_effect(**options: Any) -> Any:
-    """A dataclass field that the result of a stage does not depend on: a folder, a device, a number of threads."""
-    return dataclasses.field(metadata={_NO_EFFECT: True}, **options)
-
-
-def loaded() -> Any:
-    """A dataclass field that `load` fills, in the worker: a network, a detector."""
-    return dataclasses.field(init=False, repr=False, compare=False, metadata={_NO_EFFECT: True, _LOADED: True})
-
-
-class Stage(Generic[Row]):
-    """Base of all stages; see the module's docstring for how to write one.
-
-    `name` and `version` (raise it when the same settings would give another result) go into the fingerprint. `reads`
-    names the row fields that the result depends on (none = all). `cost` is a row field by which the longest units are
-    begun first.
-
-    A "pending" outcome whose outputs hold "pause_seconds" lets its worker rest for that time and puts the unit at the
-    end of the queue, for any worker, with no attempt counted; any other "pending" is final for this run. A stage that
-    makes several rows of one returns them as the output `rows`.
+    A "pending" outcome whose outputs hold "pause_seconds" lets its worker rest so long and puts the unit at the end of
+    the queue, for any worker, with no attempt counted; any other "pending" is final for this run.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]] = ()
-    cost: ClassVar[str] = ""
+    name: str
+    version: str
+    params: dict[str, Any]
+    models: dict[str, str]
+    make: Callable[..., Work]
+    reads: tuple[str, ...] = ()
+    lanes: tuple[str, ...] = ()
+    cost: str | Callable[[Unit], float] | None = None
+    timeout_seconds: float = 0.0
 
-    def load(self) -> None:
-        """Load models into the fields declared with `loaded()`, by `hold`; called once in every worker."""
-
-    def __call__(self, row: Row) -> Outcome:
-        """Do one unit. Whatever is raised becomes a failed attempt of this unit alone."""
-        raise NotImplementedError
-
-    def made(self, row: Row, outcome: Outcome) -> bool:
-        """Whether the product of a kept outcome, such as a file, is still there; if not the unit is done again.
-
-        This is asked once for every kept unit when a run starts, and nowhere else.
-        """
-        return True
-
-    def in_lane(self, lane: str) -> "Stage[Row]":
-        """The copy of the stage for one of its lanes."""
-        return self
-
-    @property
-    def lanes(self) -> tuple[str, ...]:
-        """Names of lanes: exactly one worker works on each, whatever the executor says. None: any number of workers."""
-        return ()
-
-    @property
-    def timeout_seconds(self) -> float:
-        """A unit that takes longer is stopped together with its worker and fails; 0 = no limit."""
-        return 0.0
-
-    def hold(self, **models: Any) -> None:
-        """Set fields declared with `loaded()`, which a frozen dataclass otherwise refuses."""
-        for name, model in models.items():
-            object.__setattr__(self, name, model)
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Settings that the result depends on, as JSON values: the fields. Those of a field named `config`, the stage's
-        own section of the recipe, stand at the top level."""
-        fields = {field.name: getattr(self, field.name) for field in self._effective_fields()}
-        settings = {name: plain(value) for name, value in fields.items() if not isinstance(value, Weights)}
-        return settings.pop("config", {}) | settings
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Role -> SHA-256 of the weights that the result depends on."""
-        values = [getattr(self, field.name) for field in self._effective_fields()]
-        return {value.role: value.sha256 for value in values if isinstance(value, Weights)}
+    def __post_init__(self) -> None:
+        if len(set(self.lanes)) < len(self.lanes):
+            raise StageError(f"Stage '{self.name}' has the lanes {list(self.lanes)}; every lane needs its own name.")
 
     @property
     def fingerprint(self) -> str:
@@ -137,11 +57,8 @@ class Stage(Generic[Row]):
         return fingerprint({name: unit.get(name) for name in self.reads} if self.reads else unit)
 
     def predicted_cost(self, unit: Unit) -> float:
-        """What units are ordered by, longest first; a row without the field is of unknown cost and sorts first."""
-        cost = unit.get(self.cost) if self.cost else 0.0
+        """By what units are ordered, longest first; a row without the field comes first, for fear of the worst."""
+        if self.cost is None:
+            return 0.0
+        cost = unit.get(self.cost) if isinstance(self.cost, str) else self.cost(unit)
         return float("inf") if cost is None else float(cost)
-
-    def _effective_fields(self) -> "list[dataclasses.Field[Any]]":
-        if not dataclasses.is_dataclass(self):
-            return []
-        return [field for field in dataclasses.fields(self) if not field.metadata.get(_NO_EFFECT)]
