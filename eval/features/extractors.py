@@ -25,7 +25,8 @@ from perception.features.extractors import clip_extractor, frame_extractor, pose
 from perception.quality.qalign import load_qalign
 from perception.speech.detect import speech_at
 from perception.sync.lips import SIDE, mouth_changes
-from perception.sync.syncnet import crop_track, load_syncnet
+from perception.sync.syncnet import load_syncnet
+from perception.faces.crop import crop_track
 
 PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture

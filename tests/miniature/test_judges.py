@@ -19,7 +19,8 @@ from miniature.world.voice import N_PHONES
 from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.faces.tracks import overlap, track_faces
-from perception.sync.syncnet import SyncNet, crop_track, load_syncnet, sync_scores
+from perception.sync.syncnet import SyncNet, load_syncnet, sync_scores
+from perception.faces.crop import crop_track
 
 PATHS = model_paths()
 

@@ -9,7 +9,7 @@ from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.figure import draw_identity, draw_motion, render
 from miniature.world.voice import draw_speaker, silence, speak
 from perception.sync.lips import SIDE, mouth_changes
-from perception.sync.syncnet import crop_track
+from perception.faces.crop import crop_track
 
 SPOKEN, PAUSE = 25, 20
 

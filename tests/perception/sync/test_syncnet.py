@@ -8,17 +8,8 @@ import torch
 from python_speech_features import mfcc as reference_mfcc
 
 from perception.sync.mfcc import mfcc
-from perception.sync.syncnet import (
-    SyncNet,
-    SyncNetError,
-    SyncNetWidths,
-    audio_windows,
-    crop_track,
-    lip_volume,
-    load_syncnet,
-    search_offset,
-    sync_scores,
-)
+from perception.sync.syncnet import SyncNet, SyncNetError, SyncNetWidths, audio_windows, lip_volume, load_syncnet, search_offset, sync_scores
+from perception.faces.crop import crop_track
 
 TINY = SyncNetWidths((4, 6, 8, 6, 6, 8), (4, 6, 6, 6, 6, 8), embedding=16, crop_size=64)
 

@@ -11,7 +11,7 @@ from common.runs import RunFolder
 from curation.config import SelectConfig
 from curation.decide.yields import yield_table
 from curation.reporting.summary import SOURCES_SCHEMA
-from tests.curation.decide.test_select_sql import draw_rows
+from tests.curation.decide.drawn_rows import draw_rows
 from tests.curation.frozen import make_run, write_videos
 from tests.pipelines.command_line import run_here
 
