@@ -1,5 +1,6 @@
 """Commands that generate: one video, a list of them, the videos of a recipe; and calibration of the residual cache."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pipelines.recipe import Recipe
 
 OUT = Path("avatar.mp4")
+logger = logging.getLogger(__name__)
 
 app = typer.Typer()
 
@@ -31,6 +33,9 @@ def generate(
     ] = None,
     out: Annotated[Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder")] = OUT,
     preset: Annotated[str, typer.Option(help="default, official or paper: how chunks are sampled and joined")] = "",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="also measure drift of colours, of likeness and at joins, for the JSON")
+    ] = False,
     recipe: Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")] = "demo",
     run: Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of all")] = None,
@@ -42,7 +47,8 @@ def generate(
     setup_logging(verbose)
     changes = _settings(preset, settings, retry)
     if samples is not None:
-        return _make_list(samples, seconds, out if out != OUT else samples.with_suffix(""), preset, recipe, changes)
+        folder = out if out != OUT else samples.with_suffix("")
+        return _make_list(samples, seconds, folder, preset, measure, recipe, changes)
     if image is None and audio is None and not prompt:
         return run_flow(recipe, run, changes, "generate", "generate", force)
     from omniavatar.config import Request
@@ -53,19 +59,25 @@ def generate(
     request = Request(image, audio, prompt, seconds)
     read_request(request)  # what is wrong with it is said before anything is wrong with the weights
     chosen = read_recipe(recipe, changes)
+    _warn_of_miniature(chosen, image)
     cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
-    animate(request, chosen.generate, _weights(chosen), out, cache, preset)
+    animate(request, chosen.generate, _weights(chosen, measure), out, cache, preset, measure=measure)
     print(out)
 
 
-def _make_list(samples: Path, seconds: float, out: Path, preset: str, recipe: str, changes: tuple[str, ...]) -> None:
+def _make_list(
+    samples: Path, seconds: float, out: Path, preset: str, measure: bool, recipe: str, changes: tuple[str, ...]
+) -> None:
     from pipelines.generate.animate_list import RESULTS, animate_list
     from pipelines.generate.sample_list import read_samples
     from pipelines.recipe import read_recipe
 
     asked = read_samples(samples, seconds)
     chosen = read_recipe(recipe, changes)
-    outcomes = animate_list(asked, chosen.generate, _weights(chosen), out, chosen.executor, preset)
+    _warn_of_miniature(chosen, next((sample.request.image for sample in asked if sample.request.image), None))
+    outcomes = animate_list(
+        asked, chosen.generate, _weights(chosen, measure), out, chosen.executor, preset, measure=measure
+    )
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     print("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
     print(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
@@ -82,12 +94,19 @@ def _settings(preset: str, settings: list[str] | None, retry: bool) -> tuple[str
     return (*(f"generate.{name}={value}" for name, value in named.items()), *again, *(settings or ()))
 
 
-def _weights(recipe: "Recipe") -> dict[str, Path | None]:
-    """The roles of generation, which must be there, and the judges of likeness, which may."""
+def _warn_of_miniature(recipe: "Recipe", image: Path | None) -> None:
+    from pipelines.models.listing import miniature_warning
+
+    if image is not None and (warning := miniature_warning(recipe, image)):
+        logger.warning("%s", warning)
+
+
+def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
+    """The roles of generation, which must be there, and, to measure, the models that find faces, which may."""
     from omniavatar.config import GENERATION_ROLES
     from pipelines.steps import require
 
-    judges = recipe.model_paths(("face_detector", "face_identity"))
+    judges = recipe.model_paths(("face_detector", "face_identity")) if measure else {}
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}
 
 

@@ -1,8 +1,9 @@
-"""One request -> one video file, described beside it: with what it was made, and how far it drifts."""
+"""One request -> one video file, and a JSON description of how it was made beside it."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from omniavatar.video.images import fit_image, to_frames
 from omniavatar.video.inputs import Inputs, read_request
 from omniavatar.video.scene import frame_size, frames_of, with_lead_in
 from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
-from pipelines.generate.facts import drift_report, model_hash
+from pipelines.models.lock import model_hash
 
 Loader = Callable[[], AvatarModels]
 
@@ -28,13 +29,15 @@ def animate(
     cache: Path,
     preset: str = "",
     load: Loader | None = None,
+    measure: bool = False,
 ) -> None:
     """Write `out`, an mp4 made in overlapping chunks that are kept in `cache`, and its description as JSON beside it.
 
-    `models` holds the roles of generation and, for the likeness in the description, face_detector and face_identity;
-    `preset` is the name the settings go by; `load` gives networks that are loaded already. A portrait that has to be
-    drawn is written beside as PNG. Of several processes that make one video together the first alone writes. Raises
-    FileNotFoundError and ValueError for unusable input before any weight is read, then what the loaders raise.
+    `models` holds the roles of generation; with `measure` the finished video is decoded for figures of its drift, and
+    `models` may hold face_detector and face_identity for those of likeness. `preset` is the name the settings go by;
+    `load` gives networks that are loaded already. A portrait that has to be drawn is written beside as PNG. Of several
+    processes that make one video together the first alone writes. Raises FileNotFoundError and ValueError for unusable
+    input before any weight is read, then what the loaders raise.
     """
     inputs = read_request(request)
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
@@ -48,7 +51,7 @@ def animate(
     sound = sound_track(inputs.sound.played, sampling, inputs.sound.rate)
     write_avatar_video(out, (frame for piece in pieces for frame in piece), sound, inputs.sound.rate, count)
     starts = chunk_starts(count, height, width, sampling)
-    facts = {
+    facts: dict[str, Any] = {
         "image": str(request.image or out.with_suffix(".png")),
         "audio": str(request.audio or ""),
         "sha256": {name: sha256_file(path) for name in ("image", "audio") if (path := getattr(request, name))},
@@ -58,8 +61,12 @@ def animate(
         "frames": count,
         "chunk_starts": starts,
     }
-    reference = to_frames(fit_image(image, height, width)[:, None])[0]
-    write_settings(out, sampling, facts | {"drift": drift_report(out, reference, starts, models)})
+    if measure:
+        from pipelines.generate.measure import measure_drift  # needs the metrics of eval
+
+        reference = to_frames(fit_image(image, height, width)[:, None])[0]
+        facts["drift"] = measure_drift(out, reference, starts, models)
+    write_settings(out, sampling, facts)
 
 
 def load_avatar(models: Mapping[str, Path | None], config: LoadConfig) -> AvatarModels:

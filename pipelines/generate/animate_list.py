@@ -17,8 +17,8 @@ from common.runs import atomic_write, plain
 from omniavatar.config import GenerateConfig, Request
 from omniavatar.models import AvatarModels
 from pipelines.generate.animate import animate, load_avatar
-from pipelines.generate.facts import model_hash
 from pipelines.generate.sample_list import Sample
+from pipelines.models.lock import model_hash
 
 RESULTS = "results.csv"
 
@@ -30,15 +30,20 @@ def animate_list(
     out: Path,
     executor: ExecutorConfig,
     preset: str = "",
+    measure: bool = False,
 ) -> list[Outcome]:
     """Write `<out>/<name>.mp4` for every sample and `<out>/results.csv`; finished ones stay, unless an input changed.
+    `measure`: see `animate`.
 
     Returns the outcomes in order: kept, rejected (its input cannot be used) or failed. Raises what `run_stage` raises.
     """
     weights = {role: path for role, path in models.items() if path is not None}
     hashes = {role: model_hash(path) for role, path in weights.items()}
-    make = partial(make_worker, {role: str(path) for role, path in weights.items()}, sampling, str(out), preset)
-    stage = Stage("animate", "1", {"sampling": plain(sampling), "preset": preset}, hashes, make)
+    make = partial(
+        make_worker, {role: str(path) for role, path in weights.items()}, sampling, str(out), preset, measure
+    )
+    params = {"sampling": plain(sampling), "preset": preset, "measure": measure}
+    stage = Stage("animate", "1", params, hashes, make)
     if executor.kind == "process" and not executor.workers:
         executor = replace(executor, workers=1)  # each worker holds all networks
     units = [_unit(sample) for sample in samples]
@@ -58,11 +63,12 @@ def animate_list(
 
 
 def make_worker(
-    weights: Mapping[str, str], sampling: GenerateConfig, out: str, preset: str
+    weights: Mapping[str, str], sampling: GenerateConfig, out: str, preset: str, measure: bool = False
 ) -> Callable[[Mapping[str, Any]], Outcome]:
     """The function that makes one sample; weights are loaded when the first sound input needs them."""
     models = {role: Path(path) for role, path in weights.items()} | ({} if "adapter" in weights else {"adapter": None})
-    return partial(_make, cache(partial(load_avatar, models, sampling.load)), models, sampling, Path(out), preset)
+    load = cache(partial(load_avatar, models, sampling.load))
+    return partial(_make, load, models, sampling, Path(out), preset, measure)
 
 
 def _make(
@@ -71,6 +77,7 @@ def _make(
     sampling: GenerateConfig,
     out: Path,
     preset: str,
+    measure: bool,
     unit: Mapping[str, Any],
 ) -> Outcome:
     if unit["error"]:
@@ -81,7 +88,7 @@ def _make(
     if unit["seed"] is not None:
         sampling = replace(sampling, seed=unit["seed"])
     try:
-        animate(request, sampling, models, out / f"{unit['unit']}.mp4", out / "cache", preset, load)
+        animate(request, sampling, models, out / f"{unit['unit']}.mp4", out / "cache", preset, load, measure)
     except (InputError, MediaError, FileNotFoundError) as error:
         return Outcome(unit["unit"], "rejected", "bad_input", str(error))
     return Outcome(unit["unit"], "kept")

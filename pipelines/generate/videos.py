@@ -35,7 +35,7 @@ from omniavatar.video.scene import ClipRequest
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.config import VideosConfig
 from pipelines.generate.animate import animate, model_paths
-from pipelines.generate.facts import model_hash
+from pipelines.models.lock import model_hash
 
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
 
@@ -62,7 +62,7 @@ def make_videos(
     Raises NoTestClipsError, and what the loaders of the weights raise.
     """
     if config.long is not None:
-        animate(config.long, sampling, models, run.videos / "demo.mp4", run.cache / "chunks")
+        animate(config.long, sampling, models, run.videos / "demo.mp4", run.cache / "chunks", measure=True)
     test = _long_enough(run, "test", config)[: config.clips]
     if len(test) < 2:
         raise NoTestClipsError(

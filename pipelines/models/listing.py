@@ -3,8 +3,13 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipelines.models.published import Published, gigabytes
+from omniavatar.config import GENERATION_ROLES
+from pipelines.models.published import Published, gigabytes, read_published
+from pipelines.recipe import Recipe, read_recipe
 from pipelines.roles import MODEL_ROLES
+
+# Recipes of published weights -> their bytes on a GPU: transformer and umT5 in bfloat16, VAE, wav2vec2 in float32.
+GPU_BYTES: Mapping[str, int] = {"omniavatar-1.3b": 15_000_000_000, "omniavatar-14b": 41_000_000_000}
 
 
 def role_lines(published: Mapping[str, Published], named: Mapping[str, Path | None] | None) -> Iterator[str]:
@@ -46,3 +51,23 @@ def recipe_lines(fetched: Mapping[str, Mapping[str, Path]]) -> Iterator[str]:
     for name, roles in fetched.items():
         yield f"models:   # {name}"
         yield from (f"  {role}: {path}" for role, path in roles.items())
+
+
+def miniature_warning(recipe: Recipe, image: Path) -> str:
+    """What to expect of an image of one's own with the shipped tiny models, and which recipes make real videos of it;
+    "" for a recipe with a transformer of its own."""
+    if recipe.weights != "miniature" or "transformer" in recipe.models:
+        return ""
+    published = read_published()
+    needs, fetch = [], ""
+    for name, gpu in GPU_BYTES.items():
+        paths = read_recipe(name).named_models()
+        parts = {part for role in GENERATION_ROLES if (path := paths[role]) for part in path.parts}
+        entries = [entry for entry in published if entry in parts]
+        disk = sum(published[entry].bytes for entry in entries)
+        needs.append(f"{name} ({gigabytes(disk)} to fetch, a GPU with room for {gigabytes(gpu)} of weights and more)")
+        fetch = fetch or f"omniavatar models fetch {' '.join(entries)} --to weights --accept"
+    return (
+        f"{recipe.name} has tiny models that were trained on drawn faces: {image} becomes a toy video. Recipes for "
+        f"real videos: {', '.join(needs)}. Begin with: {fetch}; then add --recipe {next(iter(GPU_BYTES))}."
+    )

@@ -1,5 +1,6 @@
 """`weights.lock.json`: what was fetched into a folder, from where, at which revision, with which content."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.progress import ProgressBar, progress
-from common.runs import read_json, sha256_file, write_json
+from common.runs import hash_path, read_json, sha256_file, write_json
 
 LOCK_FILE = "weights.lock.json"
 MEGABYTE = 1_000_000
@@ -62,6 +63,22 @@ def locked_files(path: Path) -> dict[Path, LockedFile]:
             }
             return {file: locked for file, locked in files.items() if file == path or path in file.parents}
     return {}
+
+
+def model_hash(path: Path) -> str:
+    """`hash_path` of a role's weights; fetched files of unchanged size take theirs from the lock file, unread."""
+    locked = {file: entry for file, entry in locked_files(path).items() if file.is_file()}
+    recorded = {file: entry.sha256 for file, entry in locked.items() if file.stat().st_size == entry.bytes}
+    if not recorded:
+        return hash_path(path)
+    root = path.resolve()
+    if root.is_file():
+        return recorded[root]
+    digest = hashlib.sha256()
+    for file in sorted(item for item in root.rglob("*") if item.is_file()):
+        content = recorded[file] if file in recorded else sha256_file(file)
+        digest.update(f"{file.relative_to(root).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def compare_with_lock(files: Mapping[Path, LockedFile], content: bool) -> list[str]:

@@ -56,7 +56,7 @@ def request_(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, request_) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    _command(*_generate(folder, request_, "--set", "generate.steps=5"))
+    _command(*_generate(folder, request_, "--set", "generate.steps=5", "--measure"))
     return folder
 
 
@@ -70,7 +70,7 @@ def test_it_ends_in_a_video_as_long_as_its_sound(undisturbed, request_):
 
 
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, tmp_path):
-    line = [str(part) for part in _generate(tmp_path, request_, "--set", "generate.steps=5")]
+    line = [str(part) for part in _generate(tmp_path, request_, "--set", "generate.steps=5", "--measure")]
     # Less urgent than this process, which must see the second chunk before the last is there.
     command = ["nice", "-n", "15", sys.executable, "-m", "pipelines.cli.main", *line]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -81,7 +81,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, t
     process.wait()
     made = {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*.safetensors")}
     assert not (tmp_path / "a.mp4").exists() and 2 <= len(made) < 6
-    _command(*_generate(tmp_path, request_, "--set", "generate.steps=5"))
+    _command(*_generate(tmp_path, request_, "--set", "generate.steps=5", "--measure"))
     assert (tmp_path / "a.mp4").read_bytes() == (undisturbed / "a.mp4").read_bytes()
     assert (tmp_path / "a.json").read_bytes() == (undisturbed / "a.json").read_bytes()
     assert {path.name: path.stat().st_mtime_ns for path in chunks.rglob("chunk_*")}.items() >= made.items()
@@ -114,6 +114,7 @@ def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
     request = replace(request_, audio=tmp_path / "short.wav")
     _command(*_generate(tmp_path, request, "--preset", "official", *by_hand))
     told = read_json(tmp_path / "a.json")
+    assert "drift" not in told  # nobody asked to measure
     assert told["preset"] == "official" and told["frames"] == 1 + 18  # 0.7 s with the lead-in
     settings = told["settings"]
     assert (settings["steps"], settings["lead_in"], settings["keep_reference"], settings["blend"]) == (

@@ -2,7 +2,16 @@ import hashlib
 
 import pytest
 
-from pipelines.models.lock import LockedEntry, LockedFile, compare_with_lock, locked_files, read_lock, write_lock
+from common.runs import hash_path
+from pipelines.models.lock import (
+    LockedEntry,
+    LockedFile,
+    compare_with_lock,
+    locked_files,
+    model_hash,
+    read_lock,
+    write_lock,
+)
 
 
 @pytest.fixture
@@ -44,3 +53,19 @@ def test_sizes_are_compared_always_and_content_when_asked(folder):
         "two.bin has 0 bytes, fetched were 20; fetch it again",
         "one.bin is absent, fetched were 10; fetch it again",
     ]
+
+
+def test_the_hash_is_that_of_the_content_and_the_lock_file_saves_reading(tmp_path):
+    folder = tmp_path / "entry"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"one")
+    (folder / "sub" / "b.bin").write_bytes(b"two")
+    plain = hash_path(folder)
+    assert model_hash(folder) == plain
+    hashes = {name: hash_path(folder / name) for name in ("a.bin", "sub/b.bin")}
+    write_lock(tmp_path, {"entry": LockedEntry("MIT", files={n: LockedFile(3, h, "") for n, h in hashes.items()})})
+    assert model_hash(folder) == plain and model_hash(folder / "a.bin") == hashes["a.bin"]
+    write_lock(tmp_path, {"entry": LockedEntry("MIT", files={"a.bin": LockedFile(3, "0" * 64, "")})})
+    assert model_hash(folder / "a.bin") == "0" * 64 and model_hash(folder) != plain
+    (folder / "a.bin").write_bytes(b"changed")  # of another size: no longer what was fetched
+    assert model_hash(folder) == hash_path(folder)
