@@ -51,31 +51,36 @@ class FeatureConfig:
 class ScoreConfig:
     """How numbers are summed up.
 
-    `comparisons` names pairs "a>b". FID and FVD with thousands of features over many frames cost minutes per distance:
+    `comparisons` names pairs "a>b"; null compares the judged method of the manifest with every other. FID and FVD with
+    thousands of features over many frames cost minutes per distance:
     lower `swap_draws` (label permutations at most, 0 = no test) and `jackknife_groups` for them. So few cannot give a p
     below 1 / (swap_draws + 1), which Holm's correction multiplies by the number of tests.
     """
 
-    comparisons: tuple[str, ...] = ("adapter>swapped_audio", "adapter>base")
+    comparisons: tuple[str, ...] | None = None
     resamples: int = 10_000
     swap_draws: int = 499
     jackknife_groups: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for pair in self.comparisons:
+        for pair in self.comparisons or ():
             if pair.count(">") != 1 or not all(pair.split(">")):
-                raise InputError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'adapter>base'.")
+                raise InputError(f"Comparison '{pair}' is not of the form 'method>method'; write e.g. 'ours>theirs'.")
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The comparisons as (a, b)."""
-        return [(a, b) for a, _, b in (pair.partition(">") for pair in self.comparisons)]
+        return [(a, b) for a, _, b in (pair.partition(">") for pair in self.comparisons or ())]
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How videos are looked at and how their numbers are summed up."""
+    """How videos are looked at and how their numbers are summed up.
+
+    `reported` names tables of `paper_tables.csv` whose row "Ours" the report shows apart from its own numbers.
+    """
 
     features: FeatureConfig = FeatureConfig()
     scores: ScoreConfig = ScoreConfig()
+    reported: tuple[str, ...] = ()

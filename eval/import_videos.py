@@ -1,7 +1,8 @@
 """Videos that another system made, as a run folder that can be judged: a list in, a manifest out.
 
 The list is CSV or JSON lines with `method`, `clip_id` and `video`, and where there are any `reference` (the real
-video), `audio`, `image` (the input picture), `group` (video or speaker) and `seed`; paths are relative to the list.
+video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and `seed`; paths
+are relative to the list.
 Or it leaves out `method` and `video`, as `clips.csv` of a test set's inputs does, and is told in which folders the
 methods have left their `<clip_id>.mp4`.
 """
@@ -16,13 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.runs import RunFolder, atomic_write
-from eval.job import OPTIONAL_COLUMNS, ManifestError
-from eval.scoring.study import TRUTH
+from eval.manifest import OPTIONAL_COLUMNS, TRUTH, ManifestError
 from eval.sets.catalog import TEST_SET_FILE, read_test_set, write_test_set
 
 REQUIRED = ("method", "clip_id", "video")
 PATHS = ("video", "reference", "audio", "image")
-COLUMNS = (*REQUIRED, "reference", "audio", "seed", *OPTIONAL_COLUMNS)
+COLUMNS = (*REQUIRED, "reference", "audio", "seed", "role", *OPTIONAL_COLUMNS)
 
 
 def import_videos(path: Path, run: RunFolder, made: Mapping[str, Path] | None = None) -> dict[str, int]:

@@ -6,13 +6,12 @@ every aggregate is computed from the cache alone.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -23,15 +22,13 @@ from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractJob, is_lost, load_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
+from eval.manifest import FLOOR, arrange, read_manifest, read_roles, video_name
 from eval.metrics.clip_metrics import clip_records
 from eval.scoring.scores import score_methods
-from eval.scoring.study import FLOOR, EvalTable
+from eval.scoring.study import EvalTable
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_COLUMNS = ("method", "clip_id", "video", "reference", "audio", "seed")
-# `image`: the input picture of a video; `group`: clips of one video or speaker, which are not independent.
-OPTIONAL_COLUMNS = ("image", "group")
 DEMO = "demo"
 REFERENCE = "reference"
 # What is looked at in a real video that others are compared with, in an input picture, and in the demo.
@@ -39,10 +36,6 @@ OF_REFERENCE = ("fid", "fvd", "fvd_slow", "identity", "pose")
 OF_PICTURE = ("identity",)
 OF_DEMO = ("sync",)
 DEMO_LEAVES_OUT = ("by_window", "window_start")
-
-
-class ManifestError(UserError, ValueError):
-    """The list of videos to judge is absent or not a manifest."""
 
 
 def evaluate(
@@ -54,7 +47,7 @@ def evaluate(
     its metrics "skipped: no weights" (faces then come from OpenCV's cascade), a video that cannot be read is a row with
     its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
     """
-    rows = read_manifest(run)
+    rows, roles = read_manifest(run), read_roles(run)
     judges = {role: Path(path) for role in ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
@@ -62,11 +55,14 @@ def evaluate(
 
     ready = {extractor.name for extractor in job.extractors}
     study = _study(run, rows, seen, ready, config.features.protocol)
+    if config.scores.comparisons is None:
+        methods = arrange({row["method"] for row in rows}, roles)
+        config = replace(config, scores=replace(config.scores, comparisons=methods.comparisons))
     scores, set_records = score_methods(study, config.scores)
     table = pa.Table.from_pylist([asdict(r) for r in sorted([*study.records, *set_records])], METRICS_SCHEMA)
     with atomic_write(run.report / "metrics.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
-    provenance = {"config": asdict(config), "models": hashes, "manifest": fingerprint(rows)}
+    provenance = {"config": asdict(config), "models": hashes, "manifest": fingerprint(rows), "roles": roles}
     write_json(run.report / "scores.json", scores | provenance)
     if DEMO in seen:
         write_json(run.report / "demo_sync.json", _demo_sync(seen[DEMO], ready))
@@ -78,41 +74,16 @@ def _study(run: RunFolder, rows: list[dict], seen: Mapping[str, Features], ready
     records: list[Record] = []
     for row in rows:
         real, picture = seen.get(_reference_name(row), Features()), seen.get(_picture_name(row), Features())
-        look = ClipFeatures(seen[_name(row)], real, picture, _seams(Path(run.root) / row["video"]))
+        look = ClipFeatures(seen[video_name(row)], real, picture, _seams(Path(run.root) / row["video"]))
         records += clip_records(row, look, ready, protocol)
     first = {(row["method"], row["clip_id"]): row for row in reversed(rows)}
     return EvalTable(
         records=records,
-        seen={f"{method}/{clip}": seen[_name(row)].arrays for (method, clip), row in first.items()},
+        seen={f"{method}/{clip}": seen[video_name(row)].arrays for (method, clip), row in first.items()},
         real={r["clip_id"]: seen[_reference_name(r)].arrays for r in rows if r["reference"] and r["method"] != FLOOR},
         protocol=protocol,
         groups={row["clip_id"]: row["group"] for row in rows if row["group"]},
     )
-
-
-def read_manifest(run: RunFolder) -> list[dict]:
-    """Rows of the manifest, sorted, with "" for an optional column that it lacks. Raises ManifestError naming what is
-    missing."""
-    path = run.videos / "manifest.parquet"
-    if not path.exists():
-        raise ManifestError(f"{path} does not exist; generate the videos to judge first (pipeline step 'generate').")
-    table = pq.read_table(path)
-    missing = [name for name in MANIFEST_COLUMNS if name not in table.column_names]
-    if missing:
-        raise ManifestError(f"{path} lacks the columns {missing}; it must have {list(MANIFEST_COLUMNS)}.")
-    present = [name for name in OPTIONAL_COLUMNS if name in table.column_names]
-    without = dict.fromkeys(OPTIONAL_COLUMNS, "")
-    listed = table.select([*MANIFEST_COLUMNS, *present]).to_pylist()
-    rows = [
-        without | {name: value for name, value in row.items() if value is not None or name == "seed"} for row in listed
-    ]
-    # The methods of one clip follow each other: they are held against the same real video.
-    rows.sort(key=lambda row: (row["clip_id"], row["method"], row["seed"] or 0))
-    names = [_name(row) for row in rows]
-    twice = [a for a, b in zip(names, names[1:], strict=False) if a == b]
-    if twice:
-        raise ManifestError(f"{path} lists {twice[0]} twice; give one row per method, clip and seed.")
-    return rows
 
 
 def _look_at_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Features]:
@@ -134,10 +105,6 @@ def _restore(job: ExtractJob, unit: dict, outcome: Outcome) -> Outcome:
     return job.make()(unit) if lost else outcome
 
 
-def _name(row: dict) -> str:
-    return f"{row['method']}/{row['clip_id']}/{row['seed'] or 0}"
-
-
 def _reference_name(row: dict) -> str:
     return f"{REFERENCE}/{row['reference']}"
 
@@ -149,7 +116,7 @@ def _picture_name(row: dict) -> str:
 def units_of(run: RunFolder, rows: list[dict]) -> list[dict]:
     """The videos to look at: those of the manifest, the real ones and pictures they are compared with, and the demo."""
     everything = tuple(extractor.name for extractor in EXTRACTORS)
-    units = [_unit(run, _name(row), row["video"], everything, row["audio"], row["reference"]) for row in rows]
+    units = [_unit(run, video_name(row), row["video"], everything, row["audio"], row["reference"]) for row in rows]
     others: dict[str, tuple[str, tuple[str, ...]]] = {
         _reference_name(row): (row["reference"], OF_REFERENCE) for row in rows if row["reference"]
     }

@@ -9,9 +9,9 @@ from common.runs import RunFolder, hash_path
 from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractJob, is_lost
 from eval.features.extractors import EXTRACTORS
-from eval.job import read_manifest, units_of
+from eval.job import units_of
+from eval.manifest import FLOOR, read_manifest
 from eval.metrics.clip_metrics import METRICS
-from eval.scoring.study import FLOOR
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ class DrawnConfig:
     half_body_every: int = HALF_BODY_EVERY
 
 
-GENERATED = ("adapter", "swapped_audio", "base")
+# Methods that the generate step makes, and what each is to the evaluation (`eval.manifest.ROLES`).
+METHOD_ROLES = {"adapter": "judged", "swapped_audio": "swapped", "base": "control"}
+GENERATED = tuple(METHOD_ROLES)
+JUDGED = GENERATED[0]
 
 
 @dataclass(frozen=True)

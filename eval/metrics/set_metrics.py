@@ -8,9 +8,10 @@ import numpy as np
 
 from eval.config import ScoreConfig
 from eval.features.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
+from eval.manifest import FLOOR, TRUTH
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
 from eval.scoring.statistics import Triple, half_split_distances, jackknife_se, swap_test
-from eval.scoring.study import FEWEST_CLIPS, FLOOR, REAL, TRUTH, EvalTable, Score
+from eval.scoring.study import FEWEST_CLIPS, REAL, EvalTable, Score
 
 DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
     "fid": frechet_between,

@@ -13,14 +13,13 @@ import torch
 import yaml
 
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
+from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
-from eval.reporting.gallery import best_median_worst, judged_method
-from eval.reporting.summary import read_optional, read_rows
+from eval.reporting.gallery import best_median_worst
+from eval.reporting.summary import read_optional, read_rows, scored_methods
 from eval.scoring.compare import by_clip, read_metrics
-from eval.scoring.study import FLOOR, TRUTH
 from eval.sets.catalog import TEST_SET_FILE, TestSet, read_test_set
 
-GENERATION_ROLES = ("transformer", "adapter", "vae", "text_encoder", "audio_encoder")
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "deepspeed", "av", "numpy", "scipy")
 # What differs from the scripts the field takes its numbers from, in every run.
 DEVIATIONS = (
@@ -48,12 +47,13 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
     scores = read_optional(run.report / "scores.json") or {}
     recipe = yaml.safe_load(run.recipe_yaml.read_text("utf-8")) if run.recipe_yaml.exists() else {}
     versions = read_optional(Path(run.root) / "versions.json") or {}
+    models = _models(run, versions, scores)
     protocol = sorted({row["protocol"] for row in rows})
     card = {
         "run": Path(run.root).name,
         "recipe": recipe.get("name"),
-        "models": _models(run, recipe, versions),
-        "inference": recipe.get("generate") or {},
+        "models": {**models, "weights": recipe.get("weights")},
+        "inference": (recipe.get("generate") or {}) if models else {},
         "test_set": about,
         "protocol": protocol,
         "judges": scores.get("models", {}),
@@ -64,7 +64,7 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
         "comparisons": scores.get("comparisons", []),
         "flags": scores.get("flags", []),
         "deviations": _deviations(recipe, about),
-        "examples": examples(rows, judged_method({row["method"] for row in rows})),
+        "examples": examples(rows, scored_methods(scores).judged),
     }
     return card | {"id": fingerprint({name: card[name] for name in ("models", "inference", "test_set", "protocol")})}
 
@@ -128,13 +128,16 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "## Known deviations", "", *(f"- {text}" for text in card["deviations"])]) + "\n"
 
 
-def _models(run: RunFolder, recipe: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, Any]:
-    """Content hash of each role of generation; the adapter is the one that the run trained, where it did."""
-    found = {role: digest for role, digest in versions.get("models", {}).items() if role in GENERATION_ROLES}
-    trained = Path(run.root) / "checkpoints" / "adapter"
-    if trained.is_dir():
-        found["adapter"] = hash_path(trained)
-    return found | {"weights": recipe.get("weights")}
+def _models(run: RunFolder, versions: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, str]:
+    """Content hash of each model behind the videos; empty where the videos were made elsewhere.
+
+    The judges are left out, the card lists them apart. What the run trained is in `checkpoints/` under the name of its
+    role and replaces what training began with; `best` there is another choice of the same model.
+    """
+    judges = scores.get("models", {})
+    models = {role: digest for role, digest in versions.get("models", {}).items() if digest and role not in judges}
+    exports = sorted(path.parent for path in (Path(run.root) / "checkpoints").glob("*/config.json"))
+    return models | {path.name: hash_path(path) for path in exports if not (path / "best.json").exists()}
 
 
 def _test_set(run: RunFolder, chosen: TestSet | None) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """The best, the median and the worst clip of the judged system, side by side with the real one and the controls."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.runs import RunFolder
+from eval.manifest import Methods, arrange
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.pictures import data_uri, frame_strip
-from eval.reporting.summary import read_rows
-from eval.scoring.study import FLOOR, TRUTH
+from eval.reporting.summary import read_optional, read_rows
 
-JUDGED = "adapter"
-CONTROLS = ("swapped_audio", "base")
 RANKED_BY = ("sync_c", "csim", "psnr", "iqa")
 # A page of tens of megabytes does not open on a telephone.
 LARGEST_BYTES = 24_000_000
@@ -24,13 +22,15 @@ def gallery(run: RunFolder) -> list[dict[str, Any]]:
     Empty without scores of a generated video, or when the videos would make the page too large.
     """
     rows = read_rows(run.report / "metrics.parquet")
-    judged = judged_method({row["method"] for row in rows})
+    roles = (read_optional(run.report / "scores.json") or {}).get("roles", {})
+    methods = arrange({row["method"] for row in rows}, roles)
+    judged = methods.judged
     metric, scores = _ranking(rows, judged)
     ranked = sorted((METRICS[metric].better * found[judged], clip) for clip, found in scores.items() if judged in found)
     files: dict[tuple[str, str], Path] = {}
     for row in read_rows(run.videos / "manifest.parquet"):
         files.setdefault((row["clip_id"], row["method"]), Path(run.root) / row["video"])
-    chosen = [(title, clip, _files(files, clip, judged)) for title, clip in best_median_worst(ranked)]
+    chosen = [(title, clip, _files(files, clip, methods)) for title, clip in best_median_worst(ranked)]
     if sum(path.stat().st_size for *_, found in chosen for _, path in found) > LARGEST_BYTES:
         return []
     about = {"label": METRICS[metric].label, "method": judged}
@@ -40,12 +40,6 @@ def gallery(run: RunFolder) -> list[dict[str, Any]]:
         | {"videos": [_video(path, method, scores[clip], metric) for method, path in found]}
         for title, clip, found in chosen
     ]
-
-
-def judged_method(methods: Collection[str]) -> str:
-    """The system in question: the adapter of a run, or the first by name of whatever was judged."""
-    others = sorted(set(methods) - {TRUTH, FLOOR})
-    return JUDGED if JUDGED in others or not others else others[0]
 
 
 def _ranking(rows: Sequence[Mapping[str, Any]], judged: str) -> tuple[str, dict[str, dict[str, float]]]:
@@ -71,10 +65,8 @@ def best_median_worst(ranked: Sequence[tuple[float, str]]) -> list[tuple[str, st
     return [(title, ranked[place][1]) for place, title in picked.items()]
 
 
-def _files(files: Mapping[tuple[str, str], Path], clip: str, judged: str) -> list[tuple[str, Path]]:
-    others = sorted({method for _, method in files} - {TRUTH, FLOOR, judged, *CONTROLS})
-    order = [TRUTH, judged, *CONTROLS, *others]
-    found = [(method, files[clip, method]) for method in order if (clip, method) in files]
+def _files(files: Mapping[tuple[str, str], Path], clip: str, methods: Methods) -> list[tuple[str, Path]]:
+    found = [(method, files[clip, method]) for method in methods.order if (clip, method) in files]
     return [(method, path) for method, path in found if path.exists()]
 
 

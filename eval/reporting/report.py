@@ -8,11 +8,12 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from common.runs import RunFolder, atomic_write, write_json
+from eval.manifest import Methods
 from eval.reporting.card import write_card
 from eval.reporting.gallery import gallery
 from eval.reporting.report_extra import drift, further_metrics, paper_numbers
-from eval.reporting.sections import demo, funnel, number, provenance, results, strips, training
-from eval.reporting.summary import read_optional, summarize
+from eval.reporting.sections import demo, funnel, number, provenance, results, strips, sync_facts, training
+from eval.reporting.summary import read_optional, scored_methods, summarize, swapped_key
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,12 +25,15 @@ def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
     caller timed them. Parts of the run that are not there are shown as "not run".
     """
     complete = summarize(run, summary)
+    methods = scored_methods(read_optional(run.report / "scores.json") or {})
     if (run.report / "metrics.parquet").exists():
         write_card(run)
     page = render(
         run=Path(run.root).name,
         summary=complete,
-        headline=headline(complete),
+        headline=headline(complete, methods),
+        methods=methods,
+        sync_facts=sync_facts(complete, methods),
         demo=demo(run),
         drift=drift(run),
         funnel=funnel(run, complete),
@@ -49,10 +53,13 @@ def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
     return path
 
 
-def headline(summary: Mapping[str, Any]) -> tuple[str, str]:
+def headline(summary: Mapping[str, Any], methods: Methods) -> tuple[str, str]:
     """The result in one sentence and in one line of evidence."""
     sync = summary["sync_c"]
-    own, swapped, p = sync["adapter"], sync["swapped_audio"], sync["p_adapter_over_swapped"]
+    own, swapped, p = (sync.get(key) for key in (methods.judged, methods.swapped, swapped_key(methods)))
+    if own is not None and not methods.swapped:
+        missing = "no control driven by another clip's audio was judged, so what the voice does to the mouth is open"
+        return f"{words(methods.judged)}: Sync-C {own:.2f}", missing.capitalize()
     if own is None or swapped is None or p is None:
         return "Not yet judged", "The lips have not been compared with the voice in this run"
     numbers = f"Sync-C {own:.2f} on held-out voices, {swapped:.2f} when another clip's sound drives"

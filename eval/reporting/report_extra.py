@@ -1,17 +1,15 @@
 """What the report shows beside its main table: drift of long videos, every other metric, and what the paper printed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from common.runs import RunFolder
+from eval.manifest import FLOOR
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import METRIC_IDS, read_reported
 from eval.reporting.summary import read_optional
-from eval.scoring.study import FLOOR
 
-# The tables of the paper whose test sets are the project's, and the row that is the system itself.
-PAPER = ("OmniAvatar Table 2", "OmniAvatar Table 3")
+# The row of a paper's table that is its own system.
 PAPER_ROW = "Ours"
 # Part of a video's own description -> its figures: name, label, unit, digits.
 DRIFT = {
@@ -65,7 +63,12 @@ def further_metrics(run: RunFolder) -> dict[str, Any] | None:
     """The metrics that are not in the main table and have a value: `methods`, and `rows` of label, digits and cells
     (value and clips, one for each method)."""
     methods: Mapping[str, Any] = (read_optional(run.report / "scores.json") or {}).get("methods", {})
-    names = [name for name in methods if name != FLOOR]
+    further = [metric for metric, about in METRICS.items() if not about.shown]
+    names = [
+        name
+        for name, scores in methods.items()
+        if name != FLOOR and any(scores.get(metric, {}).get("value") is not None for metric in further)
+    ]
     rows = []
     for metric, about in METRICS.items():
         cells = [(methods[name].get(metric, {}).get("value"), methods[name].get(metric, {}).get("n")) for name in names]
@@ -75,11 +78,12 @@ def further_metrics(run: RunFolder) -> dict[str, Any] | None:
 
 
 def paper_numbers(run: RunFolder) -> dict[str, Any] | None:
-    """What the paper prints for its own system: `metrics` (labels) and `rows` (table, values); None in a run that has
-    no scores. Never one column with ours: other clips, other frames."""
-    if not Path(run.report / "scores.json").exists():
+    """What papers print for their own system in the tables of `eval.reported`: `metrics` (labels) and `rows` (table,
+    values); None without such a table. Never one column with ours: other clips, other frames."""
+    config = (read_optional(run.report / "scores.json") or {}).get("config", {})
+    tables = {table: read_reported(table)[PAPER_ROW] for table in config.get("reported", ())}
+    if not tables:
         return None
-    tables = {table: read_reported(table)[PAPER_ROW] for table in PAPER}
     metrics = [name for name in METRIC_IDS.values() if any(name in values for values in tables.values())]
     rows = [(table, [values.get(name) for name in metrics]) for table, values in tables.items()]
     return {"metrics": [METRICS[name].label for name in metrics], "rows": rows}

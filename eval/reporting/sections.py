@@ -15,11 +15,11 @@ from common.media.index import probe
 from common.media.open import MediaError
 from common.progress import MetricLog
 from common.runs import RunFolder
+from eval.manifest import FLOOR, TRUTH, Methods
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting import plots
 from eval.reporting.pictures import data_uri, file_picture, frame_strip
-from eval.reporting.summary import read_optional, read_rows
-from eval.scoring.study import FLOOR, TRUTH
+from eval.reporting.summary import read_optional, read_rows, scored_methods
 
 KEPT_SHOWN, REFUSED_SHOWN = 4, 12
 SCORES_SHOWN = {
@@ -34,7 +34,6 @@ SCORES_SHOWN = {
     "n_faces_median": "faces",
     "duration": "seconds",
 }
-METHOD_ORDER = (TRUTH, "adapter", "swapped_audio", "base")
 MAIN_PACKAGES = (
     "torch", "diffusers", "transformers", "peft", "deepspeed", "ray", "av", "opencv-python", "numpy", "scipy",
 )  # fmt: skip
@@ -166,6 +165,13 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> plots.Curve:
     return steps, values
 
 
+def sync_facts(summary: Mapping[str, Any], methods: Methods) -> list[tuple[str, float]]:
+    """What each method is called and its Sync-C, of those that have one."""
+    called = {TRUTH: "real", methods.swapped: "other sound"}
+    values = [(called.get(name, name.replace("_", " ")), summary["sync_c"].get(name)) for name in methods.order]
+    return [(name, value) for name, value in values if value is not None]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One number of the metric table with its uncertainty in words; `best` only where the paired tests say so."""
@@ -184,8 +190,7 @@ def results(run: RunFolder) -> dict[str, Any] | None:
     if not scores:
         return None
     methods = scores["methods"]
-    known = [name for name in METHOD_ORDER if name in methods]
-    order = known + sorted(set(methods) - set(known) - {FLOOR}) + ([FLOOR] if FLOOR in methods else [])
+    order = [name for name in (*scored_methods(scores).order, FLOOR) if name in methods]
     found = {name: [scores[name] for scores in methods.values() if name in scores] for name in METRICS}
     shown = {name: m for name, m in METRICS.items() if m.shown and any(s["value"] is not None for s in found[name])}
     absent = [(METRICS[name].label, found[name][0]["status"]) for name in METRICS if found[name] and name not in shown]

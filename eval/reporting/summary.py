@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from common.ledger.store import ledger_rows
 from common.runs import RunFolder, read_json
+from eval.manifest import Methods, arrange
 
 KEYS = (
     "sources",
@@ -23,7 +24,6 @@ KEYS = (
     "video",
     "seconds",
 )
-SYNC_METHODS = ("ground_truth", "adapter", "swapped_audio", "base")
 
 
 def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,8 +33,9 @@ def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
     work recorded in the ledger per stage. Other keys of `given` are left out.
     """
     scores = read_optional(run.report / "scores.json") or {}
+    methods = scored_methods(scores)
     summary = _counts(run) | _planted(run)
-    summary |= {"sync_c": _sync_c(scores), "metrics": _values(scores), "seconds": _seconds(run)}
+    summary |= {"sync_c": _sync_c(scores, methods), "metrics": _values(scores), "seconds": _seconds(run)}
     summary["video"] = "videos/demo.mp4" if (run.videos / "demo.mp4").exists() else None
     return {key: given.get(key, summary[key]) for key in KEYS}
 
@@ -42,6 +43,16 @@ def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
 def read_optional(path: Path) -> Any:
     """The content of a JSON file, None when there is no such file."""
     return read_json(path) if path.exists() else None
+
+
+def scored_methods(scores: Mapping[str, Any]) -> Methods:
+    """The methods of scores.json in the roles that the manifest gave them."""
+    return arrange(scores.get("methods", {}), scores.get("roles", {}))
+
+
+def judged_method(run: RunFolder) -> str:
+    """The method that a judged run is about; "" for a run without scores."""
+    return scored_methods(read_optional(run.report / "scores.json") or {}).judged
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -68,12 +79,19 @@ def _planted(run: RunFolder) -> dict[str, Any]:
     return {key: found.get(key, value) for key, value in empty.items()}
 
 
-def _sync_c(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    methods = scores.get("methods", {})
-    sync = {name: methods.get(name, {}).get("sync_c", {}).get("value") for name in SYNC_METHODS}
+def swapped_key(methods: Methods) -> str:
+    """The key of `sync_c` in the summary that holds the one-sided p of the judged method over its swapped control."""
+    return f"p_{methods.judged}_over_swapped"
+
+
+def _sync_c(scores: Mapping[str, Any], methods: Methods) -> dict[str, float | None]:
+    scored = scores.get("methods", {})
+    sync = {name: scored.get(name, {}).get("sync_c", {}).get("value") for name in methods.order}
+    if not methods.swapped:
+        return sync
     tests = [test for test in scores.get("comparisons", []) if test["metric"] == "sync_c"]
-    over = [test["p_greater"] for test in tests if (test["a"], test["b"]) == ("adapter", "swapped_audio")]
-    return sync | {"p_adapter_over_swapped": over[0] if over else None}
+    over = [test["p_greater"] for test in tests if (test["a"], test["b"]) == (methods.judged, methods.swapped)]
+    return sync | {swapped_key(methods): over[0] if over else None}
 
 
 def _values(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -13,7 +13,7 @@ from common.runs import RunFolder, read_json, sha256_file
 from eval.config import FeatureConfig, ScoreConfig
 from eval.features.extract import is_lost, load_arrays
 from eval.features.extractors import EXTRACTORS, Extractor
-from eval.job import ManifestError, read_manifest
+from eval.manifest import ManifestError, read_manifest
 
 SUMMING = ("resamples", "swap_draws", "jackknife_groups", "seed")
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from eval.config import ScoreConfig
 from eval.features.records import Record
+from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import CLIP_METRICS
 from eval.metrics.set_metrics import set_records, set_scores
 from eval.scoring.statistics import holm, mean_interval, paired_test
-from eval.scoring.study import FEWEST_CLIPS, FLOOR, TRUTH, EvalTable, Score
+from eval.scoring.study import FEWEST_CLIPS, EvalTable, Score
 
 
 def score_methods(study: EvalTable, config: ScoreConfig) -> tuple[Score, list[Record]]:

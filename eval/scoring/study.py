@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.features.records import Arrays, Record
 
-TRUTH, FLOOR, REAL = "ground_truth", "real_vs_real", "real"
+REAL = "real"
 FEWEST_CLIPS = 3
 Score = dict[str, Any]
 

@@ -165,6 +165,7 @@ def judge_videos(
     setup_logging(verbose)
     from common.recipe import dump_recipe
     from common.runs import RunFolder, save_provenance
+    from eval.config import ROLES
     from eval.job import evaluate
     from eval.reporting.report import write_report
     from pipelines.recipe import read_recipe
@@ -172,7 +173,8 @@ def judge_videos(
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths()
     if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
-        save_provenance(folder, dump_recipe(chosen), {role: path for role, path in models.items() if path})
+        # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
+        save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
     evaluate(chosen.eval, models, folder, chosen.executor)
     print(write_report(folder, {}))
 
@@ -190,20 +192,21 @@ def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run fol
 
 @eval_app.command("compare")
 def compare_runs(
-    a: Annotated[str, typer.Argument(help="RUN or RUN:METHOD; the method is adapter unless said otherwise")],
+    a: Annotated[str, typer.Argument(help="RUN or RUN:METHOD; default method: the one the run is about")],
     b: Annotated[str, typer.Argument(help="the same, to compare with")],
     all_metrics: Annotated[bool, typer.Option("--all", help="also the metrics that the report leaves out")] = False,
 ) -> None:
     """Paired tests between two runs, or two methods of one, on the clips that both have."""
     from common.runs import RunFolder
     from eval.metrics.clip_metrics import METRICS
-    from eval.reporting.gallery import JUDGED
+    from eval.reporting.summary import judged_method
     from eval.scoring.compare import compare_methods, difference_lines, read_groups, read_metrics
 
     (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
     runs = RunFolder(Path(first)), RunFolder(Path(second))
     metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
-    tables, methods = (read_metrics(runs[0]), read_metrics(runs[1])), (of_first or JUDGED, of_second or JUDGED)
+    tables = read_metrics(runs[0]), read_metrics(runs[1])
+    methods = of_first or judged_method(runs[0]), of_second or judged_method(runs[1])
     found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
     print("\n".join(difference_lines(found)))
 

@@ -33,7 +33,7 @@ from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
 from omniavatar.video.scene import ClipRequest
 from omniavatar.video.video_file import write_avatar_video
-from pipelines.config import VideosConfig
+from pipelines.config import METHOD_ROLES, VideosConfig
 from pipelines.generate.animate import animate, model_paths
 from pipelines.models.lock import model_hash
 
@@ -195,6 +195,7 @@ def write_manifest(
             video = f"videos/{method}/{clip['clip_id']}.mp4"
             rows.append(
                 {"method": method, "clip_id": clip["clip_id"], "group": clip["video_id"]}
+                | {"role": METHOD_ROLES.get(method, "")}
                 | {"video": video, "reference": real, "audio": real}
             )
     table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])

@@ -22,6 +22,7 @@ from common.progress import progress
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
 from omniavatar.config import GENERATION_ROLES, Request
+from pipelines.config import METHOD_ROLES
 from pipelines.dag import Context, Step, run_steps
 from pipelines.generate.animate import animate
 from pipelines.steps import STEPS, draw_long_input, require
@@ -137,7 +138,7 @@ def long_videos(count: int, context: Context) -> Mapping[str, Any]:
         rows.append(
             # Judged against its own sound: in the released way of generating the voice begins 0.3 s into the video.
             {"method": "adapter", "clip_id": f"long-{number}", "video": video, "reference": "", "audio": video}
-            | {"image": image, "seed": context.recipe.generate.seed}
+            | {"image": image, "seed": context.recipe.generate.seed, "role": METHOD_ROLES["adapter"]}
         )
     with atomic_write(run.videos / "manifest.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")

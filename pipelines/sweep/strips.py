@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.runs import atomic_write
+from eval.manifest import TRUTH
 from eval.reporting.pictures import side_by_side
 from eval.scoring.compare import Table, by_clip
-from eval.scoring.study import TRUTH
+from pipelines.config import JUDGED
 from pipelines.sweep.plots import INK
 from pipelines.sweep.settings import Places, SweepConfig
-from pipelines.sweep.table import JUDGED, row_tables
+from pipelines.sweep.table import row_tables
 
 FRAMES = 12
 QUALITY = 88

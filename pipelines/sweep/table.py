@@ -13,14 +13,13 @@ from scipy import stats
 
 from common.runs import RunFolder
 from eval.features.records import SET_METRICS, WHOLE_SET
+from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import Ordering, ordering, read_reported
 from eval.scoring.compare import Difference, Table, adjusted, by_clip, check_protocols, difference, read_metrics
 from eval.scoring.statistics import mean_interval
-from eval.scoring.study import FLOOR, TRUTH
+from pipelines.config import JUDGED
 from pipelines.sweep.settings import Places, RowConfig, SweepConfig
-
-JUDGED = "adapter"
 
 
 @dataclass(frozen=True)

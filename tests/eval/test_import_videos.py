@@ -8,7 +8,7 @@ import pytest
 from common.media.write import write_video
 from common.runs import RunFolder
 from eval.import_videos import import_videos
-from eval.job import ManifestError, read_manifest
+from eval.manifest import ManifestError, read_manifest
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, read_test_set, write_test_set
 
 

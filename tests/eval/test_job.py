@@ -22,7 +22,8 @@ from common.media.write import write_video
 from common.runs import RunFolder, read_json, write_json
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig, SyncRules
 from eval.features.records import NOT_NAMED
-from eval.job import ManifestError, evaluate, read_manifest
+from eval.job import evaluate
+from eval.manifest import ManifestError, read_manifest
 from eval.metrics.clip_metrics import CLIP_METRICS
 from eval.scoring.compare import compare_methods
 from miniature.weights import model_paths

@@ -9,7 +9,8 @@ from common.executors.config import ExecutorConfig
 from common.media.write import write_video
 from common.runs import RunFolder
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig
-from eval.job import ManifestError, evaluate
+from eval.job import evaluate
+from eval.manifest import ManifestError
 from eval.plan import plan_evaluation, plan_lines
 
 CONFIG = EvalConfig(FeatureConfig(), ScoreConfig(resamples=20))

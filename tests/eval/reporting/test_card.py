@@ -51,6 +51,7 @@ def test_the_card_holds_what_a_number_needs_to_be_quoted(run):
     (test,) = [each for each in card["comparisons"] if each["metric"] == "psnr"]
     assert test["difference"] > 0
     assert f"{psnr['value']:.2f} [{psnr['low']:.2f}, {psnr['high']:.2f}]" in page
+    assert set(card["models"]) == {"adapter", "weights"}
     assert "Small world" in page and "adapter | base" in page and card["id"] in page
     chosen = card["examples"]["psnr"]
     assert (chosen["best"]["clip_id"], chosen["worst"]["clip_id"]) == ("c0", "c3")
@@ -94,6 +95,16 @@ def test_lower_is_better_where_it_is():
     assert {title: found["clip_id"] for title, found in examples(rows, "adapter")["sync_d"].items()} == {
         "best": "c0", "median": "c1", "worst": "c2",
     }  # fmt: skip
+
+
+def test_videos_made_elsewhere_have_no_models_and_no_inference_settings(run, tmp_path):
+    run = RunFolder(shutil.copytree(run.root, tmp_path / "copy"))
+    shutil.rmtree(run.checkpoints)
+    scores, versions = read_json(run.report / "scores.json"), read_json(run.root / "versions.json")
+    write_json(run.report / "scores.json", scores | {"models": {"sync_scorer": "ab"}})
+    write_json(run.root / "versions.json", versions | {"models": {"sync_scorer": "ab", "vae": None}})
+    card = make_card(run)
+    assert card["models"] == {"weights": "miniature"} and card["inference"] == {}
 
 
 def test_a_run_that_nobody_judged_has_no_card(tmp_path):

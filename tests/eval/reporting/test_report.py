@@ -19,6 +19,7 @@ from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, read_json, write_json
 from eval.config import ScoreConfig
 from eval.features.records import ClipFeatures, Features
+from eval.manifest import Methods, arrange
 from eval.metrics.clip_metrics import clip_records
 from eval.reporting.report import headline, p_text, write_report
 from eval.reporting.sections import number, one_of_each
@@ -28,6 +29,7 @@ from eval.scoring.study import EvalTable
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 SYNC_C = {"ground_truth": 8.0, "adapter": 7.0, "swapped_audio": 4.0, "base": 3.5}
+ROLES = {"adapter": "judged", "swapped_audio": "swapped", "base": "control"}
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
 
 
@@ -70,8 +72,9 @@ def write_scores(run: RunFolder) -> None:
             records += clip_records(
                 row, ClipFeatures(Features(seen[f"{method}/h{i}"])), {"sync", "fid", "fvd"}, "paper"
             )
-    scores, whole = score_methods(EvalTable(records, seen, real, "paper"), ScoreConfig(resamples=200, swap_draws=9))
-    write_json(run.report / "scores.json", scores | {"manifest": "0123456789abcdef"})
+    config = ScoreConfig(arrange(SYNC_C, ROLES).comparisons, resamples=200, swap_draws=9)
+    scores, whole = score_methods(EvalTable(records, seen, real, "paper"), config)
+    write_json(run.report / "scores.json", scores | {"manifest": "0123456789abcdef", "roles": ROLES})
     table = pa.Table.from_pylist([asdict(r) for r in sorted(records + whole)], METRICS_SCHEMA)
     pq.write_table(table, run.report / "metrics.parquet")
 
@@ -224,11 +227,45 @@ def test_any_part_may_be_missing(run: RunFolder, part: str) -> None:
 
 def test_the_headline_never_claims_what_the_test_does_not_show() -> None:
     def title(own: float | None, swapped: float | None, p: float | None) -> str:
-        return headline({"sync_c": {"adapter": own, "swapped_audio": swapped, "p_adapter_over_swapped": p}})[0]
+        sync = {"ours": own, "theirs_swapped": swapped, "p_ours_over_swapped": p}
+        return headline({"sync_c": sync}, Methods("ours", "theirs_swapped"))[0]
 
     assert title(7.0, 4.0, 0.001) == "The mouth follows the voice"
     assert title(7.0, 4.0, 0.02) == title(4.0, 7.0, 0.001) == "The mouth does not yet follow the voice"
     assert title(7.0, None, None) == "Not yet judged"
+    assert headline({"sync_c": {"ours": 7.0}}, Methods("ours", "", ("theirs",)))[0] == "ours: Sync-C 7.00"
+    assert headline({"sync_c": {}}, Methods())[0] == "Not yet judged"
+
+
+def test_the_page_of_another_system_is_laid_out_around_its_own_methods(tmp_path: Path) -> None:
+    run, names = RunFolder(tmp_path), ("ground_truth", "theirs", "ours")
+    records, seen = [], {}
+    for i in range(4):
+        for place, method in enumerate(names):
+            sync = {"sync_c": 8.0 - place + 0.1 * i, "sync_d": 6.0, "sync_c_valid": 7.0, "sync_offset": 0}
+            seen[f"{method}/h{i}"] = {"sync": {**sync, "offset_zero": 1, "windows": 40, "status": "ok"}}
+            row, features = {"method": method, "clip_id": f"h{i}", "seed": 0}, Features(seen[f"{method}/h{i}"])
+            records += clip_records(row, ClipFeatures(features), {"sync"}, "paper")
+    methods = arrange(names, {"ours": "judged"})
+    config = ScoreConfig(methods.comparisons, resamples=50, swap_draws=0)
+    scores, whole = score_methods(EvalTable(records, seen, {}, "paper"), config)
+    write_json(run.report / "scores.json", scores | {"roles": {"ours": "judged"}})
+    table = pa.Table.from_pylist([asdict(r) for r in sorted(records + whole)], METRICS_SCHEMA)
+    pq.write_table(table, run.report / "metrics.parquet")
+
+    page = write_report(run, {}).read_text()
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "<h1>ours: Sync-C" in page and "ours against theirs, clip by clip" in text
+    assert not re.search(r"adapter|swapped audio|Reported", text)
+    for rows in re.findall(r"<table>(.*?)</table>", page, re.S):
+        lines = [
+            re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.S) for line in re.findall(r"<tr.*?</tr>", rows, re.S)
+        ]
+        if lines and lines[0][0] in ("metric", "method"):
+            columns = zip(*lines[1:], strict=True)
+            assert all(any(cell.strip() not in ("", "–") for cell in column) for column in columns)
+    rows = re.search(r"<th>method</th>.*?</table>", page, re.S)
+    assert rows and re.findall(r"<td>(ground truth|ours|theirs)</td>", rows[0]) == ["ground truth", "ours", "theirs"]
 
 
 def test_numbers_read_as_people_write_them() -> None:

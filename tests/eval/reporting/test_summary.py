@@ -42,14 +42,16 @@ def test_work_is_summed_per_stage_and_the_caller_knows_better(tmp_path: Path) ->
     assert summarize(run, {"seconds": {"curate": 3.0}, "else": 1})["seconds"] == {"curate": 3.0}
 
 
-def test_the_test_that_counts_is_adapter_over_swapped_audio(tmp_path: Path) -> None:
+def test_the_test_that_counts_is_the_judged_method_over_its_swapped_control(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     pairs = [("adapter", "base", "sync_c", 0.5), ("adapter", "swapped_audio", "sync_d", 0.4)]
     pairs.append(("adapter", "swapped_audio", "sync_c", 0.001))
     tests = [{"a": a, "b": b, "metric": metric, "p_greater": p} for a, b, metric, p in pairs]
     methods = {"adapter": {"sync_c": {"value": 7.0}, "fid": {"value": None}}, "base": {"sync_c": {"value": 3.0}}}
-    write_json(run.report / "scores.json", {"methods": methods, "comparisons": tests})
+    methods["swapped_audio"] = {}
+    roles = {"adapter": "judged", "swapped_audio": "swapped", "base": "control"}
+    write_json(run.report / "scores.json", {"methods": methods, "comparisons": tests, "roles": roles})
     summary = summarize(run, {})
     values = {"ground_truth": None, "adapter": 7.0, "swapped_audio": None, "base": 3.0}
     assert summary["sync_c"] == values | {"p_adapter_over_swapped": 0.001}
-    assert summary["metrics"] == {"adapter": {"sync_c": 7.0, "fid": None}, "base": {"sync_c": 3.0}}
+    assert summary["metrics"] == {"adapter": {"sync_c": 7.0, "fid": None}, "base": {"sync_c": 3.0}, "swapped_audio": {}}

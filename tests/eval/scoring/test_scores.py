@@ -8,10 +8,11 @@ import pytest
 
 from eval.config import ScoreConfig
 from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
+from eval.manifest import FLOOR
 from eval.metrics.clip_metrics import clip_records
 from eval.metrics.set_metrics import FeatureSets
 from eval.scoring.scores import score_methods
-from eval.scoring.study import FLOOR, REAL, EvalTable
+from eval.scoring.study import REAL, EvalTable
 
 CONFIG = ScoreConfig(comparisons=("adapter>base",), resamples=300, swap_draws=19)
 

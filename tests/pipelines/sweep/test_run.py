@@ -7,7 +7,7 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
-from eval.job import read_manifest
+from eval.manifest import read_manifest
 from pipelines.sweep.pages import write_results
 from pipelines.sweep.run import link, run_sweep
 from pipelines.sweep.settings import Places, RowConfig, SweepConfig, cell_of
