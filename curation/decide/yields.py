@@ -1,30 +1,30 @@
-"""What do other thresholds leave, and what did each rule take? Answered from the stored scores, nothing run anew."""
+"""Yield of thresholds: clips and hours that others would keep, and that each rule rejects, from the stored scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from common.errors import InputError, MissingFileError
+from common.progress import duration_text
 from common.query import connect
 from common.runs import atomic_write
 from curation.config import SelectConfig
 from curation.decide.select import decided_sql, yield_sql
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MS_PER_HOUR = 3_600_000
 MAX_CELLS = 2000
 GRID = {"min_sync_c": (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0), "min_iqa": (2.0, 2.3, 2.6, 2.9, 3.2, 3.5, 4.0)}
 
 
-def in_hours(value: float) -> str:
-    """Hours as they are printed: the seconds of a small run are hours too."""
-    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.4f}"
+UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # name -> how many make an hour
 
 
 def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
@@ -83,7 +83,15 @@ def funnel_table(run_root: Path | str, config: SelectConfig) -> pa.Table:
 
 
 def hours_lines(run_root: Path | str, config: SelectConfig) -> list[str]:
-    """Where the hours of the sources went, as text: refused as a file, cut into no clip, lost by each rule, kept."""
+    """`hours_rows` as text."""
+    return [f"{duration_text(3600 * hours):>12}  {words}" for hours, words in hours_rows(run_root, config)]
+
+
+def hours_rows(run_root: Path | str, config: SelectConfig) -> list[tuple[float, str]]:
+    """Where the hours of the sources went, with words: refused as a file, cut into no clip, lost by each rule, kept.
+
+    What is lost is negative.
+    """
     funnel = funnel_table(run_root, config).to_pylist()
     sources = _ask(
         run_root,
@@ -96,46 +104,48 @@ def hours_lines(run_root: Path | str, config: SelectConfig) -> list[str]:
     usable = sum(row["hours"] for row in sources if not row["reason"])
     clips, hours = (sum(row[name] for row in states.values()) for name in ("clips", "hours"))
     total = sum(row["hours"] for row in sources)
-    lines = [f"{in_hours(total):>10} h  in {sum(row['sources'] for row in sources)} sources"]
+    rows = [(total, f"in {sum(row['sources'] for row in sources)} sources")]
     for row in sources:
         if row["reason"]:
             unknown = f", {row['unknown']} of unknown length" if row["unknown"] else ""
-            lines.append(f"{in_hours(-row['hours']):>10} h  {row['reason']}: {row['sources']} sources{unknown}")
-    lines.append(
-        f"{in_hours(hours - usable):>10} h  in no clip (outside the spans of the data set, or less than a frame)"
-    )
+            rows.append((-row["hours"], f"{row['reason']}: {row['sources']} sources{unknown}"))
+    rows.append((hours - usable, "in no clip (outside the spans of the data set, or less than a frame)"))
     for row in funnel:
         if row["first_clips"]:
-            back = f"; {in_hours(row['last_hours'])} h of {row['last_clips']} clips have no other fault"
-            lines.append(
-                f"{in_hours(-row['first_hours']):>10} h  {row['reason']}: {row['first_clips']} of {clips} clips{back}"
-            )
+            regained = f"{duration_text(3600 * row['last_hours'])} of {row['last_clips']} clips have no other fault"
+            words = f"{row['reason']}: {row['first_clips']} of {clips} clips; {regained}"
+            rows.append((-row["first_hours"], words))
     kept = states.get("kept", {"clips": 0, "hours": 0.0})
-    return [*lines, f"{in_hours(kept['hours']):>10} h  kept: {kept['clips']} clips"]
+    return [*rows, (kept["hours"], f"kept: {kept['clips']} clips")]
 
 
 def yield_lines(table: pa.Table) -> list[str]:
     """A yield table as text: for two thresholds the hours as a matrix, else a line per combination."""
     names = _axes_of(table)
     rows = table.to_pylist()
+    most = max((row["hours"] for row in rows), default=0.0)
+    unit = next((unit for unit, many in UNITS.items() if most * many >= (0.1 if unit == "hours" else 1)), "hours")
     if len(names) != 2:
-        head = "  ".join(f"{name:>12}" for name in (*names, "clips", "hours"))
-        return [head, *(_line([row[name] for name in names], row) for row in rows)]
+        head = "  ".join(f"{name:>12}" for name in (*names, "clips", unit))
+        return [head, *(_line([row[name] for name in names], row, UNITS[unit]) for row in rows)]
     down, across = (sorted(set(table[name].to_pylist())) for name in names)
     hours = {(row[names[0]], row[names[1]]): row["hours"] for row in rows}
-    lines = [f"hours kept; down {names[0]}, across {names[1]}", " " * 8 + "".join(f"{value:>10g}" for value in across)]
+    lines = [f"{unit} kept; down {names[0]}, across {names[1]}", " " * 8 + "".join(f"{value:>10g}" for value in across)]
     return lines + [
-        f"{value:>8g}" + "".join(f"{in_hours(hours[value, each]):>10}" for each in across) for value in down
+        f"{value:>8g}" + "".join(f"{hours[value, each] * UNITS[unit]:>10.2f}" for each in across) for value in down
     ]
 
 
-def _line(values: Sequence[float], row: Mapping[str, float]) -> str:
-    return "  ".join(f"{value:>12g}" for value in (*values, row["clips"])) + f"  {in_hours(row['hours']):>12}"
+def _line(values: Sequence[float], row: Mapping[str, float], many: float) -> str:
+    return "  ".join(f"{value:>12g}" for value in (*values, row["clips"])) + f"  {row['hours'] * many:>12.2f}"
 
 
 def draw_yield(table: pa.Table, path: Path) -> None:
     """Draw a yield table of one or two thresholds as PNG or SVG, by the suffix of `path`: hours as curves over the
     first threshold, one for each value of the second, beside a heat map of both. Raises ValueError, DiskFullError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
+
     names = _axes_of(table)
     if len(names) > 2 or path.suffix not in (".png", ".svg"):
         raise InputError(
@@ -156,7 +166,7 @@ def draw_yield(table: pa.Table, path: Path) -> None:
 
 
 def _draw_curves(
-    ax: Axes, names: Sequence[str], across: Sequence[float], others: Sequence[float | None], hours: np.ndarray
+    ax: "Axes", names: Sequence[str], across: Sequence[float], others: Sequence[float | None], hours: np.ndarray
 ) -> None:
     for number, value in enumerate(others):
         shade = 0.15 + 0.7 * number / max(1, len(others) - 1)
@@ -168,7 +178,7 @@ def _draw_curves(
         ax.legend(fontsize=7, frameon=False)
 
 
-def _draw_map(ax: Axes, names: Sequence[str], across: Sequence[float], others: Sequence, hours: np.ndarray) -> None:
+def _draw_map(ax: "Axes", names: Sequence[str], across: Sequence[float], others: Sequence, hours: np.ndarray) -> None:
     ax.imshow(hours.T, origin="lower", aspect="auto", cmap="viridis", vmin=0)
     ax.set_xticks(range(len(across)), [f"{value:g}" for value in across])
     ax.set_yticks(range(len(others)), [f"{value:g}" for value in others])

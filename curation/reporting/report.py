@@ -1,4 +1,4 @@
-"""The closing report of a curation: one HTML file that opens offline. Where did every hour go, and why?"""
+"""The report of a curation: one HTML file, readable offline, that accounts for every hour of the sources."""
 
 import base64
 import io
@@ -13,17 +13,19 @@ from PIL import Image
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import read_frames
+from common.progress import duration_text
 from common.query import connect, run_query
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
 from curation.decide.select import decided_sql
-from curation.decide.yields import hours_lines, in_hours
+from curation.decide.yields import hours_rows
 from curation.reporting.pilot import read_pilot
 from curation.reporting.plan import Plan
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLAN_FILE = "plan.json"
 REASONS_SHOWN, THUMBNAILS = 30, 3
+THUMBNAIL_HEIGHT = 96  # pixels
 WIDTH, HEIGHT = 560, 130  # of a histogram, in its own units
 
 _OFFSETS = """
@@ -51,7 +53,7 @@ def write_curation_report(run: RunFolder, config: SelectConfig) -> Path:
     The forecast is compared when `save_plan` has left one, planted faults are shown when the run has judged them.
     Raises FileNotFoundError before the first `curate`; DiskFullError.
     """
-    hours = _hours(hours_lines(run.root, config))
+    hours = _hours(hours_rows(run.root, config))
     with connect(run.root) as connection:
         reasons = _rows(connection, _reasons_sql(config))
         offsets = _rows(connection, _OFFSETS)
@@ -59,16 +61,17 @@ def write_curation_report(run: RunFolder, config: SelectConfig) -> Path:
     scores = run_query(run.root, "scores").to_pylist()
     for reason in reasons:
         files = [run.clips / f"{clip}.mp4" for clip in reason["samples"]]
-        reason["pictures"] = [picture for file in files if (picture := thumbnail(file))]
+        reason["images"] = [image for file in files if (image := thumbnail(file))]
     faults = run.report / "faults.json"
     page = _render(
         run=Path(run.root).name,
         hours=hours,
-        reasons=reasons,
+        reasons=[reason for reason in reasons if not reason["pending"]],
+        pending=[reason for reason in reasons if reason["pending"]],
         histograms=[
             histogram("Sync-C of SyncNet", _bins(scores, "sync_c"), 0.25, config.min_sync_c),
             histogram("image quality, 1 to 5", _bins(scores, "iqa_1to5"), 0.1, config.min_iqa),
-            histogram("offset of the sound as found, frames", _shifts(offsets, "before"), 1.0),
+            histogram("offset of the audio as measured, frames", _shifts(offsets, "before"), 1.0),
             histogram("offset after correction, frames", _shifts(offsets, "after"), 1.0),
         ],
         downloads=downloads,
@@ -109,20 +112,20 @@ def histogram(
 def _reasons_sql(config: SelectConfig) -> str:
     return f"""
         WITH decided AS ({decided_sql(config)}),
-        refused AS (SELECT clip_id, duration, unnest(reasons) AS reason FROM decided WHERE decision <> 'kept')
-        SELECT reason, count(*) AS clips, sum(duration) / 3600 AS hours, min(clip_id, {THUMBNAILS}) AS samples
-        FROM refused GROUP BY reason ORDER BY clips DESC, reason LIMIT {REASONS_SHOWN}"""
+        others AS (SELECT clip_id, decision = 'pending' AS pending, duration, unnest(reasons) AS reason
+                   FROM decided WHERE decision <> 'kept')
+        SELECT pending, reason, count(*) AS clips, sum(duration) / 3600 AS hours, min(clip_id, {THUMBNAILS}) AS samples
+        FROM others GROUP BY pending, reason ORDER BY clips DESC, reason LIMIT {REASONS_SHOWN}"""
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     return connection.sql(sql).to_arrow_table().to_pylist()
 
 
-def _hours(lines: Sequence[str]) -> list[tuple[float, str, float]]:
-    """Hours, words and width in percent, of the lines of `curation.decide.yields.hours_lines`."""
-    pairs = [(float(hours), words) for hours, _, words in (line.partition(" h  ") for line in lines)]
-    widest = max([abs(hours) for hours, _ in pairs] + [1e-9])
-    return [(hours, words, round(100 * abs(hours) / widest, 2)) for hours, words in pairs]
+def _hours(rows: Sequence[tuple[float, str]]) -> list[tuple[float, str, float]]:
+    """Hours, words and bar width in percent, of the rows of `curation.decide.yields.hours_rows`."""
+    widest = max([abs(hours) for hours, _ in rows] + [1e-9])
+    return [(hours, words, round(100 * abs(hours) / widest, 2)) for hours, words in rows]
 
 
 def _bins(scores: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, int]]:
@@ -167,22 +170,23 @@ def _estimate(value: Mapping[str, float | None] | None) -> str:
 
 def _render(**context: Any) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "estimate": _estimate, "in_hours": in_hours}
+    environment.filters |= {
+        "number": _number,
+        "estimate": _estimate,
+        "duration": lambda hours: duration_text(3600 * hours),
+    }
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment.get_template("curation.html.j2").render(width=WIDTH, height=HEIGHT, **context)
 
 
-THUMBNAIL_HEIGHT = 96  # px
-
-
 def thumbnail(file: Path) -> str | None:
-    """The middle frame as a JPEG `data:` address 96 px high; None for a file that is gone or cannot be read."""
+    """The middle frame as a JPEG `data:` address, `THUMBNAIL_HEIGHT` px high; None for an absent or damaged file."""
     try:
         middle = len(index_video(file).times) // 2
-        picture = Image.fromarray(read_frames(file, [middle])[0])
+        image = Image.fromarray(read_frames(file, [middle])[0])
     except (FileNotFoundError, MediaError):
         return None
-    width = min(4 * THUMBNAIL_HEIGHT, max(1, round(picture.width * THUMBNAIL_HEIGHT / picture.height)))
+    width = min(4 * THUMBNAIL_HEIGHT, max(1, round(image.width * THUMBNAIL_HEIGHT / image.height)))
     buffer = io.BytesIO()
-    picture.resize((width, THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
+    image.resize((width, THUMBNAIL_HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

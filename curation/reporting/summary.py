@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.clips import read_clips
+from common.progress import duration_text
 from common.runs import RunFolder, atomic_write
 
 Row = Mapping[str, Any]
@@ -72,7 +73,7 @@ class CurationSummary:
         return [
             f"{self.sources} sources (refused: {bad})",
             f"{self.clips} clips: {states} (refused: {refused})",
-            f"{self.hours_kept:.2f} hours kept",
+            f"{duration_text(3600 * self.hours_kept)} kept",
             *needs,
         ]
 

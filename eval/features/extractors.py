@@ -19,6 +19,7 @@ from eval.metrics.lips import quiet_frames
 from eval.metrics.quality import quality_of_clip
 from eval.metrics.seam import frame_jumps
 from eval.metrics.sync import SyncJudge, longest_track
+from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.faces.identity import load_face_identity
 from perception.features.extractors import clip_extractor, frame_extractor, pose_extractor
@@ -26,7 +27,6 @@ from perception.quality.qalign import load_qalign
 from perception.speech.detect import speech_at
 from perception.sync.lips import SIDE, mouth_changes
 from perception.sync.syncnet import load_syncnet
-from perception.faces.crop import crop_track
 
 PEOPLE_EVERY = 5  # frames between two in which people are looked for
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture

@@ -8,10 +8,10 @@ import numpy as np
 from common.constants import SAMPLES_PER_FRAME
 from eval.config import SyncRules
 from eval.features.records import UnscorableError
+from perception.faces.crop import crop_track
 from perception.faces.detect import Face, FaceDetector
 from perception.faces.tracks import Track, track_faces
 from perception.sync.syncnet import WINDOW_FRAMES, SyncNet, sync_scores
-from perception.faces.crop import crop_track
 
 BLUNT = 4  # half the width of the median filter behind the curve, frames
 

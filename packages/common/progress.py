@@ -28,7 +28,7 @@ LINE_SECONDS = 10.0  # without a terminal a bar says where it is no more often t
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Send log records to standard error; for entry points only. Other people's chatter stays out unless `verbose`."""
+    """Send log records and warnings to standard error; for entry points only. Of libraries only warnings are shown."""
     if _console.is_terminal:  # rich keeps log lines above the bars
         handler: logging.Handler = RichHandler(console=_console, show_path=False, log_time_format="%H:%M:%S")
         form = "%(message)s"
@@ -36,9 +36,16 @@ def setup_logging(verbose: bool = False) -> None:
         handler, form = logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
     for name in OWN_FOLDERS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time with the unit that suits it: "2.31 h", "4.2 min", "7.5 s"."""
+    seconds = seconds or 0.0  # no -0.0
+    if abs(seconds) >= 360:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if abs(seconds) >= 60 else f"{seconds:.1f} s"
 
 
 def progress(source: Iterable[T] | int, label: str, total: int | None = None) -> "ProgressBar[T]":

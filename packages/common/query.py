@@ -1,5 +1,7 @@
-"""Ask a run folder with SQL: DuckDB views over whatever of it exists already."""
+"""SQL over a run folder: DuckDB views of the files there are, results as text, and a database for other clients."""
 
+import difflib
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
 from common.ledger.tables import connection_beside, quoted
-from common.queries import QUERIES
+from common.queries import QUERIES, VIEWS
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
 
@@ -33,25 +35,56 @@ METRICS_SCHEMA = pa.schema(
         ("seed", pa.int64()),
     ]
 )
+DATABASE = "run.duckdb"
 PROBED = "SELECT unit AS video_id, state, reason, message, outputs, fingerprint FROM outcomes WHERE stage = 'probe'"
 
 
 class QueryError(UserError, ValueError):
-    """DuckDB refused the question."""
+    """DuckDB rejected the query."""
 
 
 def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views sources, clips, outcomes, shards, steps and metrics of a run.
+    """An in-memory DuckDB with the views of a run, those of `common.queries.VIEWS`.
 
-    A view whose file is not there yet is empty with the right columns. Clips are read from `materialise`'s copy as long
-    as it is up to date. Errors: FileNotFoundError for an absent run.
+    A view whose file does not exist yet is empty with the right columns. Clips are read from `materialise`'s copy as
+    long as it is up to date. Raises MissingFileError for an absent run.
     """
+    root = _existing(run_root)
+    connection = duckdb.connect(config={"temp_directory": str(root / "cache" / "duckdb")})
+    _create_views(connection, root, _attach_copy(connection, root))
+    return connection
+
+
+def write_database(run_root: Path | str) -> Path:
+    """Write RUN/run.duckdb, a database of the same views for any DuckDB client; returns its path.
+
+    The views name the run's files by absolute path and read them when they are queried, so the file stays small; a
+    stage that ran later is seen after writing it again. Raises MissingFileError, DiskFullError.
+    """
+    root = _existing(run_root)
+    target = root / DATABASE
+    with atomic_write(target) as temporary:
+        temporary.unlink(missing_ok=True)  # what a killed command was writing is no database
+        with duckdb.connect(temporary) as connection:
+            _create_views(connection, root.resolve(), False)
+            for name, view in VIEWS.items():
+                connection.execute(f"COMMENT ON VIEW {name} IS {quoted(view.meaning)}")
+                present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
+                for column in present & set(view.columns):
+                    connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
+    return target
+
+
+def _existing(run_root: Path | str) -> Path:
     root = Path(run_root)
     if not root.is_dir():
         raise MissingFileError(f"There is no run folder at {root}; give the folder that a run has written to.")
-    connection = duckdb.connect(config={"temp_directory": str(root / "cache" / "duckdb")})
+    return root
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, root: Path, clips_attached: bool) -> None:
     connection.execute(f"CREATE VIEW outcomes AS {ledger_sql(ledger_files(root / 'ledger'))}")
-    if not _attach_copy(connection, root):
+    if not clips_attached:
         _parquet_view(connection, "clips", root / "clips.parquet", CLIP_SCHEMA)
     _parquet_view(connection, "shards", root / "shards" / "index.parquet", INDEX_SCHEMA)
     _parquet_view(connection, "metrics", root / "report" / "metrics.parquet", METRICS_SCHEMA)
@@ -60,30 +93,74 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
         _parquet_view(connection, "sources", root / "sources.parquet", pa.schema([]))
     else:
         connection.execute(f"CREATE VIEW sources AS {PROBED}")
-    return connection
 
 
 def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None) -> pa.Table:
-    """The answer to one question about a run: SQL, or the name of one in `common.queries`.
+    """The result of SQL, or of a query named in `common.queries`; `values` fill in its `$names`.
 
-    `values` fill in its `$names`. Errors: QueryError in one line; FileNotFoundError.
+    Raises QueryError in one line, MissingFileError.
     """
     query = QUERIES.get(sql.strip())
-    given = (query.values if query else {}) | dict(values or {})
+    parameters = (query.values if query else {}) | dict(values or {})
     with connect(run_root) as connection:
         try:
-            answer = connection.sql(query.sql if query else sql, params=given or None)
+            result = connection.sql(query.sql if query else sql, params=parameters or None)
         except duckdb.Error as error:
-            raise QueryError(f"The query cannot be answered: {' '.join(str(error).split())}") from error
-        if answer is None:
-            names = ", ".join(QUERIES)
-            raise QueryError(f"'{sql}' asks nothing; begin with SELECT, or give a name of these: {names}.")
-        return answer.to_arrow_table()
+            raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
+        if result is None:
+            raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
+        return result.to_arrow_table()
+
+
+def _hint(sql: str) -> str:
+    """For a single word, the names it could have been."""
+    if len(sql.split()) > 1:
+        return ""
+    near = difflib.get_close_matches(sql.strip(), QUERIES, 1)
+    return f" Did you mean '{near[0]}'?" if near else f" Named queries: {', '.join(QUERIES)}."
+
+
+def table_lines(table: pa.Table, width: int = 160) -> list[str]:
+    """A result as text: aligned columns, or where they exceed `width` one field per line and a rule before each row."""
+    rows = [{name: _text(value) for name, value in row.items()} for row in table.to_pylist()]
+    widths = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in table.column_names}
+    if sum(widths.values()) + 2 * len(widths) <= width:
+        sides = {field.name: ">" if _is_number(field.type) else "<" for field in table.schema}
+        lines = [{name: name for name in widths}, *rows]
+        texts = ["  ".join(f"{row[name]:{sides[name]}{size}}" for name, size in widths.items()) for row in lines]
+        return [text.rstrip() for text in texts] + ([] if rows else ["(no rows)"])
+    longest = max(map(len, table.column_names))
+    return [
+        line
+        for number, row in enumerate(rows, 1)
+        for line in (f"-- row {number}", *(f"{name:<{longest}}  {value}".rstrip() for name, value in row.items()))
+    ] or ["(no rows)"]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+
+def _text(value: Any) -> str:
+    """A value of a result on one line; an interval as h:mm:ss."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, pa.MonthDayNano):
+        seconds = value.days * 86400 + value.nanoseconds / 1e9
+        whole = int(seconds)
+        return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{int(10 * (seconds - whole) + 0.5) % 10}"
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return " ".join(str(value).split())
 
 
 def materialise(run_root: Path | str) -> None:
-    """Copy the clip table into DuckDB's own format in the run's cache, where questions are answered two to ten times
-    faster; an old copy is replaced, one that is up to date is left. Errors: DiskFullError."""
+    """Copy the clip table into DuckDB's own format in the run's cache, where queries are two to ten times faster.
+
+    An old copy is replaced, one that is up to date is left. Raises DiskFullError.
+    """
     root = Path(run_root)
     copy, table = _copy(root), root / "clips.parquet"
     if copy.exists() or not table.exists():
@@ -133,5 +210,8 @@ def _steps_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> Non
 
 
 def _empty_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
-    connection.register(f"no_{name}", schema.empty_table())
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM no_{name}")
+    connection.register("empty", schema.empty_table())
+    types = {column: kind for column, kind, *_ in connection.sql("DESCRIBE empty").fetchall()}
+    connection.unregister("empty")
+    columns = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in types.items())
+    connection.execute(f"CREATE VIEW {name} AS SELECT {columns} WHERE false")

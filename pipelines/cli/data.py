@@ -1,4 +1,4 @@
-"""Commands about curated data: what other thresholds leave, test splits, versions of it, and taking a video down."""
+"""Commands about curated data: forecast, yield of thresholds, test splits, versions of the data set, takedowns."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,18 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli.options import CURATE, RUN, TRAIN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
 from pipelines.cli.shards import app as shards_commands
 
 app = typer.Typer()
-app.add_typer(shards_commands, name="shards")
+app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
 
-RunOption = Annotated[Path, typer.Option("--run", help="run folder")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="whose thresholds: a recipe, by name or path")]
 PresetOption = Annotated[
-    str, typer.Option("--preset", help="thresholds by name instead: omniavatar, latentsync, strict")
+    str, typer.Option("--preset", help="named thresholds instead of the recipe's: omniavatar, latentsync, strict")
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
 
 
 def _thresholds(recipe: str, preset: str, settings: list[str] | None) -> Any:
@@ -30,16 +27,20 @@ def _thresholds(recipe: str, preset: str, settings: list[str] | None) -> Any:
     return read_preset(preset, tuple(setting.removeprefix("curation.select.") for setting in settings or ()))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def plan(
-    recipe: Annotated[str, typer.Option("--recipe", help="whose sources, and the exits they come through")] = "folder",
-    pilot: Annotated[Path | None, typer.Option(help="run of a sample of these sources, to scale up from")] = None,
-    cpus: Annotated[int, typer.Option(help="cores the work is spread over")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs the work is spread over")] = 0,
-    run: Annotated[Path | None, typer.Option("--run", help="keep the forecast with this run, for its report")] = None,
+    recipe: RecipeOption = "folder",
+    pilot: Annotated[
+        Path | None, typer.Option(help="run folder of a sample of these sources, to scale up from")
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="CPU cores to plan for")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs to plan for")] = 0,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="run folder to store the forecast in, for its report")
+    ] = None,
     settings: SetOption = None,
 ) -> None:
-    """Hours, cores, GPUs, bytes and days that curating these sources will take, and what to add. Fetches nothing."""
+    """Forecast of curation: hours of CPU and GPU, days, bytes, and the bottleneck. Downloads nothing."""
     from common.runs import RunFolder
     from curation.reporting.pilot import read_pilot
     from curation.reporting.plan import Machines, listed, make_plan
@@ -56,64 +57,65 @@ def plan(
     print("\n".join(forecast.lines()))
 
 
-@app.command()
-def status(run: RunOption = Path("runs/demo")) -> None:
-    """How a run stands, stage by stage: while it works, from another terminal, or after a crash."""
+@app.command(rich_help_panel=RUN)
+def status(run: ExistingRunOption = Path("runs/demo")) -> None:
+    """Progress of a run, stage by stage: during the run from another terminal, or after a crash."""
     from common.executors.status_table import status_lines
 
     print("\n".join(status_lines(run)))
 
 
-@app.command("yield")
+@app.command("yield", rich_help_panel=CURATE)
 def show_yield(
-    run: RunOption = Path("runs/demo"),
+    run: ExistingRunOption = Path("runs/demo"),
     recipe: RecipeOption = "demo",
     preset: PresetOption = "",
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", help="threshold=2,3,4 or =first:last:step; repeat")
+        list[str] | None, typer.Option("--grid", help="threshold=2,3,4 or threshold=first:last:step; may be repeated")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="PNG or SVG to draw the grid into")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG file to draw the grid into")] = None,
     settings: SetOption = None,
 ) -> None:
-    """Clips and hours that other thresholds would keep, and which rule took how much. Nothing is computed anew."""
+    """Clips and hours that other thresholds would keep, and what each rule rejects, from the stored scores."""
     from curation.decide.yields import GRID, draw_yield, hours_lines, parse_axis, yield_lines, yield_table
 
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
     print("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
-    if picture:
-        draw_yield(table, picture)
-        print(picture)
+    if plot:
+        draw_yield(table, plot)
+        print(plot)
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def reselect(
-    run: RunOption = Path("runs/demo"),
+    run: ExistingRunOption = Path("runs/demo"),
     recipe: RecipeOption = "demo",
     preset: PresetOption = "",
-    test_list: Annotated[str, typer.Option(help="test split drawn by `omniavatar split`")] = "",
+    test_list: Annotated[str, typer.Option(help="test split written by `omniavatar split`")] = "",
     settings: SetOption = None,
 ) -> None:
-    """Decide again which clips are kept, with other thresholds over the stored scores."""
+    """Apply other thresholds to the stored scores and rewrite the decisions."""
     from common.runs import RunFolder
     from curation.job import reselect as decide_again
 
     print("\n".join(decide_again(_thresholds(recipe, preset, settings), RunFolder(run), test_list).lines()))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def split(
-    run: RunOption = Path("runs/demo"),
+    run: ExistingRunOption = Path("runs/demo"),
     count: Annotated[int, typer.Option(help="test clips")] = 100,
-    seed: Annotated[int, typer.Option(help="another seed, another draw")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed of the draw")] = 0,
     by_clip: Annotated[
-        bool, typer.Option("--by-clip", help="random clips, as the paper says; their videos leak")
+        bool,
+        typer.Option(
+            "--by-clip", help="draw clips, as the paper does, not videos: other clips of a test video stay in training"
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="list to write; a recipe names it as curation.test_list")] = Path(
-        "test.tsv"
-    ),
+    out: Annotated[Path, typer.Option(help="list to write, for curation.test_list of a recipe")] = Path("test.tsv"),
 ) -> None:
-    """Draw a test split: by video, nothing of a test clip's source nor a copy of it is left for training."""
+    """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
     from common.clips import read_clips
     from curation.decide.split import draw_split, write_split
 
@@ -121,15 +123,15 @@ def split(
     print(out)
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def freeze(
-    run: RunOption = Path("runs/demo"),
+    run: ExistingRunOption = Path("runs/demo"),
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
-    contents: Annotated[bool, typer.Option(help="also hash the decoded clips, for comparing rebuilt ones")] = True,
+    contents: Annotated[bool, typer.Option(help="also hash the decoded clips, to compare rebuilt ones with")] = True,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write the kept clips as a list named by its content, from which others can make the same clips."""
+    """Write the kept clips as a version: a list named by its content hash, from which others rebuild the clips."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from curation.dataset.versions import freeze as write_version
@@ -140,27 +142,27 @@ def freeze(
     print(run / "versions" / f"{header['name']}.parquet")
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def diff(
     old: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`")],
-    new: Annotated[Path, typer.Argument(help="another one")],
+    new: Annotated[Path, typer.Argument(help="list to compare with")],
 ) -> None:
-    """What lies between two versions of a data set: clips added, removed, changed, and the rules behind it."""
+    """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
     from curation.dataset.versions import compare
 
     print("\n".join(compare(old, new).lines()))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def rebuild(
     version: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`")],
-    run: RunOption = Path("runs/rebuilt"),
-    videos: Annotated[str, typer.Option(help="folder with the videos; the others are downloaded")] = "",
+    run: ExistingRunOption = Path("runs/rebuilt"),
+    videos: Annotated[str, typer.Option(help="folder that holds some of the videos; the rest is downloaded")] = "",
     recipe: RecipeOption = "folder",
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Make the clips of a list again, and say which are the same, which changed and which have vanished."""
+    """Rebuild the clips of a version, and list which are identical, which changed and which are unavailable."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from curation.dataset.rebuild import rebuild as make_again
@@ -170,15 +172,15 @@ def rebuild(
     print("\n".join(make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos).lines()))
 
 
-@app.command()
+@app.command(rich_help_panel=CURATE)
 def takedown(
     video_id: Annotated[str, typer.Argument(help="video_id of sources.parquet")],
-    run: RunOption = Path("runs/demo"),
+    run: ExistingRunOption = Path("runs/demo"),
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Remove every trace of a video from a run, latents and mirror included; later runs refuse it."""
+    """Remove a video from a run, its latents and mirror included; later runs reject it."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from common.storage import Mirror

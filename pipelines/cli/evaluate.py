@@ -6,21 +6,31 @@ from typing import Annotated
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli.options import (
+    EVALUATE,
+    ForceOption,
+    RayOption,
+    RecipeOption,
+    RetryOption,
+    RunOption,
+    SetOption,
+    VerboseOption,
+    executor_settings,
+)
 
 SETS = Path("runs") / "sets"
 
 app = typer.Typer()
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATE)
 def sweep(
     file: Annotated[str, typer.Argument(help="name of a shipped sweep, or path to a YAML file")],
     out: Annotated[Path, typer.Option("--out", help="folder of the sweep; run again with the same one it goes on")],
     workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores")] = 0,
     results: Annotated[Path | None, typer.Option("--results", help="folder of the table; default OUT/results")] = None,
     table_only: Annotated[bool, typer.Option("--table", help="only write the table of what is finished")] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="try rows again that failed for good")] = False,
+    retry: RetryOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
@@ -45,10 +55,7 @@ eval_app = typer.Typer(
     invoke_without_command=True,
     help="Videos to metrics and the report: the step of a recipe, or sets, inputs, import, plan, run and the others.",
 )
-app.add_typer(eval_app, name="eval")
-RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+app.add_typer(eval_app, name="eval", rich_help_panel=EVALUATE)
 
 
 @eval_app.callback()
@@ -57,9 +64,9 @@ def evaluate_step(
     recipe: RecipeOption = "demo",
     run: RunOption = None,
     settings: SetOption = None,
-    ray: Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")] = "",
-    retry: Annotated[bool, typer.Option("--retry", help="try units again that failed for good")] = False,
-    force: Annotated[bool, typer.Option("--force", help="run finished steps again")] = False,
+    ray: RayOption = "",
+    retry: RetryOption = False,
+    force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Videos to metrics and the report: alone the step of a recipe, with a command below for any folder of videos."""
@@ -68,9 +75,7 @@ def evaluate_step(
     setup_logging(verbose)
     from pipelines.cli.flow import run_flow
 
-    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
-    again = ["executor.retry=true"] if retry else []
-    run_flow(recipe, run, [*(settings or ()), *where, *again], "eval", "eval", force or retry)
+    run_flow(recipe, run, [*(settings or ()), *executor_settings(ray, retry)], "eval", "eval", force or retry)
 
 
 @eval_app.command("sets")

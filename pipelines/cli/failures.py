@@ -3,7 +3,6 @@
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import datetime
@@ -19,16 +18,8 @@ BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
 # What the operating system says of a path the user gave; a bug may say it too, so the traceback is kept.
 PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
-KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = ()
-
 logs_folder: ContextVar[Path | None] = ContextVar("logs_folder", default=None)
 """Folder for the traceback of a bug: the logs of the run at work, set as soon as it is known."""
-
-
-def filter_warnings() -> None:
-    """Hide known warnings of libraries that no user can act on; all others are logged."""
-    for message, category in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -36,7 +27,7 @@ def run_command(command: Callable[[], object]) -> int:
 
     1: the user can correct it. 70: a bug, with its traceback in the file that is named. --verbose prints tracebacks.
     """
-    filter_warnings()
+    logs_folder.set(None)
     try:
         with disk_guard():
             code = command()

@@ -9,6 +9,7 @@ import typer
 from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.flow import run_flow
+from pipelines.cli.options import GENERATE, RecipeOption, RetryOption, RunOption, SetOption, VerboseOption
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -19,13 +20,13 @@ logger = logging.getLogger(__name__)
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=GENERATE)
 def generate(
     image: Annotated[
         Path | None,
-        typer.Option(help="portrait to animate (or a video: its first frame); without one the base draws it"),
+        typer.Option(help="portrait to animate, or a video (its first frame); without one the base model draws it"),
     ] = None,
-    audio: Annotated[Path | None, typer.Option(help="sound it speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
+    audio: Annotated[Path | None, typer.Option(help="audio the person speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
     seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
     samples: Annotated[
@@ -36,12 +37,14 @@ def generate(
     measure: Annotated[
         bool, typer.Option("--measure", help="also measure drift of colours, of likeness and at joins, for the JSON")
     ] = False,
-    recipe: Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")] = "demo",
-    run: Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of all")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="with --list: try samples again that failed")] = False,
-    force: Annotated[bool, typer.Option("--force", help="without any input: make the recipe's videos again")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")] = False,
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    retry: RetryOption = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="without any input: generate the recipe's videos again")
+    ] = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Image + audio + prompt to a talking video of any length; alone, the videos of the recipe."""
     setup_logging(verbose)
@@ -110,17 +113,17 @@ def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}
 
 
-@app.command()
+@app.command(rich_help_panel=GENERATE)
 def calibrate(
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; default: test clips")
     ] = None,
-    clips: Annotated[int, typer.Option(help="without --list: so many test clips of the run")] = 4,
+    clips: Annotated[int, typer.Option(help="number of test clips of the run, without --list")] = 4,
     thresholds: Annotated[str, typer.Option(help="cache_threshold values to try")] = "0.05,0.1,0.15,0.2,0.3,0.5",
-    recipe: Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")] = "demo",
-    run: Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of all")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")] = False,
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    settings: SetOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Fit `generate.cache_polynomial` for a model, and measure how like the videos stay at each `cache_threshold`."""
     setup_logging(verbose)

@@ -13,24 +13,27 @@ from pipelines.cli.evaluate import app as eval_commands
 from pipelines.cli.failures import run_command
 from pipelines.cli.flow import run_flow
 from pipelines.cli.generate import app as generate_command
+from pipelines.cli.options import (
+    CURATE,
+    MODELS,
+    RUN,
+    TRAIN,
+    ExistingRunOption,
+    ForceOption,
+    RayOption,
+    RecipeOption,
+    RetryOption,
+    RunOption,
+    SetOption,
+    VerboseOption,
+    executor_settings,
+)
 from pipelines.cli.watch import app as watch_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(data_commands)
-app.add_typer(eval_commands)
-app.add_typer(generate_command)
-app.add_typer(watch_command)
-
-RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
-ForceOption = Annotated[bool, typer.Option("--force", help="run finished steps again")]
-RayOption = Annotated[str, typer.Option("--ray", help="work on Ray: auto, local or an address")]
-RetryOption = Annotated[bool, typer.Option("--retry", help="try units again that failed for good")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")]
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False) -> None:
     """Raw videos to a measured avatar video on the small world; ends with the path of the report."""
     setup_logging(verbose)
@@ -38,7 +41,7 @@ def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOpti
     run_flow("demo", run, settings)
 
 
-@app.command("run")
+@app.command("run", rich_help_panel=RUN)
 def run_recipe(
     recipe: RecipeOption = "demo",
     run: RunOption = None,
@@ -50,18 +53,12 @@ def run_recipe(
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run a recipe, or a part of it; what is done already is not done again."""
+    """Run a recipe, or a part of it; finished steps are skipped."""
     setup_logging(verbose)
-    run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], first, last, force)
+    run_flow(recipe, run, [*(settings or ()), *executor_settings(ray, retry)], first, last, force)
 
 
-def _executor(ray: str, retry: bool) -> list[str]:
-    """The two options as settings of the recipe."""
-    where = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
-    return where + (["executor.retry=true"] if retry else [])
-
-
-def _step_command(name: str, text: str) -> None:
+def _step_command(name: str, panel: str, text: str) -> None:
     def command(
         recipe: RecipeOption = "demo",
         run: RunOption = None,
@@ -72,35 +69,39 @@ def _step_command(name: str, text: str) -> None:
         verbose: VerboseOption = False,
     ) -> None:
         setup_logging(verbose)
-        run_flow(recipe, run, [*(settings or ()), *_executor(ray, retry)], name, name, force or retry)
+        run_flow(recipe, run, [*(settings or ()), *executor_settings(ray, retry)], name, name, force or retry)
 
-    app.command(name, help=text)(command)
-
-
-_step_command("curate", "Sources to kept clips: shots, faces, speech, sync, quality, and a reason for every refusal.")
-_step_command("latents", "Kept clips to shards: VAE latents, caption embeddings, audio features.")
+    app.command(name, help=text, rich_help_panel=panel)(command)
 
 
-@app.command()
+_step_command(
+    "curate", CURATE, "Sources to kept clips: shots, faces, speech, sync, quality, and a reason for every refusal."
+)
+_step_command("latents", TRAIN, "Kept clips to shards: VAE latents, caption embeddings, audio features.")
+
+
+@app.command(rich_help_panel=TRAIN)
 def train(
     recipe: RecipeOption = "demo",
     run: RunOption = None,
     settings: SetOption = None,
-    plan: Annotated[bool, typer.Option("--plan", help="only say what it costs, and what would make it fit")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="only forecast memory, time and disk, and what would make it fit")
+    ] = False,
     gpu: Annotated[
-        str, typer.Option(help="plan for this device, such as A100-80GB or H200; default: this machine")
+        str, typer.Option(help="device to plan for, such as A100-80GB or H200 (default: this machine)")
     ] = "",
-    ranks: Annotated[int, typer.Option(help="train, or plan, with so many; default: the recipe's")] = 0,
+    ranks: Annotated[int, typer.Option(help="number of training processes (default: recipe)")] = 0,
     ray: RayOption = "",
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Shards to an adapter checkpoint, with DeepSpeed; with --plan its cost beforehand, no weights needed."""
+    """Shards to an adapter checkpoint, with DeepSpeed; --plan forecasts the cost and needs no weights."""
     setup_logging(verbose)
     if not plan:
         chosen_ranks = [f"ranks={ranks}"] if ranks else []
         return run_flow(
-            recipe, run, [*(settings or ()), *chosen_ranks, *_executor(ray, False)], "train", "train", force
+            recipe, run, [*(settings or ()), *chosen_ranks, *executor_settings(ray, False)], "train", "train", force
         )
     from dataclasses import replace
 
@@ -114,23 +115,42 @@ def train(
     model = replace(chosen.train.model, base=named["transformer"] or Path(), adapter=named["adapter"])
     device = named_device(gpu) if gpu else this_device()
     shards = (run or Path("runs") / chosen.name) / "shards"
-    told = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
-    print("\n".join(plan_lines(told)))
+    forecast = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
+    print("\n".join(plan_lines(forecast)))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def query(
-    sql: Annotated[str, typer.Argument(help="SQL over the views sources clips outcomes shards steps metrics")],
-    run: Annotated[Path, typer.Option("--run")] = Path("runs/demo"),
+    sql: Annotated[str, typer.Argument(help="SQL, or the name of a query; without it views, columns and names")] = "",
+    run: ExistingRunOption = Path("runs/demo"),
+    values: Annotated[
+        list[str] | None, typer.Option("--value", help="name=value of a $name in the query; may be repeated")
+    ] = None,
 ) -> None:
     """Ask DuckDB about a run: `omniavatar query "select decision, count(*) from clips group by 1"`."""
-    from common.query import run_query
+    from common.queries import catalogue_lines
+    from common.query import run_query, table_lines
 
-    print(run_query(run, sql).to_pandas().to_string(index=False))
+    if not sql:
+        return print("\n".join(catalogue_lines()))
+    pairs = [value.partition("=") for value in values or ()]
+    print("\n".join(table_lines(run_query(run, sql, {name: value for name, _, value in pairs}))))
 
 
+@app.command(rich_help_panel=RUN)
+def db(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+) -> None:
+    """Write RUN/run.duckdb with the views of a run, for any DuckDB client."""
+    from common.query import write_database
+
+    database = write_database(run)
+    print(f"{database}\nopen it where you are now, e.g. with: duckdb -readonly {database}")
+
+
+model_commands = typer.Typer()
 models_app = typer.Typer(no_args_is_help=True, help="Published weights: list, fetch, check and convert them.")
-app.add_typer(models_app, name="models")
+model_commands.add_typer(models_app, name="models", rich_help_panel=MODELS)
 
 
 @models_app.command("list")
@@ -208,7 +228,7 @@ def export_model(
     print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
 
 
-@app.command()
+@model_commands.command(rich_help_panel=MODELS)
 def miniature(
     out: Annotated[Path, typer.Option(help="where the weights are written")] = Path("runs/miniature"),
     scale: Annotated[float, typer.Option(help="multiplies the minutes of every training")] = 1.0,
@@ -220,6 +240,10 @@ def miniature(
 
     train_everything(out, scale)
     print(out)
+
+
+for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands):
+    app.add_typer(commands)
 
 
 def main() -> None:

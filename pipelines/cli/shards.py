@@ -1,4 +1,4 @@
-"""Commands about shards: what they will take, and whether they are what they should be."""
+"""Commands about shards: a forecast of their size and time, and verification."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,27 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.progress import setup_logging
+from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
     from latents.forecast import Length, Speed
 
-app = typer.Typer(no_args_is_help=True, help="Shards of latents: a forecast before they are made, a check after.")
-
-RunOption = Annotated[Path, typer.Option("--run", help="run folder")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")]
+app = typer.Typer(no_args_is_help=True, help="Shards of latents: forecast their size, verify their content.")
 
 
 @app.command()
 def verify(
-    run: RunOption = Path("runs/demo"),
-    pictures: Annotated[int, typer.Option(help="decode so many samples beside their source, into a PNG")] = 0,
-    seed: Annotated[int, typer.Option(help="another seed, other samples")] = 0,
+    run: ExistingRunOption = Path("runs/demo"),
+    images: Annotated[int, typer.Option(help="number of samples to decode into a PNG, next to their source")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed of the choice of samples")] = 0,
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
 ) -> None:
-    """Read every byte of the shards again and check it; names each bad sample, and ends with code 1 if there is one."""
+    """Read the shards and check every checksum; lists corrupt samples and exits with 1 if there are any."""
     setup_logging()
     from common.runs import RunFolder
     from latents.verify import verify_shards
@@ -34,12 +31,12 @@ def verify(
     folder = RunFolder(run)
     verdict = verify_shards(folder)
     print("\n".join(verdict.lines()))
-    if pictures and not verdict.bad:
-        print("\n".join(_sheet(folder, pictures, seed, recipe, settings)))
+    if images and not verdict.bad:
+        print("\n".join(_sheet(folder, images, seed, recipe, settings)))
     raise typer.Exit(1 if verdict.bad else 0)
 
 
-def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: list[str] | None) -> list[str]:
+def _sheet(run: "RunFolder", images: int, seed: int, recipe: str, settings: list[str] | None) -> list[str]:
     from latents.sheet import decode_samples, write_sheet
     from omniavatar.config import LoadConfig
     from omniavatar.encoders.vae import load_vae
@@ -50,7 +47,7 @@ def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: li
     chosen = read_recipe(recipe, tuple(settings or ()))
     device, dtype = resolve_device(LoadConfig(chosen.latents.device, chosen.latents.dtype))
     vae = load_vae(require(chosen.model_paths(), ("vae",))["vae"], dtype, device)
-    decoded = decode_samples(run, vae, pictures, seed)
+    decoded = decode_samples(run, vae, images, seed)
     sheet = run.report / "shards.png"
     write_sheet(sheet, decoded)
     return [*(f"{sample.psnr:6.1f} dB  {sample.clip_id}" for sample in decoded), str(sheet)]
@@ -60,13 +57,17 @@ def _sheet(run: "RunFolder", pictures: int, seed: int, recipe: str, settings: li
 def forecast(
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
-    run: Annotated[Path | None, typer.Option("--run", help="take its kept clips, and its speed if it has one")] = None,
-    clips: Annotated[int, typer.Option(help="without kept clips: so many, of --hours together")] = 0,
-    hours: Annotated[float, typer.Option(help="hours of video")] = 0.0,
-    workers: Annotated[int, typer.Option(help="how many encode at a time")] = 1,
-    probe: Annotated[bool, typer.Option("--probe", help="measure the speed here, on a few frames of noise")] = False,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="run folder whose kept clips, and measured speed if any, are used")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="number of clips, without --run")] = 0,
+    hours: Annotated[float, typer.Option(help="hours of video, with --clips")] = 0.0,
+    workers: Annotated[int, typer.Option(help="number of encoding workers")] = 1,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="measure the speed on this machine, on a few frames of noise")
+    ] = False,
 ) -> None:
-    """Bytes and hours that encoding will take. Encodes nothing."""
+    """Forecast of the bytes and hours that encoding takes."""
     setup_logging()
     from latents.encode import load_encoders
     from latents.forecast import even_lengths, read_widths

@@ -9,19 +9,20 @@ import typer
 
 from common.errors import InputError
 from common.progress import setup_logging
+from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def watch(
-    recipe: Annotated[str, typer.Option("--recipe", help="the recipe that trains, by name or path")] = "demo",
-    run: Annotated[Path | None, typer.Option("--run", help="run folder; default runs/<recipe name>")] = None,
-    once: Annotated[bool, typer.Option("--once", help="sample what is there and end")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.key=value on top of the recipe")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="more log lines, and tracebacks")] = False,
+    recipe: RecipeOption = "demo",
+    run: RunOption = None,
+    once: Annotated[bool, typer.Option("--once", help="sample the adapters there are, and exit")] = False,
+    settings: SetOption = None,
+    verbose: VerboseOption = False,
 ) -> None:
-    """Sample videos and their lip-sync scores of every adapter a training exports; Ctrl-C ends it."""
+    """Sample videos with each adapter that a training exports, and score their lip sync; stop with Ctrl-C."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from omniavatar.config import BASE_ROLES
@@ -39,13 +40,15 @@ def watch(
     print(folder.report / "training.png")
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def curves(
     run: Annotated[Path, typer.Option("--run", help="run folder of the training")],
-    beside: Annotated[list[str] | None, typer.Option("--beside", help="name=folder of another run to compare")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to write; default RUN/report/training.png")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", help="name=folder of a run to compare with; may be repeated")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)")] = None,
 ) -> None:
-    """The curves of a training as one picture: losses, audio gap, lip-sync of its samples."""
+    """Plot a training: losses, audio gap, lip sync of its samples."""
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,18 +9,16 @@ import pytest
 from common.clips import CLIP_SCHEMA, write_clips
 from common.ledger.store import Ledger, Outcome
 from common.progress import MetricLog
-from common.queries import QUERIES
-from common.query import QueryError, connect, materialise, run_query
+from common.queries import QUERIES, VIEWS, catalogue_lines
+from common.query import QueryError, connect, materialise, run_query, table_lines, write_database
 from common.shards.index import INDEX_SCHEMA
 from common.shards.store import ShardWriter
-
-VIEWS = ["clips", "metrics", "outcomes", "shards", "sources", "steps"]
 
 
 def test_an_empty_run_has_every_view_with_its_columns(tmp_path: Path) -> None:
     with connect(tmp_path) as connection:
-        names = [name for (name,) in connection.sql("SHOW TABLES").fetchall() if not name.startswith("no_")]
-        assert names == VIEWS
+        names = [name for (name,) in connection.sql("SHOW TABLES").fetchall() if name != "empty"]
+        assert names == sorted(VIEWS)
         assert all(connection.sql(f"SELECT * FROM {view}").fetchall() == [] for view in VIEWS)
     assert run_query(tmp_path, "SELECT * FROM clips").column_names == CLIP_SCHEMA.names
     assert run_query(tmp_path, "SELECT * FROM shards").column_names == INDEX_SCHEMA.names
@@ -137,3 +136,48 @@ def test_a_copy_answers_only_for_the_table_it_was_made_of(tmp_path: Path) -> Non
     materialise(tmp_path)
     assert not copy.exists() and len(list((tmp_path / "cache").glob("*.duckdb"))) == 1
     assert run_query(tmp_path, "SELECT count(*) AS n FROM clips")["n"].to_pylist() == [60]
+
+
+def test_views_are_described_with_every_column_they_have(tmp_path: Path) -> None:
+    with connect(tmp_path) as connection:
+        for name, view in VIEWS.items():
+            columns = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
+            if name != "sources":  # which is the ledger's probe stage before there is a sources.parquet
+                assert columns <= set(view.columns), name
+    text = "\n".join(catalogue_lines())
+    assert "clips: one row per clip" in text and "SyncNet confidence" in text and "states " in text
+
+
+@pytest.mark.parametrize(("word", "hint"), [("state", "mean 'states'"), ("x", "Named queries: states, failures")])
+def test_an_unknown_word_is_answered_with_the_named_queries(tmp_path: Path, word: str, hint: str) -> None:
+    with pytest.raises(QueryError, match=hint):
+        run_query(tmp_path, word)
+
+
+def test_a_narrow_result_is_a_table_and_a_wide_one_a_field_per_line() -> None:
+    narrow = pa.table({"stage": ["probe", "cut"], "units": [3, 12], "note": [None, "a\nb"]})
+    assert table_lines(narrow) == ["stage  units  note", "probe      3  NULL", "cut       12  a b"]
+    assert table_lines(narrow[:0]) == ["stage  units  note", "(no rows)"]
+    wide = pa.table({"id": ["x" * 100], "score": [1 / 3], "reasons": [["a", "b"]]})
+    assert table_lines(wide, 80) == ["-- row 1", f"id       {'x' * 100}", "score    0.333333", 'reasons  ["a", "b"]']
+
+
+def test_times_are_printed_as_hours_minutes_and_seconds(tmp_path: Path) -> None:
+    result = run_query(tmp_path, "SELECT to_seconds(4321.5) AS long, to_seconds(7.2) AS short")
+    assert table_lines(result)[1].split() == ["1:12:01.5", "0:00:07.2"]
+
+
+def test_a_database_file_answers_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    fill(run)
+    monkeypatch.chdir(tmp_path)
+    database = write_database("run").resolve()
+    monkeypatch.chdir("/")
+    with duckdb.connect(database, read_only=True) as connection:
+        assert connection.sql("SELECT clip_id FROM clips ORDER BY sync_c").fetchall() == [("c2",), ("c1",)]
+        assert connection.sql("SELECT count(*) FROM outcomes").fetchall() == [(2,)]
+        assert connection.sql("SELECT count(*) FROM steps").fetchall() == [(2,)]
+        comments = "SELECT comment FROM duckdb_columns() WHERE table_name = 'clips' AND column_name = 'sync_c'"
+        assert connection.sql(comments).fetchall() == [("SyncNet confidence",)]
+    assert sorted(path.name for path in write_database(tmp_path / "run").parent.glob("*.duckdb*")) == ["run.duckdb"]

@@ -14,9 +14,9 @@ from scipy.ndimage import gaussian_filter1d
 
 from common.media.video import cut_clip, read_video
 from common.media.write import write_video
+from perception.faces.crop import crop_track
 from perception.sync.mfcc import mfcc
 from perception.sync.syncnet import SyncNet, SyncNetWidths, audio_windows, lip_volume
-from perception.faces.crop import crop_track
 from tests.drawn_face_pack import write_face_pack
 
 FACE = (16, 32, 32, 48)

@@ -17,10 +17,10 @@ from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from miniature.world.recorded import record
 from miniature.world.voice import N_PHONES
 from omniavatar.encoders.audio import load_audio_encoder
+from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.faces.tracks import overlap, track_faces
 from perception.sync.syncnet import SyncNet, load_syncnet, sync_scores
-from perception.faces.crop import crop_track
 
 PATHS = model_paths()
 

@@ -10,8 +10,8 @@ from eval.features.records import NO_WEIGHTS, NOT_NAMED, ClipFeatures, Features,
 from eval.metrics.clip_metrics import CLIP_METRICS, METRICS, clip_records
 from miniature.world.clips import draw_clip
 from miniature.world.planted import FAULTS, Truth
-from perception.sync.lips import SIDE, mouth_changes
 from perception.faces.crop import crop_track
+from perception.sync.lips import SIDE, mouth_changes
 
 ROW = {"method": "adapter", "clip_id": "c", "seed": None}
 QUALITY = {"iqa": np.float64(4.5), "ase": np.float64(3.5), "frames": np.int64(3)}

@@ -8,8 +8,8 @@ from eval.metrics.lips import quiet_frames, silent_lips
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.figure import draw_identity, draw_motion, render
 from miniature.world.voice import draw_speaker, silence, speak
-from perception.sync.lips import SIDE, mouth_changes
 from perception.faces.crop import crop_track
+from perception.sync.lips import SIDE, mouth_changes
 
 SPOKEN, PAUSE = 25, 20
 

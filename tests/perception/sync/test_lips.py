@@ -6,8 +6,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from miniature.world.clips import draw_clip
 from miniature.world.planted import FAULTS, Truth
-from perception.sync.lips import LipMotion, lip_motion
 from perception.faces.crop import crop_track
+from perception.sync.lips import LipMotion, lip_motion
 
 
 def _measured(seed: int, closed: bool) -> LipMotion:

@@ -7,9 +7,18 @@ import pytest
 import torch
 from python_speech_features import mfcc as reference_mfcc
 
-from perception.sync.mfcc import mfcc
-from perception.sync.syncnet import SyncNet, SyncNetError, SyncNetWidths, audio_windows, lip_volume, load_syncnet, search_offset, sync_scores
 from perception.faces.crop import crop_track
+from perception.sync.mfcc import mfcc
+from perception.sync.syncnet import (
+    SyncNet,
+    SyncNetError,
+    SyncNetWidths,
+    audio_windows,
+    lip_volume,
+    load_syncnet,
+    search_offset,
+    sync_scores,
+)
 
 TINY = SyncNetWidths((4, 6, 8, 6, 6, 8), (4, 6, 6, 6, 6, 8), embedding=16, crop_size=64)
 

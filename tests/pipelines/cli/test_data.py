@@ -37,7 +37,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_thresholds_are_a_question_and_then_a_decision(scored: Path, tmp_path: Path) -> None:
     picture = tmp_path / "yield.svg"
-    lines = omniavatar("yield", "--run", scored, "--preset", "strict", "--grid", "min_sync_c=3,6", "--picture", picture)
+    lines = omniavatar("yield", "--run", scored, "--preset", "strict", "--grid", "min_sync_c=3,6", "--plot", picture)
     assert lines[-1] == str(picture) and picture.stat().st_size > 1000
     assert any("low_sync" in line for line in lines)
     lines = omniavatar("reselect", "--run", scored, "--preset", "omniavatar")

@@ -35,7 +35,7 @@ def test_shards_are_forecast_made_looked_at_and_doubted(tmp_path: Path) -> None:
 
     encode_clips(LatentsConfig(buckets=((64, 64),)), [row], model_paths(), run, ExecutorConfig(workers=1))
     assert "worker hours" in omniavatar("forecast", "--run", run.root)[1][-1]
-    code, lines = omniavatar("verify", "--run", run.root, "--pictures", 3)
+    code, lines = omniavatar("verify", "--run", run.root, "--images", 3)
     assert code == 0 and lines[0].startswith("1 samples") and lines[0].endswith(" 0 bad")
     assert lines[1].endswith("dB  a") and float(lines[1].split()[0]) > 20  # the shipped VAE sees what it drew
     assert cv2.imread(lines[2]).shape == (2 * 64 + 24, 5 * 64, 3)

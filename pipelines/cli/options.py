@@ -1,0 +1,25 @@
+"""Options that several commands share, each defined once, and the groups that `--help` sorts the commands into."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Generate", "Evaluate", "Models"
+
+RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="run folder (default: runs/<recipe name>)")]
+ExistingRunOption = Annotated[Path, typer.Option("--run", help="run folder that a command has written to")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key of the recipe: section.key=value; may be repeated")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="run finished steps again")]
+RayOption = Annotated[str, typer.Option("--ray", help="run on a Ray cluster: auto, local or an address")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="retry units that exhausted their attempts")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="debug log lines, and tracebacks of errors")]
+
+
+def executor_settings(ray: str, retry: bool) -> list[str]:
+    """--ray and --retry as settings of the recipe."""
+    cluster = ["executor.kind=ray", f"executor.ray_address={ray}"] if ray else []
+    return cluster + (["executor.retry=true"] if retry else [])
