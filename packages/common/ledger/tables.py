@@ -30,6 +30,6 @@ def batches(relation: "duckdb.DuckDBPyRelation", schema: pa.Schema | None = None
         yield batch if schema is None else batch.cast(schema)
 
 
-def quoted(file: Path) -> str:
-    """A path as a string literal of SQL."""
-    return "'" + str(file).replace("'", "''") + "'"
+def quoted(text: Path | str) -> str:
+    """A path or text as a string literal of SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
