@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from omniavatar.config import Request
 
+LIKENESS_ROLES = ("face_detector", "face_identity")
+"""Roles that measure the drift of a long video, where there are weights for them."""
+
 HALF_BODY_EVERY = 5
 
 WINDOW_SECONDS = 49 / 25

@@ -37,13 +37,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the flow. `sections` and `roles` name what of the recipe and of the models its result depends on."""
+    """One stage of the flow. `sections` and `roles` name what of the recipe and of the models its result depends on;
+    with other models of the roles in `uses` a finished step stays finished."""
 
     name: str
     sections: tuple[str, ...]
     roles: tuple[str, ...]
     output: str  # path in the run folder that is there when the step is done
     work: Callable[[Context], Mapping[str, Any] | None]
+    uses: tuple[str, ...] = ()
+
+
+def used_roles(steps: Sequence[Step], first: str = "", last: str = "") -> set[str]:
+    """The model roles of the steps from `first` to `last` (default: all). Raises StepError for an unknown name."""
+    start, stop = _place(steps, first or steps[0].name), _place(steps, last or steps[-1].name)
+    return {role for step in steps[start : stop + 1] for role in (*step.roles, *step.uses)}
 
 
 def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: str = "", force: bool = False) -> None:
@@ -54,7 +62,7 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
     start, stop = _place(steps, first or steps[0].name), _place(steps, last or steps[-1].name)
     key = ""
     for number, step in enumerate(steps[: stop + 1]):
-        key = _key(context, step, key)
+        key = _key(context, step, key) if number >= start else _earlier_key(context, step, key)
         done = _is_done(context, step, key)
         if number < start and not done:
             raise StepError(
@@ -104,6 +112,18 @@ def _key(context: Context, step: Step, upstream: str) -> str:
     sections = {name: plain(getattr(context.recipe, name)) for name in step.sections}
     models = {role: _hash(path) for role in step.roles if (path := context.models.get(role))}
     return fingerprint([step.name, sections, models, upstream])
+
+
+def _earlier_key(context: Context, step: Step, upstream: str) -> str:
+    """The key of a step that is to be done already. Where a model of it is not on this machine nothing can be compared,
+    and the key it was done with holds: curation's judges need not follow the shards to where they are trained on."""
+    absent = [role for role in step.roles if (path := context.models.get(role)) and not path.exists()]
+    if not absent:
+        return _key(context, step, upstream)
+    mark = _mark(context.run, step)
+    if mark.exists():
+        log.info("%s: done with weights that are not here (%s), not compared", step.name, ", ".join(absent))
+    return str(read_json(mark)["key"]) if mark.exists() else ""
 
 
 @lru_cache

@@ -26,15 +26,15 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Sections are read by the step of their name. `ranks` is the number of training processes on this machine.
 
-    `weights` says where models come from that `models` (role -> path, "" = none) does not name: the shipped tiny ones,
-    or nowhere.
+    `weights` says where models come from that `models` does not name: the shipped tiny ones, or nowhere. In `models`
+    (role -> path) nothing or "" takes a role's weights away.
     `small_world` draws the sources instead of finding them, `drawn` kept clips without any judging. `mirror` is an
     address such as s3://bucket/run where a copy of the run is kept, stage by stage, from which another machine goes on.
     """
 
     name: str
     weights: Literal["miniature", "none"] = "none"
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str | None] = field(default_factory=dict)
     small_world: SmallWorldConfig | None = None
     drawn: DrawnConfig | None = None
     sources: SourcesConfig = field(default_factory=SourcesConfig)

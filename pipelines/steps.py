@@ -14,6 +14,7 @@ from common.runs import read_json, write_json
 from curation.config import ROLES as CURATION_ROLES
 from eval.config import ROLES as EVAL_ROLES
 from omniavatar.config import BASE_ROLES, ENCODER_ROLES, GENERATION_ROLES, Request
+from pipelines.config import LIKENESS_ROLES
 from pipelines.dag import Context, Step, step_seconds
 
 LONG_SEED_OFFSET, LONG_SECONDS = 7_008, 6.0
@@ -85,7 +86,7 @@ def generate(context: Context) -> Mapping[str, Any]:
 
     recipe, run = context.recipe, context.run
     models = require(context.models, BASE_ROLES) | {"adapter": run.checkpoints / "adapter"}
-    judges = {role: context.models.get(role) for role in ("face_detector", "face_identity")}
+    judges = {role: context.models.get(role) for role in LIKENESS_ROLES}
     videos = recipe.videos
     if videos.long is None and recipe.small_world is not None:
         videos = replace(videos, long=draw_long_input(run.cache / "demo"))
@@ -147,6 +148,6 @@ STEPS = (
     Step("curate", ("small_world", "drawn", "sources", "curation"), tuple(CURATION_ROLES), "clips.parquet", curate),
     Step("latents", ("latents",), ENCODER_ROLES, "shards/index.parquet", latents),
     Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", train),
-    Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate),
+    Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate, LIKENESS_ROLES),
     Step("eval", ("eval",), tuple(EVAL_ROLES), "report/metrics.parquet", judge),
 )

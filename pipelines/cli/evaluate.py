@@ -154,12 +154,13 @@ def import_list(
 def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None) -> None:
     """What judging a run folder takes: clips, networks, what is cached, what lacks weights, seconds."""
     from common.runs import RunFolder
+    from eval.config import ROLES
     from eval.plan import plan_evaluation, plan_lines
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / chosen.name)
-    print("\n".join(plan_lines(plan_evaluation(chosen.eval, chosen.model_paths(), folder))))
+    print("\n".join(plan_lines(plan_evaluation(chosen.eval, chosen.model_paths(ROLES), folder))))
 
 
 @eval_app.command("run")
@@ -176,7 +177,7 @@ def judge_videos(
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths()
+    folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths(ROLES)
     if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
         # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
         save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})

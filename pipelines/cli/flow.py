@@ -15,7 +15,7 @@ def run_flow(
     from common.runs import RunFolder, save_provenance
     from common.storage import Mirror
     from pipelines.cli.summary import closing_words
-    from pipelines.dag import Context, run_steps
+    from pipelines.dag import Context, run_steps, used_roles
     from pipelines.recipe import read_recipe
     from pipelines.steps import STEPS, report
 
@@ -25,7 +25,8 @@ def run_flow(
     mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
     if mirror:
         mirror.restore()
-    models = recipe.model_paths()
+    models = recipe.named_models()
+    recipe.model_paths(used_roles(STEPS, first, last))  # only what these steps use has to be there
     save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
     run_steps(context, STEPS, first, last, force)

@@ -107,9 +107,10 @@ def _warn_of_miniature(recipe: "Recipe", image: Path | None) -> None:
 def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
     """The roles of generation, which must be there, and, to measure, the models that find faces, which may."""
     from omniavatar.config import GENERATION_ROLES
+    from pipelines.config import LIKENESS_ROLES
     from pipelines.steps import require
 
-    judges = recipe.model_paths(("face_detector", "face_identity")) if measure else {}
+    judges = recipe.model_paths(LIKENESS_ROLES) if measure else {}
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}
 
 

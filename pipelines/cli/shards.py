@@ -46,7 +46,7 @@ def _sheet(run: "RunFolder", images: int, seed: int, recipe: str, settings: list
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     device, dtype = resolve_device(LoadConfig(chosen.latents.device, chosen.latents.dtype))
-    vae = load_vae(require(chosen.model_paths(), ("vae",))["vae"], dtype, device)
+    vae = load_vae(require(chosen.model_paths(("vae",)), ("vae",))["vae"], dtype, device)
     decoded = decode_samples(run, vae, images, seed)
     sheet = run.report / "shards.png"
     write_sheet(sheet, decoded)
@@ -86,7 +86,8 @@ def forecast(
     speed = _speed(run) if run else None
     if probe:
         place = resolve_device(LoadConfig(config.device, config.dtype))
-        encoders = load_encoders(require(chosen.model_paths(), ENCODER_ROLES), config.references, config.audio, *place)
+        models = require(chosen.model_paths(ENCODER_ROLES), ENCODER_ROLES)
+        encoders = load_encoders(models, config.references, config.audio, *place)
         speed = measure(encoders, config.buckets[0])
     widths = read_widths(named["text_encoder"], named["audio_encoder"])
     print("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))

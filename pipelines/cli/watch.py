@@ -31,7 +31,7 @@ def watch(
     from pipelines.steps import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    models = chosen.model_paths()
+    models = chosen.model_paths((*BASE_ROLES, "sync_scorer", "face_detector"))
     require(models, BASE_ROLES)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from omniavatar.config import GENERATION_ROLES
 from pipelines.models.loaders import LOADERS, Loaded
 from pipelines.models.lock import compare_with_lock, locked_files
 from pipelines.models.published import gigabytes, read_published
@@ -22,19 +23,22 @@ UNUSABLE = (ValueError, OSError, RuntimeError, LookupError, TypeError, Attribute
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of one role: `facts` of good weights, or what becomes of a run without any; `problems`."""
+    """The check of one role: `facts` of good weights, or what becomes of a run without any; `problems`. `absent`: the
+    recipe names weights of a judge that were not fetched, and only the commands that use the role miss them."""
 
     role: str
     path: Path | None
     facts: str = ""
     problems: tuple[str, ...] = ()
+    absent: bool = False
 
     def lines(self) -> Iterator[str]:
         """One line and, for bad weights, what is wrong with them."""
         if self.path is None:
             yield f"{self.role:16} no weights: {self.facts}"
             return
-        yield f"{self.role:16} {'WRONG' if self.problems else 'ok'}  {self.facts or self.path}"
+        state = "WRONG" if self.problems else "absent" if self.absent else "ok"
+        yield f"{self.role:16} {state}  {self.facts or self.path}"
         for problem in self.problems:
             first, *rest = problem.splitlines()
             yield f"  {first[:LONGEST]}{'...' if len(first) > LONGEST else ''}"
@@ -53,6 +57,10 @@ def check(paths: Mapping[str, Path | None], content: bool = False) -> list[Findi
         path = paths.get(role)
         if path is None:
             findings.append(Finding(role, None, _without(role)))
+            continue
+        if role not in GENERATION_ROLES and not path.exists():
+            facts = f"{path} does not exist: {_without(role)}, or correct models.{role}"
+            findings.append(Finding(role, path, facts, absent=True))
             continue
         problems, facts = _load(role, path, loaded)
         locked = locked_files(path)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from common.runs import RunFolder, read_json
-from pipelines.dag import Context, Step, StepError, run_steps, step_seconds
+from pipelines.dag import Context, Step, StepError, run_steps, step_seconds, used_roles
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,23 @@ def test_another_model_redoes_what_uses_it(flow, tmp_path):
     other = tmp_path / "other"
     other.write_text("2")
     assert flow(model=other) == "yz"
+
+
+def test_a_step_that_is_done_needs_no_weights_unless_it_has_to_run(flow, tmp_path):
+    model = tmp_path / "model"
+    model.write_text("1")
+    with pytest.raises(StepError, match="no finished step 'y'"):
+        flow(last="x"), flow(model=tmp_path / "gone", first="z")
+    flow(model=model, last="y")
+    model.rename(tmp_path / "elsewhere")  # another machine goes on with what the step has made
+    assert flow(model=model, first="z") == "z"
+    (tmp_path / "elsewhere").rename(model)
+    assert flow(model=model) == ""
+
+
+def test_the_roles_of_a_part_are_those_of_its_steps():
+    steps = [Step("a", (), ("m", "n"), "a", dict), Step("b", (), ("n",), "b", dict, uses=("o",))]
+    assert used_roles(steps) == {"m", "n", "o"} and used_roles(steps, "b", "b") == {"n", "o"}
 
 
 def test_lost_output_is_made_again(flow, tmp_path):

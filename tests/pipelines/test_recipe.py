@@ -36,3 +36,12 @@ def test_wrong_roles_and_paths_are_named():
     with pytest.raises(FileNotFoundError, match="models.vae is nowhere"):
         read_recipe("folder", ("models.vae=nowhere",)).model_paths()
     assert str(read_recipe("folder", ("models.vae=nowhere",)).named_models()["vae"]) == "nowhere"
+
+
+@pytest.mark.parametrize("nothing", ["models.adapter=", 'models.adapter=""', "models.adapter=null"])
+def test_a_role_is_taken_away_by_an_empty_value(nothing, tmp_path):
+    for name in ("omniavatar-1.3b", "demo"):
+        recipe = read_recipe(name, (nothing,))
+        assert recipe.named_models()["adapter"] is None and recipe.named_models()["vae"] is not None
+        (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+        assert load_recipe(tmp_path / "again.yaml", Recipe) == recipe

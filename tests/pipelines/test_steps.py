@@ -22,7 +22,7 @@ def test_sections_and_roles_of_every_step_exist():
     roles = recipe.model_paths()
     for step in STEPS:
         assert all(hasattr(recipe, section) for section in step.sections)
-        assert set(step.roles) <= set(roles)
+        assert {*step.roles, *step.uses} <= set(roles)
 
 
 def test_the_long_video_gets_a_held_out_face_with_a_closed_mouth_and_another_ones_voice(tmp_path):

@@ -96,6 +96,13 @@ def test_a_path_that_does_not_exist_is_a_finding_like_any_other(weights):
     assert "nowhere does not exist; correct models.vae" in _only_wrong(weights | {"vae": Path("nowhere")}, "vae")
 
 
+def test_a_judge_that_was_not_fetched_is_absent_and_nothing_is_wrong(weights):
+    findings = {finding.role: finding for finding in check(weights | {"sync_scorer": Path("weights/nowhere")})}
+    assert not any(finding.problems for finding in findings.values())
+    (line,) = findings["sync_scorer"].lines()
+    assert "absent  weights/nowhere does not exist: " in line and "models fetch syncnet-v2`, or correct models" in line
+
+
 def test_many_differences_are_shown_in_part(weights):
     text = _only_wrong(weights | {"vae": weights["transformer"]}, "vae")
     assert text.count("missing:") == 8 and text.splitlines()[-1].split()[-1] == "more"
