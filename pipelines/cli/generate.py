@@ -56,31 +56,34 @@ def generate(
         return run_flow(recipe, run, changes, "generate", "generate", force)
     from omniavatar.config import Request
     from omniavatar.video.inputs import read_request
-    from pipelines.generate.animate import animate
     from pipelines.recipe import read_recipe
 
+    # Inputs, recipe and weights are checked in this order, and before torch is imported, which takes seconds.
     request = Request(image, audio, prompt, seconds)
-    read_request(request)  # what is wrong with it is said before anything is wrong with the weights
+    read_request(request)
     chosen = read_recipe(recipe, changes)
+    weights = _weights(chosen, measure)
     _warn_of_miniature(chosen, image)
+    from pipelines.generate.animate import animate
+
     cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
-    animate(request, chosen.generate, _weights(chosen, measure), out, cache, preset, measure=measure)
+    animate(request, chosen.generate, weights, out, cache, preset, measure=measure)
     print(out)
 
 
 def _make_list(
     samples: Path, seconds: float, out: Path, preset: str, measure: bool, recipe: str, changes: tuple[str, ...]
 ) -> None:
-    from pipelines.generate.animate_list import RESULTS, animate_list
     from pipelines.generate.sample_list import read_samples
     from pipelines.recipe import read_recipe
 
-    asked = read_samples(samples, seconds)
+    requested = read_samples(samples, seconds)
     chosen = read_recipe(recipe, changes)
-    _warn_of_miniature(chosen, next((sample.request.image for sample in asked if sample.request.image), None))
-    outcomes = animate_list(
-        asked, chosen.generate, _weights(chosen, measure), out, chosen.executor, preset, measure=measure
-    )
+    weights = _weights(chosen, measure)
+    _warn_of_miniature(chosen, next((sample.request.image for sample in requested if sample.request.image), None))
+    from pipelines.generate.animate_list import RESULTS, animate_list
+
+    outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     print("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
     print(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
@@ -130,8 +133,6 @@ def calibrate(
     setup_logging(verbose)
     from common.runs import RunFolder
     from omniavatar.config import GENERATION_ROLES
-    from pipelines.generate.animate import load_avatar
-    from pipelines.generate.calibrate import calibrate, clip_requests, listed_requests
     from pipelines.recipe import read_recipe
     from pipelines.steps import require
 
@@ -141,8 +142,11 @@ def calibrate(
         raise InputError(f"--thresholds is {thresholds!r}; expected numbers with commas between.") from error
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / chosen.name)
-    requests = listed_requests(samples) if samples else clip_requests(folder, clips, chosen.videos.frames)
     weights = require(chosen.model_paths(GENERATION_ROLES), GENERATION_ROLES)
+    from pipelines.generate.animate import load_avatar
+    from pipelines.generate.calibrate import calibrate, clip_requests, listed_requests
+
+    requests = listed_requests(samples) if samples else clip_requests(folder, clips, chosen.videos.frames)
     models = load_avatar(weights, chosen.generate.load)
     found = calibrate(models, requests, chosen.generate, tried)
     if models.rank == 0:

@@ -31,11 +31,11 @@ def watch(
     from pipelines.steps import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
+    folder = RunFolder(run or Path("runs") / chosen.name)
     models = chosen.model_paths((*BASE_ROLES, "sync_scorer", "face_detector"))
     require(models, BASE_ROLES)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    folder = RunFolder(run or Path("runs") / chosen.name)
     sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once or ended.is_set())
     print(folder.report / "training.png")
 

@@ -1,38 +1,30 @@
-"""What a training sounds like while it runs: a process of its own that turns exported adapters into sample videos.
+"""Sample videos of a training while it runs: a process of its own that animates held-out clips with exported adapters.
 
-It reads `checkpoints/adapters/step-*`, animates the same held-out clips with the same noise each time, once with their
-own sound and once with another clip's, scores both with SyncNet and leaves a line per video in
-`logs/sample_videos.jsonl`. The training never waits for it; killed and started again it goes on with the adapters not
-yet sampled.
+Each adapter in `checkpoints/adapters/step-*` animates the same clips with the same noise, once with their own audio and
+once with another clip's. SyncNet scores the videos, one line per video in `logs/sample_videos.jsonl`. The training
+never waits for it; killed and started again it resumes with the adapters not sampled yet.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from common.clips import read_clips
+from common.constants import FPS
 from common.errors import UserError
 from common.progress import MetricLog, progress
 from common.runs import RunFolder
 from eval.config import SyncRules
 from eval.features.records import UnscorableError
-from eval.metrics.sync import SyncJudge
 from omniavatar.config import GenerateConfig
-from omniavatar.generate import generate_clips
-from omniavatar.models import load_models
-from omniavatar.video.scene import ClipRequest
-from omniavatar.video.video_file import write_avatar_video
-from perception.faces.detect import load_face_detector
-from perception.sync.syncnet import load_syncnet
 from pipelines.config import SamplesConfig
-from pipelines.generate.animate import model_paths
-from pipelines.generate.videos import clip_seed, opening
-from pipelines.training_curves import draw_training_curves
+
+if TYPE_CHECKING:  # engines are imported when there is something to sample: a wrong folder is told at once
+    from eval.metrics.sync import SyncJudge
 
 RIGHT, SWAPPED = "right", "swapped"
 
@@ -48,20 +40,19 @@ def watch(
     run: RunFolder,
     stop: Callable[[], bool],
 ) -> None:
-    """Sample every exported adapter of `run`, the oldest first, and those to come until `stop()` says so.
+    """Sample every exported adapter of `run`, the oldest first, then those exported later, until `stop()` is true.
 
     `models` holds the roles of generation, `sync_scorer` and optionally `face_detector`. Raises NothingToSampleError
     and what the loaders of the weights raise.
     """
-    torch.set_num_threads(1)
     clips = held_out(run, config)
+    import torch
+
+    from pipelines.training_curves import draw_training_curves
+
+    torch.set_num_threads(1)
     log = MetricLog(run.logs / "sample_videos.jsonl")
-    scorer = models.get("sync_scorer")
-    judge = (
-        SyncJudge(load_face_detector(models.get("face_detector")), load_syncnet(scorer), SyncRules())
-        if scorer
-        else None
-    )
+    judge = _load_judge(models)
     while True:
         finished = {row["step"] for row in log.rows() if row.get("last")}
         waiting = [(step, path) for step, path in exported(run) if step not in finished]
@@ -82,16 +73,30 @@ def watch(
         time.sleep(config.every_seconds)
 
 
+def _load_judge(models: Mapping[str, Path | None]) -> "SyncJudge | None":
+    scorer = models.get("sync_scorer")
+    if scorer is None:
+        return None
+    from eval.metrics.sync import SyncJudge
+    from perception.faces.detect import load_face_detector
+    from perception.sync.syncnet import load_syncnet
+
+    return SyncJudge(load_face_detector(models.get("face_detector")), load_syncnet(scorer), SyncRules())
+
+
 def exported(run: RunFolder) -> list[tuple[int, Path]]:
-    """(step, folder) of the adapters that the training has left so far."""
+    """(step, folder) of the adapters exported so far, in order."""
     folders = sorted((run.checkpoints / "adapters").glob("step-*"))
     return [(int(folder.name.removeprefix("step-")), folder) for folder in folders if folder.name[5:].isdigit()]
 
 
 def held_out(run: RunFolder, config: SamplesConfig) -> list[dict[str, Any]]:
-    """The first test clips that are long enough and of one size, so that they make one batch."""
+    """The first test clips that are long enough and of one size, so that they make one batch.
+
+    Raises NothingToSampleError for fewer than two.
+    """
     rows = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept" and row["split"] == "test"]
-    long = [row for row in rows if round(row["duration"] * 25) > config.frames]
+    long = [row for row in rows if round(row["duration"] * FPS) > config.frames]
     same = [row for row in long if (row["height"], row["width"]) == (long[0]["height"], long[0]["width"])]
     if len(same) < 2:
         raise NothingToSampleError(
@@ -109,35 +114,42 @@ def sample(
     step: int,
     clips: Sequence[Mapping[str, Any]],
     run: RunFolder,
-    judge: SyncJudge | None,
+    judge: "SyncJudge | None",
 ) -> Iterator[dict[str, Any]]:
     """The videos of one adapter, below `videos/samples/step-*/`, and a row of scores for each.
 
-    With the swapped sound a video is judged against the right one, as everywhere.
+    With the swapped audio a video is judged against the right one, as everywhere.
     """
+    from omniavatar.generate import generate_clips
+    from omniavatar.models import load_models
+    from omniavatar.video.scene import ClipRequest
+    from omniavatar.video.video_file import write_avatar_video
+    from pipelines.generate.animate import model_paths
+    from pipelines.generate.videos import clip_seed, opening
+
     loaded = load_models(model_paths(models, adapter), sampling.load)
     openings = [opening(run, clip["clip_id"], config.frames) for clip in clips]
     height, width = openings[0][0].shape[:2]
     settings = replace(sampling, height=height, width=width, steps=config.steps or sampling.steps)
-    for sound in (RIGHT, SWAPPED):
-        turn = 0 if sound == RIGHT else 1
-        heard = [openings[(i + turn) % len(openings)][1] for i in range(len(openings))]
+    for kind in (RIGHT, SWAPPED):
+        turn = 0 if kind == RIGHT else 1
+        waves = [openings[(i + turn) % len(openings)][1] for i in range(len(openings))]
         requests = [
             ClipRequest(image, wave, clip["caption"] or "", clip_seed(clip["clip_id"]))
-            for clip, (image, _), wave in zip(clips, openings, heard, strict=True)
+            for clip, (image, _), wave in zip(clips, openings, waves, strict=True)
         ]
         videos = generate_clips(loaded, requests, settings)
         for clip, (_, wave), video in zip(clips, openings, videos, strict=True):
-            path = run.videos / "samples" / f"step-{step:08d}" / sound / f"{clip['clip_id']}.mp4"
+            path = run.videos / "samples" / f"step-{step:08d}" / kind / f"{clip['clip_id']}.mp4"
             write_avatar_video(path, video, wave)
-            yield {"step": step, "clip_id": clip["clip_id"], "sound": sound, **_scores(judge, video, wave)}
+            yield {"step": step, "clip_id": clip["clip_id"], "sound": kind, **_scores(judge, video, wave)}
 
 
-def _scores(judge: SyncJudge | None, video: np.ndarray, wave: np.ndarray) -> dict[str, Any]:
+def _scores(judge: "SyncJudge | None", video: np.ndarray, wave: np.ndarray) -> dict[str, Any]:
     if judge is None:
         return {"status": "skipped: no weights"}
     try:
-        found = judge.score(video, wave)
+        scores = judge.score(video, wave)
     except UnscorableError as reason:
         return {"status": str(reason)}
-    return {"status": "ok"} | {name: float(found[name]) for name in ("sync_c", "sync_d", "sync_offset")}
+    return {"status": "ok"} | {name: float(scores[name]) for name in ("sync_c", "sync_d", "sync_offset")}

@@ -187,3 +187,25 @@ def test_what_is_printed_is_a_setting_and_fits_the_model(printed: list[str]) -> 
 def test_thresholds_must_be_numbers() -> None:
     done = run_here("calibrate", "--thresholds", "0.1;0.2")
     assert done.returncode == 1 and "0.1;0.2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("generate --image none.png --audio v.wav", "no picture at none.png"),
+        ("generate --list none.txt", "no list at none.txt"),
+        ("generate --prompt a --seconds 1 --recipe dmo", "did you mean 'demo'"),
+        ("generate --prompt a --seconds 1 --set models.vae=none", "models.vae is none"),
+        ("watch --run none", "none/clips.parquet does not exist"),
+    ],
+)
+def test_a_mistake_is_told_before_engines_are_imported(line, words, tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli.main", *line.split()]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    before = os.times()
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    after = os.times()
+    assert done.returncode == 1 and words in done.stderr.splitlines()[-1]
+    imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
+    assert not imported & {"torch", "transformers", "diffusers", "cv2", "scipy", "matplotlib"}
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
