@@ -1,4 +1,4 @@
-"""What an evaluation will do: clips x extractors, what is in the cache, what lacks weights, how long it takes."""
+"""Dry run of an evaluation: videos per extractor, what is cached, what lacks weights, how long it will take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from eval.metrics.clip_metrics import METRICS
 
 
 @dataclass(frozen=True)
-class Line:
-    """One extractor: `cached` of the `videos` it looks at are in the cache; `missing` are roles without weights."""
+class ExtractorPlan:
+    """One extractor: `cached` of its `videos` are in the cache; `missing` are roles without weights."""
 
     extractor: str
     metrics: tuple[str, ...]
@@ -25,54 +25,59 @@ class Line:
     missing: tuple[str, ...]
 
     @property
-    def left(self) -> int:
-        """Videos that are still to be looked at."""
+    def to_extract(self) -> int:
+        """Videos that are still to be extracted."""
         return 0 if self.missing else self.videos - self.cached
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`methods`: name -> clips. `seconds`: of the videos left, at the pace of those that this run has judged so far
-    on one core; None before the first."""
+class EvaluationPlan:
+    """`methods`: name -> clips. `seconds`: for the videos not cached yet on one core, at the mean rate of
+    those judged so far; None before the first."""
 
     protocol: str
     methods: Mapping[str, int]
-    lines: tuple[Line, ...]
-    videos_left: int
+    lines: tuple[ExtractorPlan, ...]
+    videos_to_extract: int
     seconds: float | None
 
 
-def plan_evaluation(config: EvalConfig, models: Mapping[str, Path | None], run: RunFolder) -> Plan:
-    """What `evaluate` would do now. Files are hashed, no network is loaded. Raises ManifestError."""
+def plan_evaluation(config: EvalConfig, models: Mapping[str, Path | None], run: RunFolder) -> EvaluationPlan:
+    """What `evaluate` would do now; hashes files, loads no network. Raises ManifestError."""
     rows = read_manifest(run)
     judges = {role: path for role in ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
     job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
-    units, lines, left = units_of(run, rows), [], set()
-    for extractor in (each for each in EXTRACTORS if each.wanted(config.features)):
+    units, lines, to_extract = units_of(run, rows), [], set()
+    for extractor in (each for each in EXTRACTORS if each.is_in(config.features)):
         mine = [u for u in units if extractor.name in u["extractors"] and all(u[kind] for kind in extractor.reads)]
         keys = [f"{extractor.name}/{extractor.key(config.features, hashes, unit)}.npz" for unit in mine]
         lost = [unit["unit"] for unit, key in zip(mine, keys, strict=True) if is_lost(job.cache / key)]
         missing = tuple(extractor.missing(hashes))
-        left |= set() if missing else set(lost)
+        to_extract |= set() if missing else set(lost)
         metrics = tuple(name for name, metric in METRICS.items() if metric.extractor == extractor.name)
-        lines.append(Line(extractor.name, metrics, len(mine), len(mine) - len(lost), missing))
+        lines.append(ExtractorPlan(extractor.name, metrics, len(mine), len(mine) - len(lost), missing))
     counted = [row["method"] for row in rows]
     methods = {name: counted.count(name) for name in dict.fromkeys(counted) if name != FLOOR}
-    return Plan(config.features.protocol, methods, tuple(lines), len(left), _seconds(run, len(left)))
+    seconds = _seconds(run, len(to_extract))
+    return EvaluationPlan(config.features.protocol, methods, tuple(lines), len(to_extract), seconds)
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """The plan in words, a line for each extractor."""
+def plan_lines(plan: EvaluationPlan) -> list[str]:
+    """The plan as text, one line per extractor."""
     clips = ", ".join(f"{name} {count}" for name, count in plan.methods.items())
     lines = [f"protocol {plan.protocol}; clips: {clips}"]
     for line in plan.lines:
-        state = f"no weights: {', '.join(line.missing)}" if line.missing else f"{line.cached} cached, {line.left} to do"
+        progress = f"{line.cached} cached, {line.to_extract} to do"
+        state = f"no weights: {', '.join(line.missing)}" if line.missing else progress
         lines.append(f"{line.extractor:9} {line.videos:5} videos, {state}; {', '.join(line.metrics)}")
-    pace = "no video judged yet to tell how long" if plan.seconds is None else f"about {plan.seconds:.0f} s of one core"
-    return [*lines, f"{plan.videos_left} videos left: {pace}" if plan.videos_left else "nothing left to look at"]
+    time = "no video judged yet to estimate the time from"
+    if plan.seconds is not None:
+        time = f"about {plan.seconds:.0f} s of one core"
+    end = f"{plan.videos_to_extract} videos to extract: {time}" if plan.videos_to_extract else "nothing left to extract"
+    return [*lines, end]
 
 
-def _seconds(run: RunFolder, left: int) -> float | None:
+def _seconds(run: RunFolder, to_extract: int) -> float | None:
     spent = [seconds for seconds in ledger_rows(run.ledger, "eval")["seconds"].to_pylist() if seconds]
-    return left * sum(spent) / len(spent) if spent else None
+    return to_extract * sum(spent) / len(spent) if spent else None

@@ -30,7 +30,7 @@ BROAD_EXCEPT = ("common/executors/runner.py", "pipelines/cli/failures.py")
 
 
 def sources() -> dict[str, Path]:
-    """Name such as "eval/metrics/sync.py" -> path, of every source file of the floors."""
+    """Name such as "eval/features/sync.py" -> path, of every source file of the floors."""
     files = ((name, folder, path) for name, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py")))
     return {f"{name}/{path.relative_to(folder)}": path for name, folder, path in files}
 

@@ -1,32 +1,36 @@
-"""What the networks see of a video: decoded once, each extractor's output kept under the hash of all it depends on."""
+"""Feature extraction: one decode per video; each extractor's arrays are cached by the hash of all they depend on."""
 
 import logging
 import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from common.ledger.store import Outcome
+from common.media.audio import read_audio
+from common.media.open import MediaError
+from common.media.video import read_video
 from common.runs import disk_guard
 from eval.config import FeatureConfig
-from eval.features.decoded_video import DecodedVideo, decode_for_metrics
-from eval.features.extractors import EXTRACTORS, Extract, Extractor
+from eval.features.extractors import EXTRACTORS, DecodedVideo, Extract, Extractor, no_real_video
 from eval.features.records import Arrays, UnscorableError
 from perception.features.nets import FeatureError
 from perception.sync.syncnet import SyncNetError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """All that a worker needs to look at the videos of one run."""
+    """What a worker needs to extract the features of one run's videos; `cache` is the folder of the arrays."""
 
     root: Path
     cache: Path
@@ -37,22 +41,22 @@ class ExtractJob:
     def make(self) -> Callable[[dict], Outcome]:
         """The function from one unit to its Outcome; networks are loaded when they are first needed.
 
-        A unit names `video audio real`, each with its hash `video_sha256 ...`, and `extractors`, those that are to look
-        at it; of these only run what the protocol asks for, weights allow and, audio or real being "", needs neither.
+        A unit names `video`, `audio` and `real`, each with its hash (`video_sha256` ...) and "" for none, and the
+        `extractors` to run. Those that the protocol leaves out, that lack weights or a file they read are skipped.
         """
         # One thread per worker: the number of threads changes the last digits of a convolution.
         torch.set_num_threads(1)
         loaded: dict[str, Extract] = {}
-        return partial(self._look, loaded)
+        return partial(self._extract, loaded)
 
     @property
     def extractors(self) -> list[Extractor]:
-        """Those that the protocol asks for and that have their weights."""
-        return [e for e in EXTRACTORS if e.wanted(self.config) and not e.missing(self.hashes)]
+        """Those that belong to the protocol and have their weights."""
+        return [e for e in EXTRACTORS if e.is_in(self.config) and not e.missing(self.hashes)]
 
-    def _look(self, loaded: dict[str, Extract], unit: dict) -> Outcome:
+    def _extract(self, loaded: dict[str, Extract], unit: dict) -> Outcome:
         """Fill the cache for one video; `outputs` names the cache file of each extractor."""
-        sight: DecodedVideo | None = None
+        video: DecodedVideo | None = None
         files: dict[str, str] = {}
         for extractor in self.extractors:
             if extractor.name not in unit["extractors"] or not all(unit[kind] for kind in extractor.reads):
@@ -63,18 +67,61 @@ class ExtractJob:
             if not is_lost(path):
                 continue
             # One decode serves every extractor; a video that is wholly in the cache is not decoded at all.
-            if sight is None:
-                sight = decode_for_metrics(self.root, unit)
+            if video is None:
+                video = decode_for_metrics(self.root, unit)
             if extractor.name not in loaded:
                 loaded[extractor.name] = extractor.load(self.config, self.models)
-            save_arrays(path, run_extractor(loaded[extractor.name], sight))
+            save_arrays(path, run_extractor(loaded[extractor.name], video))
         return Outcome(unit["unit"], "kept", outputs={"files": files})
 
 
-def run_extractor(extract: Extract, sight: DecodedVideo) -> Arrays:
+def decode_for_metrics(root: Path, unit: Mapping[str, str]) -> DecodedVideo:
+    """Decode the `video` and `audio` of a unit (paths below `root`, "" for none), and prepare its `real` video.
+
+    Raises MediaError.
+    """
+    wave = read_audio_track(root / unit["audio"]) if unit["audio"] else np.zeros(0, np.float32)
+    frames = _read_frames(root / unit["video"])
+    if not unit["real"]:
+        return DecodedVideo(frames, wave)
+    if unit["real_sha256"] == unit["video_sha256"]:
+        return DecodedVideo(frames, wave, lambda: frames)
+    return DecodedVideo(frames, wave, partial(_real_frames, root / unit["real"], unit["real_sha256"]))
+
+
+def read_audio_track(path: Path) -> np.ndarray:
+    """Audio (n,) at 16 kHz; empty for a file without an audio track, whose frames can still be judged."""
+    try:
+        return read_audio(path)
+    except MediaError as error:
+        if error.kind != "no_audio":
+            raise
+        return np.zeros(0, np.float32)
+
+
+@lru_cache(maxsize=1)
+def _real_frames(path: Path, sha256: str) -> np.ndarray:
+    """Frames of the real video; the units of all methods on one clip follow each other."""
+    try:
+        return read_video(path)
+    except (MediaError, FileNotFoundError) as error:
+        return no_real_video(f": {error}")
+
+
+def _read_frames(path: Path) -> np.ndarray:
+    """A video, or an image as a video of one frame."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return read_video(path)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise MediaError("unreadable", f"{path} is not an image that can be read; give a PNG or JPEG file.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)[None]
+
+
+def run_extractor(extract: Extract, video: DecodedVideo) -> Arrays:
     """The extractor's arrays with `status` ok, or the reason why it has no value for this clip."""
     try:
-        return {**extract(sight), "status": np.array("ok")}
+        return {**extract(video), "status": np.array("ok")}
     except (UnscorableError, FeatureError, SyncNetError) as reason:
         return {"status": np.array(str(reason))}
 
@@ -83,14 +130,14 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an npz file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    # Not synced as results are: there are many, and what a power cut spoils is found by its checksum and made again.
+    # Not synced: there are many files, and one that a power cut damaged fails its checksum and is made again.
     with disk_guard(path):
         np.savez(temporary, **arrays)
         os.replace(temporary, path)
 
 
 def is_lost(path: Path) -> bool:
-    """Whether a file of `save_arrays` is absent or damaged."""
+    """Whether a file of `save_arrays` is absent or damaged (checked against its CRC)."""
     if not zipfile.is_zipfile(path):
         return True
     with zipfile.ZipFile(path) as stored:

@@ -1,36 +1,60 @@
-"""The extractors: what is taken down of a video once, so that every metric is arithmetic on what was kept."""
+"""Extractors: networks and signal processing that run once per video, so that every metric is arithmetic on arrays."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from common.constants import FPS
+from common.constants import AUDIO_RATE, FPS
 from common.runs import fingerprint
 from eval.config import FeatureConfig
-from eval.features.decoded_video import DecodedVideo
-from eval.features.records import Arrays
-from eval.metrics.beats import sound_onsets
+from eval.features.records import Arrays, UnscorableError
+from eval.features.sync import SyncJudge, longest_track
+from eval.metrics.beats import audio_onsets
 from eval.metrics.drift import background_mask, colour_curve
 from eval.metrics.fidelity import fidelity
 from eval.metrics.lips import quiet_frames
-from eval.metrics.quality import quality_of_clip
 from eval.metrics.seam import frame_jumps
-from eval.metrics.sync import SyncJudge, longest_track
 from perception.faces.crop import crop_track
-from perception.faces.detect import FaceDetector, load_face_detector
+from perception.faces.detect import Face, FaceDetector, load_face_detector
 from perception.faces.identity import load_face_identity
 from perception.features.extractors import clip_extractor, frame_extractor, pose_extractor
-from perception.quality.qalign import load_qalign
+from perception.quality.qalign import QAlign, load_qalign
 from perception.speech.detect import speech_at
 from perception.sync.lips import SIDE, mouth_changes
 from perception.sync.syncnet import load_syncnet
 
-PEOPLE_EVERY = 5  # frames between two in which people are looked for
+PEOPLE_EVERY = 5  # frames between two in which people are detected
 STRICT_STRIDE = 4  # frames; a window then spans 2.4 s, long enough to see a gesture
 Models = Mapping[str, Path]
+
+
+def no_real_video(reason: str = "") -> np.ndarray:
+    """Raises UnscorableError: the clip has no real video to compare with, for this reason."""
+    raise UnscorableError(f"no real video{reason}")
+
+
+@dataclass(frozen=True)
+class DecodedVideo:
+    """One decoded video: frames (T, H, W, 3) uint8 RGB at 25 fps and the audio `wave` (n,) at 16 kHz to judge them
+    against. `real()` gives the frames of the real video they are paired with, or raises UnscorableError."""
+
+    frames: np.ndarray
+    wave: np.ndarray
+    real: Callable[[], np.ndarray] = field(default=no_real_video)
+    _faces: dict[int, Sequence[Face]] = field(default_factory=dict, repr=False)
+
+    def faces(self, detector: FaceDetector, every: int = 1) -> Mapping[int, Sequence[Face]]:
+        """Frame number -> faces, of every `every`-th frame; each frame is searched once for all extractors."""
+        numbers = range(0, len(self.frames), every)
+        for number in numbers:
+            if number not in self._faces:
+                self._faces[number] = detector.detect(self.frames[number])
+        return {number: self._faces[number] for number in numbers}
+
+
 Extract = Callable[[DecodedVideo], Arrays]
 
 
@@ -56,12 +80,12 @@ class Extractor:
         """Roles without which this extractor cannot run."""
         return [role for role in self.needs if role not in hashes]
 
-    def wanted(self, config: FeatureConfig) -> bool:
+    def is_in(self, config: FeatureConfig) -> bool:
         """Whether the protocol asks for it."""
         return self.only in ("", config.protocol)
 
     def key(self, config: FeatureConfig, hashes: Mapping[str, str], unit: Mapping[str, str]) -> str:
-        """16 hex digits over the extractor, its settings and weights and the bytes it looks at."""
+        """Cache key, 16 hex digits: hash of the extractor, its settings, its weights and the files it reads."""
         weights = {role: hashes.get(role) for role in self.needs + self.uses}
         settings = {name: getattr(config, name) for name in self.settings}
         content = [unit[f"{kind}_sha256"] for kind in self.reads]
@@ -69,7 +93,7 @@ class Extractor:
 
 
 def frame_choice(count: int, config: FeatureConfig) -> np.ndarray:
-    """Indices of the frames FID looks at in a clip of `count` frames."""
+    """Indices of the frames that FID uses of a clip of `count` frames."""
     if config.protocol == "paper":
         return np.arange(count)
     return np.unique(np.linspace(min(1, count - 1), count - 1, 16).round().astype(int))
@@ -77,36 +101,36 @@ def frame_choice(count: int, config: FeatureConfig) -> np.ndarray:
 
 def _load_fid(config: FeatureConfig, models: Models) -> Extract:
     features = frame_extractor(models["fid_features"], config.protocol)
-    return lambda sight: {"features": features(sight.frames[frame_choice(len(sight.frames), config)])}
+    return lambda video: {"features": features(video.frames[frame_choice(len(video.frames), config)])}
 
 
 def _load_fvd(config: FeatureConfig, models: Models) -> Extract:
     features = clip_extractor(models["fvd_features"], config.protocol, config.fvd_stride)
-    return lambda sight: {"features": features(sight.frames)}
+    return lambda video: {"features": features(video.frames)}
 
 
 def _load_slow_fvd(config: FeatureConfig, models: Models) -> Extract:
     features = clip_extractor(models["fvd_features"], config.protocol, STRICT_STRIDE)
-    return lambda sight: {"features": features(sight.frames)}
+    return lambda video: {"features": features(video.frames)}
 
 
 def _load_sync(config: FeatureConfig, models: Models) -> Extract:
     detector, rules = _detector(models.get("face_detector")), config.sync
     judge = SyncJudge(detector, load_syncnet(models["sync_scorer"]), rules)
-    return lambda sight: judge.score(sight.frames, sight.wave, sight.faces(detector, rules.look_every))
+    return lambda video: judge.score(video.frames, video.wave, video.faces(detector, rules.look_every))
 
 
 def _load_quality(config: FeatureConfig, models: Models) -> Extract:
     scorer = load_qalign(models["quality_scorer"])
-    return lambda sight: quality_of_clip(scorer, sight.frames)
+    return lambda video: quality_of_clip(scorer, video.frames)
 
 
 def _load_identity(config: FeatureConfig, models: Models) -> Extract:
     net, detector = load_face_identity(models["face_identity"]), _detector(models["face_detector"])
 
-    def embeddings(sight: DecodedVideo) -> Arrays:
-        found = sight.faces(detector, config.identity_every)
-        rows = net.embed_faces(sight.frames[:: config.identity_every], list(found.values()))
+    def embeddings(video: DecodedVideo) -> Arrays:
+        faces = video.faces(detector, config.identity_every)
+        rows = net.embed_faces(video.frames[:: config.identity_every], list(faces.values()))
         return {"embeddings": rows, "fps": np.asarray(FPS / config.identity_every)}
 
     return embeddings
@@ -114,65 +138,78 @@ def _load_identity(config: FeatureConfig, models: Models) -> Extract:
 
 def _load_pose(config: FeatureConfig, models: Models) -> Extract:
     extract = pose_extractor(models["pose"])
-    return lambda sight: {"poses": extract(sight.frames).reshape(len(sight.frames), -1, 3)}
+    return lambda video: {"poses": extract(video.frames).reshape(len(video.frames), -1, 3)}
 
 
 def _load_lips(config: FeatureConfig, models: Models) -> Extract:
     detector, rules = _detector(models.get("face_detector")), config.sync
 
-    def changes(sight: DecodedVideo) -> Arrays:
-        track = longest_track(sight.faces(detector, rules.look_every), len(sight.frames), rules)
-        crops = crop_track(sight.frames[track.start_frame : track.stop_frame], track.boxes, SIDE)
+    def changes(video: DecodedVideo) -> Arrays:
+        track = longest_track(video.faces(detector, rules.look_every), len(video.frames), rules)
+        crops = crop_track(video.frames[track.start_frame : track.stop_frame], track.boxes, SIDE)
         return {"changes": mouth_changes(crops), "start": np.asarray(track.start_frame)}
 
     return changes
 
 
-def _load_sound(config: FeatureConfig, models: Models) -> Extract:
-    def heard(sight: DecodedVideo) -> Arrays:
-        middles = (np.arange(len(sight.wave) * FPS // 16_000) + 0.5) / FPS
-        spoken, quiet = speech_at(sight.wave, middles), quiet_frames(sight.wave)
-        return {"speech": spoken, "quiet": quiet, "onsets": sound_onsets(sight.wave)}
+def _load_audio(config: FeatureConfig, models: Models) -> Extract:
+    def activity(video: DecodedVideo) -> Arrays:
+        middles = (np.arange(len(video.wave) * FPS // AUDIO_RATE) + 0.5) / FPS
+        spoken, quiet = speech_at(video.wave, middles), quiet_frames(video.wave)
+        return {"speech": spoken, "quiet": quiet, "onsets": audio_onsets(video.wave)}
 
-    return heard
+    return activity
 
 
 def _load_course(config: FeatureConfig, models: Models) -> Extract:
-    return lambda sight: {"colours": colour_curve(sight.frames), "jumps": frame_jumps(sight.frames)}
+    return lambda video: {"colours": colour_curve(video.frames), "jumps": frame_jumps(video.frames)}
 
 
 def _load_background(config: FeatureConfig, models: Models) -> Extract:
     detector = _detector(models.get("face_detector"))
 
-    def colours(sight: DecodedVideo) -> Arrays:
-        boxes = [face.box for faces in sight.faces(detector, PEOPLE_EVERY).values() for face in faces]
-        return {"colours": colour_curve(sight.frames, background_mask(np.array(boxes), *sight.frames.shape[1:3]))}
+    def colours(video: DecodedVideo) -> Arrays:
+        boxes = [face.box for faces in video.faces(detector, PEOPLE_EVERY).values() for face in faces]
+        return {"colours": colour_curve(video.frames, background_mask(np.array(boxes), *video.frames.shape[1:3]))}
 
     return colours
 
 
 def _load_fidelity(config: FeatureConfig, models: Models) -> Extract:
-    return lambda sight: asdict(fidelity(sight.frames, sight.real()))
+    return lambda video: asdict(fidelity(video.frames, video.real()))
+
+
+def one_frame_per_second(count: int, fps: float = 25.0) -> list[int]:
+    """Indices int(fps * i) below `count`, as the video loader of Q-Align takes them."""
+    return [index for index in (int(fps * i) for i in range(count)) if index < count]
+
+
+def quality_of_clip(scorer: QAlign, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """`iqa` and `ase`, scalars 1..5, of frames (T, H, W, 3) uint8 RGB at 25 fps; `frames` holds how many were read."""
+    images = [frames[i] for i in one_frame_per_second(len(frames))]
+    ratings = scorer.rate(images, ("quality", "aesthetics"))
+    iqa, ase = (np.asarray(ratings[task].scores.mean()) for task in ("quality", "aesthetics"))
+    return {"iqa": iqa, "ase": ase, "frames": np.asarray(len(images))}
 
 
 @lru_cache(maxsize=2)
 def _detector(pack: Path | None) -> FaceDetector:
-    """One for all extractors of a process: they ask about the same frames."""
+    """One for all extractors of a process, which search the same frames."""
     return load_face_detector(pack)
 
 
 _FACES = ("face_detector",)
-_SOUND = ("video", "audio")
+_WITH_AUDIO = ("video", "audio")
 EXTRACTORS = (
     Extractor("fid", "1", _load_fid, needs=("fid_features",), settings=("protocol",)),
     Extractor("fvd", "1", _load_fvd, needs=("fvd_features",), settings=("protocol", "fvd_stride")),
     Extractor("fvd_slow", "1", _load_slow_fvd, needs=("fvd_features",), settings=("protocol",), only="strict"),
-    Extractor("sync", "2", _load_sync, needs=("sync_scorer",), uses=_FACES, settings=("sync",), reads=_SOUND),
+    Extractor("sync", "2", _load_sync, needs=("sync_scorer",), uses=_FACES, settings=("sync",), reads=_WITH_AUDIO),
     Extractor("quality", "1", _load_quality, needs=("quality_scorer",)),
     Extractor("identity", "1", _load_identity, needs=("face_identity", *_FACES), settings=("identity_every",)),
     Extractor("pose", "1", _load_pose, needs=("pose",)),
     Extractor("lips", "1", _load_lips, uses=_FACES, settings=("sync",)),
-    Extractor("sound", "2", _load_sound, reads=("audio",)),
+    Extractor("sound", "2", _load_audio, reads=("audio",)),
     Extractor("course", "1", _load_course),
     Extractor("background", "1", _load_background, uses=_FACES),
     Extractor("fidelity", "1", _load_fidelity, reads=("video", "real")),

@@ -1,4 +1,12 @@
-"""The long table of metrics: one row per method, clip and metric, with its status; a failure is a row too."""
+"""Names for what is measured, from a video to a number:
+
+video file           decoded once       DecodedVideo   frames and audio               eval.features.extractors
+DecodedVideo         extractors         Features       arrays of one video, cached as npz
+Features             of video, real     ClipFeatures   all that a metric of one clip reads
+ClipFeatures         metrics            Record         one number or its reason: a row of metrics.parquet
+Records + Features   of all clips       EvalTable      all that scores are computed from    eval.scoring.eval_table
+EvalTable            statistics         Score          one number of a method: an entry of scores.json
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +22,15 @@ NOT_NAMED = "skipped: the manifest names no sound or no real video"
 
 
 class UnscorableError(UserError, ValueError):
-    """A clip that a metric has no value for: it counts against coverage and is never a zero."""
+    """A clip that a metric has no value for: it lowers coverage and never counts as zero."""
 
 
 @dataclass(frozen=True, order=True)
 class Record:
-    """One number. `n` counts what it rests on: windows, frames, or clips for a metric of the whole set (clip "")."""
+    """One measured number, or the `status` that says why there is none.
+
+    `n` counts the windows or frames behind it, or the clips for a metric of a whole set (clip_id "").
+    """
 
     method: str
     clip_id: str
@@ -33,19 +44,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Features:
-    """What came of looking at one video: the arrays of each extractor, or the error that stopped it."""
+    """Extractor name -> arrays of one video, or the error that stopped extraction."""
 
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
     failure: str = ""
 
     def status(self, extractor: str) -> str:
-        """ "ok", or why this extractor has nothing to say of the video."""
+        """ "ok", or why this extractor has no output for the video."""
         if extractor in self.arrays:
             return str(self.arrays[extractor]["status"])
         return f"failed: {self.failure}" if self.failure else NOT_NAMED
 
     def of(self, extractor: str) -> Arrays:
-        """The extractor's arrays. UnscorableError with the status where it has none."""
+        """The extractor's arrays. Raises UnscorableError with the status where it has none."""
         if (status := self.status(extractor)) != "ok":
             raise UnscorableError(status)
         return self.arrays[extractor]
@@ -53,12 +64,12 @@ class Features:
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """All that a metric of one clip may read: what was seen of the video, of its real one and of the input picture, and
-    the frames at which chunks were joined."""
+    """All that a metric of one clip may read: features of the video, of its real video and of the input image, and the
+    frames at which chunks were joined."""
 
     own: Features
     real: Features = Features()
-    picture: Features = Features()
+    image: Features = Features()
     seams: tuple[int, ...] = ()
 
 
@@ -66,8 +77,8 @@ class ClipFeatures:
 class Metric:
     """How a metric is shown: label, which way is better (+1 up, -1 down, 0 neither) and the extractor it reads.
 
-    `of` gives a clip's value and what it rests on, or raises UnscorableError. Metrics that are not `shown` are in the
-    files only and are not tested. `only` names the protocol it belongs to.
+    `of` gives a clip's value and its `n` (see Record), or raises UnscorableError. Metrics that are not `shown` are in
+    the files only and are not tested. `only` names the protocol it belongs to.
     """
 
     label: str

@@ -1,8 +1,8 @@
-"""Beat alignment (BAS): do gestures fall on the accents of the sound?
+"""Beat alignment (BAS): distance of gesture beats to the onsets of the audio.
 
-Motion beats are the local minima of the joints' speed, sound beats the onsets. The mean is over motion beats, sigma
+Motion beats are the local minima of the joints' speed, audio beats are the onsets. The mean is over motion beats, sigma
 0.1 s; published variants differ in both. Jitter makes beats everywhere and raises the score: look at the excess over
-the same motion against shifted sound.
+the same motion against shifted audio.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ COMPRESSION = 100.0
 SHIFTS = 200
 
 
-def sound_onsets(wave: np.ndarray) -> np.ndarray:
-    """Seconds (n,) at which mono sound (N,) at 16 kHz sets in: peaks of the spectral flux."""
+def audio_onsets(wave: np.ndarray) -> np.ndarray:
+    """Seconds (n,) of the onsets in mono audio (N,) at 16 kHz: peaks of the spectral flux."""
     if len(wave) < WINDOW:
         return np.zeros(0)
     padded = np.pad(np.asarray(wave, np.float64), WINDOW // 2)
@@ -51,19 +51,19 @@ def motion_beats(runs: Sequence[np.ndarray], starts: Sequence[int], fps: float =
     return np.concatenate(beats) if beats else np.zeros(0)
 
 
-def beat_alignment(motion: np.ndarray, sound: np.ndarray, sigma: float = SIGMA) -> float:
-    """Mean over motion beats (n,) of exp(-d^2 / (2 sigma^2)), d the seconds to the nearest of the sound's (m,), 0..1.
+def beat_alignment(motion: np.ndarray, audio: np.ndarray, sigma: float = SIGMA) -> float:
+    """Mean over motion beats (n,) of exp(-d^2 / (2 sigma^2)), d the seconds to the nearest of the audio's (m,), 0..1.
 
-    Source: Li et al. 2021 (AIST++), with the roles as in Bailando. UnscorableError without beats on either side.
+    Source: Li et al. 2021 (AIST++), with the roles as in Bailando. Raises UnscorableError without beats on either side.
     """
-    if not len(motion) or not len(sound):
-        raise UnscorableError(f"no beats: {len(motion)} of motion, {len(sound)} of sound")
-    nearest = np.abs(motion[:, None] - sound[None, :]).min(axis=1)
+    if not len(motion) or not len(audio):
+        raise UnscorableError(f"no beats: {len(motion)} of motion, {len(audio)} of sound")
+    nearest = np.abs(motion[:, None] - audio[None, :]).min(axis=1)
     return float(np.exp(-np.square(nearest) / (2 * sigma**2)).mean())
 
 
-def alignment_excess(motion: np.ndarray, sound: np.ndarray, seconds: float, seed: int = 0) -> float:
-    """`beat_alignment` less its mean against the sound turned round by random shifts within a clip of `seconds`."""
+def alignment_excess(motion: np.ndarray, audio: np.ndarray, seconds: float, seed: int = 0) -> float:
+    """`beat_alignment` less its mean against the audio rotated by random shifts within a clip of `seconds`."""
     shifts = np.random.default_rng(seed).uniform(0, seconds, SHIFTS)
-    turned = [beat_alignment(motion, (sound + shift) % seconds) for shift in shifts]
-    return beat_alignment(motion, sound) - float(np.mean(turned))
+    rotated = [beat_alignment(motion, (audio + shift) % seconds) for shift in shifts]
+    return beat_alignment(motion, audio) - float(np.mean(rotated))

@@ -1,8 +1,8 @@
-"""Hands and body from key points: HKC, HKV and how, how much and how smoothly somebody moves.
+"""Hand and body motion from key points: HKC, HKV, motion variance, jerk and wrist path.
 
-Poses are (T, 133, 3) of COCO WholeBody: x px, y px, score; NaN where nobody is seen. Lengths are in shoulder widths, so
-that the size of the picture does not matter. No code of HKC and HKV (CyberHost, EchoMimicV2) was published: these are
-our definitions.
+Poses are (T, 133, 3) of COCO WholeBody: x px, y px, score; NaN where nobody is detected. Lengths are in shoulder
+widths, so that they do not depend on the image size. No code of HKC and HKV (CyberHost, EchoMimicV2) was published:
+these are our definitions.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from common.constants import FPS
 from eval.features.records import UnscorableError
 from perception.pose import LEFT_HAND, RIGHT_HAND
 
-SURE = 0.3  # score from which a point counts as seen
+SURE = 0.3  # score from which a point counts as detected
 SHOULDERS, WRISTS, HANDS = (5, 6), (9, 10), (LEFT_HAND, RIGHT_HAND)
 MOVING = (0, 7, 8, 9, 10)  # nose, elbows, wrists: what moves against the shoulders
-# Savitzky-Golay: a cubic through seven frames takes the jitter of a detector off and leaves a jerk as it is.
+# Savitzky-Golay: a cubic through seven frames removes the detector's jitter and keeps jerk.
 SMOOTHING_FRAMES, SMOOTHING_ORDER = 7, 3
 
 
@@ -37,8 +37,8 @@ class HandScores:
 @dataclass(frozen=True)
 class BodyMotion:
     """Of nose, elbows and wrists against the shoulders: `variance` in squared shoulder widths, `jerk` in shoulder
-    widths per s^3, `wrist_path` in shoulder widths per second. Who keeps still is perfectly smooth: read jerk beside
-    the path. `frames` were used."""
+    widths per s^3, `wrist_path` in shoulder widths per second. A still body is perfectly smooth: read jerk
+    together with the path. `frames` were used."""
 
     variance: float
     jerk: float
@@ -49,7 +49,7 @@ class BodyMotion:
 def hand_scores(poses: np.ndarray, real: np.ndarray | None = None) -> HandScores:
     """Score the hands of poses (T, 133, 3), held against those of the `real` video, frame by frame.
 
-    UnscorableError where no hand is ever there: no score is no hand, not a bad one.
+    Raises UnscorableError where no hand is present in any frame.
     """
     present = hands_present(poses)
     if not present.any():
@@ -76,7 +76,7 @@ def hands_present(poses: np.ndarray) -> np.ndarray:
 def body_motion(poses: np.ndarray, fps: float = FPS) -> BodyMotion:
     """Measure the motion in poses (T, 133, 3) with `fps` frames per second.
 
-    UnscorableError with fewer than seven frames in a row in which the shoulders and a moving point are seen.
+    Raises UnscorableError with fewer than seven frames in a row in which the shoulders and a moving point are seen.
     """
     runs, _ = joint_runs(poses)
     pooled = [run for run in runs if len(run) >= SMOOTHING_FRAMES]
@@ -92,20 +92,20 @@ def body_motion(poses: np.ndarray, fps: float = FPS) -> BodyMotion:
 def joint_runs(poses: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
     """Places (n, 5, 2) of nose, elbows and wrists against the shoulders, one array per run of frames that show all, and
     the first frame of each run."""
-    seen = np.nan_to_num(poses[:, (*SHOULDERS, *MOVING), 2]).min(axis=1) >= SURE
+    visible = np.nan_to_num(poses[:, (*SHOULDERS, *MOVING), 2]).min(axis=1) >= SURE
     places = _against_shoulders(poses)[:, MOVING]
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]]).astype(int)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], visible, [False]]).astype(int)))
     spans = edges.reshape(-1, 2).tolist()
     return [places[start:stop] for start, stop in spans], [start for start, _ in spans]
 
 
 def _against_shoulders(poses: np.ndarray) -> np.ndarray:
     """Places (T, 133, 2) from the middle of the shoulders, in the clip's median shoulder width."""
-    left, right = (poses[:, side, :2].astype(np.float64) for side in SHOULDERS)
-    widths = np.linalg.norm(left - right, axis=1)
-    known = widths[np.isfinite(widths) & (widths > 0)]
-    width = float(np.median(known)) if len(known) else 1.0
-    return (poses[..., :2] - ((left + right) / 2)[:, None]) / width
+    first, second = (poses[:, side, :2].astype(np.float64) for side in SHOULDERS)
+    widths = np.linalg.norm(first - second, axis=1)
+    measured = widths[np.isfinite(widths) & (widths > 0)]
+    width = float(np.median(measured)) if len(measured) else 1.0
+    return (poses[..., :2] - ((first + second) / 2)[:, None]) / width
 
 
 def _spread(places: np.ndarray) -> float:

@@ -26,7 +26,7 @@ class Fidelity:
 def fidelity(frames: np.ndarray, real: np.ndarray) -> Fidelity:
     """Compare frames (T, H, W, 3) with real ones (S, H, W, 3), both uint8 RGB, over the frames that both have.
 
-    UnscorableError when the pictures differ in size or are below 11 px, the window of SSIM.
+    Raises UnscorableError when the images differ in size or are below 11 px, the window of SSIM.
     """
     if frames.shape[1:] != real.shape[1:]:
         sizes = [f"{video.shape[2]}x{video.shape[1]}" for video in (frames, real)]
@@ -38,13 +38,13 @@ def fidelity(frames: np.ndarray, real: np.ndarray) -> Fidelity:
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two pictures (H, W, 3) uint8, dB, at most 100."""
+    """Peak signal-to-noise ratio of two images (H, W, 3) uint8, dB, at most 100."""
     error = float(np.square(first.astype(np.float64) - second).mean())
     return PSNR_CAP if error == 0 else min(PSNR_CAP, float(10 * np.log10(255**2 / error)))
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Structural similarity of two pictures (H, W, 3) uint8 RGB: Gaussian window of 11 px, sigma 1.5, the mean over the
+    """Structural similarity of two images (H, W, 3) uint8 RGB: Gaussian window of 11 px, sigma 1.5, the mean over the
     colours and the places where the whole window lies inside. Source: Wang et al. 2004."""
     x, y = first.astype(np.float64), second.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)
@@ -54,6 +54,6 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     return float((likeness / ((mean_x**2 + mean_y**2 + _C1) * (var_x + var_y + _C2))).mean())
 
 
-def _blur(picture: np.ndarray) -> np.ndarray:
+def _blur(image: np.ndarray) -> np.ndarray:
     margin = _WINDOW // 2
-    return cv2.GaussianBlur(picture, (_WINDOW, _WINDOW), _SIGMA)[margin:-margin, margin:-margin]
+    return cv2.GaussianBlur(image, (_WINDOW, _WINDOW), _SIGMA)[margin:-margin, margin:-margin]

@@ -1,4 +1,4 @@
-"""CSIM: is it still the same face? Cosines of ArcFace embeddings (T, E), NaN rows where no face is seen."""
+"""CSIM, identity preservation: cosines of ArcFace embeddings (T, E), NaN rows where no face is detected."""
 
 from dataclasses import dataclass
 
@@ -20,23 +20,23 @@ class Likeness:
 def likeness(embeddings: np.ndarray, reference: np.ndarray) -> Likeness:
     """CSIM of embeddings (T, E) to one face (E,), or frame by frame to (S, E) over the frames that both have.
 
-    A frame without a face on either side counts against coverage, neither as 0 nor not at all. UnscorableError where
-    none is left.
+    A frame without a face on either side lowers coverage and is left out of the mean. Raises UnscorableError where no
+    frame has both.
     """
     frames = len(embeddings) if reference.ndim == 1 else min(len(embeddings), len(reference))
-    found = cosines(embeddings[:frames], reference if reference.ndim == 1 else reference[:frames])
-    known = found[np.isfinite(found)]
-    if not len(known):
+    values = cosines(embeddings[:frames], reference if reference.ndim == 1 else reference[:frames])
+    finite = values[np.isfinite(values)]
+    if not len(finite):
         raise UnscorableError(f"no face: none of {frames} frames can be compared")
-    return Likeness(float(known.mean()), float(np.percentile(known, 5)), len(known) / frames, len(known))
+    return Likeness(float(finite.mean()), float(np.percentile(finite, 5)), len(finite) / frames, len(finite))
 
 
 def first_face(embeddings: np.ndarray) -> np.ndarray:
-    """The first embedding (E,) that there is. UnscorableError without any."""
-    seen = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
-    if not len(seen):
+    """The first embedding (E,) of a detected face. Raises UnscorableError without any."""
+    detected = np.flatnonzero(np.isfinite(embeddings).all(axis=1))
+    if not len(detected):
         raise UnscorableError("no face: the reference shows none")
-    return embeddings[seen[0]]
+    return embeddings[detected[0]]
 
 
 def cosines(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Does the picture jump where the chunks of a long video were joined?
+"""Visibility of chunk joins: frame differences at the joins of a long video against those around them.
 
 A seam is the number of the first new frame after the kept overlap, as the stitcher cuts it: the jump is between frames
 b - 1 and b.
@@ -11,11 +11,11 @@ import numpy as np
 
 from eval.features.records import UnscorableError
 
-REACH = 12  # frames to each side that a jump is held against
+REACH = 12  # frames to each side that a jump is compared with
 CLEAR_Z = 3.0
 DRAWS = 999
 FRAMES_PER_LATENT = 4  # of Wan's VAE
-# Grey levels below which the spread of the neighbours is rounding: a still picture has none at all.
+# Grey levels below which the spread of the neighbours is rounding: a still video has none at all.
 LEAST_SPREAD = 0.1
 TO_SIGMA = 1.4826  # of a normal distribution, from the median absolute deviation
 
@@ -26,8 +26,8 @@ class SeamJumps:
     as many frames drawn at random have a mean z as large; `p_latent` draws them from the seams' own places among the
     four frames of a latent.
 
-    Where a latent begins a decoded picture moves further than within it, and seams lie nowhere else: `p` alone calls
-    frames at which nothing was joined a jump.
+    A decoded video moves further where a latent begins than within it, and seams only lie there: `p` alone would find
+    jumps also at frames where nothing was joined.
     """
 
     z: np.ndarray
@@ -69,8 +69,8 @@ def seam_jumps(jumps: np.ndarray, seams: Sequence[int], draws: int = DRAWS, seed
 def _chance(z: np.ndarray, joins: np.ndarray, every: int, draws: int, rng: np.random.Generator) -> float:
     """How often as many places as `joins`, drawn from those at the same distance to a multiple of `every`, have as
     large a mean z."""
-    place, wanted = np.arange(len(z)) % every, np.bincount(joins % every, minlength=every)
-    pools = [(np.flatnonzero(place == each), count) for each, count in enumerate(wanted) if count]
+    phase, counts = np.arange(len(z)) % every, np.bincount(joins % every, minlength=every)
+    pools = [(np.flatnonzero(phase == each), count) for each, count in enumerate(counts) if count]
     drawn = [np.concatenate([rng.choice(pool, count, replace=False) for pool, count in pools]) for _ in range(draws)]
     return (1 + int((z[np.array(drawn)].mean(axis=1) >= z[joins].mean() - 1e-12).sum())) / (draws + 1)
 

@@ -17,7 +17,7 @@ from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.gallery import best_median_worst
 from eval.reporting.summary import read_optional, read_rows, scored_methods
-from eval.scoring.compare import by_clip, read_metrics
+from eval.scoring.eval_table import by_clip, read_metrics
 from eval.sets.catalog import TEST_SET_FILE, TestSet, read_test_set
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "deepspeed", "av", "numpy", "scipy")

@@ -190,7 +190,7 @@ def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run fol
     """Write the report of a judged run again; nothing is computed anew."""
     from common.runs import RunFolder
     from eval.reporting.report import write_report
-    from eval.scoring.compare import read_metrics
+    from eval.scoring.eval_table import read_metrics
 
     read_metrics(RunFolder(run))
     print(write_report(RunFolder(run), {}))
@@ -206,7 +206,9 @@ def compare_runs(
     from common.runs import RunFolder
     from eval.metrics.clip_metrics import METRICS
     from eval.reporting.summary import judged_method
-    from eval.scoring.compare import compare_methods, difference_lines, read_groups, read_metrics
+    from eval.scoring.compare import difference_lines
+    from eval.scoring.eval_table import read_groups, read_metrics
+    from eval.scoring.paired import compare_methods
 
     (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
     runs = RunFolder(Path(first)), RunFolder(Path(second))

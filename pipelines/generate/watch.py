@@ -24,7 +24,7 @@ from omniavatar.config import GenerateConfig
 from pipelines.config import SamplesConfig
 
 if TYPE_CHECKING:  # engines are imported when there is something to sample: a wrong folder is told at once
-    from eval.metrics.sync import SyncJudge
+    from eval.features.sync import SyncJudge
 
 RIGHT, SWAPPED = "right", "swapped"
 
@@ -77,7 +77,7 @@ def _load_judge(models: Mapping[str, Path | None]) -> "SyncJudge | None":
     scorer = models.get("sync_scorer")
     if scorer is None:
         return None
-    from eval.metrics.sync import SyncJudge
+    from eval.features.sync import SyncJudge
     from perception.faces.detect import load_face_detector
     from perception.sync.syncnet import load_syncnet
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from common.runs import atomic_write
 from eval.manifest import TRUTH
 from eval.reporting.pictures import side_by_side
-from eval.scoring.compare import Table, by_clip
+from eval.scoring.eval_table import Table, by_clip
 from pipelines.config import JUDGED
 from pipelines.sweep.plots import INK
 from pipelines.sweep.settings import Places, SweepConfig

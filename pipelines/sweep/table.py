@@ -16,7 +16,8 @@ from eval.features.records import SET_METRICS, WHOLE_SET
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import Ordering, ordering, read_reported
-from eval.scoring.compare import Difference, Table, adjusted, by_clip, check_protocols, difference, read_metrics
+from eval.scoring.compare import Difference, adjusted, difference
+from eval.scoring.eval_table import Table, by_clip, check_protocols, read_metrics
 from eval.scoring.statistics import mean_interval
 from pipelines.config import JUDGED
 from pipelines.sweep.settings import Places, RowConfig, SweepConfig

@@ -25,7 +25,7 @@ from eval.features.records import NOT_NAMED
 from eval.job import evaluate
 from eval.manifest import ManifestError, read_manifest
 from eval.metrics.clip_metrics import CLIP_METRICS
-from eval.scoring.compare import compare_methods
+from eval.scoring.paired import compare_methods
 from miniature.weights import model_paths
 from miniature.world.clips import draw_clip
 from perception.sync.syncnet import SyncNet, SyncNetWidths

@@ -1,4 +1,4 @@
-"""The plan counts what evaluation will look at, and agrees with what it then does."""
+"""The plan counts what evaluation will extract, and agrees with what it then does."""
 
 import numpy as np
 import pyarrow as pa
@@ -37,26 +37,26 @@ def run(tmp_path):
 def test_the_plan_is_what_happens(run):
     plan = plan_evaluation(CONFIG, {}, run)
     lines = {line.extractor: line for line in plan.lines}
-    assert plan.methods == {"m": 2} and plan.videos_left == 2 and plan.seconds is None
-    assert (lines["course"].videos, lines["course"].cached, lines["course"].left) == (2, 0, 2)
-    assert lines["fid"].missing == ("fid_features",) and lines["fid"].left == 0 and lines["fid"].videos == 4
+    assert plan.methods == {"m": 2} and plan.videos_to_extract == 2 and plan.seconds is None
+    assert (lines["course"].videos, lines["course"].cached, lines["course"].to_extract) == (2, 0, 2)
+    assert lines["fid"].missing == ("fid_features",) and lines["fid"].to_extract == 0 and lines["fid"].videos == 4
     assert "fvd_slow" not in lines  # of the other protocol
     evaluate(CONFIG, {}, run, ExecutorConfig(workers=1))
     done = plan_evaluation(CONFIG, {}, run)
-    assert done.videos_left == 0 and done.seconds == 0
+    assert done.videos_to_extract == 0 and done.seconds == 0
     assert all(line.cached == line.videos for line in done.lines if not line.missing)
     assert {path.parent.name for path in run.cache.glob("features/*/*.npz")} == {
         line.extractor for line in done.lines if line.cached
     }
 
 
-def test_a_changed_video_is_looked_at_again_and_the_pace_is_known(run):
+def test_a_changed_video_is_extracted_again_and_the_time_is_estimated(run):
     evaluate(CONFIG, {}, run, ExecutorConfig(workers=1))
     write_video(run.videos / "a.mp4", np.zeros((80, 32, 32, 3), np.uint8), np.zeros(80 * 640, np.float32))
     plan = plan_evaluation(CONFIG, {}, run)
-    assert plan.videos_left == 1 and plan.seconds > 0
+    assert plan.videos_to_extract == 1 and plan.seconds > 0
     words = "\n".join(plan_lines(plan))
-    assert "1 videos left: about" in words and "no weights: sync_scorer; sync_c" in words
+    assert "1 videos to extract: about" in words and "no weights: sync_scorer; sync_c" in words
 
 
 def test_without_a_manifest_there_is_nothing_to_plan(tmp_path):

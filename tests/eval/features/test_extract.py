@@ -3,24 +3,69 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from common.media.open import MediaError
 from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
 from eval.features import extract
-from eval.features.decoded_video import DecodedVideo
-from eval.features.extract import ExtractJob, load_arrays, run_extractor, save_arrays
-from eval.features.extractors import EXTRACTORS
+from eval.features.extract import ExtractJob, decode_for_metrics, load_arrays, run_extractor, save_arrays
+from eval.features.extractors import EXTRACTORS, DecodedVideo
 from eval.features.records import UnscorableError
+from perception.faces.detect import Face
+
+GREY = np.full((10, 32, 32, 3), 128, np.uint8)
+
+
+class Counting:
+    """Sees one face in every frame and counts its looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def detect(self, frame: np.ndarray) -> list[Face]:
+        self.looks += 1
+        return [Face(np.zeros(4, np.float32), 1.0, None)]
+
+
+def unit_of(video: str, real: str = "", sha: str = "r") -> dict[str, str]:
+    return {"video": video, "audio": "", "real": real, "video_sha256": "v", "real_sha256": sha}
+
+
+def test_each_frame_is_looked_at_once() -> None:
+    video, detector = DecodedVideo(GREY, np.zeros(0)), Counting()
+    assert sorted(video.faces(detector, 3)) == [0, 3, 6, 9] and detector.looks == 4
+    assert len(video.faces(detector)) == 10 and detector.looks == 10
+    video.faces(detector, 2)
+    assert detector.looks == 10
+
+
+def test_the_real_video_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", GREY, None)
+    assert decode_for_metrics(tmp_path, unit_of("a.mp4", "a.mp4")).real().shape == GREY.shape
+    own = decode_for_metrics(tmp_path, unit_of("a.mp4", "a.mp4", "v"))
+    assert own.real() is own.frames
+    for absent in (unit_of("a.mp4"), unit_of("a.mp4", "lost.mp4", "q")):
+        with pytest.raises(UnscorableError, match="no real video"):
+            decode_for_metrics(tmp_path, absent).real()
+
+
+def test_a_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[[10, 20, 30]]], np.uint8))
+    assert decode_for_metrics(tmp_path, unit_of("a.png")).frames.tolist() == [[[[30, 20, 10]]]]
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(MediaError, match="b.png is not an image"):
+        decode_for_metrics(tmp_path, unit_of("b.png"))
 
 
 def test_a_clip_without_a_value_is_stored_with_its_reason(tmp_path: Path) -> None:
-    def extract(sight: DecodedVideo) -> dict[str, np.ndarray]:
-        if not sight.frames.any():
+    def extract(video: DecodedVideo) -> dict[str, np.ndarray]:
+        if not video.frames.any():
             raise UnscorableError("all black")
-        return {"features": sight.frames.mean((1, 2))}
+        return {"features": video.frames.mean((1, 2))}
 
     frames = np.full((2, 4, 4, 3), 7, np.uint8)
     for name, seen in (("a", frames), ("b", 0 * frames)):
@@ -65,7 +110,7 @@ def test_one_decode_serves_all_and_only_what_is_lost_is_done_again(
 
 def test_the_strict_protocol_has_an_extractor_more() -> None:
     names = {
-        protocol: {e.name for e in EXTRACTORS if e.wanted(FeatureConfig(protocol=protocol))}
+        protocol: {e.name for e in EXTRACTORS if e.is_in(FeatureConfig(protocol=protocol))}
         for protocol in ("paper", "strict")
     }
     assert names["strict"] - names["paper"] == {"fvd_slow"}

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from eval.config import ROLES, FeatureConfig, SyncRules
-from eval.features.decoded_video import DecodedVideo
 from eval.features.extract import run_extractor
-from eval.features.extractors import EXTRACTORS, frame_choice
+from eval.features.extractors import EXTRACTORS, DecodedVideo, frame_choice
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 
@@ -59,10 +58,10 @@ def test_the_strict_protocol_leaves_out_the_frame_that_was_given() -> None:
 def looked_at() -> dict[str, dict[str, Any]]:
     """All that the small world's networks say of three seconds under the strict protocol."""
     clip = draw_clip(HELD_OUT_SEED + 21, 3.0)
-    sight = DecodedVideo(clip.frames, clip.audio, lambda: clip.frames)
+    video = DecodedVideo(clip.frames, clip.audio, lambda: clip.frames)
     config, models = FeatureConfig(protocol="strict", identity_every=5), model_paths()
     ready = [e for e in EXTRACTORS if not e.missing(dict.fromkeys(models, "x")) and e.name != "quality"]
-    return {e.name: run_extractor(e.load(config, models), sight) for e in ready}
+    return {e.name: run_extractor(e.load(config, models), video) for e in ready}
 
 
 def test_every_extractor_with_weights_gives_its_arrays(looked_at: dict[str, dict[str, Any]]) -> None:

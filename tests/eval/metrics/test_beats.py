@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.features.records import UnscorableError
-from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats, sound_onsets
+from eval.metrics.beats import alignment_excess, audio_onsets, beat_alignment, motion_beats
 
 CLICKS = np.array([0.5, 1.1, 1.7, 2.6, 3.3, 4.1])
 
@@ -32,12 +32,12 @@ def test_beats_that_coincide_score_one_and_off_by_sigma_the_root_of_one_over_e()
 
 
 def test_clicks_are_found_where_they_are() -> None:
-    assert sound_onsets(click_track()) == pytest.approx(CLICKS, abs=0.02)
-    assert len(sound_onsets(np.zeros(16_000, np.float32))) == len(sound_onsets(np.zeros(10, np.float32))) == 0
+    assert audio_onsets(click_track()) == pytest.approx(CLICKS, abs=0.02)
+    assert len(audio_onsets(np.zeros(16_000, np.float32))) == len(audio_onsets(np.zeros(10, np.float32))) == 0
 
 
 def test_a_hand_that_rests_on_the_clicks_is_aligned_and_one_that_rests_between_is_not() -> None:
-    sound = sound_onsets(click_track())
+    sound = audio_onsets(click_track())
     on, off = (motion_beats([swinging(CLICKS + shift)], [0]) for shift in (0.0, 0.3))
     assert on == pytest.approx(CLICKS, abs=0.06)
     assert beat_alignment(on, sound) > 0.85 and alignment_excess(on, sound, 5.0) > 0.3

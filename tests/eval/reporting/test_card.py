@@ -13,7 +13,7 @@ from common.runs import RunFolder, read_json, save_provenance, write_json
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig
 from eval.job import evaluate
 from eval.reporting.card import examples, make_card, write_card
-from eval.scoring.compare import CompareError
+from eval.scoring.eval_table import CompareError
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 RECIPE = "name: r\nweights: miniature\ngenerate: {steps: 25, audio_guidance: 2.5}\n"

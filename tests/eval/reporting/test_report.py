@@ -24,8 +24,8 @@ from eval.metrics.clip_metrics import clip_records
 from eval.reporting.report import headline, p_text, write_report
 from eval.reporting.sections import number, one_of_each
 from eval.reporting.summary import KEYS
+from eval.scoring.eval_table import EvalTable
 from eval.scoring.scores import score_methods
-from eval.scoring.study import EvalTable
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
 SYNC_C = {"ground_truth": 8.0, "adapter": 7.0, "swapped_audio": 4.0, "base": 3.5}

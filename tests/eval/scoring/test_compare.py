@@ -6,18 +6,9 @@ from scipy import stats
 
 from common.runs import RunFolder
 from eval.config import ScoreConfig
-from eval.scoring.compare import (
-    CompareError,
-    adjusted,
-    by_clip,
-    compare_methods,
-    detectable_difference,
-    difference,
-    difference_lines,
-    read_metrics,
-    set_difference,
-)
-from eval.scoring.paired import FeaturesMissingError, KeptFeatures
+from eval.scoring.compare import adjusted, detectable_difference, difference, difference_lines
+from eval.scoring.eval_table import CompareError, by_clip, read_metrics
+from eval.scoring.paired import CachedFeatures, FeaturesMissingError, compare_methods, set_difference
 
 
 def table(method, values, metric="sync_c", seed=0, protocol="paper"):
@@ -28,9 +19,9 @@ def table(method, values, metric="sync_c", seed=0, protocol="paper"):
     ]  # fmt: skip
 
 
-def kept(rng, shift, real, draws=199, weights="w"):
+def cached(rng, shift, real, draws=199, weights="w"):
     own = {clip: rows + shift + rng.normal(0, 0.3, rows.shape) for clip, rows in real.items()}
-    return KeptFeatures(own, real, weights, ScoreConfig(swap_draws=draws))
+    return CachedFeatures(own, real, weights, ScoreConfig(swap_draws=draws))
 
 
 def real_clips(rng, count=12):
@@ -70,12 +61,12 @@ def test_of_a_set_only_the_difference_is_known():
 def test_a_planted_difference_of_sets_is_found_and_two_copies_have_none(metric):
     rng = np.random.default_rng(3)
     real = real_clips(rng)
-    near, far = kept(rng, 0.0, real), kept(rng, 1.0, real)
+    near, far = cached(rng, 0.0, real), cached(rng, 1.0, real)
     found = set_difference(metric, ("a", "b"), (near, far), {})
     assert (found.n, found.removed, found.p) == (12, 0, 1 / 200) and found.rests_on == "199 swaps of 12 clips"
     assert found.difference == found.mean_a - found.mean_b and found.low < found.difference < found.high < 0
     assert 0 < found.detectable < -found.difference
-    copy = KeptFeatures({clip: rows.copy() for clip, rows in near.own.items()}, real, "w", near.scores)
+    copy = CachedFeatures({clip: rows.copy() for clip, rows in near.own.items()}, real, "w", near.scores)
     same = set_difference(metric, ("a", "b"), (near, copy), {})
     assert (same.difference, same.p, same.low, same.high, same.detectable) == (0.0, 1.0, 0.0, 0.0, 0.0)
 
@@ -85,21 +76,21 @@ def test_sets_of_equally_far_methods_are_not_told_apart():
     values = []
     for _ in range(40):
         real = real_clips(rng, 8)
-        values.append(set_difference("kid", ("a", "b"), (kept(rng, 0.5, real, 49), kept(rng, 0.5, real, 49)), {}).p)
+        values.append(set_difference("kid", ("a", "b"), (cached(rng, 0.5, real, 49), cached(rng, 0.5, real, 49)), {}).p)
     assert stats.kstest(values, "uniform").pvalue > 0.01
 
 
 def test_sets_are_compared_on_the_same_real_clips_by_the_same_network():
     rng = np.random.default_rng(5)
     real = real_clips(rng)
-    first, second = kept(rng, 0.0, real), kept(rng, 0.0, {**real, "c3": rng.normal(size=(2, 6))})
+    first, second = cached(rng, 0.0, real), cached(rng, 0.0, {**real, "c3": rng.normal(size=(2, 6))})
     speakers = {clip: f"s{number // 2}" for number, clip in enumerate(real)}
     found = set_difference("fid", ("a", "b"), (first, second), speakers)
     assert (found.n, found.removed) == (11, 1) and found.rests_on.endswith(" swaps of 6 groups of 11 clips")
-    assert set_difference("fid", ("a", "b"), (kept(rng, 0.0, real, 0),) * 2, {}).p is None
-    assert set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, {})), {}) is None
+    assert set_difference("fid", ("a", "b"), (cached(rng, 0.0, real, 0),) * 2, {}).p is None
+    assert set_difference("fid", ("a", "b"), (first, cached(rng, 0.0, {})), {}) is None
     with pytest.raises(FeaturesMissingError, match="different weights"):
-        set_difference("fid", ("a", "b"), (first, kept(rng, 0.0, real, weights="v")), {})
+        set_difference("fid", ("a", "b"), (first, cached(rng, 0.0, real, weights="v")), {})
 
 
 def test_without_features_two_distances_are_all_there_is_and_the_line_says_so(tmp_path):

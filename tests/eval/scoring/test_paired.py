@@ -11,7 +11,7 @@ from common.runs import RunFolder, sha256_file, write_json
 from eval.config import FeatureConfig
 from eval.features.extract import save_arrays
 from eval.features.extractors import EXTRACTORS
-from eval.scoring.paired import FeaturesMissingError, kept_features
+from eval.scoring.paired import FeaturesMissingError, cached_features
 
 (FID,) = (extractor for extractor in EXTRACTORS if extractor.name == "fid")
 WEIGHTS = {"fid_features": "w" * 64}
@@ -41,24 +41,24 @@ def write_judged(root: Path, names: dict[str, str], seed: int | None = 0) -> Run
 def test_features_are_found_by_what_the_videos_hold(tmp_path: Path) -> None:
     run = write_judged(tmp_path, {"x": "aaaaa", "yy": "aaaaaaa", "z": "broken"})
     (run.videos / "a" / "yy.mp4").write_text("made again since")
-    kept = kept_features(run, "a", "fid")
-    assert {clip: float(rows.mean()) for clip, rows in kept.own.items()} == {"x": 5.0}
-    assert {clip: float(rows.mean()) for clip, rows in kept.real.items()} == {"x": 1.0, "yy": 2.0, "z": 1.0}
-    assert (kept.weights, kept.scores.swap_draws, kept.scores.jackknife_groups) == ("w" * 64, 19, 10)
+    features = cached_features(run, "a", "fid")
+    assert {clip: float(rows.mean()) for clip, rows in features.own.items()} == {"x": 5.0}
+    assert {clip: float(rows.mean()) for clip, rows in features.real.items()} == {"x": 1.0, "yy": 2.0, "z": 1.0}
+    assert (features.weights, features.scores.swap_draws, features.scores.jackknife_groups) == ("w" * 64, 19, 10)
 
 
 def test_what_is_gone_is_said(tmp_path: Path) -> None:
     run = write_judged(tmp_path, {"x": "aaaaa"})
     with pytest.raises(FeaturesMissingError, match="not judged with fvd_features"):
-        kept_features(run, "a", "fvd")
+        cached_features(run, "a", "fvd")
     with pytest.raises(FeaturesMissingError, match="no features of b are in the cache"):
-        kept_features(run, "b", "fid")
+        cached_features(run, "b", "fid")
     for file in run.cache.rglob("*.npz"):
         file.unlink()
     with pytest.raises(FeaturesMissingError, match="judge it again"):
-        kept_features(run, "a", "fid")
+        cached_features(run, "a", "fid")
     (run.videos / "manifest.parquet").unlink()
     with pytest.raises(FeaturesMissingError, match="does not exist"):
-        kept_features(run, "a", "fid")
+        cached_features(run, "a", "fid")
     with pytest.raises(FeaturesMissingError, match="not judged"):
-        kept_features(RunFolder(tmp_path / "empty"), "a", "fid")
+        cached_features(RunFolder(tmp_path / "empty"), "a", "fid")

@@ -47,9 +47,9 @@ def test_from_a_list_to_a_card(listed):
     run = listed / "run"
     assert call("eval", "import", listed / "list.jsonl", "--run", run) == "ours 6, theirs 6, ground_truth 6\n"
     here = ["--recipe", "folder", "--run", run]
-    assert "18 videos left" in call("eval", "plan", *here)
+    assert "18 videos to extract" in call("eval", "plan", *here)
     page = call("eval", "run", *here, *FAST).splitlines()[-1]
-    assert page.endswith("index.html") and "nothing left to look at" in call("eval", "plan", *here)
+    assert page.endswith("index.html") and "nothing left to extract" in call("eval", "plan", *here)
     assert call("eval", "report", "--run", run).strip() == page
     lines = call("eval", "compare", f"{run}:ours", f"{run}:theirs").splitlines()
     psnr = next(line.split() for line in lines if "PSNR" in line)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from common.media.write import write_video
-from eval.scoring.compare import by_clip
+from eval.scoring.eval_table import by_clip
 from pipelines.sweep.strips import write_strips
 from pipelines.sweep.table import row_tables
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from eval.metrics.set_metrics import FeatureSets
-from eval.scoring.study import REAL
+from eval.scoring.eval_table import REAL
+from eval.scoring.set_metrics import FeatureSets
 
 
 def test_copies_share_a_place_and_clips_that_a_set_lacks_leave_all() -> None:

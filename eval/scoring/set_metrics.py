@@ -10,8 +10,8 @@ from eval.config import ScoreConfig
 from eval.features.records import NO_WEIGHTS, NOT_NAMED, SET_METRICS, WHOLE_SET, Record
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.frechet import ClipDistance, FeatureSet, frechet_between, kernel_between
+from eval.scoring.eval_table import FEWEST_CLIPS, REAL, EvalTable, Score
 from eval.scoring.statistics import Triple, half_split_distances, jackknife_se, swap_test
-from eval.scoring.study import FEWEST_CLIPS, REAL, EvalTable, Score
 
 DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
     "fid": frechet_between,
@@ -27,9 +27,9 @@ DISTANCES: dict[str, Callable[[FeatureSet], ClipDistance]] = {
 class FeatureSets:
     """One extractor's clips of all methods and of the real videos in one list, and where in it each set lies.
 
-    Only clips that every method has are taken, so that all distances rest on the same clips and equal n; the clips of
-    FLOOR are others and are taken whole. Clips of one group (video or speaker) are joined into one, so that whatever is
-    drawn, left out or swapped later goes by group. `clips_behind` counts the clips of each set.
+    Only clips that every method has are used, so that all distances rest on the same clips and equal n; the clips of
+    FLOOR are different ones and are used whole. Clips of one group (video or speaker) are joined into one, so that
+    resampling later draws, leaves out or swaps whole groups. `clips_behind` counts the clips of each set.
     """
 
     clips: FeatureSet
@@ -37,28 +37,30 @@ class FeatureSets:
     clips_behind: dict[str, int]
 
     @classmethod
-    def of(cls, study: EvalTable, extractor: str) -> "FeatureSets":
-        """Gather the features of a study."""
-        names = [method for method in study.methods if method != TRUTH] + [REAL]
-        return cls.joined({name: study.features(name, extractor) for name in names}, study.group)
+    def of(cls, table: EvalTable, extractor: str) -> "FeatureSets":
+        """The features of all methods of a table."""
+        names = [method for method in table.methods if method != TRUTH] + [REAL]
+        return cls.joined({name: table.features(name, extractor) for name in names}, table.group)
 
     @classmethod
     def joined(cls, features: Mapping[str, Mapping[str, np.ndarray]], group: Callable[[str], str]) -> "FeatureSets":
-        """From the rows (n, d) of each clip_id of each set, REAL among them; `group` names what a clip is of.
+        """From the rows (n, d) of each clip_id of each set, REAL among them; `group` names the group of a clip.
 
-        Sets with the same rows for a clip share its place, so that copies are not apart by as much as rounding.
+        Sets with the same rows for a clip share one entry, so that rounding cannot separate exact copies.
         """
-        common = set.intersection(*(set(found) for name, found in features.items() if name != FLOOR))
+        common = set.intersection(*(set(by_clip) for name, by_clip in features.items() if name != FLOOR))
         clips: list[np.ndarray] = []
-        places: dict[str, list[int]] = {}
+        positions: dict[str, list[int]] = {}
         where, behind = {}, {}
-        for name, found in features.items():
+        for name, by_clip in features.items():
             chosen: dict[str, list[np.ndarray]] = {}
-            for clip in sorted(found):
+            for clip in sorted(by_clip):
                 if name == FLOOR or clip in common:
-                    chosen.setdefault(group(clip), []).append(found[clip])
-            at = [_place(np.concatenate(rows), clips, places.setdefault(each, [])) for each, rows in chosen.items()]
-            where[name] = np.array(at, int)
+                    chosen.setdefault(group(clip), []).append(by_clip[clip])
+            entries = [
+                _entry(np.concatenate(rows), clips, positions.setdefault(each, [])) for each, rows in chosen.items()
+            ]
+            where[name] = np.array(entries, int)
             behind[name] = sum(len(rows) for rows in chosen.values())
         return cls(clips, where, behind)
 
@@ -73,27 +75,27 @@ class FeatureSets:
         return self.clips_behind[REAL]
 
 
-def _place(rows: np.ndarray, clips: list[np.ndarray], places: list[int]) -> int:
-    """Where in `clips` the rows are, put there if none of `places`, to which it belongs, holds the same."""
-    same = [place for place in places if np.array_equal(clips[place], rows)]
+def _entry(rows: np.ndarray, clips: list[np.ndarray], positions: list[int]) -> int:
+    """Position of `rows` in `clips`; appended if none of the `positions` of the same group holds equal rows."""
+    same = [position for position in positions if np.array_equal(clips[position], rows)]
     if same:
         return same[0]
     clips.append(rows)
-    places.append(len(clips) - 1)
-    return places[-1]
+    positions.append(len(clips) - 1)
+    return positions[-1]
 
 
-def set_scores(study: EvalTable, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
+def set_scores(table: EvalTable, config: ScoreConfig) -> tuple[dict[str, dict[str, Score]], list[Score]]:
     """metric -> method -> score, FLOOR among the methods; and the label-swap tests of `config.comparisons`."""
     scores: dict[str, dict[str, Score]] = {}
     tests: list[Score] = []
     for name, metric in SET_METRICS.items():
-        if metric.only not in ("", study.protocol):
+        if metric.only not in ("", table.protocol):
             continue
-        sets = FeatureSets.of(study, metric.extractor)
+        sets = FeatureSets.of(table, metric.extractor)
         if len(sets.where[REAL]) < FEWEST_CLIPS:
-            why = _why_none(study, metric.extractor)
-            scores[name] = {method: {"value": None, "n": 0, "status": why} for method in sets.judged}
+            reason = _missing_reason(table, metric.extractor)
+            scores[name] = {method: {"value": None, "n": 0, "status": reason} for method in sets.judged}
             continue
         distance = DISTANCES[name](sets.clips)
         scores[name] = {method: _score(distance, sets, method, config) for method in sets.judged}
@@ -102,14 +104,14 @@ def set_scores(study: EvalTable, config: ScoreConfig) -> tuple[dict[str, dict[st
     return scores, tests
 
 
-def _why_none(study: EvalTable, extractor: str) -> str:
-    """What keeps sets from being compared: no weights, no real videos, or too few clips, and the commonest reason."""
-    found = [arrays[extractor] for arrays in study.seen.values() if extractor in arrays]
-    if not found:
+def _missing_reason(table: EvalTable, extractor: str) -> str:
+    """Why sets cannot be compared: no weights, no real videos, or too few clips, with the commonest reason."""
+    outputs = [arrays[extractor] for arrays in table.arrays.values() if extractor in arrays]
+    if not outputs:
         return NO_WEIGHTS
-    if not any(extractor in arrays for arrays in study.real.values()):
+    if not any(extractor in arrays for arrays in table.real_arrays.values()):
         return NOT_NAMED
-    reasons = Counter(str(arrays.get("status", "ok")) for arrays in found if "features" not in arrays)
+    reasons = Counter(str(arrays.get("status", "ok")) for arrays in outputs if "features" not in arrays)
     few = "too few clips that every method has"
     return f"{few}: {reasons.most_common(1)[0][0]}" if reasons else few
 
@@ -130,7 +132,7 @@ def _score(distance: ClipDistance, sets: FeatureSets, method: str, config: Score
 
 
 def _floor(distance: ClipDistance, where: Mapping[str, np.ndarray], config: ScoreConfig) -> Score:
-    """What the metric reads when nothing differs: other real clips if the manifest has them, else disjoint halves."""
+    """The distance where nothing differs: to other real clips if the manifest has any, else between two halves."""
     real, others = where[REAL], where.get(FLOOR, np.arange(0))
     n = min(len(others), len(real))
     if n >= FEWEST_CLIPS:

@@ -8,7 +8,8 @@ import torch
 
 from eval.config import SyncRules
 from eval.features.records import UnscorableError
-from eval.metrics.sync import SyncJudge, confidence_of
+from eval.features.sync import SyncJudge
+from eval.metrics.lips import confidence_of
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from perception.faces.detect import Face

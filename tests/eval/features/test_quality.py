@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.metrics.quality import one_frame_per_second, quality_of_clip
+from eval.features.extractors import one_frame_per_second, quality_of_clip
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from perception.quality.qalign import QAlign, load_qalign
