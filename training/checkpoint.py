@@ -1,10 +1,10 @@
-"""Checkpoints: what it takes to go on exactly (`checkpoints/state/`) and what others load (`export`).
+"""Checkpoints: state for an exact resume (`checkpoints/state/`), exports for inference, provenance of both.
 
-A checkpoint is written beside and renamed; the file `latest` is switched last. So a kill or a full disk at any moment
-leaves the one before. Frozen weights are not in it: the base is named by its hash in `origin.json`.
+A checkpoint is written to a temporary folder and renamed; the file `latest` is updated last. So after a kill or a full
+disk at any moment the previous one is intact. Frozen weights are not saved: `origin.json` has the hash of the base.
 
 Exports below `checkpoints/`: `adapter/` (or `base/`) of the last checkpoint, `best/` of the lowest held-out loss so far
-with `best.json`, and `adapters/step-<n>/` of every so many steps, of which none is ever removed.
+with `best.json`, and `adapters/step-<n>/` every `export_every_steps` steps, which are never removed.
 """
 
 import logging
@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ from training.state import TrainState
 logger = logging.getLogger(__name__)
 ORIGIN = "origin.json"
 FORMAT_VERSION = 2
-"""Version 1 (up to commit 35d976c) calls the suspects of a `TrainState` "blamed", and `fault_tolerance` "survive"."""
+"""Of checkpoints. Version 1 (up to commit 35d976c) has other names for `TrainState.suspects` and `fault_tolerance`."""
 BEST, NUMBERED = "best", "adapters"
 EXPORTS = ("adapter", "base", BEST, NUMBERED)
 UNIVERSAL = "universal-"
-"""Before a checkpoint's name: the same checkpoint for any number of ranks, until the next one is saved."""
+"""Prefix of a checkpoint converted for another number of ranks; removed when the next one is saved."""
 
 
 class Checkpoints:
@@ -57,10 +57,10 @@ class Checkpoints:
         self.model = model
 
     def load(self) -> TrainState:
-        """Bring weights and optimizer to the latest checkpoint, whatever the number of ranks that saved it.
+        """Load weights and optimizer from the latest checkpoint, saved by any number of ranks; returns the state.
 
-        At the same number the training goes on bit for bit, at another to rounding. Raises ConversionError,
-        DiskFullError, FormatVersionError.
+        With the same number of ranks the training resumes bit for bit, with another to rounding. Raises
+        ConversionError, DiskFullError, FormatVersionError.
         """
         latest = self.state_folder / "latest"
         if not latest.exists():
@@ -78,18 +78,18 @@ class Checkpoints:
     def _convert(self, checkpoint: Path, target: Path) -> None:
         if self.engine.rank == 0 and not target.exists():
             logger.info(
-                "%s is sharded over %d ranks and %d were started: it is made over once, the other ranks wait",
+                "%s is sharded over %d ranks, %d were started: converting it once while the other ranks wait",
                 checkpoint.name,
                 sharded_over(checkpoint),
                 self.engine.world,
             )
             to_universal(checkpoint, target)
-        # Not in a collective, whose time is limited: with many ranks a conversion takes minutes.
+        # Polled: a conversion takes minutes with many ranks, longer than a collective may wait.
         while not target.exists():
             time.sleep(0.2)
 
     def is_due(self, state: TrainState, saved: TrainState) -> bool:
-        """Whether a state should be saved, when `saved` is the last that was."""
+        """Whether to save `state`, given the state `saved` last."""
         steps = (self.config.every_steps, self.config.export_every_steps)
         by_steps = any(every > 0 and state.step % every == 0 for every in steps)
         return by_steps or state.elapsed - saved.elapsed >= self.config.every_seconds > 0
@@ -97,8 +97,8 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint and export the weights.
 
-        Raises DiskFullError, and CheckpointError when the export does not hold what was trained; the last checkpoint
-        stays whole.
+        Raises DiskFullError, and CheckpointError when the export differs from the trained weights; the previous
+        checkpoint stays intact.
         """
         tag = f"step-{state.step:08d}"
         partial = self.state_folder / "partial"
@@ -129,16 +129,16 @@ class Checkpoints:
             path.write_text(tag)
         for old in sorted(self.state_folder.glob("step-*"))[: -self.config.keep]:
             shutil.rmtree(old)
-        # With what a killed conversion left, which has a dot before its name.
+        # Also leftovers of a killed conversion, which have a leading dot.
         for converted in (*self.state_folder.glob(f"{UNIVERSAL}*"), *self.state_folder.glob(f".{UNIVERSAL}*")):
             shutil.rmtree(converted, ignore_errors=True)
 
     def save_best(self, state: TrainState, loss: float) -> TrainState:
         """Export the weights to `best/` when this held-out loss (the same on all ranks) is the lowest so far.
 
-        Gives the state that knows it; a training that goes on from before this step comes here again. Raises as `save`.
+        Returns the state with the new best loss. Raises what `save` raises.
         """
-        if not loss < (math.inf if state.best_loss is None else state.best_loss):  # also when it is not a number
+        if not loss < (math.inf if state.best_loss is None else state.best_loss):  # also when it is NaN
             return state
         notes = {"best.json": {"step": state.step, "heldout_loss": loss}}
         export(self.engine, self.folder / BEST, self.model, self.config.export_dtype, notes)
@@ -148,16 +148,17 @@ class Checkpoints:
 
 def _train_state(saved: Mapping[str, Any], version: int) -> TrainState:
     """The state in a checkpoint of one version of the format."""
-    if version == 1:
-        saved = {"suspects" if name == "blamed" else name: value for name, value in saved.items()}
+    if version == 1:  # has an older name for the suspects, the only name that changed
+        names = {field.name for field in fields(TrainState)}
+        saved = {name if name in names else "suspects": value for name, value in saved.items()}
     return TrainState(**saved)
 
 
 def record_provenance(run: RunFolder, origin: Mapping[str, Any]) -> None:
-    """Make `checkpoints/state/` the place of this training; by one rank, before any loads.
+    """Prepare `checkpoints/state/` for a training of this provenance; called by one rank, before any rank loads.
 
-    `origin` (JSON values) says what the result depends on: settings, hash of the base, digest of the shards. State,
-    log and exports of a training of other origin are set aside, not lost: they come back when its origin does.
+    `origin` (JSON values) is all that the result depends on: settings, hash of the base, digest of the shards. State,
+    log and exports of a training of another origin are set aside, and restored when that origin is trained again.
     """
     state = run.checkpoints / "state"
     origin, before = plain(origin), None
@@ -165,31 +166,31 @@ def record_provenance(run: RunFolder, origin: Mapping[str, Any]) -> None:
         before = _renamed(read_json(state / ORIGIN), "survive.", "fault_tolerance.")
     if before is not None and before != origin:
         changed = [key for key in sorted(set(origin) | set(before)) if origin.get(key) != before.get(key)]
-        logger.warning("Training starts afresh: %s changed, the old state is set aside", ", ".join(changed))
-        _hand_over(LOG_FILES, run.logs, state)
-        _hand_over(EXPORTS, run.checkpoints, state)
+        logger.warning("Starting a new training: %s changed, the old state is set aside", ", ".join(changed))
+        _move(LOG_FILES, run.logs, state)
+        _move(EXPORTS, run.checkpoints, state)
         os.replace(state, aside(state, before))
-    # Set aside by this code, or by code of format version 1.
+    # Its folder is named by the fingerprint of its origin, with the key names of this or of format version 1.
     names = (origin, _renamed(origin, "fault_tolerance.", "survive."))
     waiting = [folder for folder in (aside(state, name) for name in names) if folder.exists()]
     if not state.exists() and waiting:
         os.replace(waiting[0], state)
-        _hand_over(LOG_FILES, state, run.logs)
-        _hand_over(EXPORTS, state, run.checkpoints)
+        _move(LOG_FILES, state, run.logs)
+        _move(EXPORTS, state, run.checkpoints)
     write_json(state / ORIGIN, origin)
 
 
 def _renamed(origin: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    """The same provenance with another prefix before the keys of one section."""
+    """The same provenance with the keys of one section renamed."""
     return {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in origin.items()}
 
 
 def aside(state: Path, origin: Mapping[str, Any]) -> Path:
-    """Where the state of a training waits while the run folder trains something else."""
+    """Folder of a training that was set aside while the run folder trains another."""
     return state.with_name(f"state-{fingerprint(origin)}")
 
 
-def _hand_over(names: Sequence[str], source: Path, target: Path) -> None:
+def _move(names: Sequence[str], source: Path, target: Path) -> None:
     for name in names:
         if (source / name).exists():
             os.replace(source / name, target / name)

@@ -1,4 +1,4 @@
-"""The whole configuration of a training, and what of it its result depends on."""
+"""Configuration of a training, the recipe's `train` section, and which settings do not affect the result."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from omniavatar.config import AudioEntry, Recompute, Variant
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where the weights come from.
+    """Source of the weights, and which of them are trained.
 
-    `variant`: "base" is plain text-to-video; the others hear, and train LoRA (the paper's), all weights ("full") or the
-    audio modules and patch embedding alone ("frozen_dit"). `init`: "random" takes only the configuration of `base`.
-    `adapter`: folder to go on from, with its own `audio_entry` and rank; None starts a fresh one, whose first output
-    equals the base model's. `audio_entry`: how the sound enters; "multi" is the paper's, the others its comparisons.
-    `gradient_checkpointing`: "full" keeps the input of each block alone, "selective" also what self-attention gave, for
-    one more tensor of the tokens' size and a seventh less work at 14B; "none" keeps all, "offload" the inputs in the
-    memory of the host. `round_timestep`: as upstream does, for going on from weights its authors published.
+    `variant`: "base" is plain text-to-video; the others take audio and train LoRA (the paper's), all weights ("full")
+    or the audio modules and patch embedding alone ("frozen_dit"). `init`: "random" reads only the configuration of
+    `base`. `adapter`: folder to continue from, with its own `audio_entry` and rank; None starts a new adapter, whose
+    first output equals the base model's. `audio_entry`: how audio is injected; "multi" is the paper's, the others are
+    its ablations. `gradient_checkpointing`: "full" keeps only the input of each block, "selective" also the output of
+    self-attention (one more tensor of the tokens' size for a seventh less work at 14B), "none" keeps all activations,
+    "offload" keeps the inputs in host memory. `round_timestep`: as upstream does, for continuing its published weights.
     """
 
     base: Path = Path()
@@ -34,17 +34,18 @@ class ModelConfig:
 
     @property
     def plain(self) -> bool:
-        """True for text-to-video without picture and sound."""
+        """True for text-to-video without image and audio."""
         return self.variant == "base"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which windows are trained, and how many make up a step.
+    """Which windows of the clips are trained, and how many make up a step.
 
-    `durations`: the window is the longest of them that fits the clip and the token cap, so that few lengths share many
-    clips; () takes every length as it comes. `audio_encoder`: folder of the wav2vec2 that hears shards which hold sound
-    instead of its features.
+    `durations`: the window is the longest of these that fits the clip and the token cap, so that many clips share few
+    lengths; () uses each clip's own length. `audio_encoder`: folder of the wav2vec2 for shards that hold waveforms
+    instead of its features. `reader`: "webdataset" reads through the plain webdataset package, which streams whole
+    shards; same samples, slower.
     """
 
     split: str = "train"
@@ -53,14 +54,14 @@ class DataConfig:
     max_latents: int = 0  # longest window in latent frames; 0 = as the token cap allows
     min_latents: int = 1  # shortest window in latent frames; clips without one are left out
     durations: tuple[int, ...] = ()  # lengths of windows in latent frames
-    longest_side: int = 0  # in pixels; clips with a larger picture are left out; 0 = none are
+    longest_side: int = 0  # in pixels; clips with larger frames are left out; 0 = none are
     max_tokens: int = 30_000
     token_rule: Literal["strict", "official"] = "strict"
-    shuffle_audio: bool = False  # control experiment: every clip gets another clip's sound
+    shuffle_audio: bool = False  # control experiment: every clip gets another clip's audio
     audio_encoder: Path | None = None
     readers: int = 1  # threads that read ahead; the samples are the same at any number
-    reader: Literal["windows", "webdataset"] = "windows"  # the same samples; plain webdataset streams whole shards
-    max_bad: int = 100  # samples that cannot be read before a training gives up
+    reader: Literal["windows", "webdataset"] = "windows"
+    max_bad: int = 100  # unreadable samples before the training stops
 
     def __post_init__(self) -> None:
         wrong = [length for length in self.durations if length < 1]
@@ -72,7 +73,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Rates and ranges of everything that chance decides."""
+    """Rates and ranges of everything that is drawn at random."""
 
     prefix: tuple[int, int] = (1, 4)  # clean latent frames at the start, both ends included
     audio_dropout: float = 0.1
@@ -105,12 +106,12 @@ class OptimizerConfig:
 class EngineConfig:
     """How the model is sharded and in which precision it runs.
 
-    `sequence_parallel`: so many neighbouring ranks hold each sample together, tokens divided by it; for samples that
-    are too long for one. `build`: "sharded" builds a frozen base that no rank ever holds whole, at stage 3; "auto" does
-    where a base of 8 GB or more is loaded by several ranks. `hpz_ranks` (stage 3): so many neighbouring ranks, those of
-    one machine, hold the weights once more among them, and gather from there instead of over the network.
-    `offload_parameters` (stage 3), `offload_optimizer` (1 to 3): shards, or moments and master copy, wait in the memory
-    of the host. The buckets and limits count elements and change speed and memory, not results.
+    `sequence_parallel`: number of neighbouring ranks that share each sample, its tokens divided among them; for samples
+    too long for one. `build`: "sharded" builds a frozen base that no rank ever holds whole, at stage 3; "auto" does so
+    when several ranks load a base of 8 GB or more. `hpz_ranks` (stage 3): number of neighbouring ranks, those of one
+    machine, that hold a second copy of the weights among them and gather from it instead of over the network.
+    `offload_parameters` (stage 3), `offload_optimizer` (1 to 3): shards, or moments and master copy, are kept in host
+    memory. Buckets and limits count elements and change speed and memory, not results.
     """
 
     stage: Literal[0, 1, 2, 3] = 3
@@ -127,9 +128,8 @@ class EngineConfig:
     prefetch_bucket: int = 50_000_000  # stage 3: weights gathered ahead of their use
     live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
     persistent_below: int = 100_000  # stage 3: smaller tensors are whole on every rank
-    collective_timeout: float = (
-        3600.0  # seconds a rank waits for others; above fault_tolerance.stall_seconds, which says for whom
-    )
+    # Seconds a collective may wait; more than fault_tolerance.stall_seconds, whose error names the stalled rank.
+    collective_timeout: float = 3600.0
 
     def __post_init__(self) -> None:
         for name in ("sequence_parallel", "hpz_ranks", "reduce_bucket"):
@@ -144,7 +144,7 @@ class EngineConfig:
             raise InputError("engine.offload_optimizer is True at stage 0; it needs stage 1, 2 or 3")
 
 
-# Where and how fast, but not what: a training goes on when these change.
+# Placement and speed only: a training resumes when these change.
 WITHOUT_EFFECT = (
     "threads",
     "sequence_parallel",
@@ -172,9 +172,9 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save; the end of training always does. `keep`: how many to leave on disk.
+    """When to save, besides the end of training. `keep`: number of checkpoints kept on disk.
 
-    `export_every_steps`: at these steps too, with a copy of the adapter that stays, for those who watch; 0 = no copies.
+    `export_every_steps`: save at these steps too, with a permanent copy of the adapter, for `omniavatar watch`; 0 = no.
     """
 
     every_steps: int = 0
@@ -186,19 +186,21 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class FaultToleranceConfig:
-    """What a training puts up with.
+    """Limits of fault tolerance: loss spikes, suspect clips, restarts.
 
-    A step whose loss exceeds `spike` times the median of the last `history` steps is not taken (0 = never judged; nor
-    is a step before half a history is there). A clip that was the worst of `quarantine_after` such steps is not used
-    any more. Ranks of which one died or hung are started again together, `restarts` times without progress.
+    A step whose loss exceeds `spike` times the median of the last `history` steps is skipped (0 = never; nor before
+    half a history has been recorded). A clip that was the worst of `quarantine_after` skipped steps is not used any
+    more. When a rank dies or hangs, all ranks are restarted together, `restarts` times without progress.
     """
 
     spike: float = 5.0
     history: int = 100
     quarantine_after: int = 3
     restarts: int = 3
-    stall_seconds: float = 1800.0  # no movement of any rank for so long: one hangs; longer than any validation or save
-    save_seconds: float = 60.0  # what ranks that were asked to stop get to save, before they are ended
+    stall_seconds: float = (
+        1800.0  # without progress of any rank, one is taken to hang; longer than any validation or save
+    )
+    save_seconds: float = 60.0  # for ranks that were asked to stop to save, before they are killed
 
     def __post_init__(self) -> None:
         if 0 < self.spike <= 1 or self.spike < 0:
@@ -211,11 +213,10 @@ class FaultToleranceConfig:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training. It is over after `steps`, or when `patience` validations in a row brought no new lowest
-    held-out loss, whichever comes first; 0 = not by this rule. The last phase lasts to the end of the training.
+    """A part of a training. It ends after `steps`, or after `patience` validations in a row without a new lowest
+    held-out loss, whichever comes first; 0 = no such limit. The last phase lasts to the end of the training.
 
-    The other fields stand for those of the same name in `data`, `objective` and `optimizer`; None leaves them as they
-    are.
+    The other fields override those of the same name in `data`, `objective` and `optimizer`; None overrides nothing.
     """
 
     name: str
@@ -231,10 +232,10 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase], validates: bool) -> None:
-    """Raise ValueError for phases of which one would never end, or two have one name."""
+    """Raise InputError for a phase that would never end, and for two of the same name."""
     for number, phase in enumerate(phases):
         if phase.name in [other.name for other in phases[:number]]:
-            raise InputError(f"two phases are called '{phase.name}'; give each a name of its own")
+            raise InputError(f"two phases are named '{phase.name}'; give each its own name")
         if phase.steps < 0 or phase.patience < 0:
             raise InputError(
                 f"phase '{phase.name}' has steps {phase.steps}, patience {phase.patience}; expected 0 or more"

@@ -1,4 +1,4 @@
-"""What the result of a training depends on."""
+"""Provenance of a training: settings, weights and shards that its result depends on."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,19 +10,19 @@ from training.data.windows import index_digest
 
 
 def origin(config: TrainConfig, shards: Path, hashes: Path) -> dict[str, Any]:
-    """What the result of a training depends on, flat: not its limits, nor where and how often it reports.
+    """Flat dictionary of all that the result of a training depends on: no limits, nothing about speed or reporting.
 
-    `hashes`: where the content hash of the weights is remembered.
+    `hashes`: cache file for the content hashes of the weights.
     """
     settings = asdict(config)
-    for free in ("shards", "steps", "minutes", "validation", "checkpoint"):
-        del settings[free]
-    for free in WITHOUT_EFFECT:
-        del settings["engine"][free]
-    for free in ("restarts", "stall_seconds", "save_seconds"):
-        del settings["fault_tolerance"][free]
-    for free in ("reader", "readers", "max_bad", "audio_encoder"):  # the shards say which audio encoder is theirs
-        del settings["data"][free]
+    for excluded in ("shards", "steps", "minutes", "validation", "checkpoint"):
+        del settings[excluded]
+    for excluded in WITHOUT_EFFECT:
+        del settings["engine"][excluded]
+    for excluded in ("restarts", "stall_seconds", "save_seconds"):
+        del settings["fault_tolerance"][excluded]
+    for excluded in ("reader", "readers", "max_bad", "audio_encoder"):  # the shards name their audio encoder
+        del settings["data"][excluded]
     flat = {f"{part}.{key}": v for part, keys in settings.items() if isinstance(keys, dict) for key, v in keys.items()}
     flat |= {"phases": settings["phases"]} if config.phases else {}
     flat |= {

@@ -1,4 +1,4 @@
-"""What a training says, by its first rank: a JSON line per step, the same as TensorBoard events, and a progress bar."""
+"""Training log: JSON lines per step, the same numbers as TensorBoard events, and a progress bar."""
 
 import logging
 from pathlib import Path
@@ -21,14 +21,15 @@ STEPS, SKIPS, BAD, SAMPLES, EVENTS = LOG_FILES = (
 
 
 class Report:
-    """Silent on every rank but the first. `total`: what the bar counts to, steps, or seconds when only time limits.
+    """Log of the first rank; `enabled` is False on all others. `total` of the bar: steps, or seconds without a limit
+    of steps.
 
-    The lines are the record, whole after any end. A kill may lose the last few events; `flush` them with a
-    checkpoint and none is missing, since those after it are taken back when the training goes on.
+    The JSON lines are the record and complete after any end. A kill may lose the last few events; when they are
+    flushed with each checkpoint none is missing, since a resumed training rewrites all after it.
     """
 
-    def __init__(self, logs: Path, speaks: bool, step: int, total: int, done: int) -> None:
-        self.speaks = speaks
+    def __init__(self, logs: Path, enabled: bool, step: int, total: int, done: int) -> None:
+        self.enabled = enabled
         self.done = done
         self.from_step = step
         self.log, self.skips, self.bads = MetricLog(logs / STEPS), MetricLog(logs / SKIPS), MetricLog(logs / BAD)
@@ -36,20 +37,20 @@ class Report:
         self.folder = logs / EVENTS
         self.events: SummaryWriter | None = None
         self.bar: ProgressBar[None] = progress(total, "train")
-        if speaks:
-            self.log.truncate(step or -1)  # a training that begins says its baseline again
+        if enabled:
+            self.log.truncate(step or -1)  # a training that starts over writes its baseline again
             self.skips.truncate(step)
             self.bads.truncate(step)
             self.samples.truncate(step)
 
     def __enter__(self) -> "Report":
-        if self.speaks:
+        if self.enabled:
             self.bar.__enter__()
             self.bar.update(self.done)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.speaks:
+        if self.enabled:
             self.bar.__exit__(kind, error, trace)
             self.log.close()
             self.skips.close()
@@ -60,20 +61,20 @@ class Report:
                     self.events.close()
 
     def step(self, done: int, numbers: dict[str, Any]) -> None:
-        """Write the numbers of a step; `done` of the total are behind."""
-        if not self.speaks:
+        """Write the metrics of a step; `done` of the total are done."""
+        if not self.enabled:
             return
         self._write(numbers)
         self.bar.update(min(done, self.bar.total or done) - self.bar.count, summary(numbers))
 
     def baseline(self, numbers: dict[str, Any]) -> None:
-        """What held before the first step: where the held-out curves begin."""
-        if self.speaks:
+        """Write the metrics before the first step, the start of the held-out curves."""
+        if self.enabled:
             self._write({"step": 0} | numbers)
 
     def _write(self, numbers: dict[str, Any]) -> None:
         self.log.write(**numbers)
-        if self.events is None:  # not before there is something to say: a finished training is left alone
+        if self.events is None:  # created with the first line: a finished training is not touched
             self.events = SummaryWriter(str(self.folder), purge_step=self.from_step + 1)
         with disk_guard(self.folder):
             for name, value in numbers.items():
@@ -81,34 +82,34 @@ class Report:
                     self.events.add_scalar(f"train/{name}", value, numbers["step"])
 
     def flush(self) -> None:
-        """Put on disk what was said so far."""
+        """Write pending events to disk."""
         if self.events is not None:
             with disk_guard(self.folder):
                 self.events.flush()
 
     def skipped(self, step: int, why: dict[str, Any], clips: dict[str, float]) -> None:
-        """A step that was not taken: why (see `fault_tolerance.why_skipped`), and the loss of each of its clips."""
-        if self.speaks:
-            said = ", ".join(f"{name} {value}" for name, value in why.items())
-            logger.warning("step %d was skipped: %s; of clips %s", step, said, ", ".join(clips))
+        """Write a skipped step: why (`fault_tolerance.skip_reason`), and the loss of each of its clips."""
+        if self.enabled:
+            reason = ", ".join(f"{name} {value}" for name, value in why.items())
+            logger.warning("step %d was skipped: %s; its clips: %s", step, reason, ", ".join(clips))
             self.skips.write(step=step, **why, clips=list(clips), losses=list(clips.values()))
 
     def bad(self, step: int, rank: int, clip: str, message: str) -> None:
-        """A clip that a rank could not read, for a step from `step` on."""
-        if self.speaks:
+        """Write a clip that a rank could not read while it prepared `step` or a later one."""
+        if self.enabled:
             self.bads.write(step=step, rank=rank, clip=clip, message=message)
 
     def consumed(self, step: int, clips: list[str]) -> None:
-        """The clips that a step was computed from, over all ranks, whether or not it was taken."""
-        if self.speaks:
+        """Write the clips of a step, over all ranks, skipped steps included."""
+        if self.enabled:
             self.samples.write(step=step, clips=clips)
 
 
 def summary(numbers: dict[str, Any]) -> str:
-    """What the bar shows of a step."""
+    """Metrics of a step for the progress bar."""
     shares = {"MFU": numbers["mfu"], "HFU": numbers["hfu"], "waiting": numbers["data_wait_share"]}
-    said = [f"loss {numbers['loss']:.4f}", f"{numbers['tokens_per_s']:,.0f} tokens/s"]
-    said += [f"{name} {100 * share:.1f} %" for name, share in shares.items()]
-    said.append(f"{numbers['peak_memory'] / 1e9:.1f} GB")
-    said += [f"{numbers[name]} {name}" for name in ("skipped", "bad", "quarantined") if numbers[name]]
-    return ", ".join(said)
+    parts = [f"loss {numbers['loss']:.4f}", f"{numbers['tokens_per_s']:,.0f} tokens/s"]
+    parts += [f"{name} {100 * share:.1f} %" for name, share in shares.items()]
+    parts.append(f"{numbers['peak_memory'] / 1e9:.1f} GB")
+    parts += [f"{numbers[name]} {name}" for name in ("skipped", "bad", "quarantined") if numbers[name]]
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What a step adds up to: its loss, its samples, its work; and the numbers of the log that follow from them."""
+"""Metrics of a training step: loss, samples and work summed over ranks, throughput and utilisation for the log."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,30 +12,30 @@ from training.planning.flops import Work
 
 @dataclass
 class StepMetrics:
-    """Sums over the samples of a step: of one rank, until `over_ranks`. `clips` (id -> loss) stay this rank's own."""
+    """Sums over the samples of a step, of one rank until `over_ranks`. `clips` (id -> loss) are always this rank's."""
 
     loss: float = 0.0
     samples: float = 0.0
     tokens: float = 0.0
-    asked: float = 0.0  # operations of forward and backward passes
-    executed: float = 0.0  # the same with what gradient checkpointing computes again
+    model_flops: float = 0.0  # operations of forward and backward passes
+    executed_flops: float = 0.0  # the same plus what gradient checkpointing recomputes
     clips: dict[str, float] = field(default_factory=dict)
 
     def add(self, clips: list[str], losses: Tensor, tokens: int, work: Work) -> None:
-        """A micro-batch: its clips with their losses (B,), tokens and work of one of its samples."""
+        """Add a micro-batch: its clips with their losses (B,), tokens and work of one sample."""
         self.clips |= dict(zip(clips, losses.tolist(), strict=True))
         self.loss += losses.sum().item()
         self.samples += len(losses)
         self.tokens += tokens * len(losses)
-        self.asked += work.step * len(losses)
-        self.executed += work.executed * len(losses)
+        self.model_flops += work.step * len(losses)
+        self.executed_flops += work.executed * len(losses)
 
     def over_ranks(self, engine: Engine) -> "StepMetrics":
-        """The sums over all ranks; called by all."""
-        loss, samples, tokens, asked, executed = engine.total(
-            self.loss, self.samples, self.tokens, self.asked, self.executed
+        """The sums over all ranks; collective."""
+        loss, samples, tokens, model_flops, executed_flops = engine.total(
+            self.loss, self.samples, self.tokens, self.model_flops, self.executed_flops
         )
-        return StepMetrics(loss, samples, tokens, asked, executed, self.clips)
+        return StepMetrics(loss, samples, tokens, model_flops, executed_flops, self.clips)
 
     @property
     def mean_loss(self) -> float:
@@ -50,8 +50,8 @@ class StepMetrics:
             "seconds": seconds,
             "data_wait": waited,
             "data_wait_share": waited / seconds,
-            "mfu": self.asked / possible,
-            "hfu": self.executed / possible,
+            "mfu": self.model_flops / possible,
+            "hfu": self.executed_flops / possible,
             "peak_tflops": peak.flops / 1e12,
             "peak_source": peak.source,
         }

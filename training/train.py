@@ -1,12 +1,11 @@
-"""START HERE. The training of one model: build it, loop over steps, save.
+"""START HERE. Trainer of one model: build, loop over steps, save.
 
-`python -m training.train RUN` reads RUN/train.yaml and goes on from the newest checkpoint in RUN/checkpoints. One
-process trains alone; several are started by `training.launch.local` or by torchrun, and do the same thing together.
+`python -m training.train RUN` reads RUN/train.yaml and resumes from the newest checkpoint in RUN/checkpoints. One
+process trains alone; `training.launch.local` or torchrun start several, which train together.
 """
 
 import argparse
 import logging
-import math
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -24,19 +23,19 @@ from common.runs import RunFolder, write_json
 from training.checkpoint import Checkpoints, record_provenance
 from training.config import TrainConfig
 from training.data.buckets import Bucket
-from training.data.phases import WHOLE, handed_over, in_phase, judged, number_of_phase
+from training.data.phases import WHOLE, after_validation, in_phase, next_phase, phase_number
 from training.data.windows import ClipWindows, MicroBatch, Store, stream
 from training.engine.optimizer import build_optimizer, learning_rate
 from training.engine.zero import Engine, StepResult, join_group, leave_group
-from training.fault_tolerance import found_bad, is_spike, step_skipped, step_taken, why_skipped
+from training.fault_tolerance import is_spike, skip_reason, step_skipped, step_taken, with_unreadable
 from training.launch.hang_detection import COMPUTING, READING, SAVING, RankHeartbeat
 from training.launch.rank import (
     UNFINISHED,
-    abort_stalled,
-    end_with_launcher,
+    exit_stalled,
+    exit_with_launcher,
     report_failure,
-    save_when_asked,
-    stop_asked,
+    save_on_signal,
+    stop_requested,
 )
 from training.omniavatar.export import adapter_config
 from training.omniavatar.model import build_model
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Everything one rank holds. `run` trains to the limit."""
+    """Everything one rank holds: model, engine, data, checkpoints, logs. `run` trains to the limit."""
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
         shards = run.shards if config.shards == Path() else config.shards
@@ -81,8 +80,8 @@ class Trainer:
             self.held_out = HeldOut(
                 windows, config.validation, config.objective, plain, self.engine.data_rank, self.engine.data_world
             )
-        half = config.engine.autocast == "bf16"
-        self.peak = peak_of(self.engine.device, torch.bfloat16 if half else torch.float32)
+        bf16 = config.engine.autocast == "bf16"
+        self.peak = peak_of(self.engine.device, torch.bfloat16 if bf16 else torch.float32)
         self.checkpoints = Checkpoints(run.checkpoints, self.engine, config.checkpoint, config.model)
         self.state = self.saved = self.checkpoints.load()
         self.started = time.monotonic() - self.state.elapsed
@@ -92,13 +91,13 @@ class Trainer:
             self.engine.rank,
             self.engine.world,
             config.fault_tolerance.stall_seconds,
-            partial(abort_stalled, run),
+            partial(exit_stalled, run),
         )
-        self.bad_told = 0
-        self.stop_asked = False
+        self.bad_logged = 0
+        self.stop_requested = False
 
     def run(self) -> bool:
-        """Train to the limit, saving on the way and at the end; False when asked to stop before it.
+        """Train to the limit, with checkpoints on the way and at the end; False when stopped by a signal before it.
 
         Raises TrainingDivergedError, BadSamplesError, DiskFullError.
         """
@@ -107,15 +106,15 @@ class Trainer:
         with self.report, self.heartbeat:
             if self.held_out and self.state.step == 0:
                 self.report.baseline(self.held_out.losses(self.engine))
-            while self.progress() < 1 and not self.stop_asked:
+            while self.progress() < 1 and not self.stop_requested:
                 numbers = self.train_step(steps)
                 if self.held_out and self.state.step % self.config.validation.every == 0:
                     self.heartbeat.now(SAVING)
                     numbers |= self.held_out.losses(self.engine)
-                    self.state = judged(self.state, numbers["heldout_loss"])
+                    self.state = after_validation(self.state, numbers["heldout_loss"])
                     self.state = self.checkpoints.save_best(self.state, numbers["heldout_loss"])
                 self.report.step(self._done(), numbers)
-                if (state := handed_over(self.state, self.phases)) != self.state:
+                if (state := next_phase(self.state, self.phases)) != self.state:
                     self.state = state
                     steps.close()
                     steps = self.enter_phase()
@@ -126,14 +125,14 @@ class Trainer:
         return self.progress() >= 1
 
     def enter_phase(self) -> Generator[list[MicroBatch]]:
-        """Take up the phase that the state says; the micro-batches of this rank from here on."""
-        number = number_of_phase(self.state)
+        """Switch to the phase that the state is in; returns the stream of this rank's micro-batches from here on."""
+        number = phase_number(self.state)
         self.phase, self.windows = self.phases[number], self.parts[number]
         self.windows.start = self.state.phase_starts[-1]
         return stream(self.windows, self.state.step, self.engine.data_rank, self.engine.data_world)
 
     def train_step(self, steps: Iterator[list[MicroBatch]]) -> dict[str, Any]:
-        """One optimizer step over this rank's micro-batches; its numbers for the log."""
+        """One optimizer step over this rank's micro-batches; returns its metrics for the log."""
         began = time.monotonic()
         self.heartbeat.at(self.state.step + 1, 0, READING)
         micro_batches = next(steps)
@@ -147,12 +146,14 @@ class Trainer:
                 [sample.clip_id for sample in micro.samples], losses, micro.bucket.tokens, self.work(micro.bucket)
             )
             # Divided by the nominal size: every sample weighs the same, also those of a short micro-batch.
-            divisor: float = self.config.data.batch
-            if number == len(micro_batches):
+            loss = losses.sum() / self.config.data.batch
+            last = number == len(micro_batches)
+            if last:
                 step_metrics = step_metrics.over_ranks(self.engine)
-                if is_spike(step_metrics.mean_loss, self.state.losses, self.config.fault_tolerance):
-                    divisor = math.nan  # a gradient that is not finite moves nothing, at any stage
-            self.engine.backward(losses.sum() / divisor)
+            if last and is_spike(step_metrics.mean_loss, self.state.losses, self.config.fault_tolerance):
+                self.engine.skip_step(loss)
+            else:
+                self.engine.backward(loss)
             result = self.engine.step(lr)
         imbalance = self.windows.imbalance(self.state.step, self.engine.data_world)
         epoch = self.windows.epoch_of(self.state.step)
@@ -174,7 +175,7 @@ class Trainer:
         }
 
     def losses(self, micro: MicroBatch) -> Tensor:
-        """Loss of each sample (B,) of a micro-batch, its chance drawn from its position."""
+        """Loss of each sample (B,) of a micro-batch; its randomness is a function of its position."""
         objective, constants = in_phase(self.config.objective, self.phase), self.windows.constants
         pairs = zip(micro.samples, micro.positions, strict=True)
         draws = [draw(objective, self.config.seed, position, sample) for sample, position in pairs]
@@ -182,42 +183,43 @@ class Trainer:
         return sample_losses(self.engine, batch.to(self.engine.device), objective)
 
     def work(self, bucket: Bucket) -> Work:
-        """The work on each sample of a bucket."""
+        """Floating-point operations for each sample of a bucket."""
         recompute = self.config.model.gradient_checkpointing
         return work(self.network, bucket.tokens, bucket.frames, self.text_length, recompute)
 
     def cost(self, bucket: Bucket) -> float:
-        """Operations that are executed for each sample of a bucket: linear in its tokens, and their square."""
+        """Executed operations for each sample of a bucket, the cost by which micro-batches are balanced."""
         return self.work(bucket).executed
 
     def log_data(self, run: RunFolder) -> None:
-        """What becomes of the clips, and how evenly the ranks share the work: into logs/data.json, by phase."""
-        told = {}
+        """Write logs/data.json: for each phase, clips used or left out by reason, and the imbalance between ranks."""
+        accounts = {}
         for phase, part in zip(self.phases, self.parts, strict=True):
-            told[phase.name] = asdict(part.account) | {"imbalance": part.order.imbalance(0, self.engine.data_world)}
-            words = ", ".join(f"{name} {value:.6g}" for name, value in told[phase.name].items())
-            logger.info("data, phase %s: %s", phase.name, words)
-        write_json(run.logs / "data.json", told)
+            account = asdict(part.account) | {"imbalance": part.order.imbalance(0, self.engine.data_world)}
+            accounts[phase.name] = account
+            figures = ", ".join(f"{name} {value:.6g}" for name, value in account.items())
+            logger.info("data, phase %s: %s", phase.name, figures)
+        write_json(run.logs / "data.json", accounts)
 
     def progress(self) -> float:
-        """How much of the run lies behind, 0 to 1, by the limit that is nearer."""
+        """Progress of the run, 0 to 1, towards whichever limit is nearer."""
         by_steps = self.state.step / self.config.steps if self.config.steps else 0.0
         by_time = self.state.elapsed / (60 * self.config.minutes) if self.config.minutes else 0.0
         return max(by_steps, by_time)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, and the export."""
+        """Write a checkpoint of the current state, and the export."""
         self.heartbeat.now(SAVING)
         self.checkpoints.save(self.state)
         self.report.flush()
         self.saved = self.state
 
     def _advance(self, result: StepResult, step_metrics: StepMetrics) -> None:
-        # The first rank's clock decides for all, and a signal to any of them, or the ranks would part at a limit.
+        # All ranks must decide alike: the first rank's clock counts, and a signal to any rank stops all.
         (elapsed,) = self.engine.from_first_rank(time.monotonic() - self.started)
-        bad, self.bad_told = self.store.bad[self.bad_told :], len(self.store.bad)
-        stop, unread = self.engine.total(stop_asked.is_set(), len(bad))
-        self.stop_asked = stop > 0
+        bad, self.bad_logged = self.store.bad[self.bad_logged :], len(self.store.bad)
+        stop, unread = self.engine.total(stop_requested.is_set(), len(bad))
+        self.stop_requested = stop > 0
         if unread:
             self._log_bad(bad)
         if result.skipped:
@@ -232,7 +234,7 @@ class Trainer:
 
     def _skip(self, result: StepResult, step_metrics: StepMetrics) -> None:
         losses = {clip: loss for clips in self.engine.gather(step_metrics.clips) for clip, loss in clips.items()}
-        why = why_skipped(self.state, step_metrics.mean_loss, losses, self.config.fault_tolerance)
+        why = skip_reason(self.state, step_metrics.mean_loss, losses, self.config.fault_tolerance)
         self.report.skipped(self.state.step + 1, why | {"grad_norm": result.grad_norm}, losses)
         self.state = step_skipped(self.state, losses, self.config.fault_tolerance)
         self.store.quarantined.update(self.state.quarantined)
@@ -242,7 +244,7 @@ class Trainer:
             for clip, message in found:
                 if clip not in self.state.bad:
                     self.report.bad(self.state.step + 1, rank, clip, message)
-                    self.state = found_bad(self.state, clip, self.config.data.max_bad)
+                    self.state = with_unreadable(self.state, clip, self.config.data.max_bad)
 
     def _total(self) -> int:
         return self.config.steps or round(60 * self.config.minutes)
@@ -252,10 +254,10 @@ class Trainer:
 
 
 def train(run: RunFolder, config: TrainConfig) -> bool:
-    """Train in this process (and its peers, when launched as several) until the limit; run again to go on.
+    """Train in this process (and its peers, when launched as several) until the limit; call again to resume.
 
-    False when it was asked to stop (`training.launch.rank.stop_asked`) before the limit, and has saved.
-    Raises ValueError and FileNotFoundError for what cannot be trained, CheckpointError for unfit weights,
+    False when it was stopped by a signal (`training.launch.rank.stop_requested`) before the limit, and has saved.
+    Raises ValueError and FileNotFoundError for unusable settings or data, CheckpointError for unsuitable weights,
     TrainingDivergedError, DiskFullError.
     """
     join_group(config.engine.threads, config.engine.collective_timeout)
@@ -263,14 +265,14 @@ def train(run: RunFolder, config: TrainConfig) -> bool:
 
 
 def main() -> int:
-    """Entry point of one rank; its failure is one sentence, with the traceback in RUN/logs for those who need it."""
+    """Entry point of one rank; a failure prints one line, and its traceback goes to RUN/logs."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train from RUN/train.yaml.")
     # No option: torchrun would take `--run` for one of its own.
     parser.add_argument("run", type=Path, help="run folder holding train.yaml")
     run = RunFolder(parser.parse_args().run)
     setup_logging()
-    end_with_launcher()
-    save_when_asked()
+    exit_with_launcher()
+    save_on_signal()
     try:
         return 0 if train(run, load_recipe(run.root / "train.yaml", TrainConfig)) else UNFINISHED
     except (ValueError, FileNotFoundError, RuntimeError) as error:

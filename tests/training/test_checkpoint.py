@@ -55,7 +55,7 @@ def test_a_changed_base_is_noticed(
     data[-1] ^= 1
     weights.write_bytes(data)
     train(run, replace(mine, steps=2))
-    assert "Training starts afresh: model.base changed" in caplog.text
+    assert "Starting a new training: model.base changed" in caplog.text
     assert len((run.logs / "train.jsonl").read_text().splitlines()) == 2
 
 
@@ -115,7 +115,7 @@ def test_a_training_of_format_version_1_is_resumed(old_run: RunFolder, caplog: p
     state = old_run.checkpoints / "state"
     assert read_json(state / "step-00000004" / "format.json") == {"version": FORMAT_VERSION}
     assert read_json(state / "origin.json")["fault_tolerance.spike"] == 5.0
-    assert "afresh" not in caplog.text
+    assert "new training" not in caplog.text
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(old_run: RunFolder) -> None:

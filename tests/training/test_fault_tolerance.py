@@ -11,9 +11,17 @@ import torch
 
 from common.runs import RunFolder
 from common.shards.store import ShardReader, ShardWriter
+from tests.training.data.test_windows import clips_of_step
 from training.config import DataConfig, FaultToleranceConfig, TrainConfig
 from training.data.windows import BadSamplesError, ClipWindows
-from training.fault_tolerance import TrainingDivergedError, found_bad, is_spike, step_skipped, step_taken, worst_clip
+from training.fault_tolerance import (
+    TrainingDivergedError,
+    is_spike,
+    step_skipped,
+    step_taken,
+    with_unreadable,
+    worst_clip,
+)
 from training.state import TrainState
 from training.train import train
 
@@ -23,7 +31,7 @@ DATA, SEED = DataConfig(batch=2, micro_batches=2), 5  # three steps an epoch
 @pytest.fixture(scope="module")
 def loud_clip(shards: Path) -> str:
     """A clip of the second step of the first epoch."""
-    return ClipWindows(shards, DATA, SEED).clips_of_step(1)[0]
+    return clips_of_step(ClipWindows(shards, DATA, SEED), 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +131,11 @@ def test_many_skips_in_a_row_and_many_bad_samples_end_a_training() -> None:
     for _ in range(9):
         state = step_skipped(state, {"a": math.nan, "b": math.nan}, config)
     assert state.suspects == {}
-    with pytest.raises(TrainingDivergedError, match="10 steps in a row up to 10 .* lower optimizer.lr"):
+    with pytest.raises(TrainingDivergedError, match="10 consecutive steps up to 10 .* lower optimizer.lr"):
         step_skipped(state, {"a": math.nan}, config)
-    state = found_bad(found_bad(TrainState(), "a", 2), "b", 2)
+    state = with_unreadable(with_unreadable(TrainState(), "a", 2), "b", 2)
     with pytest.raises(BadSamplesError, match="3 clips cannot be read, data.max_bad is 2"):
-        found_bad(state, "c", 2)
+        with_unreadable(state, "c", 2)
 
 
 @pytest.mark.parametrize(("wrong", "said"), [({"spike": 0.5}, "spike is 0.5"), ({"quarantine_after": 0}, "1 or more")])

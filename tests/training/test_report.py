@@ -11,7 +11,7 @@ QUIET = {"hfu": 0.5, "data_wait_share": 0.0, "peak_memory": 1e9, "skipped": 0, "
 
 
 def say(logs: Path, first: int, last: int, loss: float) -> Report:
-    report = Report(logs, speaks=True, step=first - 1, total=last, done=first - 1)
+    report = Report(logs, enabled=True, step=first - 1, total=last, done=first - 1)
     with report:
         for step in range(first, last + 1):
             numbers = {"step": step, "loss": loss + step, "tokens_per_s": 1234.5, "mfu": 0.4, "peak_source": "measured"}
@@ -41,7 +41,7 @@ def test_steps_after_the_checkpoint_are_taken_back(tmp_path: Path) -> None:
 
 
 def test_flushed_events_are_there_before_the_end(tmp_path: Path) -> None:
-    report = Report(tmp_path, speaks=True, step=0, total=9, done=0)
+    report = Report(tmp_path, enabled=True, step=0, total=9, done=0)
     with report:
         report.step(1, {"step": 1, "loss": 0.5, "tokens_per_s": 1.0, "mfu": 0.1} | QUIET)
         report.flush()
@@ -49,10 +49,10 @@ def test_flushed_events_are_there_before_the_end(tmp_path: Path) -> None:
 
 
 def test_a_silent_rank_and_a_finished_training_write_nothing(tmp_path: Path) -> None:
-    with Report(tmp_path / "silent", speaks=False, step=0, total=9, done=0) as silent:
+    with Report(tmp_path / "silent", enabled=False, step=0, total=9, done=0) as silent:
         silent.step(1, {"step": 1, "loss": 0.5})
         silent.flush()
-    with Report(tmp_path / "finished", speaks=True, step=9, total=9, done=9) as finished:
+    with Report(tmp_path / "finished", enabled=True, step=9, total=9, done=9) as finished:
         finished.flush()
     assert list(tmp_path.iterdir()) == []
 

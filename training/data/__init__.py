@@ -1,1 +1,1 @@
-"""What is trained, in which order: buckets, windows, phases."""
+"""Training data: buckets, windows, order of samples, phases."""

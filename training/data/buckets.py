@@ -1,4 +1,4 @@
-"""What a micro-batch is: which window of a clip is trained, what that leaves out, and which clips share a shape."""
+"""Buckets: the window of a clip that is trained, clips of one shape, and an account of what is left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 
 from training.config import DataConfig
 
-PIXELS = 8  # of a picture, per latent pixel and side
+PIXELS = 8  # of a frame, per latent pixel and side
 
 
 class Bucket(NamedTuple):
-    """Shape that the samples of a micro-batch share: latent height and width, latent frames of the window."""
+    """Shape shared by the samples of a micro-batch: latent height and width, latent frames of the window."""
 
     height: int
     width: int
@@ -24,7 +24,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class Account:
-    """What becomes of the clips of a split and of their latent frames: nothing is left out without being counted.
+    """Clips of a split and their latent frames, used and left out by reason.
 
     clips = used + too_large + too_short + over_cap; latent_frames = used_frames + unused_frames + cut_by_length +
     cut_by_cap.
@@ -34,10 +34,10 @@ class Account:
     used: int = 0
     too_large: int = 0  # clips with a side longer than `longest_side`
     too_short: int = 0  # clips shorter than the shortest window
-    over_cap: int = 0  # clips of whose picture the cap allows no window
+    over_cap: int = 0  # clips too large in height and width for any window within the cap
     latent_frames: int = 0
     used_frames: int = 0
-    unused_frames: int = 0  # of clips that are left out whole
+    unused_frames: int = 0  # of clips that are left out
     cut_by_length: int = 0  # ends beyond `max_latents`, or between two durations
     cut_by_cap: int = 0  # ends beyond the token cap
 
@@ -64,33 +64,33 @@ def token_cap(height: int, width: int, max_tokens: int, rule: Literal["strict", 
 def window_bucket(height: int, width: int, frames: int, config: DataConfig) -> Bucket:
     """Bucket of a clip of that whole latent size: its window starts with the clip and is cut at the end.
 
-    0 frames: no window of it may be used.
+    0 frames: no window of the clip may be used.
     """
     if 0 < config.longest_side < PIXELS * max(height, width):
         return Bucket(height, width, 0)
-    room = min(_wanted(frames, config), token_cap(height, width, config.max_tokens, config.token_rule))
+    room = min(_capped_length(frames, config), token_cap(height, width, config.max_tokens, config.token_rule))
     window = max((length for length in config.durations if length <= room), default=0) if config.durations else room
     return Bucket(height, width, window if window >= config.min_latents else 0)
 
 
 def account_of(sizes: Mapping[Bucket, int], config: DataConfig) -> Account:
-    """The account of so many clips of each whole size."""
+    """The account of clips, given as counts by whole size."""
     counts: dict[str, int] = dict.fromkeys(vars(Account()), 0)
     for size, clips in sizes.items():
-        for name, amount in _fate(size, config).items():
+        for name, amount in _account_of_clip(size, config).items():
             counts[name] += clips * amount
     return Account(**counts)
 
 
-def _fate(size: Bucket, config: DataConfig) -> dict[str, int]:
+def _account_of_clip(size: Bucket, config: DataConfig) -> dict[str, int]:
     """The account of one clip."""
     window = window_bucket(*size, config).frames
     whole = {"clips": 1, "latent_frames": size.frames}
     if not window:
         return whole | {_reason(size, config): 1, "unused_frames": size.frames}
-    wanted = _wanted(size.frames, config)
-    allowed = min(wanted, token_cap(size.height, size.width, config.max_tokens, config.token_rule))
-    cut = {"cut_by_length": (size.frames - wanted) + (allowed - window), "cut_by_cap": wanted - allowed}
+    length = _capped_length(size.frames, config)
+    allowed = min(length, token_cap(size.height, size.width, config.max_tokens, config.token_rule))
+    cut = {"cut_by_length": (size.frames - length) + (allowed - window), "cut_by_cap": length - allowed}
     return whole | {"used": 1, "used_frames": window} | cut
 
 
@@ -98,8 +98,8 @@ def _reason(size: Bucket, config: DataConfig) -> str:
     if 0 < config.longest_side < PIXELS * max(size.height, size.width):
         return "too_large"
     shortest = max(config.min_latents, min(config.durations, default=0))
-    return "too_short" if _wanted(size.frames, config) < shortest else "over_cap"
+    return "too_short" if _capped_length(size.frames, config) < shortest else "over_cap"
 
 
-def _wanted(frames: int, config: DataConfig) -> int:
+def _capped_length(frames: int, config: DataConfig) -> int:
     return min(frames, config.max_latents or frames)

@@ -1,12 +1,12 @@
-"""Which samples make up step n, as a pure function of (seed, phase, position), and steps of equal cost.
+"""Order of samples: the samples of step n as a pure function of (seed, phase, position), in steps of equal cost.
 
 The micro-batches form one endless list, epoch after epoch, and step n is the n-th run of `per_step` of them. The list
-knows nothing of ranks; a rank takes its share of a step. So a step is the same at any number of ranks, and the only
+does not depend on the ranks; each takes its share of a step. So a step is the same at any number of ranks, and the only
 state of the data is one integer.
 
 Ranks wait for each other at every micro-batch, so those of one step should cost the same. The micro-batches of an epoch
-are sorted by cost, equal ones by chance, cut into steps, and the steps are shuffled. A step at the border of two epochs
-is filled from both: its two parts are taken at the same quantile of cost, drawn for that border alone.
+are sorted by cost, equal ones in random order, cut into steps, and the steps are shuffled. A step at the border of two
+epochs is filled from both: its two parts come from the same quantile of cost, drawn for that border alone.
 """
 
 from collections import defaultdict
@@ -19,9 +19,9 @@ import numpy as np
 from training.data.buckets import Bucket
 
 Cost = Callable[[Bucket], float]
-"""What one sample of a bucket costs, in any unit."""
+"""Cost of one sample of a bucket, in any unit."""
 
-ORDER, BORDER = 2, 3  # what a stream of chance is for; 1 is the objective's
+ORDER, BORDER = 2, 3  # purpose of a random stream; 1 is the objective's
 
 
 class BatchSlot(NamedTuple):
@@ -56,7 +56,7 @@ class Order:
         return self._epoch(epoch).batch(slot)
 
     def step(self, step: int) -> list[BatchSlot]:
-        """The micro-batches of a step, cheap ones first: dealt to the ranks in turn, neighbours run side by side."""
+        """The micro-batches of a step, cheap ones first: dealt in turn, so neighbours run at the same time."""
         first = step * self.per_step
         batch_slots = [BatchSlot(number, self[number]) for number in range(first, first + self.per_step)]
         return sorted(batch_slots, key=lambda slot: (self.cost(slot.rows), slot.number))
@@ -66,7 +66,7 @@ class Order:
         return step * self.per_step // self.epoch_length
 
     def cost(self, rows: list[int]) -> float:
-        """What a micro-batch costs."""
+        """Cost of a micro-batch."""
         return len(rows) * self.costs[rows[0]]
 
     def imbalance(self, epoch: int, world: int) -> float:
@@ -87,17 +87,19 @@ class Order:
         return _slowest_by_mean(costs, world)
 
     def others(self, row: int) -> Iterator[int]:
-        """The other samples of its bucket, from its own place on: who replaces it, in this order."""
+        """The other samples of its bucket, in the order in which they replace it."""
         rows, slot = self.members[self.buckets[row]], self.slot[row]
         return (rows[(slot + further) % len(rows)] for further in range(1, len(rows)))
 
     def _ordered_epoch(self, epoch: int) -> "_Epoch":
         rng = np.random.default_rng((self.seed, ORDER, self.phase, epoch))
         drawn, by_cost = self._batches(rng)
-        head = min(-epoch * self.epoch_length % self.per_step, len(by_cost))  # they fill the step that was begun
-        tail = (len(by_cost) - head) % self.per_step  # they begin the one that the next epoch fills
-        before, by_cost = self._taken(by_cost, head, epoch)
-        after, by_cost = self._taken(by_cost, tail, epoch + 1)
+        head = min(
+            -epoch * self.epoch_length % self.per_step, len(by_cost)
+        )  # completes the step begun in the epoch before
+        tail = (len(by_cost) - head) % self.per_step  # begins the step that the next epoch completes
+        before, by_cost = self._at_quantile(by_cost, head, epoch)
+        after, by_cost = self._at_quantile(by_cost, tail, epoch + 1)
         steps = by_cost.reshape(-1, self.per_step)
         return drawn.taken(np.concatenate([before, steps[rng.permutation(len(steps))].ravel(), after]))
 
@@ -118,7 +120,7 @@ class Order:
         by_cost = by_chance[np.argsort(np.concatenate(costs)[by_chance], kind="stable")]
         return _Epoch(np.concatenate(rows), np.concatenate(starts), np.concatenate(stops)), by_cost
 
-    def _taken(self, line: np.ndarray, count: int, border: int) -> tuple[np.ndarray, np.ndarray]:
+    def _at_quantile(self, line: np.ndarray, count: int, border: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` neighbours in cost, at the quantile drawn for a border between epochs, and the rest."""
         quantile = np.random.default_rng((self.seed, BORDER, self.phase, border)).random()
         first = round(quantile * (len(line) - count))
@@ -126,7 +128,7 @@ class Order:
 
 
 def _slowest_by_mean(costs: np.ndarray, world: int) -> float:
-    """Of the costs (steps, micro-batches) as dealt to `world` ranks in turn: `world` neighbours run side by side."""
+    """Of the costs (steps, micro-batches) dealt to `world` ranks in turn: `world` neighbours run at the same time."""
     together = costs.reshape(-1, world)
     return float(together.max(axis=1).sum() / together.mean(axis=1).sum())
 

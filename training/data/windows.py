@@ -1,4 +1,4 @@
-"""The windows of a split of a shard folder: read ahead, in the order that was drawn, past what cannot be read."""
+"""Windows of a split of a shard folder: prefetched in the drawn order, unreadable and quarantined clips replaced."""
 
 import itertools
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class BadSamplesError(UserError, ValueError):
-    """More samples than allowed cannot be read, or all that could stand in for one."""
+    """More unreadable samples than allowed, or no sample left to replace one."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class MicroBatch:
 
 
 class Store:
-    """What all windows of one training share: shards, audio encoder, and the clips to pass over.
+    """Shared by all windows of one training: shards, audio encoder, and the clips that are not used.
 
     `quarantined` clips are never used: add to it between steps, the same on all ranks. `bad` lists (clip_id, message)
-    of those that could not be read, once each.
+    of unreadable clips, once each.
     """
 
     def __init__(self, shards: Path, config: DataConfig) -> None:
@@ -73,13 +73,13 @@ class Store:
         self.bad: list[tuple[str, str]] = []
         self._lock = threading.Lock()
 
-    def pass_over(self, clip_id: str, error: Exception) -> None:
-        """Note a sample that could not be read. Raises BadSamplesError when there are too many."""
+    def record_unreadable(self, clip_id: str, error: Exception) -> None:
+        """Record an unreadable sample. Raises BadSamplesError when there are too many."""
         with self._lock:
             if clip_id in (name for name, _ in self.bad):
                 return
             self.bad.append((clip_id, str(error)))
-        logger.warning("clip %s cannot be read, another one stands in for it: %s", clip_id, error)
+        logger.warning("clip %s cannot be read and is replaced by another one: %s", clip_id, error)
         if len(self.bad) > self.max_bad:
             raise BadSamplesError(
                 f"{len(self.bad)} samples of {self.shards} cannot be read, data.max_bad is {self.max_bad}; the last is "
@@ -90,7 +90,7 @@ class Store:
 class ClipWindows:
     """The samples of one split of a shard folder, as windows in buckets, in the order of one phase of a training.
 
-    Steps are those of the whole training; the phase begins with step `start`. Raises ValueError when no window of at
+    Steps are those of the whole training; the phase begins with step `start`. Raises InputError when no window of at
     least `shortest` latent frames is left.
     """
 
@@ -123,7 +123,7 @@ class ClipWindows:
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(clip_id, message) of samples that could not be read, in all phases, by this rank."""
+        """(clip_id, message) of samples that this rank could not read, in all phases."""
         return self.store.bad
 
     @property
@@ -132,17 +132,17 @@ class ClipWindows:
         return self.store.quarantined
 
     def read(self, sample: int, swapped_audio: bool = False) -> Sample:
-        """Window of one sample; with `swapped_audio` the sound is another's. Raises what ShardReader raises."""
+        """Window of one sample; with `swapped_audio` the audio is another clip's. Raises what the reader raises."""
         bucket = self.buckets[sample]
         tensors = self._tensors(sample, bucket)
-        heard = tensors if not swapped_audio else self._tensors(self.partner(sample), bucket)
+        audio = tensors if not swapped_audio else self._tensors(self.partner(sample), bucket)
         return Sample(
             clip_id=self.clip_ids[sample],
             latents=_float(tensors["latents"]),
             references=_float(tensors["references"]),
             text=_float(tensors["text"]),
             audio=self.constants.model_audio(
-                torch.from_numpy(np.ascontiguousarray(heard["audio"])), self.store.encoder, 4 * (bucket.frames - 1) + 1
+                torch.from_numpy(np.ascontiguousarray(audio["audio"])), self.store.encoder, 4 * (bucket.frames - 1) + 1
             ),
         )
 
@@ -158,16 +158,15 @@ class ClipWindows:
             try:
                 return self.read(candidate, swapped_audio)
             except (ShardError, OSError) as error:
-                self.store.pass_over(name, error)
+                self.store.record_unreadable(name, error)
         raise BadSamplesError(
-            f"no sample of the shape {self.buckets[sample]} of {self.store.shards} is left to stand in for "
+            f"no sample of the shape {self.buckets[sample]} of {self.store.shards} is left to replace "
             f"{self.clip_ids[sample]}; all are quarantined or cannot be read: write the shards again"
         )
 
     def partner(self, sample: int) -> int:
-        """Whose sound is used when sound is swapped: the next of the same shape, else the next that is as long.
-
-        Itself when it is alone and no window is longer.
+        """The sample whose audio replaces this one's when audio is swapped: the next of the same shape, else the next
+        that is as long; itself when it is alone and no window is longer.
         """
         if (other := next(self.order.others(sample), None)) is not None:
             return other
@@ -180,10 +179,6 @@ class ClipWindows:
         """The micro-batches of one step, of all ranks, in the order in which they are dealt."""
         return self.order.step(step - self.start)
 
-    def clips_of_step(self, step: int) -> list[str]:
-        """The clips drawn for all ranks' micro-batches of one step (from 0)."""
-        return [self.clip_ids[row] for slot in self.batch_slots(step) for row in slot.rows]
-
     def epoch_of(self, step: int) -> int:
         """The epoch of the phase in which a step begins."""
         return self.order.epoch_of(step - self.start)
@@ -195,7 +190,7 @@ class ClipWindows:
     def read_batch(self, slot: BatchSlot) -> MicroBatch:
         """The samples of a micro-batch of this phase."""
         samples = [self.read_or_next(row, self.config.shuffle_audio) for row in slot.rows]
-        # Counted from the first step of the training, so that no two phases draw the same chance.
+        # Counted from the first step of the training, so that no two phases draw the same random numbers.
         first = (self.start * self.config.micro_batches + slot.number) * self.config.batch
         return MicroBatch(samples, list(range(first, first + len(samples))))
 
@@ -204,7 +199,7 @@ class ClipWindows:
 
 
 def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Generator[list[MicroBatch]]:
-    """This rank's micro-batches of step `step`, `step` + 1, ...; the next step is read while one is trained.
+    """This rank's micro-batches of step `step`, `step` + 1, ...; the next step is prefetched while one is trained.
 
     `rank` of `world` counts those that read different samples. Raises what `ClipWindows.read_or_next` raises.
     """
@@ -213,18 +208,18 @@ def stream(windows: ClipWindows, step: int, rank: int, world: int) -> Generator[
         def submit(number: int) -> list[Future[MicroBatch]]:
             return [pool.submit(windows.read_batch, slot) for slot in windows.batch_slots(number)[rank::world]]
 
-        ahead, known = submit(step), set(windows.quarantined)
+        prefetched, excluded = submit(step), set(windows.quarantined)
         while True:
-            if windows.quarantined != known:  # what was read ahead may hold a clip that is not used any more
-                ahead, known = submit(step), set(windows.quarantined)
-            ready = [future.result() for future in ahead]
+            if windows.quarantined != excluded:  # a prefetched batch may hold a clip that is not used any more
+                prefetched, excluded = submit(step), set(windows.quarantined)
+            ready = [future.result() for future in prefetched]
             step += 1
-            ahead = submit(step)
+            prefetched = submit(step)
             yield ready
 
 
 def index_digest(shards: Path) -> str:
-    """16 hex digits over the samples of a shard folder, in order."""
+    """Digest of the samples of a shard folder, in order: 16 hexadecimal digits."""
     return fingerprint(read_index(shards)["checksum"].to_pylist())
 
 

@@ -1,4 +1,4 @@
-"""Which weights decay, and the learning rate of a step."""
+"""AdamW with its parameter groups, and the learning-rate schedule."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
-    """Rate of step `step` (from 0), when `progress` (0 to 1) of the run lies behind."""
+    """Learning rate of step `step` (from 0) at `progress` (0 to 1) of the run."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    left = max(0.0, 1.0 - progress)
-    return config.lr * warm * (min(1.0, left / config.decay) if config.decay else 1.0)
+    remaining = max(0.0, 1.0 - progress)
+    return config.lr * warm * (min(1.0, remaining / config.decay) if config.decay else 1.0)

@@ -1,7 +1,7 @@
-"""What a recipe says about the engine, and the same in DeepSpeed's words.
+"""DeepSpeed's configuration, made from the recipe's `engine` section.
 
-DeepSpeed 0.19.8 refuses some keys that recipes on the web hold (elasticity, amp, mics_shard_size ...); here every key
-is a typed field, so none of them can be asked for.
+DeepSpeed 0.19.8 refuses some keys found in published configurations (elasticity, amp, mics_shard_size ...); here every
+key is a typed field, so none of them can be set.
 """
 
 import os
@@ -12,7 +12,8 @@ import torch
 from training.config import EngineConfig
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed's import: otherwise it searches, and warns
+    # Before DeepSpeed's import, which otherwise probes for accelerators and warns.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def deepspeed_settings(config: EngineConfig, accumulation: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A base that no rank ever holds whole: built shard by shard, and filled from its files the same way.
+"""Sharded initialisation: a base model that no rank ever holds whole, built and loaded tensor by tensor.
 
-Only the base is built so. LoRA and audio modules come on top when it is done: inside DeepSpeed's `zero.Init`, peft
-would fill with zeros what was sharded before, and lora_B would start at noise, without an error.
+Only the base is built this way. LoRA and audio modules are added afterwards: inside DeepSpeed's `zero.Init` peft would
+write its zeros into tensors that are sharded and empty, and lora_B would silently start at noise.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
 KEPT_IN_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # diffusers' list for Wan
-LARGE = 8_000_000_000  # bytes of files from which on a base is built in shards unless the recipe says otherwise
+LARGE = 8_000_000_000  # bytes of weight files above which "auto" builds a base in shards
 
 
 def builds_in_shards(config: EngineConfig, base: Path, variant: Variant) -> bool:
-    """Whether the base in folder `base` is to be built without one copy per rank.
+    """Whether the base in folder `base` is built in shards, without a whole copy on each rank.
 
-    Raises ValueError where that is asked for and the base itself is to be trained.
+    Raises InputError where the recipe sets that for a base that is trained itself.
     """
     frozen = variant in ("lora", "frozen_dit")
     if config.build == "sharded" and not frozen:
@@ -46,9 +46,9 @@ def builds_in_shards(config: EngineConfig, base: Path, variant: Variant) -> bool
 
 @contextmanager
 def in_shards(config: EngineConfig, empty: bool = False) -> Iterator[None]:
-    """Modules built here are sharded as they come to be, each rank keeping its part; called by all ranks.
+    """Context in which modules are sharded while they are built, each rank keeping its part; called by all ranks.
 
-    `empty`: the shards are on device "meta" and hold nothing; for a count of what a rank would hold.
+    `empty`: the shards are on device "meta"; for counting what a rank would hold.
     """
     remote = "meta" if empty else None
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_settings(config, 1), remote_device=remote):
@@ -63,22 +63,22 @@ class _WithoutDraws(TorchDispatchMode):
 
 
 def without_draws() -> TorchDispatchMode:
-    """A context in which modules leave their weights as memory happened to be: drawing 14 billion takes minutes."""
+    """Context in which modules do not draw their initial weights: drawing 14 billion numbers takes minutes."""
     return _WithoutDraws()
 
 
 def gathered(parameters: Iterable[nn.Parameter], change: bool = False) -> GatheredParameters:
-    """A context in which sharded parameters are whole; those that are not sharded are left alone.
+    """Context in which sharded parameters are whole; parameters that are not sharded are unaffected.
 
-    `change`: what the first rank writes to them there is kept, on every rank.
+    `change`: what the first rank writes to them in the context is broadcast to every rank.
     """
     return GatheredParameters(parameters, modifier_rank=0 if change else None)
 
 
 def fill_shards(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Give named parameters of a sharded module their values, one at a time; called by all ranks.
+    """Load named parameters of a sharded module, one at a time; called by all ranks.
 
-    Every rank passes the same names in the same order; only the first rank's tensors are looked at.
+    Every rank passes the same names in the same order; only the first rank's tensors are used.
     """
     parameters = dict(module.named_parameters())
     for name, value in tensors:
@@ -88,9 +88,9 @@ def fill_shards(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Non
 
 
 def cast_frozen(model: nn.Module, dtype: Literal["fp32", "bf16"]) -> None:
-    """Frozen weights to `dtype` (bf16 spares diffusers' fp32 list); trained weights to fp32, their own master copy.
+    """Cast frozen weights to `dtype` and trained weights to fp32, in place, whole or sharded.
 
-    In place, whole or sharded.
+    With bf16, the weights that diffusers keeps in fp32 (`KEPT_IN_FP32`) stay fp32.
     """
     for name, parameter in model.named_parameters():
         half = dtype == "bf16" and not parameter.requires_grad and not any(part in name for part in KEPT_IN_FP32)

@@ -1,7 +1,7 @@
-"""A checkpoint that ZeRO sharded over some number of ranks, made over for any other: DeepSpeed's universal format.
+"""Conversion of a ZeRO checkpoint for another number of ranks, by way of DeepSpeed's universal format.
 
-DeepSpeed's converter runs as a process of its own: what it says stays out of ours, it may use several cores, and its
-paths are relative, so characters in the name of a run folder mean nothing to its patterns.
+DeepSpeed's converter runs in a process of its own: its output stays out of our log, it may use several cores, and with
+relative paths its glob patterns cannot trip over characters in the name of a run folder.
 """
 
 import os
@@ -16,7 +16,7 @@ from common.runs import disk_guard
 
 _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 _WORKERS = ("--num_extract_workers", "4", "--num_merge_workers", "2")
-_SOURCE, _MADE = "sharded", "universal"
+_SOURCE, _TARGET = "sharded", "universal"
 
 
 class ConversionError(UserError, RuntimeError):
@@ -29,28 +29,28 @@ def sharded_over(checkpoint: Path) -> int:
 
 
 def to_universal(checkpoint: Path, target: Path) -> None:
-    """Write the universal form of a checkpoint folder; `target` appears beside whole or not at all.
+    """Write the universal form of a checkpoint folder to `target`, atomically.
 
-    Takes about three times the checkpoint's size on disk while it runs, once when done. What a killed conversion left
-    is removed. Raises ConversionError, DiskFullError.
+    Needs about three times the checkpoint's size on disk while it runs, once its size when done. Leftovers of a killed
+    conversion are removed. Raises ConversionError, DiskFullError.
     """
     prefix = f".{target.name}-"
-    for left in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    # A name of its own: a converter that outlived its killed parent must not write beside this one.
+    for leftover in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    # A unique name: a converter that outlived its killed parent may still be writing to its own.
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         (scratch / _SOURCE).symlink_to(checkpoint.resolve(), target_is_directory=True)
         with disk_guard(target):
             _convert(scratch, checkpoint)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(scratch / _MADE, target)
+        os.replace(scratch / _TARGET, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(scratch: Path, checkpoint: Path) -> None:
-    folders = ("--input_folder", _SOURCE, "--output_folder", _MADE)
+    folders = ("--input_folder", _SOURCE, "--output_folder", _TARGET)
     # Stages 1 and 2 do not store the version of the format, which the converter asks for; stage 3 does not need it.
     command = [sys.executable, "-m", _CONVERTER, *folders, *_WORKERS, "--inject_missing_state"]
     done = subprocess.run(command, cwd=scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

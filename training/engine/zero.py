@@ -1,10 +1,11 @@
-"""DeepSpeed, which only the files `engine*.py` know: ZeRO stages 0 to 3 on one CPU process or on many GPUs.
+"""DeepSpeed engine: ZeRO stages 0 to 3 on one CPU process or on many GPUs; only training/engine imports DeepSpeed.
 
-The facts behind the settings (no compiler on CPU, mixed precision, small checkpoints) are in README.md.
+The reasons for the settings (no compiler on CPU, mixed precision, small checkpoints) are in README.md.
 """
 
 import copy
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ import deepspeed
 
 @dataclass(frozen=True)
 class StepResult:
-    """Norm of the gradient before clipping; `skipped` when it was not finite and the weights were left alone."""
+    """Norm of the gradient before clipping; `skipped` when it was not finite and the weights did not change."""
 
     grad_norm: float
     skipped: bool
@@ -80,6 +81,15 @@ class Engine:
         """Add the gradient of a micro-batch's loss; averaged over ranks and accumulation."""
         self._ds.backward(loss)
 
+    def skip_step(self, loss: Tensor) -> None:
+        """Call instead of `backward` for the last micro-batch of a step: `step` then changes nothing and says skipped.
+
+        The gradient becomes NaN. Stages 1 to 3 reduce it and find the overflow, stage 0 finds it in the norm
+        (`_plain_step`); both drop what was accumulated and keep weights and moments. Not calling `backward` or `step`
+        at all would leave the engine's count of micro-batches and its pending reductions in the middle of a step.
+        """
+        self._ds.backward(loss * math.nan)
+
     def step(self, lr: float) -> StepResult:
         """One optimizer step at learning rate `lr`; call after every micro-batch, acts on the last of the step."""
         for group in self._ds.optimizer.param_groups:
@@ -95,7 +105,7 @@ class Engine:
         return self._plain_step()
 
     def _plain_step(self) -> StepResult:
-        """Stage 0 in fp32 does not check the gradient itself; AdamW stands still when there is none."""
+        """At stage 0 in fp32 DeepSpeed does not check the gradient; AdamW skips parameters whose gradient is None."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         norm = float(nn.utils.clip_grad_norm_(trained, self.config.clip))
         finite = norm < float("inf")
@@ -107,7 +117,7 @@ class Engine:
         return StepResult(norm, not finite)
 
     def from_first_rank(self, *values: float) -> list[float]:
-        """The first rank's numbers, on every rank: decisions that depend on the clock must be the same everywhere."""
+        """The first rank's numbers, on every rank: decisions that depend on the clock must be the same on all ranks."""
         if self.world == 1:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -115,7 +125,7 @@ class Engine:
         return shared.tolist()
 
     def total(self, *values: float) -> list[float]:
-        """Sums over the ranks; what ranks that hold a sample together say of it counts once."""
+        """Sums over the ranks; ranks that share a sample (`sequence_parallel`) count once."""
         if self.world == 1:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -123,7 +133,7 @@ class Engine:
         return (shared / self.config.sequence_parallel).tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every data rank, in order; for what is small, such as the names of a step's clips."""
+        """The value of every data rank, in order; for small objects, such as the names of a step's clips."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -131,7 +141,7 @@ class Engine:
         return values[:: self.config.sequence_parallel]
 
     def wait(self) -> None:
-        """Return when every rank has come here."""
+        """Barrier over all ranks."""
         if self.world > 1:
             dist.barrier()
 
@@ -153,9 +163,9 @@ class Engine:
         )
 
     def load(self, folder: Path, tag: str, universal: bool = False) -> dict[str, Any]:
-        """Continue from what `save` wrote below folder/tag; the saved `state` comes back.
+        """Resume from what `save` wrote below folder/tag; returns the saved `state`.
 
-        The number of ranks must be the one that saved, unless it is `universal`: made over by `to_universal`.
+        The number of ranks must equal the one that saved, unless the checkpoint was converted (`to_universal`).
         """
         self._ds._config.load_universal_checkpoint = universal
         groups = self._ds.optimizer.param_groups
@@ -166,9 +176,9 @@ class Engine:
         return state
 
     def _undo_sharing(self, settings: list[dict[str, Any]]) -> None:
-        """What DeepSpeed 0.19.8 reads once from the universal format and gives to all groups of parameters.
+        """Undo what DeepSpeed 0.19.8 shares between parameter groups after loading the universal format.
 
-        The weight decay of the first group, and one counter of steps, which each group would then move on.
+        All groups get the weight decay of the first, and one step counter, which each group would then increment.
         """
         for group, own in zip(self._ds.optimizer.param_groups, settings, strict=True):
             group.update(own)
@@ -186,15 +196,15 @@ def join_group(threads: int, timeout: float = 3600.0) -> None:
 
     A collective that waits for longer than `timeout` seconds fails: with an exception on CPU, the process ends on CUDA.
 
-    Once per process: DeepSpeed keeps the group for good, later calls find it.
+    Once per process: DeepSpeed keeps the group until the process ends, later calls find it.
 
-    Quietens what DeepSpeed 0.19.8 says at every start, and two warnings torch 2.13 gives at each of its collectives.
+    Silences DeepSpeed 0.19.8's start-up messages, and two warnings of torch 2.13 at each of its collectives.
     """
     torch.set_num_threads(threads)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     for replaced in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{replaced}.*", category=FutureWarning)
-    # ZeRO never uses this op, and without a compiler its build would end the run.
+    # ZeRO never uses this op, and without a compiler its build would fail and end the run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -211,7 +221,7 @@ def neighbours(size: int, timeout: float) -> dist.ProcessGroup:
 
 
 def leave_group() -> None:
-    """Take the process group down; the last thing a process does with it."""
+    """Destroy the process group; the last collective call of a process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,1 +1,1 @@
-"""Starting ranks on this machine or on Ray; hang detection."""
+"""Launchers for this machine and for Ray, process-level duties of a rank, hang detection."""

@@ -1,7 +1,7 @@
-"""Several ranks on this machine, quietly: started again when one dies, and one clear sentence when one fails.
+"""Launcher of several ranks on this machine: restarts after a crash or hang, one error message for a failure.
 
-A rank needs only the variables that torchrun sets, so on several machines torchrun (or Ray, or SLURM) starts
-`-m training.train RUN` without this file; docs/launch.md shows how.
+A rank needs only the environment variables that torchrun sets, so on several machines torchrun (or Ray, or SLURM)
+starts `-m training.train RUN` without this file; docs/launch.md shows how.
 """
 
 import logging
@@ -21,26 +21,26 @@ from common.errors import UserError
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
 from training.config import TrainConfig
-from training.launch.rank import LAUNCHER, STUCK, UNFINISHED, failure_file
+from training.launch.rank import LAUNCHER, STALLED, UNFINISHED, failure_file
 
 logger = logging.getLogger(__name__)
-SECONDS_TO_SPEAK = 5.0  # what the others get after one has failed; there is nothing they could save without it
+SECONDS_TO_REPORT = 5.0  # grace for the other ranks after one has failed; without it they cannot save
 
 
 class TrainingFailedError(UserError, RuntimeError):
-    """A rank ended with an error; the message is that rank's own sentence."""
+    """A rank ended with an error; the message is the one of that rank."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a group of ranks ended. `passing`: a rank died or hung, which another start may well outlive."""
+    """Why a group of ranks ended. `restartable`: a rank was killed or hung, which a restart may get past."""
 
     sentence: str
-    passing: bool
+    restartable: bool
 
 
 def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
-    """Train `config` in `ranks` processes and return when they are done; call again to go on after any end.
+    """Train `config` in `ranks` processes and return when they are done; call again to resume after any end.
 
     After a rank was killed or hangs, all are restarted from the last checkpoint, `fault_tolerance.restarts` times
     without a new checkpoint in between. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and raise
@@ -48,32 +48,32 @@ def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
     """
     with atomic_write(run.root / "train.yaml") as path:
         path.write_text(dump_recipe(config))
-    left, reached = config.fault_tolerance.restarts, last_checkpoint(run)
+    restarts, reached = config.fault_tolerance.restarts, last_checkpoint(run)
     with stop_signals_interrupt():
         while (failure := run_group(run, config, ranks)) is not None:
             if last_checkpoint(run) != reached:
-                left, reached = config.fault_tolerance.restarts, last_checkpoint(run)
-            if not failure.passing or left == 0:
+                restarts, reached = config.fault_tolerance.restarts, last_checkpoint(run)
+            if not failure.restartable or restarts == 0:
                 raise TrainingFailedError(failure.sentence)
-            left -= 1
-            logger.warning("%s. All ranks start again (%d more such starts)", failure.sentence, left)
+            restarts -= 1
+            logger.warning("%s. Restarting all ranks (%d restarts left)", failure.sentence, restarts)
 
 
 def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None:
-    """One start of all ranks, until all are done or one has failed."""
+    """Run all ranks once, until all are done or one has failed."""
     for rank in range(ranks):
         failure_file(run, rank).unlink(missing_ok=True)
     workers = start_workers(run, ranks, config.engine.threads)
     patience = config.fault_tolerance.save_seconds
     try:
         failed = first_failure(run, workers)
-        patience = SECONDS_TO_SPEAK
+        patience = SECONDS_TO_REPORT
     finally:
         stop_workers(workers, patience)
     if failed is None:
         return None
     code = workers[failed].returncode
-    return Failure(describe_failure(run, failed, code), passing=code < 0 or code == STUCK)
+    return Failure(describe_failure(run, failed, code), restartable=code < 0 or code == STALLED)
 
 
 def last_checkpoint(run: RunFolder) -> str:
@@ -83,7 +83,7 @@ def last_checkpoint(run: RunFolder) -> str:
 
 
 def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
-    """One process per rank, in sessions of their own: a Ctrl-C at the terminal reaches them as a request to save."""
+    """One process per rank, each in a session of its own, so that Ctrl-C reaches them through `stop_workers` only."""
     shared = os.environ | {
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
@@ -100,15 +100,15 @@ def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.P
 
 
 def first_failure(run: RunFolder, workers: list[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all ranks; the rank that failed first, as soon as one has, or None.
+    """Wait for all ranks; returns the rank that caused a failure, as soon as one has failed, or None.
 
-    The others of its group fail right after it for lack of a partner: who was killed, gave up on one that hangs, or
-    spoke first, is the cause.
+    The other ranks fail right after it, when their collectives lose a peer. So a killed rank comes first, then one that
+    reported a hang, then the one with the earliest failure file.
     """
 
     def order(rank: int) -> tuple[bool, bool, float]:
         file, code = failure_file(run, rank), workers[rank].returncode
-        return code > 0, code != STUCK, file.stat().st_mtime if file.exists() else 0.0
+        return code > 0, code != STALLED, file.stat().st_mtime if file.exists() else 0.0
 
     while None in (codes := [worker.poll() for worker in workers]) and not any(codes):
         time.sleep(0.1)
@@ -117,7 +117,7 @@ def first_failure(run: RunFolder, workers: list[subprocess.Popen[bytes]]) -> int
 
 
 def stop_workers(workers: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Ask those that still run to save and end; after `seconds` end them."""
+    """Ask the running ranks to save and exit; kill them after `seconds`."""
     for worker in workers:
         worker.terminate()
     deadline = time.monotonic() + seconds
@@ -130,15 +130,15 @@ def stop_workers(workers: list[subprocess.Popen[bytes]], seconds: float) -> None
 
 
 def describe_failure(run: RunFolder, rank: int, code: int) -> str:
-    """The failed rank's own sentence, or what its exit code says."""
+    """The failed rank's own error message, or an explanation of its exit code."""
     file = failure_file(run, rank)
     if code < 0:
         return (
-            f"rank {rank} was killed by signal {-code} (memory may have run out); run the same command to go on from "
+            f"rank {rank} was killed by signal {-code} (memory may have run out); run the same command to resume from "
             "the last checkpoint"
         )
     if code == UNFINISHED:
-        return f"rank {rank} was asked to stop and the training has been saved; run the same command to go on"
+        return f"rank {rank} was asked to stop and the training has been saved; run the same command to resume"
     if not file.exists():
         return f"rank {rank} ended with code {code}; its traceback is above"
     return f"{file.read_text().splitlines()[0]} (rank {rank}, traceback in {file})"
@@ -146,7 +146,7 @@ def describe_failure(run: RunFolder, rank: int, code: int) -> str:
 
 @contextmanager
 def stop_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 end the context as Ctrl-C does; only in the main thread, which signals belong to."""
+    """SIGTERM and SIGUSR1 raise KeyboardInterrupt in the context; no effect outside the main thread."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -163,7 +163,7 @@ def stop_signals_interrupt() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

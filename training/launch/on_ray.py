@@ -1,6 +1,7 @@
-"""The same training on a Ray cluster: Ray Train places the ranks, and starts them again together when one is lost.
+"""Launcher of a training on a Ray cluster: Ray Train places the ranks and restarts them together when one is lost.
 
-The run folder must be one that every machine sees. Going on is by our own checkpoints there, so Ray keeps none.
+The run folder must be on storage that every machine mounts. Training resumes from our own checkpoints there, so Ray
+keeps none.
 """
 
 import logging
@@ -22,10 +23,10 @@ OWN_FAILURE = 1
 
 
 def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: ExecutorConfig) -> None:
-    """Train `config` by `ranks` workers on the Ray of `executor` and return when they are done; call again to go on.
+    """Train `config` in `ranks` workers on the Ray of `executor` and return when they are done; call again to resume.
 
-    Each worker reserves the executor's CPUs and GPUs. After a failure all start again from the last checkpoint, at most
-    `fault_tolerance.restarts` times. Errors: StageError when the cluster cannot be joined, TrainingFailedError.
+    Each worker reserves the executor's CPUs and GPUs. After a failure all restart from the last checkpoint, at most
+    `fault_tolerance.restarts` times. Raises StageError when the cluster cannot be joined, TrainingFailedError.
     """
     run = RunFolder(run.root.resolve())
     with atomic_write(run.root / "train.yaml") as path:
@@ -58,18 +59,18 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
             failure_config=FailureConfig(max_failures=config.fault_tolerance.restarts),
         ),
     )
-    logger.info("Ray trains with %d ranks; what they log is in %s", ranks, run.logs)
+    logger.info("Ray trains with %d ranks; logs are in %s", ranks, run.logs)
     try:
         trainer.fit()
     except GroupLostError as error:
-        told = [rank for rank in range(ranks) if failure_file(run, rank).exists()]
-        first = min(told, key=lambda rank: failure_file(run, rank).stat().st_mtime, default=None)
-        said = str(error).strip().splitlines()[-1] if first is None else describe_failure(run, first, OWN_FAILURE)
-        raise TrainingFailedError(said) from error
+        failed = [rank for rank in range(ranks) if failure_file(run, rank).exists()]
+        first = min(failed, key=lambda rank: failure_file(run, rank).stat().st_mtime, default=None)
+        message = str(error).strip().splitlines()[-1] if first is None else describe_failure(run, first, OWN_FAILURE)
+        raise TrainingFailedError(message) from error
 
 
 def train_on_worker(settings: dict[str, str]) -> None:
-    """What Ray runs on each worker; paths of the recipe are meant from the folder of who launched it."""
+    """Entry point on each Ray worker; relative paths of the recipe start from the launcher's working directory."""
     os.chdir(settings["home"])
     run = RunFolder(Path(settings["run"]))
     try:

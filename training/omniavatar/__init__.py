@@ -1,1 +1,1 @@
-"""What is specific to OmniAvatar: model, objective, validation, export."""
+"""Training of OmniAvatar: model, objective, validation, export."""

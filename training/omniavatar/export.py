@@ -1,7 +1,7 @@
-"""What a training hands to others: folders that inference loads, written beside, read back, then renamed.
+"""Export of trained weights as folders that inference loads: written to a temporary folder, verified, then renamed.
 
 `adapter/` is in the official layout and holds `diffusers/`, the same LoRA for diffusers' own loader; `base/` is the
-plain model of variant "base". A reader sees a folder as it was or as it is, never half of each.
+plain model of variant "base". Readers see the old or the new folder, never a mixture.
 """
 
 import os
@@ -33,37 +33,37 @@ def export(
     dtype: Literal["fp32", "bf16"],
     notes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Put the weights as they are now into `folder`, in place of what was there; called by all ranks.
+    """Replace `folder` by the current weights; called by all ranks.
 
-    `notes`: file name -> JSON object, written beside the weights. Raises CheckpointError when what is read back is not
-    what was trained (rounded to `dtype`), DiskFullError; `folder` is then as it was.
+    `notes`: file name -> JSON object, written next to the weights. Raises CheckpointError when the weights read back
+    differ from the trained ones (rounded to `dtype`), DiskFullError; `folder` is then unchanged.
     """
-    model, kind = engine.module, DTYPES[dtype]
+    model, torch_dtype = engine.module, DTYPES[dtype]
     assert isinstance(model, AvatarTransformer)
     if config.plain:
         with engine.gathered(list(model.parameters())):
             if engine.rank == 0:
                 with replaced(folder) as beside:
-                    save_base(model, beside, kind)
-                    confirm(beside, model.dit.state_dict(), read_tensors(beside), kind)
+                    save_base(model, beside, torch_dtype)
+                    confirm(beside, model.dit.state_dict(), read_tensors(beside), torch_dtype)
                     _write_notes(beside, notes)
         return
-    # Gathered one at a time and kept by the first rank alone: the others never hold more than one.
+    # Gathered one at a time and kept by the first rank only: the others never hold more than one.
     tensors = {name: tensor for name, tensor in engine.trained_tensors() if engine.rank == 0}
     if engine.rank == 0:
         with replaced(folder) as beside:
-            _write_adapter(tensors, beside, adapter_config(config), kind)
+            _write_adapter(tensors, beside, adapter_config(config), torch_dtype)
             _write_notes(beside, notes)
 
 
-def _write_adapter(tensors: Mapping[str, Tensor], folder: Path, config: AdapterConfig, kind: torch.dtype) -> None:
-    save_adapter(tensors, folder, config, kind)
+def _write_adapter(tensors: Mapping[str, Tensor], folder: Path, config: AdapterConfig, dtype: torch.dtype) -> None:
+    save_adapter(tensors, folder, config, dtype)
     official = ((to_our_name(name), tensor) for name, tensor in read_tensors(folder / WEIGHTS_FILE))
-    confirm(folder / WEIGHTS_FILE, tensors, official, kind)
+    confirm(folder / WEIGHTS_FILE, tensors, official, dtype)
     if config.architecture == "lora":
         (folder / DIFFUSERS).mkdir()
-        save_diffusers_lora(tensors, folder / DIFFUSERS, config, kind)
-        confirm(folder / DIFFUSERS, tensors, read_diffusers_lora(folder / DIFFUSERS), kind)
+        save_diffusers_lora(tensors, folder / DIFFUSERS, config, dtype)
+        confirm(folder / DIFFUSERS, tensors, read_diffusers_lora(folder / DIFFUSERS), dtype)
 
 
 def _write_notes(folder: Path, notes: Mapping[str, Mapping[str, Any]] | None) -> None:
@@ -72,32 +72,32 @@ def _write_notes(folder: Path, notes: Mapping[str, Mapping[str, Any]] | None) ->
 
 
 def confirm(
-    source: Path, trained: Mapping[str, Tensor], found: Iterable[tuple[str, Tensor]], kind: torch.dtype
+    source: Path, trained: Mapping[str, Tensor], found: Iterable[tuple[str, Tensor]], dtype: torch.dtype
 ) -> None:
-    """Raise CheckpointError unless `found` is exactly `trained` in names, shapes and values, rounded to `kind`."""
-    left, problems = dict(trained), []
+    """Raise CheckpointError unless `found` is exactly `trained` in names, shapes and values, rounded to `dtype`."""
+    missing, problems = dict(trained), []
     for name, tensor in found:
-        if name not in left:
+        if name not in missing:
             problems.append(f"unexpected: {name} was written and never trained")
-        elif not torch.equal(tensor, left.pop(name).to("cpu", kind)):
-            problems.append(f"value: {name} {tuple(tensor.shape)} is not what was trained")
-    problems += [f"missing: {name} was trained and not written" for name in left]
+        elif not torch.equal(tensor, missing.pop(name).to("cpu", dtype)):
+            problems.append(f"value: {name} {tuple(tensor.shape)} differs from the trained one")
+    problems += [f"missing: {name} was trained and not written" for name in missing]
     if problems:
         raise CheckpointError(source, problems)
 
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its place when the block ends well; otherwise nothing changes.
+    """Context with an empty temporary folder, which replaces `folder` unless the block raises.
 
-    Between two renames there is no `folder` for an instant; a kill right then leaves the old one for the next call.
-    Raises DiskFullError.
+    Between two renames `folder` does not exist for an instant; after a kill right then the next call restores the old
+    one. Raises DiskFullError.
     """
     beside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    for left in (beside, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         with disk_guard(folder):
             beside.mkdir(parents=True)
@@ -109,12 +109,12 @@ def replaced(folder: Path) -> Iterator[Path]:
         os.replace(beside, folder)
         sync(folder.parent)
     finally:
-        for left in (beside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (beside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def adapter_config(config: ModelConfig) -> AdapterConfig:
-    """What the adapter's `config.json` says; an adapter that was continued keeps its own rank and alpha."""
+    """Content of the adapter's `config.json`; a continued adapter keeps its own rank and alpha."""
     assert config.variant != "base"
     if config.adapter:
         source = config.adapter / "config.json"

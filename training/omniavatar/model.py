@@ -1,4 +1,4 @@
-"""The model to train: which weights it starts from and which of them move."""
+"""The model to train: its initial weights, and which of them are trained."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,24 +25,24 @@ def build_model(
     seed: int,
     engine: EngineConfig | None = None,
 ) -> AvatarTransformer:
-    """The model of `config`, hearing audio features of width `audio_dim`, ready for the engine.
+    """The model of `config` for audio features of width `audio_dim`, ready for the engine.
 
-    The order matters: base weights, audio modules and LoRA outside any sharding (inside, peft's zeros are lost without
-    an error), what is trained, precision. `engine`: may ask for a base built in shards; then all ranks call together.
-    Raises FileNotFoundError, CheckpointError, ValueError for a mismatch.
+    The order matters: base weights, audio modules and LoRA outside any sharding (inside, peft's zeros are silently
+    lost), trainable weights, precision. With an `engine` that builds the base in shards, all ranks call together.
+    Raises FileNotFoundError, CheckpointError, InputError for a mismatch.
     """
     torch.manual_seed(seed)
     sharded = engine is not None and builds_in_shards(engine, config.base, config.variant)
     model = _base_in_shards(config, engine) if engine is not None and sharded else _base(config)
     if not config.plain:
-        # A base in shards is opened where the avatar model needs its weights: at the input, which it widens.
+        # Of a base in shards only the patch embedding is gathered: the avatar model widens its input.
         with gathered(model.dit.patch_embedding.parameters(), change=True):
-            _add_hearing(model, config, audio_dim)
+            _add_audio(model, config, audio_dim)
     mark_trainable(model, config.variant)
     cast_frozen(model, frozen_dtype)
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     model.round_timestep = config.round_timestep
-    return model.train()  # without it gradient checkpointing is silently off
+    return model.train()  # in eval mode gradient checkpointing is silently off
 
 
 def _base(config: ModelConfig) -> AvatarTransformer:
@@ -53,21 +53,21 @@ def _base_in_shards(config: ModelConfig, engine: EngineConfig) -> AvatarTransfor
     random, arguments = config.init == "random", base_config(config.base)
     if not random:
         load_base(config.base, device="meta")  # names, shapes and types are checked before anything is read
-    # What comes on top is drawn as on a whole base: no number is taken here that is not taken there.
+    # The random stream must be where it is after building a whole base, so that LoRA starts at the same values.
     undrawn = nullcontext() if random else without_draws()
     with torch.random.fork_rng(devices=[], enabled=not random), in_shards(engine), undrawn:
         model = new_base(arguments)
-    # DeepSpeed makes float32 of all that is computed inside; the tables of rotations need their float64.
+    # Inside zero.Init DeepSpeed creates all tensors in float32; the rotation tables need float64.
     with torch.random.fork_rng(devices=[]):
-        right = build_empty(lambda: new_base(arguments))
-    for buffer, computed in zip(model.buffers(), right.buffers(), strict=True):
+        reference = build_empty(lambda: new_base(arguments))
+    for buffer, computed in zip(model.buffers(), reference.buffers(), strict=True):
         buffer.data = computed.to(buffer.device)
     if not random:
-        fill_shards(model.dit, _sound_tensors(config.base))
+        fill_shards(model.dit, _finite_tensors(config.base))
     return model
 
 
-def _sound_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
+def _finite_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
     first = dist.get_rank() == 0
     for name, tensor in base_tensors(base, "cpu" if first else "meta"):
         if not is_finite(tensor):
@@ -75,12 +75,12 @@ def _sound_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def _add_hearing(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:
+def _add_audio(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:
     if config.adapter:
         load_adapter(model, config.adapter)
         if model.audio_dim != audio_dim:
             raise InputError(
-                f"the adapter {config.adapter} hears features of width {model.audio_dim}, the shards hold {audio_dim}; "
+                f"the adapter {config.adapter} takes features of width {model.audio_dim}, the shards hold {audio_dim}; "
                 "encode them with the audio encoder the adapter was trained with"
             )
         return

@@ -1,4 +1,4 @@
-"""What is asked of the model at one sample: chance first, then the batch, then the loss.
+"""Training objective: draw randomness, assemble the batch, compute the loss.
 
 Shapes: B samples, T latent frames, F = 4 (T - 1) + 1 video frames, h w latent size, C audio width, D text width.
 Each rule of the paper's section 3 (and of the authors' answers, spec section 4.2) is one small function.
@@ -20,7 +20,7 @@ from training.data.windows import MicroBatch, Sample
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decides for one sample; `noise` is (16, T, h, w)."""
+    """Random draws of one sample; `noise` is (16, T, h, w)."""
 
     sigma: float
     prefix: int
@@ -33,7 +33,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch as the model takes it. `condition` and `audio` are None for plain text-to-video."""
+    """A micro-batch as model input. `condition` and `audio` are None for plain text-to-video."""
 
     clean: Tensor  # (B, 16, T, h, w)
     noise: Tensor  # (B, 16, T, h, w)
@@ -57,13 +57,13 @@ class Velocity(Protocol):
     ) -> Tensor: ...
 
 
-# -- chance -----------------------------------------------------------------------------------------------------------
+# -- randomness -------------------------------------------------------------------------------------------------------
 
 
 def draw(config: ObjectiveConfig, seed: int, position: int, sample: Sample) -> Draw:
-    """All of a sample's chance, from its place in the order of samples alone: the same at any number of ranks.
+    """All random draws of a sample, a function of seed and position alone: the same at any number of ranks.
 
-    Everything is drawn in a fixed order, used or not, so that changing one rate leaves the other draws as they were.
+    Everything is drawn in a fixed order, used or not, so that changing one rate does not change the other draws.
     """
     rng = np.random.default_rng((seed, 1, position))
     sigma = draw_time(rng, config)
@@ -87,13 +87,13 @@ def draw_time(rng: np.random.Generator, config: ObjectiveConfig) -> float:
 
 
 def draw_prefix(rng: np.random.Generator, limits: tuple[int, int], frames: int) -> int:
-    """Clean latent frames, uniform within `limits` (1..4 are 1, 5, 9, 13 video frames); one of `frames` is left."""
+    """Clean latent frames, uniform within `limits` (1..4 are 1, 5, 9, 13 video frames); at most `frames` - 1."""
     low, high = limits
     return min(int(rng.integers(low, high + 1)), frames - 1)
 
 
 def draw_reference(rng: np.random.Generator, first_rate: float, count: int) -> int:
-    """Which of the clip's `count` reference frames the model is shown: the first one, or any."""
+    """Which of the clip's `count` reference frames the model gets: the first one, or any."""
     first, any_frame = flip(rng, first_rate), int(rng.integers(count))
     return 0 if first else any_frame
 
@@ -104,9 +104,9 @@ def draw_reference(rng: np.random.Generator, first_rate: float, count: int) -> i
 def make_batch(
     micro: MicroBatch, draws: list[Draw], empty_text: Tensor, text_length: int, plain: bool = False
 ) -> Batch:
-    """Samples and their chance as one batch; `plain` leaves out image and sound (text-to-video).
+    """Samples and their draws as one batch; `plain` leaves out image and audio (text-to-video).
 
-    `empty_text` (n, D) stands for a dropped caption; captions are padded with zeros to `text_length`, which Wan sees.
+    `empty_text` (n, D) replaces a dropped caption; captions are zero-padded to `text_length`, as Wan expects.
     """
     pairs = list(zip(micro.samples, draws, strict=True))
     text = [empty_text if draw.drop_text else sample.text for sample, draw in pairs]
@@ -120,12 +120,12 @@ def make_batch(
         prefix=prefix,
         text=pad_text(text, text_length),
         condition=None if plain else build_condition(torch.stack(references)[:, :, None], frames, prefix),
-        audio=None if plain else torch.stack([heard_audio(sample.audio, draw) for sample, draw in pairs]),
+        audio=None if plain else torch.stack([audio_input(sample.audio, draw) for sample, draw in pairs]),
     )
 
 
-def heard_audio(audio: Tensor, draw: Draw) -> Tensor:
-    """Audio features (F, C) as the model hears them: all zeros when dropped, or without the first frame."""
+def audio_input(audio: Tensor, draw: Draw) -> Tensor:
+    """Audio features (F, C) as model input: all zeros when dropped, or with a zero first frame."""
     if draw.drop_audio:
         return torch.zeros_like(audio)
     if draw.zero_first_audio:
@@ -139,14 +139,14 @@ def heard_audio(audio: Tensor, draw: Draw) -> Tensor:
 def sample_losses(model: Velocity, batch: Batch, config: ObjectiveConfig) -> Tensor:
     """Flow-matching loss of each sample (B,): mean squared velocity error after the prefix, weighted by sigma.
 
-    The prefix is written clean over the noise while the model is told the one sigma of the sample, as at inference.
+    The prefix latents stay clean while the timestep is that of the noisy ones, as at inference.
     """
-    learnt = after_prefix(batch.prefix, batch.clean.shape[2])
-    given = ~learnt[:, None, :, None, None]
-    noisy = torch.where(given, batch.clean, add_noise(batch.clean, batch.noise, batch.sigma))
+    in_loss = after_prefix(batch.prefix, batch.clean.shape[2])
+    is_prefix = ~in_loss[:, None, :, None, None]
+    noisy = torch.where(is_prefix, batch.clean, add_noise(batch.clean, batch.noise, batch.sigma))
     velocity = model(noisy, 1000 * batch.sigma, batch.text, batch.condition, batch.audio)
     error = (velocity.float() - velocity_target(batch.clean, batch.noise)).square().mean(dim=(1, 3, 4))  # (B, T)
-    losses = torch.where(learnt, error, 0.0).sum(1) / learnt.sum(1)
+    losses = torch.where(in_loss, error, 0.0).sum(1) / in_loss.sum(1)
     return losses * loss_weight(batch.sigma, config.shift) if config.weighting == "bell" else losses
 
 

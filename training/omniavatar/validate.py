@@ -1,7 +1,7 @@
-"""Held-out loss on fixed samples, noise and times, and the audio gap: does the model use the sound at all?
+"""Validation: held-out loss on fixed samples, noise and timesteps, and the audio gap: is audio used?
 
-Validation batches are dealt to the ranks. Under ZeRO-3 a forward pass needs all of them, so each makes equally many:
-a rank with fewer batches repeats one that is not counted.
+Validation batches are dealt to the ranks. Under ZeRO-3 all ranks take part in a forward pass, so each makes the same
+number: a rank with fewer batches repeats one that is not counted.
 """
 
 from collections import defaultdict
@@ -18,31 +18,31 @@ from training.engine.zero import Engine
 from training.omniavatar.objective import Batch, draw, make_batch, sample_losses
 
 FIXED_SEED = 20_000_003  # the same noise in every run, so that curves of different runs compare
-SOUNDS = ("right", "swapped", "silent")
+AUDIO_KINDS = ("right", "swapped", "silent")
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """One batch of a validation, with the right sound; `swapped` is other clips' (B, F, C), None without sound."""
+    """One validation batch, with its own audio; `swapped` is that of other clips (B, F, C), None without audio."""
 
     bucket: Bucket
     batch: Batch
     swapped: Tensor | None
     counts: bool
 
-    def at(self, sigma: float, sound: str) -> Batch:
-        """The batch at one noise level, with one of SOUNDS."""
+    def at(self, sigma: float, audio: str) -> Batch:
+        """The batch at one noise level, with audio of one of AUDIO_KINDS."""
         batch = replace(self.batch, sigma=torch.full_like(self.batch.sigma, sigma))
-        if sound == "swapped":
+        if audio == "swapped":
             return replace(batch, audio=self.swapped)
-        if sound == "silent":
+        if audio == "silent":
             assert batch.audio is not None
             return replace(batch, audio=torch.zeros_like(batch.audio))
         return batch
 
 
 class HeldOut:
-    """The fixed batches of a validation that fall to one of `world` ranks with different data, kept in memory."""
+    """The validation batches of one of `world` ranks with different data, kept in memory."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class HeldOut:
     ) -> None:
         self.config = config
         self.objective = replace(objective, audio_dropout=0, text_dropout=0, zero_first_audio=0, weighting="uniform")
-        self.sounds = SOUNDS[:1] if plain else SOUNDS
-        groups = grouped(windows, range(min(config.samples, len(windows.rows))))
+        self.audio_kinds = AUDIO_KINDS[:1] if plain else AUDIO_KINDS
+        groups = grouped_by_shape(windows, range(min(config.samples, len(windows.rows))))
         self.buckets = sorted({windows.buckets[rows[0]] for rows in groups})
         own = groups[rank::world] or groups[:1]
         passes = -(-len(groups) // world)
@@ -78,18 +78,21 @@ class HeldOut:
     def losses(self, engine: Engine) -> dict[str, float]:
         """Mean `heldout_loss`, one per sigma (`heldout_30` for 0.30) and shape, `audio_gap` and `silence_gap`.
 
-        The gaps are the relative rise of the loss with another clip's sound, and with none. One per shape
+        The gaps are the relative rise of the loss with another clip's audio, and with silence. One per shape
         (`heldout_480x832x73`: height, width, video frames) where there are several. The same on all ranks.
         """
         engine.module.eval()
         keys = [
-            (sound, sigma, bucket) for sound in self.sounds for sigma in self.config.sigmas for bucket in self.buckets
+            (audio, sigma, bucket)
+            for audio in self.audio_kinds
+            for sigma in self.config.sigmas
+            for bucket in self.buckets
         ]
         sums: dict[tuple[str, float, Bucket], float] = defaultdict(float)
         for fixed in self.batches:
-            for sound, sigma in ((sound, sigma) for sound in self.sounds for sigma in self.config.sigmas):
-                batch = fixed.at(sigma, sound).to(engine.device)
-                sums[sound, sigma, fixed.bucket] += (
+            for audio, sigma in ((audio, sigma) for audio in self.audio_kinds for sigma in self.config.sigmas):
+                batch = fixed.at(sigma, audio).to(engine.device)
+                sums[audio, sigma, fixed.bucket] += (
                     sample_losses(engine, batch, self.objective).sum().item() * fixed.counts
                 )
         engine.module.train()
@@ -100,8 +103,8 @@ class HeldOut:
     def _named(self, sums: dict[tuple[str, float, Bucket], float], counts: Sequence[float]) -> dict[str, float]:
         sigmas, samples = self.config.sigmas, sum(counts)
 
-        def mean(sound: str) -> float:
-            return sum(sums[sound, sigma, b] for sigma in sigmas for b in self.buckets) / (samples * len(sigmas))
+        def mean(audio: str) -> float:
+            return sum(sums[audio, sigma, b] for sigma in sigmas for b in self.buckets) / (samples * len(sigmas))
 
         result = {"heldout_loss": mean("right")}
         for sigma in sigmas:
@@ -111,18 +114,18 @@ class HeldOut:
             for bucket, count in zip(self.buckets, counts, strict=True):
                 total = sum(sums["right", sigma, bucket] for sigma in sigmas)
                 result[f"heldout_{shape_name(bucket)}"] = total / (count * len(sigmas))
-        if len(self.sounds) > 1:
+        if len(self.audio_kinds) > 1:
             result["audio_gap"] = mean("swapped") / mean("right") - 1
             result["silence_gap"] = mean("silent") / mean("right") - 1
         return result
 
 
-def grouped(windows: ClipWindows, chosen: Sequence[int]) -> list[list[int]]:
+def grouped_by_shape(windows: ClipWindows, chosen: Sequence[int]) -> list[list[int]]:
     """The chosen samples in groups of one shape, at most a micro-batch each."""
-    size, wanted = windows.config.batch, set(chosen)
+    size, members = windows.config.batch, set(chosen)
     groups = []
     for bucket in sorted(windows.order.members):
-        rows = [row for row in windows.order.members[bucket] if row in wanted]
+        rows = [row for row in windows.order.members[bucket] if row in members]
         groups += [rows[i : i + size] for i in range(0, len(rows), size)]
     return groups
 

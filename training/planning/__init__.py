@@ -1,1 +1,1 @@
-"""Cost of a training: FLOPs, memory, time, before it is started."""
+"""Forecast of a training: FLOPs, memory, time and traffic, before it starts."""

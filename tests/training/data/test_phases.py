@@ -7,6 +7,7 @@ import torch
 
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
+from tests.training.data.test_windows import clips_of_step
 from training.config import (
     DataConfig,
     ObjectiveConfig,
@@ -16,7 +17,7 @@ from training.config import (
     ValidationConfig,
     check_phases,
 )
-from training.data.phases import handed_over, in_phase, judged, number_of_phase
+from training.data.phases import after_validation, in_phase, next_phase, phase_number
 from training.engine.zero import join_group
 from training.state import TrainState
 from training.train import Trainer, train
@@ -39,8 +40,8 @@ def test_a_phase_is_over_after_its_steps() -> None:
     phases, state = (SMALL, Phase("middle", steps=2), MIXED), TrainState()
     numbers = []
     for step in range(1, 9):
-        state = handed_over(replace(state, step=step), phases)
-        numbers.append(number_of_phase(state))
+        state = next_phase(replace(state, step=step), phases)
+        numbers.append(phase_number(state))
     assert numbers == [0, 0, 1, 1, 2, 2, 2, 2]
     assert state.phase_starts == (0, 3, 5)
 
@@ -50,8 +51,8 @@ def test_a_phase_is_over_when_its_held_out_loss_stopped_falling() -> None:
     state = TrainState()
     told = []
     for step, loss in enumerate([0.9, 0.8, 0.85, 0.7, 0.75, 0.7, 0.95, 0.9, 0.91], 1):
-        state = handed_over(judged(replace(state, step=step), loss), phases)
-        told.append((number_of_phase(state), state.phase_stale))
+        state = next_phase(after_validation(replace(state, step=step), loss), phases)
+        told.append((phase_number(state), state.phase_stale))
     # The seventh loss is judged in a phase of its own; the last phase lasts, whatever its patience.
     assert told == [(0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (1, 0), (1, 0), (1, 0), (1, 1)]
     assert state.phase_starts == (0, 6)
@@ -61,7 +62,7 @@ def test_a_phase_is_over_when_its_held_out_loss_stopped_falling() -> None:
     ("phases", "words"),
     [
         ((Phase("a"), Phase("b")), "'a' has no end"),
-        ((Phase("a", steps=1), Phase("a")), "two phases are called 'a'"),
+        ((Phase("a", steps=1), Phase("a")), "two phases are named 'a'"),
         ((Phase("a", patience=2), Phase("b")), "set validation.every"),
         ((Phase("a", steps=-1),), "steps -1"),
     ],
@@ -119,7 +120,7 @@ def test_a_phase_begins_its_own_order_and_draws_by_its_own_rates(
         trainer.state = replace(trainer.state, step=starts[-1], phase_starts=starts)
         (micro, *_), own = next(trainer.enter_phase()), trainer.windows
         assert micro.positions[0] // config.data.batch in [2 * starts[-1], 2 * starts[-1] + 1]
-        assert [sample.clip_id for sample in micro.samples] == own.clips_of_step(starts[-1])[: len(micro.samples)]
+        assert [sample.clip_id for sample in micro.samples] == clips_of_step(own, starts[-1])[: len(micro.samples)]
         assert own.start == starts[-1]
         assert own.epoch_of(starts[-1]) == 0 and own.order.phase == len(starts) - 1
         losses = trainer.losses(micro)

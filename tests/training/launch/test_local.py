@@ -43,14 +43,14 @@ def ranks_of(run: RunFolder) -> dict[int, psutil.Process]:
 
 @contextmanager
 def beside(action: Callable[[], None]) -> Iterator[None]:
-    """Something that happens to a training while it is launched from the main thread."""
+    """Run `action` in a thread while the main thread launches a training."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     yield
     thread.join(60)
 
 
-def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_undisturbed_run(
+def test_killed_or_hung_ranks_are_restarted_and_the_result_equals_an_undisturbed_run(
     config: TrainConfig, run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = replace(config, steps=40)
@@ -72,7 +72,7 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
         launch(run, replace(config, fault_tolerance=tolerance, checkpoint=CheckpointConfig(every_steps=1)), ranks=2)
     first, second = (record.getMessage() for record in caplog.records if record.name == "training.launch.local")
     assert "rank 1 was killed by signal 9" in first
-    assert "they wait for rank 0: it stopped answering" in second and "(rank 1, traceback in" in second
+    assert "rank 0 stalled: its last heartbeat was" in second and "(rank 1, traceback in" in second
     assert [row["step"] for row in log_of(run)] == list(range(1, 41))
     expected, trained = adapter_of(alone), adapter_of(run)
     # Two halves are added in either case, by the engine or between the ranks, so not a bit differs.
@@ -80,7 +80,7 @@ def test_ranks_that_die_or_hang_are_started_again_and_the_result_is_that_of_an_u
     assert all(torch.equal(trained[name], value) for name, value in expected.items())
 
 
-def test_a_notice_to_the_launcher_lets_the_ranks_save(config: TrainConfig, run: RunFolder) -> None:
+def test_a_preemption_signal_to_the_launcher_lets_the_ranks_save(config: TrainConfig, run: RunFolder) -> None:
     endless = replace(config, steps=100_000, checkpoint=CheckpointConfig(every_seconds=0))
 
     def notice() -> None:
@@ -93,7 +93,7 @@ def test_a_notice_to_the_launcher_lets_the_ranks_save(config: TrainConfig, run: 
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_a_rank_that_is_killed_without_progress_is_not_started_for_ever(config: TrainConfig, run: RunFolder) -> None:
+def test_restarts_without_progress_are_limited(config: TrainConfig, run: RunFolder) -> None:
     def kill_each_start() -> None:
         seen: set[int] = set()
         while len(seen) < 2:
@@ -106,7 +106,7 @@ def test_a_rank_that_is_killed_without_progress_is_not_started_for_ever(config: 
         launch(run, replace(config, fault_tolerance=FaultToleranceConfig(restarts=1)))
 
 
-def test_a_rank_that_fails_says_why_in_one_sentence(config: TrainConfig, run: RunFolder) -> None:
+def test_a_failed_rank_is_reported_in_one_sentence(config: TrainConfig, run: RunFolder) -> None:
     lost = replace(config, model=replace(config.model, base=run.root / "nowhere"))
     with pytest.raises(TrainingFailedError, match=r"nowhere has no config\.json.*rank 0, traceback in") as failure:
         launch(run, lost)

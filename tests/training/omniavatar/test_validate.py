@@ -10,7 +10,7 @@ from training.config import DataConfig, EngineConfig, ObjectiveConfig, Validatio
 from training.data.buckets import Bucket
 from training.data.windows import ClipWindows
 from training.engine.zero import Engine, join_group
-from training.omniavatar.validate import HeldOut, grouped, shape_name
+from training.omniavatar.validate import HeldOut, grouped_by_shape, shape_name
 
 
 class Loudness(nn.Module):
@@ -117,7 +117,7 @@ def test_nothing_is_dropped_from_what_the_model_hears_or_reads(mixed_shards: Pat
     every = replace(ObjectiveConfig(), audio_dropout=1.0, text_dropout=1.0, zero_first_audio=1.0, prefix=(1, 1))
     windows = ClipWindows(mixed_shards, DataConfig(batch=4), seed=0)
     held = HeldOut(windows, SETTINGS, every, plain=False)
-    for rows, fixed in zip(grouped(windows, range(23)), held.batches, strict=True):
+    for rows, fixed in zip(grouped_by_shape(windows, range(23)), held.batches, strict=True):
         assert fixed.batch.audio is not None and fixed.swapped is not None
         for row, audio, swapped, text in zip(rows, fixed.batch.audio, fixed.swapped, fixed.batch.text, strict=True):
             sample = windows.read(row)
