@@ -9,7 +9,7 @@ import pytest
 from common.runs import RunFolder
 from training.launch.rank import LAUNCHER, report_failure
 
-ORPHAN = "from training.launch.rank import exit_with_launcher; import time; end_with_launcher(); time.sleep(60)"
+ORPHAN = "from training.launch.rank import exit_with_launcher; import time; exit_with_launcher(); time.sleep(60)"
 LAUNCH = f"""
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {ORPHAN!r}], env=os.environ | {{"{LAUNCHER}": str(os.getpid())}})
