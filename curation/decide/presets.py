@@ -23,15 +23,10 @@ class _Preset:
     curation: _Curation = field(default_factory=_Curation)
 
 
-def preset_names() -> list[str]:
-    """The presets there are, sorted."""
-    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
-
-
 def read_preset(name: str, overrides: tuple[str, ...] = ()) -> SelectConfig:
     """The thresholds of a preset, or of the `curation` section of a YAML file; `overrides` such as "max_faces=2".
 
-    Errors: FileNotFoundError naming the presets, RecipeError.
+    Raises MissingFileError naming the presets, RecipeError.
     """
     changes = [f"curation.select.{override}" for override in overrides]
     return load_recipe(name, _Preset, changes, search=(PRESETS,)).curation.select

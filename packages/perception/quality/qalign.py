@@ -18,15 +18,13 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from perception.config import Variant
-from perception.qalign_bits import Bits
 from perception.quality.qalign_model import Owl, OwlConfig, QAlignError
 from perception.quality.qalign_weights import check_weights, load_weights
 
 Task = Literal["quality", "aesthetics"]
-Scale = Literal["1-5", "0-1"]
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")
-LEVEL_VALUES: Mapping[Scale, tuple[float, ...]] = {"1-5": (5, 4, 3, 2, 1), "0-1": (1, 0.75, 0.5, 0.25, 0)}
+LEVEL_VALUES = (5.0, 4.0, 3.0, 2.0, 1.0)
 # The three prompts in use since 2023 give different numbers (Q-Align scorer classes; `score()` of the hub code, which
 # swaps the words of its stem; pyiqa, whose task is called "aesthetic"), so a result names its prompt.
 STEMS: Mapping[Variant, str] = {
@@ -39,23 +37,22 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class Rating:
-    """Scores (n,) float64 of n pictures on `scale`, the five logits (n, 5) behind them and the literal prompt asked."""
+    """Scores (n,) float64 from 1 to 5 of n images, the five logits (n, 5) behind them and the literal prompt."""
 
     scores: np.ndarray
     logits: np.ndarray
-    scale: Scale
     prompt: str
 
 
-def level_scores(logits: np.ndarray, scale: Scale = "1-5") -> np.ndarray:
+def level_scores(logits: np.ndarray) -> np.ndarray:
     """Expected level of logits (n, 5), ordered excellent to bad -> (n,). In float64: half precision is off by 0.003."""
     logits = np.asarray(logits, dtype=np.float64)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights @ np.array(LEVEL_VALUES[scale], dtype=np.float64) / weights.sum(axis=-1)
+    return weights @ np.array(LEVEL_VALUES) / weights.sum(axis=-1)
 
 
 def prompt_for(task: Task, variant: Variant = "scorer", subject: Literal["image", "video"] = "image") -> str:
-    """The literal prompt with `<|image|>` in the place of the picture."""
+    """The literal prompt with `<|image|>` in the place of the image."""
     word = "aesthetic" if variant == "pyiqa" and task == "aesthetics" else task
     stem = STEMS[variant].format(task=word, input=subject)
     return f"USER: How would you rate the {word} of this {subject}?\n<|image|>\nASSISTANT: {stem}"
@@ -105,7 +102,6 @@ class QAlign:
         images: Sequence[np.ndarray],
         tasks: Sequence[Task] = ("quality", "aesthetics"),
         variant: Variant = "scorer",
-        scale: Scale = "1-5",
         batch_size: int = 16,
     ) -> dict[Task, Rating]:
         """One Rating per task for n RGB uint8 pictures. QAlignError when a picture is not RGB uint8."""
@@ -116,17 +112,7 @@ class QAlign:
             for task, prompt in prompts.items():
                 batches[task].append(self._level_logits(tokens, prompt))
         logits = {task: np.concatenate(parts) for task, parts in batches.items()}
-        return {task: Rating(level_scores(logits[task], scale), logits[task], scale, prompts[task]) for task in tasks}
-
-    def rate_video(
-        self, frames: Sequence[np.ndarray], task: Task = "quality", variant: Variant = "scorer", scale: Scale = "1-5"
-    ) -> Rating:
-        """One Rating (n = 1) of a video: its frames, usually one per second, in one prompt about "this video"."""
-        if not len(frames):
-            raise QAlignError("got a video without frames; give at least one (the authors take one per second)")
-        prompt = prompt_for(task, variant, "video")
-        logits = self._level_logits(self._image_tokens(frames).flatten(0, 1)[None], prompt)
-        return Rating(level_scores(logits, scale), logits, scale, prompt)
+        return {task: Rating(level_scores(logits[task]), logits[task], prompts[task]) for task in tasks}
 
     @torch.inference_mode()
     def _image_tokens(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -148,15 +134,14 @@ class QAlign:
         return self.tokenizer.encode(text)
 
 
-def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None, bits: Bits = 16) -> QAlign:
+def load_qalign(folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None) -> QAlign:
     """A scorer from a folder in the published `one-align` format; widths come from its config.json.
 
-    `dtype` defaults to float16 on an accelerator, as the authors run it, and to float32 on the CPU; 8 or 4 `bits` pack
-    the linear layers of the language model to a half or a third of the memory, at a small loss.
-    QAlignError (a ValueError) when a file is absent or unreadable, or tensors are missing, unexpected or mis-shaped.
+    `dtype` defaults to float16 on an accelerator, as the authors run it, and to float32 on the CPU. Raises QAlignError
+    when a file is absent or unreadable, or tensors are missing, unexpected or mis-shaped.
     """
     model, tokenizer, preprocessor = _empty(Path(folder))
-    load_weights(model, Path(folder), device, dtype or (torch.float32 if device == "cpu" else torch.float16), bits)
+    load_weights(model, Path(folder), device, dtype or (torch.float32 if device == "cpu" else torch.float16))
     return QAlign(model, tokenizer, preprocessor)
 
 

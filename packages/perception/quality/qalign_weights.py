@@ -6,22 +6,20 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from perception.qalign_bits import Bits, PackedLinear
 from perception.quality.qalign_model import Owl, QAlignError
 
 
-def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype, bits: Bits = 16) -> None:
+def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype) -> None:
     """Fill a meta-device model from the weight files of `folder`; peak memory is the model and one tensor.
 
-    With 8 or 4 `bits` the linear layers of the language model are packed as they come. QAlignError as `check_weights`,
-    before anything is read.
+    Raises QAlignError as `check_weights`, before anything is read.
     """
     check_weights(model, folder)
     for name, tensor in published_tensors(folder):
         if not _outdated(name):
-            _place(model, name, tensor.to(device, dtype), bits)
+            model.load_state_dict({name: tensor.to(device, dtype)}, strict=False, assign=True)
 
 
 def check_weights(model: Owl, folder: Path) -> None:
@@ -45,14 +43,6 @@ def check_weights(model: Owl, folder: Path) -> None:
 def _outdated(name: str) -> bool:
     """Written by transformers before 4.32; computed here."""
     return name.endswith("rotary_emb.inv_freq")
-
-
-def _place(model: Owl, name: str, tensor: Tensor, bits: Bits) -> None:
-    owner = name.rpartition(".")[0]
-    if bits < 16 and name.startswith("model.layers.") and isinstance(model.get_submodule(owner), nn.Linear):
-        model.set_submodule(owner, PackedLinear(tensor, bits))
-    else:
-        model.load_state_dict({name: tensor}, strict=False, assign=True)
 
 
 def published_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
