@@ -27,7 +27,7 @@ class Decoded:
 
 
 def decode_samples(run: RunFolder, vae: WanVAE, count: int, seed: int = 0, read: ReadClip = read_clip) -> list[Decoded]:
-    """`count` samples drawn at random, or all there are, the beginning of each. Errors: ShardError, MediaError,
+    """`count` samples drawn at random, or all there are, the beginning of each. Raises ShardError, MediaError,
     FileNotFoundError for a clip whose file is gone."""
     reader = ShardReader(run.shards)
     numbers = np.random.default_rng(seed).permutation(len(reader))[:count]
@@ -35,7 +35,7 @@ def decode_samples(run: RunFolder, vae: WanVAE, count: int, seed: int = 0, read:
 
 
 def write_sheet(path: Path, decoded: list[Decoded]) -> None:
-    """A PNG with two rows a sample: source above, decoded below, and which it is. Errors: DiskFullError."""
+    """A PNG with two rows a sample: source above, decoded below, and which it is. Raises DiskFullError."""
     width = max(sample.rows.shape[1] for sample in decoded)
     strips = [_captioned(sample, width) for sample in decoded]
     done, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(strips), cv2.COLOR_RGB2BGR))

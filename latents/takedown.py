@@ -20,7 +20,7 @@ def forget_latents(run: RunFolder, clip_ids: Collection[str], tombstone: str) ->
 
     `version.json` counts the versions of the shards, and keeps of each takedown `tombstone` and the number of samples.
     Shards that held what the clip table says still do, so the next latents job has nothing to do. Call it before the
-    clips leave the clip table; killed, call it again. Errors: DiskFullError, ShardError.
+    clips leave the clip table; killed, call it again. Raises DiskFullError, ShardError.
     """
     finish_removal(run.shards)
     cached = [file for name in clip_ids for file in (run.cache / "latents").glob(f"*/*{name}*")]

@@ -39,7 +39,7 @@ class Verdict:
 
 
 def verify_shards(run: RunFolder) -> Verdict:
-    """Read all shards of a run again. One that was stopped goes on at the next shard. Errors: FileNotFoundError,
+    """Read all shards of a run again. One that was stopped goes on at the next shard. Raises FileNotFoundError,
     ShardError for an index that cannot be used at all."""
     reader, verdict = ShardReader(run.shards), Verdict()
     rows = reader.index.to_pylist()

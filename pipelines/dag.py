@@ -1,4 +1,4 @@
-"""The DAG every recipe runs: curate -> latents -> train -> generate -> eval.
+"""DAG of every recipe: curate -> latents -> train -> generate -> eval.
 
 A step is done when the key written at its end equals what its recipe sections, model files and upstream steps give now;
 a done step is not done again. What happens inside a killed step is the step's own affair: each goes on where it was.
@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import UserError
 from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class StepError(UserError, ValueError):
@@ -72,7 +72,7 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
         if number >= start and (force or not done):
             _run(context, step, key)
         elif number >= start:
-            log.info("%s: done already", step.name)
+            logger.info("%s: done already", step.name)
 
 
 def step_seconds(run: RunFolder) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _place(steps: Sequence[Step], name: str) -> int:
 
 def _run(context: Context, step: Step, key: str) -> None:
     started = time.monotonic()
-    log.info("%s: start", step.name)
+    logger.info("%s: start", step.name)
     mark, tries = _mark(context.run, step), _tries(context.run, step)
     spent = read_json(tries)["seconds"] if tries.exists() else 0.0
     try:
@@ -100,7 +100,7 @@ def _run(context: Context, step: Step, key: str) -> None:
     write_json(mark, {"key": key, "seconds": seconds, "figures": plain(dict(figures or {}))})
     tries.unlink()
     context.keep()
-    log.info("%s: done in %.0f s", step.name, seconds)
+    logger.info("%s: done in %.0f s", step.name, seconds)
 
 
 def _is_done(context: Context, step: Step, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Drawn clips in place of curated ones: what a training on the small world needs, without sources to judge.
+"""Drawn clips instead of curated ones: training data of the small world without sources to judge.
 
 The clips are files and rows as curation leaves them, so that every later step is the ordinary one.
 """

@@ -1,4 +1,4 @@
-"""A whole run in one typed object: what the YAML files beside this one are read into."""
+"""The recipe of a run as one typed object, read from the YAML files in recipes/."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field

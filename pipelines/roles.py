@@ -1,4 +1,4 @@
-"""Model roles: what `models:` of a recipe may name. Every job and system declares its own in its config.py."""
+"""Model roles: the keys of `models:` in a recipe, declared by each job and system in its config.py."""
 
 from collections.abc import Mapping
 

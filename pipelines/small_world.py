@@ -1,4 +1,4 @@
-"""Trains every model of the small world from nothing: the judges, the encoders, the base transformer and the adapter.
+"""Training of every model of the small world: judges, encoders, base transformer and adapter.
 
 One long evening on two cores: judges, text and audio encoder two at a time -> VAE on both cores -> latents of drawn
 clips -> base text-to-video -> audio adapter. Each part goes on where it was killed; a finished one is left alone.
@@ -37,7 +37,7 @@ from training.config import (
 from training.launch.local import launch
 from training.omniavatar.export import DIFFUSERS
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BUCKETS = ((64, 64), (96, 96))
 SHIFT = 1.5  # of the noise schedule: latents this small need less noise than Wan's
@@ -126,7 +126,7 @@ def _train_role(out: Path, role: tuple[str, str, float], minutes_scale: float, r
     command: Sequence[str] = ["-m", module, "--out", str(out / path), "--minutes", str(minutes * minutes_scale)]
     if ranks > 1:
         command = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *command]
-    log.info("%s: %.1f minutes", module, minutes * minutes_scale)
+    logger.info("%s: %.1f minutes", module, minutes * minutes_scale)
     subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()

@@ -1,4 +1,4 @@
-"""What each step of the flow does with a recipe: thin, because the work is in the folders below.
+"""Steps of the flow: each hands sections of the recipe to the job that does the work.
 
 Engines are imported inside the steps: reading a recipe or skipping a done step should not wait for torch.
 """

@@ -1,4 +1,4 @@
-"""Withdraw a video from a run, from its first file to its latents; killed in the middle, the same call completes it."""
+"""Takedown of a video from a run, from its files to its latents; a killed one is completed by the same call."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The curves of a training as one picture: losses, audio gap, and what SyncNet says of its sample videos."""
+"""Plot of a training: losses, audio gap, and Sync-C of its sample videos."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ LABELS = {"right": "its own sound", "swapped": "another clip's sound"}
 def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunFolder] | None = None) -> None:
     """Write a PNG of loss, audio gap and Sync-C over the steps of `run`, with `others` (name -> run) beside it.
 
-    Panels without numbers are left out. Errors: DiskFullError.
+    Panels without numbers are left out. Raises DiskFullError.
     """
     runs = {"": run} | dict(others or {})
     steps = {name: list(JsonLines(one.logs / "train.jsonl").rows()) for name, one in runs.items()}
@@ -39,7 +39,7 @@ def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunF
 
 
 def mean_by_step(rows: Rows, sound: str, score: str) -> tuple[list[int], list[float]]:
-    """Steps, and the mean of a score over the sample videos of one sound that have one."""
+    """Steps, and the mean of a score over the sample videos of one audio that have one."""
     values: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row["sound"] == sound and row.get(score) is not None:

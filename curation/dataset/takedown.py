@@ -86,7 +86,7 @@ def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row
     """Remove the rows, files and ledger entries of a video from the run; returns counts.
 
     Clips that were refused only for showing the same as one of its clips are decided anew by `config`. Killed, it can
-    be done again. Errors: DiskFullError; RuntimeError when a run is at work.
+    be done again. Raises DiskFullError; RuntimeError when a run is at work.
     """
     ids = {video_id, *entry["clips"]}
     counts = {"lists": _withdraw_lists(run, video_id), "clip_rows": _forget_rows(config, run, video_id)}

@@ -62,7 +62,7 @@ def assign_split(held: HeldOut, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def write_split(path: Path, held: HeldOut) -> None:
-    """Write a test split as text: a comment that says how it was drawn, then one clip a line. Errors: DiskFullError."""
+    """Write a test split as text: a comment that says how it was drawn, then one clip a line. Raises DiskFullError."""
     head = f"# {len(held.clips)} test clips by {held.by}, seed {held.seed}: {' '.join(COLUMNS)}"
     with atomic_write(path) as temporary:
         lines = ["\t".join((clip[0], clip[1], f"{clip[2]:.3f}", f"{clip[3]:.3f}")) for clip in held.clips]

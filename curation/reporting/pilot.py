@@ -1,4 +1,4 @@
-"""What did a small run cost, video by video? The basis of a plan, and the facts a plan is held against."""
+"""Costs of a small run, video by video: the basis of a plan, and the facts it is compared with."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What will these sources take? Hours, cores, GPUs, bytes and days by stage, from a small run and without a download.
+"""Forecast of a curation: hours, cores, GPUs, bytes and days by stage, scaled from a small run.
 
 A stage that the small run, the pilot, went through is scaled from it: costs by video over all videos listed, so that
 whatever share a stage passes on is in the figure, with an interval from resampling its videos. For any other stage
@@ -188,8 +188,8 @@ class _Totals:
         asked = pilot is not None and bool({"sweep", "download"} & set(pilot.cpu))
         self.alive = ALIVE if sources.remote and not asked else 1.0
         if pilot:
-            told = [name for name in BASES if pilot.bases[name].any() and (name != "alive" or asked)]
-            columns = {name: pilot.bases[name] for name in told}
+            present = [name for name in BASES if pilot.bases[name].any() and (name != "alive" or asked)]
+            columns = {name: pilot.bases[name] for name in present}
             columns |= {f"cpu {stage}": hours for stage, hours in pilot.cpu.items()}
             columns |= {f"gpu {stage}": hours for stage, hours in pilot.gpu.items()}
             drawn = resample(np.stack(list(columns.values()), axis=1)) * sources.videos * self.alive

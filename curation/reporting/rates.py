@@ -1,4 +1,4 @@
-"""What a stage takes where no small run has measured it: defaults, each with where it is from."""
+"""Default costs of stages that no small run has measured, each with its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

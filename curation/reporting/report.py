@@ -43,7 +43,7 @@ _DOWNLOADS = """
 
 
 def save_plan(run: RunFolder, plan: Plan) -> None:
-    """Keep a forecast with the run that it is of, to be held against the facts. Errors: DiskFullError."""
+    """Keep a forecast with the run that it is of, to be held against the facts. Raises DiskFullError."""
     write_json(run.report / PLAN_FILE, plan)
 
 

@@ -1,4 +1,4 @@
-"""What a curation run found: the table of its sources, and its counts for people and scripts."""
+"""Results of a curation run: the table of its sources, and its counts for people and scripts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -79,13 +79,13 @@ class CurationSummary:
 
 
 def write_sources(run: RunFolder, listed: Sequence[Row], clips: Sequence[Row]) -> None:
-    """Write sources.parquet: one row per listed source, refused ones with their reason. Errors: DiskFullError."""
-    made = Counter(clip["video_id"] for clip in clips)
+    """Write sources.parquet: one row per listed source, refused ones with their reason. Raises DiskFullError."""
+    cut = Counter(clip["video_id"] for clip in clips)
     kept = Counter(clip["video_id"] for clip in clips if clip["decision"] == "kept")
     rows = [
         {name: row.get(name) for name in SOURCES_SCHEMA.names}
         | {"video_id": row["unit"], "state": row.get("decision", "kept"), "reason": (row.get("reasons") or [""])[0]}
-        | {"clips": made[row["unit"]], "clips_kept": kept[row["unit"]]}
+        | {"clips": cut[row["unit"]], "clips_kept": kept[row["unit"]]}
         for row in listed
     ]
     with atomic_write(run.root / SOURCES_FILE) as temporary:

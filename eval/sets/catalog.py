@@ -146,7 +146,7 @@ def crop_face(frame: np.ndarray, square: tuple[int, int, int], side: int = FACE_
 
 
 def write_test_set(path: Path, chosen: TestSet) -> None:
-    """Write a set as CSV under one comment line with its name, rule, seed and hash. Errors: DiskFullError."""
+    """Write a set as CSV under one comment line with its name, rule, seed and hash. Raises DiskFullError."""
     about = {"name": chosen.name, "rule": chosen.rule, "seed": chosen.seed, "sha256": chosen.sha256}
     with atomic_write(path) as temporary:
         temporary.write_text(f"# {json.dumps(about)}\n{_table(chosen.clips)}", "utf-8")

@@ -1,4 +1,4 @@
-"""The clip table: one row per clip, every field that a later question may ask about."""
+"""Clip table: one row per clip, with every measurement that a decision or a query may use."""
 
 import difflib
 import hashlib
@@ -111,7 +111,7 @@ def clip_id(video_id: str, start_ms: int, end_ms: int, rule_version: str) -> str
 def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the clip table, sorted by clip_id; equal rows give equal bytes. Fields left out of a row are null.
 
-    The rows are taken one by one and never all held in memory. Errors: ClipError for an unknown field, a value of
+    The rows are taken one by one and never all held in memory. Raises ClipError for an unknown field, a value of
     another type, a missing or doubled clip_id; DiskFullError.
     """
     path = Path(path)
@@ -132,7 +132,7 @@ def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a clip table as dicts, maps as dicts, read piece by piece; all columns or those named.
 
-    Errors: FileNotFoundError.
+    Raises FileNotFoundError.
     """
     if not Path(path).exists():
         raise MissingFileError(f"{path} does not exist; run the curation job, which writes it.")
@@ -142,13 +142,13 @@ def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iter
 
 
 def read_clips(path: Path | str) -> list[dict[str, Any]]:
-    """All rows of a clip table, as `stream_clips` gives them. Errors: FileNotFoundError."""
+    """All rows of a clip table, as `stream_clips` gives them. Raises FileNotFoundError."""
     return list(stream_clips(path))
 
 
 def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
-    left = iter(rows)
-    while piece := [_checked(row) for row in islice(left, BATCH_ROWS)]:
+    remaining = iter(rows)
+    while piece := [_checked(row) for row in islice(remaining, BATCH_ROWS)]:
         try:
             yield pa.RecordBatch.from_pylist(piece, CLIP_SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -156,7 +156,7 @@ def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
 
 
 def _sorted_groups(unsorted: Path) -> Iterator[pa.Table]:
-    """The rows by clip_id, in groups whose size depends on nothing but their number. Errors: ClipError."""
+    """The rows by clip_id, in groups whose size depends on nothing but their number. Raises ClipError."""
     waiting: list[pa.RecordBatch] = []
     last = None
     with connection_beside(unsorted.parent) as connection:

@@ -1,4 +1,4 @@
-"""Content hashes that are remembered: reading 57 GB of weights at every start would take minutes."""
+"""Content hashes with a cache on disk: hashing 57 GB of weights at every start would take minutes."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from common.runs import hash_path, read_json, write_json
 def remembered_hash(path: Path, memory: Path) -> str:
     """What `hash_path` gives, read again only when a name, size or time of change of a file below `path` is another.
 
-    `memory`: JSON file of what was computed before; one that is lost costs time only. Errors: FileNotFoundError.
+    `memory`: JSON file of what was computed before; one that is lost costs time only. Raises FileNotFoundError.
     """
     files = sorted(item for item in (path.rglob("*") if path.is_dir() else [path]) if item.is_file())
     marks = [[file.relative_to(path).as_posix(), *_marks(file)] for file in files]
-    known = read_json(memory) if memory.exists() else {}
-    entry = known.get(str(path.resolve()))
+    remembered = read_json(memory) if memory.exists() else {}
+    entry = remembered.get(str(path.resolve()))
     if files and entry is not None and entry["files"] == marks:
         return str(entry["hash"])
     computed = hash_path(path)
-    write_json(memory, known | {str(path.resolve()): {"files": marks, "hash": computed}})
+    write_json(memory, remembered | {str(path.resolve()): {"files": marks, "hash": computed}})
     return computed
 
 

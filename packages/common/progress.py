@@ -1,4 +1,4 @@
-"""What a person sees while it runs: logging set up once, progress bars, and numbers as JSON lines."""
+"""Console output: logging set up once, progress bars, and metrics as JSON lines."""
 
 import logging
 import time
@@ -112,7 +112,7 @@ class MetricLog:
         self._lines = JsonLines(self.path)
 
     def write(self, **numbers: Any) -> None:
-        """Append one line. Errors: DiskFullError."""
+        """Append one line. Raises DiskFullError."""
         self._lines.append(numbers)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Recipes: YAML files read strictly into frozen dataclasses that live beside the code they drive."""
+"""Recipes: YAML files read strictly into frozen dataclasses."""
 
 import dataclasses
 import difflib
@@ -30,7 +30,7 @@ def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), s
     """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
 
     `extends: <name or path relative to this file>`, or a list of them, is read first and merged deeply, in that order;
-    `overrides` ("train.lr=1e-5", values are YAML) come last. Errors: FileNotFoundError for an absent recipe,
+    `overrides` ("train.lr=1e-5", values are YAML) come last. Raises FileNotFoundError for an absent recipe,
     RecipeError for anything in it that `cls` does not declare.
     """
     tree = _read_tree(_find(str(path), Path(), search), search, ())
@@ -60,9 +60,9 @@ def _find(name: str, beside: Path, search: Sequence[Path]) -> Path:
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = sorted({file.stem for folder in search for file in Path(folder).glob("*.yaml")})
-    near = difflib.get_close_matches(name, known, 1)
-    advice = f"did you mean '{near[0]}'?" if near else f"give a path to a YAML file or one of: {', '.join(known)}."
+    names = sorted({file.stem for folder in search for file in Path(folder).glob("*.yaml")})
+    near = difflib.get_close_matches(name, names, 1)
+    advice = f"did you mean '{near[0]}'?" if near else f"give a path to a YAML file or one of: {', '.join(names)}."
     raise MissingFileError(f"There is no recipe '{name}'; {advice}")
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: where things lie, how files get there whole, and what they are called by content."""
+"""Run folder: its layout, atomic writes, content hashes and provenance."""
 
 import errno
 import hashlib
@@ -124,8 +124,8 @@ class disk_guard:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or isinstance(error, DiskFullError):
             return
-        said = any(text in str(error) for text in _SAYINGS_OF_A_FULL_DISK)
-        if said or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        recognised = any(text in str(error) for text in _SAYINGS_OF_A_FULL_DISK)
+        if recognised or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             path = self.path or getattr(error, "filename", None) or "a file"
             message = (
                 f"The disk is full: {path} could not be written whole. Free space there and run the same "
@@ -138,7 +138,7 @@ class disk_guard:
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it is synced and renamed, on error removed.
 
-    Errors: DiskFullError when the disk fills up; any other error of the block passes through.
+    Raises DiskFullError when the disk fills up; any other error of the block passes through.
     """
     path = Path(path)
     # One fixed name per target: what a killed run leaves behind is overwritten by the next, never piled up.
@@ -166,7 +166,7 @@ def sync(path: Path) -> None:
 def plain(value: Any) -> Any:
     """Reduce dataclasses, paths, tuples and numpy values to what JSON holds; NaN and infinities become None.
 
-    Errors: TypeError for a value that has no JSON form.
+    Raises TypeError for a value that has no JSON form.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -192,7 +192,7 @@ def write_json(path: Path | str, obj: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file. Errors: FileNotFoundError; ValueError naming the file when it is not JSON."""
+    """Read a JSON file. Raises FileNotFoundError; ValueError naming the file when it is not JSON."""
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except json.JSONDecodeError as error:
@@ -232,14 +232,14 @@ def fingerprint(obj: Any) -> str:
 
 
 def hash_path(path: Path | str) -> str:
-    """Content hash (64 hex) of a file, or of a folder: sorted relative names and bytes. Errors: FileNotFoundError."""
+    """Content hash (64 hex) of a file, or of a folder: sorted relative names and bytes. Raises FileNotFoundError."""
     path = Path(path)
     return _hash_folder(path, lambda file: True) if path.is_dir() else sha256_file(path)
 
 
-def _hash_folder(folder: Path, wanted: Callable[[Path], bool]) -> str:
+def _hash_folder(folder: Path, selected: Callable[[Path], bool]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(item for item in folder.rglob("*") if item.is_file() and wanted(item)):
+    for file in sorted(item for item in folder.rglob("*") if item.is_file() and selected(item)):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 

@@ -121,14 +121,14 @@ class Mirror:
         """
         there = {item.path: item.bytes for item in list_objects(join(self.url, OBJECTS))}
         manifest = self.root / "cache" / MANIFEST
-        known = read_json(manifest)["files"] if manifest.exists() else {}
+        recorded = read_json(manifest)["files"] if manifest.exists() else {}
         files: dict[str, dict[str, Any]] = {}
         copied = 0
         for path in self._files():
             name, status = path.relative_to(self.root).as_posix(), path.stat()
             stamp = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            same = {key: known.get(name, {}).get(key) for key in stamp} == stamp
-            digest = known[name]["sha256"] if same else sha256_file(path)
+            same = {key: recorded.get(name, {}).get(key) for key in stamp} == stamp
+            digest = recorded[name]["sha256"] if same else sha256_file(path)
             files[name] = stamp | {"sha256": digest}
             # An upload that broke off may have left a part under the whole's name.
             if there.get(digest) != status.st_size:
@@ -162,10 +162,10 @@ class Mirror:
 
     def sweep(self) -> int:
         """Remove objects that the manifest no longer names (a withdrawn video's, say); returns how many."""
-        wanted: set[str] = set()
+        named: set[str] = set()
         if exists(join(self.url, MANIFEST)):
-            wanted = {entry["sha256"] for entry in json.loads(_read(join(self.url, MANIFEST)))["files"].values()}
-        stale = [item.path for item in list_objects(join(self.url, OBJECTS)) if item.path not in wanted]
+            named = {entry["sha256"] for entry in json.loads(_read(join(self.url, MANIFEST)))["files"].values()}
+        stale = [item.path for item in list_objects(join(self.url, OBJECTS)) if item.path not in named]
         for name in stale:
             storage, path = _open(join(self.url, OBJECTS, name))
             with _explained(self.url):
@@ -176,8 +176,8 @@ class Mirror:
         for path in sorted(self.root.rglob("*")):
             parts = path.relative_to(self.root).parts
             hidden = any(part.startswith(".") for part in parts) or path.suffix in (".tmp", ".part", ".partial")
-            wanted = parts[0] not in NOT_MIRRORED or parts[:2] == MIRRORED_YET
-            if path.is_file() and wanted and not hidden:
+            mirrored = parts[0] not in NOT_MIRRORED or parts[:2] == MIRRORED_YET
+            if path.is_file() and mirrored and not hidden:
                 yield path
 
     def _bring(self, path: Path, digest: str, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Where the shipped tiny weights lie: a path for each role that has some, in the format of the real ones."""
+"""Paths of the shipped tiny weights: one for each role that has some, in the format of the real ones."""
 
 from collections.abc import Mapping
 from pathlib import Path

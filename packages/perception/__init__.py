@@ -1,1 +1,1 @@
-"""Judges of picture, speech and synchrony, shared by curation and evaluation."""
+"""Judges of image, speech and synchrony, shared by curation and evaluation."""

@@ -1,4 +1,4 @@
-"""What is seen in a few frames, in words? Any vision-language folder of transformers: LLaVA, Idefics3, Qwen2.5-VL ...
+"""Captions of a few frames by any vision-language model in a transformers folder: LLaVA, Idefics3, Qwen2.5-VL ...
 
 The folder is loaded with AutoProcessor and AutoModelForImageTextToText, from the disk only and without remote code.
 Families whose processor also takes videos (Qwen2.5-VL, SmolVLM, InternVL) need torchvision beside transformers.
@@ -32,7 +32,7 @@ class Captioner:
     def describe(self, frames: Sequence[np.ndarray], prompt: str, max_tokens: int) -> str:
         """The model's greedy answer to `prompt` about RGB uint8 frames (H, W, 3), at most `max_tokens` long.
 
-        Raises CaptionerError when the folder's processor cannot take a picture and a text together.
+        Raises CaptionerError when the folder's processor cannot take an image and a text together.
         """
         inputs = self._inputs([Image.fromarray(frame) for frame in frames], prompt).to(self.model.device)
         inputs = {name: self._typed(value) for name, value in inputs.items()}
@@ -42,10 +42,10 @@ class Captioner:
         text = self.processor.batch_decode(written, skip_special_tokens=True)[0]
         return " ".join(text.split())
 
-    def _inputs(self, pictures: list[Image.Image], prompt: str) -> Any:
-        """The processor's tensors; its own chat template says where pictures stand and how it is asked."""
+    def _inputs(self, shown: list[Image.Image], prompt: str) -> Any:
+        """The processor's tensors; its own chat template says where images stand and how it is asked."""
         if getattr(self.processor, "chat_template", None):
-            content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": prompt}]
+            content = [*({"type": "image", "image": image} for image in shown), {"type": "text", "text": prompt}]
             return self.processor.apply_chat_template(
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,
@@ -55,7 +55,7 @@ class Captioner:
             )
         mark = getattr(self.processor, "image_token", "")
         try:
-            return self.processor(images=pictures, text=f"{mark * len(pictures)}{prompt}", return_tensors="pt")
+            return self.processor(images=shown, text=f"{mark * len(shown)}{prompt}", return_tensors="pt")
         except (TypeError, ValueError) as error:
             raise CaptionerError(
                 f"The processor of {self.name} takes no list of pictures with a text ({error}); choose a captioner "

@@ -1,4 +1,4 @@
-"""ONNX networks from local files: opened with a clear error, and checked to take and give what they should."""
+"""ONNX networks from local files: opened with a clear error, their inputs and outputs checked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,10 +30,10 @@ def open_network(path: Path, expected: str, inputs: Sequence[Shape], outputs: Se
         session = onnxruntime.InferenceSession(str(path), one_thread(), providers=providers)
     except unreadable() as error:
         raise OnnxError(f"{path} is not a readable ONNX network; copy {expected} again.") from error
-    for kind, found, wanted in (("takes", session.get_inputs(), inputs), ("gives", session.get_outputs(), outputs)):
+    for kind, found, required in (("takes", session.get_inputs(), inputs), ("gives", session.get_outputs(), outputs)):
         shapes = [tuple(item.shape) for item in found]
-        if len(shapes) != len(wanted) or not all(map(_fits, shapes, wanted)):
-            raise OnnxError(f"{path} {kind} {_said(shapes)}; {expected} {kind} {_said(wanted)}.")
+        if len(shapes) != len(required) or not all(map(_fits, shapes, required)):
+            raise OnnxError(f"{path} {kind} {_said(shapes)}; {expected} {kind} {_said(required)}.")
     return session
 
 
@@ -54,9 +54,9 @@ def unreadable() -> tuple[type[Exception], ...]:
     return (*kinds, faults.NotImplemented)
 
 
-def _fits(found: tuple, wanted: Shape) -> bool:
-    pairs = zip(found, wanted, strict=False)
-    return len(found) == len(wanted) and all(a == b for a, b in pairs if isinstance(a, int) and b is not None)
+def _fits(found: tuple, required: Shape) -> bool:
+    pairs = zip(found, required, strict=False)
+    return len(found) == len(required) and all(a == b for a, b in pairs if isinstance(a, int) and b is not None)
 
 
 def _said(shapes: Sequence[tuple]) -> str:

@@ -1,4 +1,4 @@
-"""Where are body, hands and face? DWPose (Yang et al. 2023): YOLOX finds people, RTMPose 133 points of each.
+"""Whole-body pose by DWPose (Yang et al. 2023): YOLOX finds people, RTMPose 133 points of each.
 
 A folder holds the published `yolox_l.onnx` (640 px) and `dw-ll_ucoco_384.onnx` (288 x 384 px). Points are those of COCO
 WholeBody: 0-16 body, 17-22 feet, 23-90 face, 91-111 left and 112-132 right hand. OpenPose-like tools put a neck at 17
@@ -23,7 +23,7 @@ DETECTOR_FILE, POSE_FILE = "yolox_l.onnx", "dw-ll_ucoco_384.onnx"
 DETECTOR_SIZE, POSE_SIZE = (640, 640), (384, 288)  # height, width
 
 _STRIDES = (8, 16, 32)
-_LETTERBOX = 114  # grey beside a picture of another aspect
+_LETTERBOX = 114  # grey beside an image of another aspect
 _MIN_SCORE, _MAX_OVERLAP = 0.3, 0.45
 _MARGIN = 1.25  # of the person's box, before it takes the network's aspect
 _BINS = 2  # SimCC places per pixel
@@ -34,7 +34,7 @@ _STD = np.array((58.395, 57.12, 57.375), np.float32)
 
 @dataclass(frozen=True)
 class Pose:
-    """One person: `points` (133, 2) float32 px of the picture, `scores` (133,) the surety of each (about 0..1, a sure
+    """One person: `points` (133, 2) float32 px of the image, `scores` (133,) the surety of each (about 0..1, a sure
     point can exceed 1), `box` (4,) float32 x0, y0, x1, y1 px and its `score`."""
 
     points: np.ndarray
@@ -51,13 +51,13 @@ class PoseEstimator:
         self.detector_size, self.pose_size = _size(detector, DETECTOR_SIZE), _size(pose, POSE_SIZE)
 
     def estimate(self, frame: np.ndarray) -> list[Pose]:
-        """People in an RGB picture (H, W, 3) uint8, the surest first; empty where nobody is seen."""
+        """People in an RGB image (H, W, 3) uint8, the surest first; empty where nobody is seen."""
         boxes, scores = self._people(frame)
         return [Pose(*self._points(frame, box), box, float(s)) for box, s in zip(boxes, scores, strict=True)]
 
     def _people(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        picture, scale = letterbox(frame[..., ::-1], *self.detector_size)
-        return decode_boxes(_run(self._detector, picture)[0], *self.detector_size, scale)
+        image, scale = letterbox(frame[..., ::-1], *self.detector_size)
+        return decode_boxes(_run(self._detector, image)[0], *self.detector_size, scale)
 
     def _points(self, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = self.pose_size
@@ -75,18 +75,18 @@ def _size(session: "InferenceSession", published: tuple[int, int]) -> tuple[int,
     return (height, width) if isinstance(height, int) and isinstance(width, int) else published
 
 
-def _run(session: "InferenceSession", picture: np.ndarray) -> list[np.ndarray]:
-    """Outputs, without their batch dimension, for one picture (height, width, 3)."""
-    given = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32)
-    return [output[0] for output in session.run(None, {session.get_inputs()[0].name: given})]
+def _run(session: "InferenceSession", image: np.ndarray) -> list[np.ndarray]:
+    """Outputs, without their batch dimension, for one image (height, width, 3)."""
+    batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)
+    return [output[0] for output in session.run(None, {session.get_inputs()[0].name: batch})]
 
 
-def letterbox(picture: np.ndarray, height: int, width: int) -> tuple[np.ndarray, float]:
-    """Fit a picture (H, W, 3) into the upper left of (height, width, 3), grey beside it; and the scale it was given."""
-    scale = min(height / picture.shape[0], width / picture.shape[1])
-    size = int(picture.shape[1] * scale), int(picture.shape[0] * scale)
+def letterbox(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, float]:
+    """Fit an image (H, W, 3) into the upper left of (height, width, 3), grey beside it; and the scale it was given."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    size = int(image.shape[1] * scale), int(image.shape[0] * scale)
     canvas = np.full((height, width, 3), _LETTERBOX, np.uint8)
-    canvas[: size[1], : size[0]] = cv2.resize(np.ascontiguousarray(picture), size)
+    canvas[: size[1], : size[0]] = cv2.resize(np.ascontiguousarray(image), size)
     return canvas, scale
 
 

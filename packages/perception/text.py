@@ -1,7 +1,7 @@
-"""How much of the picture is burned-in text? Static strokes of high contrast set in a line; needs no weights.
+"""Burned-in text as a share of the image: static strokes of high contrast set in a line; needs no weights.
 
-Measured, not read: what stands still in rows of letter-like shapes counts, a shop sign or a printed shirt included.
-Not found: letters lower than 1.8 % of the picture's shorter side or with little contrast, joined handwriting, one or
+Measured, not read: static rows of letter-like shapes count, a shop sign or a printed shirt included.
+Not found: letters lower than 1.8 % of the image's shorter side or with little contrast, joined handwriting, one or
 two letters alone, and text that moves.
 """
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-WORKING_SIDE = (256, 480)  # px of the shorter side: smaller pictures are enlarged, larger ones reduced to it
+WORKING_SIDE = (256, 480)  # px of the shorter side: smaller images are enlarged, larger ones reduced to it
 STROKE = 11  # px at the working size, wider than a stroke of a letter
 MIN_CONTRAST = 60  # of 255, of a stroke with its surroundings
 LETTER_HEIGHT = (0.018, 0.16)  # of the shorter side
@@ -18,14 +18,14 @@ WIDEST_LETTER, WIDEST_GAP = 3.0, 1.6  # in heights of a letter; letters may touc
 LEAST_FILL = 0.12  # share of its box that a letter's strokes cover
 SIMILAR, LEVEL = 1.7, 0.35  # ratio of neighbours' heights; how far apart their middles may lie, in heights
 LEAST_LETTERS = 4
-CHANGED, LEAST_MOVING = 10, 0.001  # of 255; share of the picture that must have changed by so much
+CHANGED, LEAST_MOVING = 10, 0.001  # of 255; share of the image that must have changed by so much
 
 
 def text_mask(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Where (H, W) bool two RGB pictures (H, W, 3) of one shot, some tenths of a second apart, show the same text.
+    """Where (H, W) bool two RGB images (H, W, 3) of one shot, some tenths of a second apart, show the same text.
 
-    Whole lines are marked, from the first letter to the last. Nowhere in a picture that stands still altogether: there
-    nothing tells letters from any other pattern.
+    Whole lines are marked, from the first letter to the last. Nothing is marked where the whole image is static:
+    letters cannot be told from any other pattern there.
     """
     height, width = first.shape[:2]
     scale = float(np.clip(min(height, width), *WORKING_SIDE)) / min(height, width)

@@ -50,8 +50,8 @@ def plan(
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     what = listed(list_sources(chosen.sources))
-    known = read_pilot(pilot) if pilot else None
-    forecast = make_plan(what, chosen.curation.download, Machines(cpus, gpus), known)
+    measured = read_pilot(pilot) if pilot else None
+    forecast = make_plan(what, chosen.curation.download, Machines(cpus, gpus), measured)
     if run:
         save_plan(RunFolder(run), forecast)
     print("\n".join(forecast.lines()))

@@ -1,4 +1,4 @@
-"""The commands that judge: sweeps of a recipe, and videos of any system."""
+"""Commands of evaluation: sweeps of a recipe, and metrics for the videos of any system."""
 
 from pathlib import Path
 from typing import Annotated
@@ -112,7 +112,7 @@ def cut_test_set(
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Cut the inputs of a test set: pictures, sounds, real videos, and the lists for `generate` and `eval import`."""
+    """Cut the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from eval.sets.catalog import find_list, read_test_set

@@ -1,4 +1,4 @@
-"""How a command ends when it fails: one sentence for what the user can correct, a traceback file for a bug."""
+"""Exit of a failing command: one sentence for what the user can correct, a traceback file for a bug."""
 
 import sys
 import tempfile

@@ -1,4 +1,4 @@
-"""A recipe from the command line: its steps, its report and the closing words."""
+"""Steps of a recipe from the command line, with the report and the closing summary."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Commands that generate: one video, a list of them, the videos of a recipe; and calibration of the residual cache."""
+"""Commands of generation: one video, a list, the videos of a recipe; calibration of the residual cache."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The `omniavatar` command line: one verb per step of the flow, and the whole flow as `run`."""
+"""The `omniavatar` command line: a command per step of the flow, and the whole flow as `run`."""
 
 import sys
 from pathlib import Path

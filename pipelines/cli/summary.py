@@ -1,4 +1,4 @@
-"""What is said at the end of a command: what curation kept, what waits for weights, which planted faults were found."""
+"""Closing summary of a command: clips kept, roles that clips wait for, planted faults found."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command that samples a training while it runs."""
+"""Commands that follow a training: sample videos of its adapters, plots of its log."""
 
 import signal
 import threading

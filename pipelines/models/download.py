@@ -14,7 +14,7 @@ import httpx2
 from common.errors import UserError
 from common.runs import disk_guard, sha256_file, sync
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
 LONGEST_WAIT = 600.0  # a server that asks for more is not waited for
@@ -69,7 +69,7 @@ def download(
                     f"{wanted.url} cannot be fetched now: {idle} times in a row without a new byte, {again.why}. "
                     f"{part.size} bytes are kept; run the same command later to go on."
                 )
-            log.info("%s at %d bytes: %s", wanted.url, part.size, again.why)
+            logger.info("%s at %d bytes: %s", wanted.url, part.size, again.why)
             time.sleep(max(again.wait, patience.pause * 2 ** (idle - 1) if idle else 0.0))
 
 

@@ -28,7 +28,7 @@ from pipelines.generate.animate import animate
 from pipelines.steps import STEPS, draw_long_input, require
 from pipelines.sweep.settings import DATA_SECTIONS, Cell, Places, SweepConfig, cell_of, cells
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BY_NAME = {step.name: step for step in STEPS}
 DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
@@ -50,7 +50,7 @@ def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[
         _make_data(places.data(key), cell, executor)
     trained = {cell.training: cell for cell in reversed(everything)}
     made = [cell for cell in everything if not cell.recipe.train.model.plain]
-    log.info("%s: %d trainings, %d rows with their seeds", config.name, len(trained), len(made))
+    logger.info("%s: %d trainings, %d rows with their seeds", config.name, len(trained), len(made))
     failed: list[Outcome] = []
     for is_base in (True, False):  # a base before the adapters that are trained on it
         wave = [cell for cell in trained.values() if cell.recipe.train.model.plain == is_base]

@@ -11,7 +11,7 @@ import torch
 
 from miniature.train.face_nets import RECOGNISER_FILE
 from miniature.train.face_scenes import align, draw_person
-from miniature.train.syncnet import shift_sound
+from miniature.train.syncnet import shift_audio
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, DrawnClip, draw_clip
 from miniature.world.recorded import record
@@ -54,7 +54,7 @@ def test_planted_offsets_are_found_exactly_through_the_real_detector(net: SyncNe
     for number, lead in enumerate(leads):
         clip = held_out(number)
         crops = crops_of(detector, clip.frames, net.crop_size)
-        assert sync_scores(net, crops, shift_sound(clip, lead)).offset == lead, f"clip {number} led by {lead} frames"
+        assert sync_scores(net, crops, shift_audio(clip, lead)).offset == lead, f"clip {number} led by {lead} frames"
 
 
 def test_true_sound_scores_like_good_clips_do_and_foreign_sound_does_not(net: SyncNet) -> None:

@@ -1,4 +1,4 @@
-"""Read the sound of a video on the picture's clock; used through common.media.video."""
+"""Audio of a video on the clock of its frames; imported through common.media.video."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from common.media.index import index_video
 from common.media.open import MediaError, audio_stream, open_media, video_stream
 from common.media.write import audio_frame
 
-# Stamps that stray less than this from the running sample count are rounding, not a gap in the sound.
+# Stamps that stray less than this from the running sample count are rounding, not a gap in the audio.
 AUDIO_JITTER = 0.02
-# Decoding starts this much before the wanted sound: a transform codec needs the previous block.
+# Decoding starts this much before the wanted audio: a transform codec needs the previous block.
 AUDIO_PREROLL = 0.3
 # A longer silence between two packets is a damaged stamp.
 MAX_GAP = 600.0
 
 
 def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end: float | None = None) -> np.ndarray:
-    """Sound between two times (s) after the first video frame: float32 mono (n,) at `rate`.
+    """Audio between two times (s) after the first video frame: float32 mono (n,) at `rate`.
 
     `end` None means the end of the last frame, so T frames at 25 fps come with T * 640 samples at 16 kHz; where the
-    sound starts late, has a gap or ends early there are zeros. In a file without pictures time 0 is the first sample
-    and the sound is returned whole. Raises FileNotFoundError or MediaError ("no_audio": there is no sound stream).
+    audio starts late, has a gap or ends early there are zeros. In a file without images time 0 is the first sample
+    and the audio is returned whole. Raises FileNotFoundError or MediaError ("no_audio": there is no audio stream).
     """
     with open_media(path) as container:
         stream = audio_stream(container)
@@ -38,12 +38,12 @@ def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end
             origin, end = index.start, index.probe.duration if end is None else end
         else:
             origin = float((stream.start_time or 0) * (stream.time_base or 0))
-        sound, first, stored = _decode_audio(container, origin + start, None if end is None else origin + end)
-        sound, first = _resample(sound, stored, rate), first - origin
+        samples, first, stored = _decode_audio(container, origin + start, None if end is None else origin + end)
+        samples, first = _resample(samples, stored, rate), first - origin
     begin = round((start - first) * rate)
-    stop = len(sound) if end is None else begin + round((end - start) * rate)
+    stop = len(samples) if end is None else begin + round((end - start) * rate)
     lead = np.zeros(min(max(0, -begin), max(0, stop - begin)), np.float32)
-    kept = sound[max(0, begin) : max(0, stop)]
+    kept = samples[max(0, begin) : max(0, stop)]
     tail = np.zeros(max(0, stop - begin - len(lead) - len(kept)), np.float32)
     return np.concatenate([lead, kept, tail])
 
@@ -78,9 +78,9 @@ def _decode_audio(container: InputContainer, start: float, end: float | None) ->
     return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), (first if blocks else start), rate
 
 
-def _resample(sound: np.ndarray, stored_rate: int, rate: int) -> np.ndarray:
-    if stored_rate == rate or not len(sound):
-        return sound
+def _resample(samples: np.ndarray, stored_rate: int, rate: int) -> np.ndarray:
+    if stored_rate == rate or not len(samples):
+        return samples
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-    frame = audio_frame(sound, stored_rate, 0)
+    frame = audio_frame(samples, stored_rate, 0)
     return np.concatenate([part.to_ndarray()[0] for part in chain(resampler.resample(frame), resampler.resample(None))])

@@ -1,6 +1,6 @@
 """Decode chosen frames of a video, exactly and with as little work as the stream allows.
 
-Where a frame is wanted, the decoder starts at the key frame before it and leaves out pictures that no other picture
+Where a frame is wanted, the decoder starts at the key frame before it and leaves out images that no other image
 refers to (a third to two thirds of an ordinary stream), which changes no bit of the others.
 """
 
@@ -26,7 +26,7 @@ from common.media.decord_reader import decord_frames
 from common.media.index import VideoIndex, quarter_turns
 from common.media.open import MediaError, open_decoder, open_media, video_stream
 
-# One picture out for each picture in; pictures that are not flagged as two fields pass untouched.
+# One image out for each image in; images that are not flagged as two fields pass untouched.
 DEINTERLACE = "mode=send_frame:parity=auto:deint=interlaced"
 SEEK_EARLIER = (0.0, 1.0)  # s; MPEG-TS finds by stamp only the packet after
 PLANAR = ("yuv420p", "yuvj420p")
@@ -40,18 +40,18 @@ def stored_frames(
     Frames keep their stored format and rotation flag; all have the size of the first. Raises MediaError: truncated
     where the file ends early, unsupported for what decord cannot read.
     """
-    wanted = np.unique(positions)
+    requested = np.unique(positions)
     if reader == "decord":
-        yield from decord_frames(path, index, wanted)
+        yield from decord_frames(path, index, requested)
         return
     with open_media(path) as container:
         stream = video_stream(container)
         assert stream is not None  # the index exists, so the stream does
         open_decoder(stream)
         if index.probe.interlaced:
-            frames = _deinterlaced(container, stream, index, wanted)
+            frames = _deinterlaced(container, stream, index, requested)
         else:
-            frames = _frames_at(container, stream, index, wanted)
+            frames = _frames_at(container, stream, index, requested)
         for frame in frames:
             yield _of_first_size(frame, index)
 
@@ -64,30 +64,30 @@ def _of_first_size(frame: VideoFrame, index: VideoIndex) -> VideoFrame:
 
 
 def _frames_at(
-    container: InputContainer, stream: VideoStream, index: VideoIndex, wanted: np.ndarray
+    container: InputContainer, stream: VideoStream, index: VideoIndex, requested: np.ndarray
 ) -> Iterator[VideoFrame]:
     if not index.stamped:
-        yield from _one_after_another(container.name, index, wanted)
+        yield from _one_after_another(container.name, index, requested)
         return
-    for key, positions in _runs(index, wanted):
+    for key, positions in _runs(index, requested):
         frames = _run_frames(container, stream, index, key, positions)
         for position in positions:
             frame = next(frames, None)
             if frame is None or _stamp(frame) != index.pts[position]:
                 # The stream does not keep what its key frames promise: decode all of it.
-                yield from _one_after_another(container.name, index, wanted[wanted >= position])
+                yield from _one_after_another(container.name, index, requested[requested >= position])
                 return
             yield frame
 
 
-def _runs(index: VideoIndex, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _runs(index: VideoIndex, requested: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Key frame to start from, and the positions to decode on the way from there; a new run where a jump saves work."""
-    before = np.maximum(np.searchsorted(index.keys, wanted, side="right") - 1, 0)
+    before = np.maximum(np.searchsorted(index.keys, requested, side="right") - 1, 0)
     keys = index.keys[before]
-    jumps = np.flatnonzero(keys[1:] > wanted[:-1] + 1) + 1
-    for first, last in pairwise([0, *jumps.tolist(), len(wanted)]):
+    jumps = np.flatnonzero(keys[1:] > requested[:-1] + 1) + 1
+    for first, last in pairwise([0, *jumps.tolist(), len(requested)]):
         if first < last:
-            yield int(keys[first]), wanted[first:last]
+            yield int(keys[first]), requested[first:last]
 
 
 def _run_frames(
@@ -133,8 +133,8 @@ def _packets_from(container: InputContainer, stream: VideoStream, key: int) -> I
             return
 
 
-def _one_after_another(path: str, index: VideoIndex, wanted: np.ndarray) -> Iterator[VideoFrame]:
-    """Decode a file from its beginning and pick the frames at or next after `wanted`.
+def _one_after_another(path: str, index: VideoIndex, requested: np.ndarray) -> Iterator[VideoFrame]:
+    """Decode a file from its beginning and pick the frames at or next after `requested`.
 
     Raises MediaError("truncated") when the file ends before the last.
     """
@@ -145,7 +145,7 @@ def _one_after_another(path: str, index: VideoIndex, wanted: np.ndarray) -> Iter
         frames = enumerate(container.decode(stream))
         numbered = ((_position(index, frame) if index.stamped else number, frame) for number, frame in frames)
         reached, frame = -1, None
-        for position in wanted:
+        for position in requested:
             while frame is None or reached < position:
                 reached, frame = next(numbered, (-1, None))
                 if frame is None:
@@ -164,11 +164,11 @@ def _stamp(timed: VideoFrame | Packet) -> int:
 
 
 def _deinterlaced(
-    container: InputContainer, stream: VideoStream, index: VideoIndex, wanted: np.ndarray
+    container: InputContainer, stream: VideoStream, index: VideoIndex, requested: np.ndarray
 ) -> Iterator[VideoFrame]:
     """Frames with both fields brought to one moment; bwdif looks at their neighbours, so these are decoded too."""
-    near = np.unique(np.clip(np.concatenate([wanted - 1, wanted, wanted + 1]), 0, len(index.pts) - 1))
-    chosen = np.isin(near, wanted)
+    near = np.unique(np.clip(np.concatenate([requested - 1, requested, requested + 1]), 0, len(index.pts) - 1))
+    chosen = np.isin(near, requested)
     frames = _frames_at(container, stream, index, near)
     ends = np.flatnonzero(np.diff(near) > 1) + 1
     for first, last in pairwise([0, *ends.tolist(), len(near)]):
@@ -210,24 +210,24 @@ def _ready(graph: Graph) -> Iterator[VideoFrame]:
 def to_rgb(
     frame: VideoFrame, size: tuple[int, int] | None = None, crop: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """The upright picture (H, W, 3) uint8 RGB; `crop` is x, y, width, height in it, `size` the width and height after.
+    """The upright image (H, W, 3) uint8 RGB; `crop` is x, y, width, height in it, `size` the width and height after.
 
-    Raises ValueError for a crop that reaches out of the picture.
+    Raises ValueError for a crop that reaches out of the image.
     """
     turns = quarter_turns(frame)
     if crop is None and not turns:
         return _scaled(frame, size)
-    picture: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    image: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), turns)
     if crop is not None:
         x, y, width, height = crop
-        if not (0 <= x < x + width <= picture.shape[1] and 0 <= y < y + height <= picture.shape[0]):
+        if not (0 <= x < x + width <= image.shape[1] and 0 <= y < y + height <= image.shape[0]):
             raise ValueError(
                 f"The crop {tuple(crop)} (x, y, width, height) does not lie inside a picture of "
-                f"{picture.shape[1]}x{picture.shape[0]}; expected whole pixels of the source."
+                f"{image.shape[1]}x{image.shape[0]}; expected whole pixels of the source."
             )
-        picture = picture[y : y + height, x : x + width]
-    picture = np.ascontiguousarray(picture)
-    return picture if size is None else _scaled(VideoFrame.from_ndarray(picture, format="rgb24"), size)
+        image = image[y : y + height, x : x + width]
+    image = np.ascontiguousarray(image)
+    return image if size is None else _scaled(VideoFrame.from_ndarray(image, format="rgb24"), size)
 
 
 class _Scaler(threading.local):

@@ -16,8 +16,8 @@ from common.media.index import VideoIndex
 from common.media.open import MediaError
 
 
-def decord_frames(path: str | Path, index: VideoIndex, wanted: np.ndarray) -> Iterator[VideoFrame]:
-    """The frames at increasing positions `wanted` in presentation order, upright, in RGB.
+def decord_frames(path: str | Path, index: VideoIndex, requested: np.ndarray) -> Iterator[VideoFrame]:
+    """The frames at increasing positions `requested` in presentation order, upright, in RGB.
 
     Raises ModuleNotFoundError where decord is not installed and MediaError: unsupported for AV1, interlaced video and
     files of which decord sees other frames than the index, unreadable where it fails.
@@ -37,20 +37,20 @@ def decord_frames(path: str | Path, index: VideoIndex, wanted: np.ndarray) -> It
             raise MediaError(
                 "unsupported", f"{path}: decord sees {len(reader)} of {len(index.pts)} frames; set the reader to pyav."
             )
-        # Behind HEVC's open key frames decord loses the leading pictures and then counts wrong: it must not seek there.
-        pictures = _in_order(reader, wanted) if index.probe.codec == "hevc" else (reader[int(at)] for at in wanted)
-        for picture in pictures:
-            yield VideoFrame.from_ndarray(picture.asnumpy(), format="rgb24")
+        # Behind HEVC's open key frames decord loses the leading images and then counts wrong: it must not seek there.
+        images = _in_order(reader, requested) if index.probe.codec == "hevc" else (reader[int(at)] for at in requested)
+        for image in images:
+            yield VideoFrame.from_ndarray(image.asnumpy(), format="rgb24")
     except (RuntimeError, IndexError, decord.DECORDError) as error:
-        said = str(error).splitlines()[0][:200]
+        reason = str(error).splitlines()[0][:200]
         raise MediaError(
-            "unreadable", f"{path} cannot be decoded by decord ({said}); fetch it again, or set the reader to pyav."
+            "unreadable", f"{path} cannot be decoded by decord ({reason}); fetch it again, or set the reader to pyav."
         ) from error
 
 
-def _in_order(reader: Any, wanted: np.ndarray) -> Iterator[Any]:
-    chosen = set(wanted.tolist())
-    for number in range(int(wanted.max(initial=-1)) + 1):
-        picture = reader.next()
+def _in_order(reader: Any, requested: np.ndarray) -> Iterator[Any]:
+    chosen = set(requested.tolist())
+    for number in range(int(requested.max(initial=-1)) + 1):
+        image = reader.next()
         if number in chosen:
-            yield picture
+            yield image

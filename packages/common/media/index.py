@@ -1,4 +1,4 @@
-"""What a media file holds, learnt from its packets and without decoding: streams, frame times, key frames, damage."""
+"""Index of a media file from its packets, without decoding: streams, frame times, key frames, damage."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Probe:
     """What a file says about itself. Times in seconds; starts are on the container's clock.
 
     `duration` runs from the first frame to the end of the last one, `fps` is the average over it, `max_frame_gap` the
-    longest distance between two frames. Width and height are those of the upright picture (rotation applied).
-    `interlaced` says that the first picture was stored as two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
+    longest distance between two frames. Width and height are those of the upright image (rotation applied).
+    `interlaced` says that the first image was stored as two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
     """
 
     duration: float
@@ -76,12 +76,12 @@ class VideoIndex:
         if fps is None:
             return np.flatnonzero((self.times >= start - 1e-6) & (self.times < stop - 1e-6))
         count = max(0, round((stop - start) * fps))
-        wanted = start + np.arange(count) / fps
-        after = np.clip(np.searchsorted(self.times, wanted), 1, max(1, len(self.times) - 1))
+        grid = start + np.arange(count) / fps
+        after = np.clip(np.searchsorted(self.times, grid), 1, max(1, len(self.times) - 1))
         before = after - 1
         after = np.minimum(after, len(self.times) - 1)
         # 1 ns in favour of the earlier frame: a tie between two frames must not depend on rounding.
-        closer_before = wanted - self.times[before] <= self.times[after] - wanted + 1e-9
+        closer_before = grid - self.times[before] <= self.times[after] - grid + 1e-9
         return np.where(closer_before, before, after)
 
 
@@ -89,7 +89,7 @@ def probe(path: str | Path) -> Probe:
     """Describe a video from its packets, without decoding a frame.
 
     Raises FileNotFoundError, or MediaError of kind unreadable, not_a_video, truncated or no_video. A file without
-    sound is described with `has_audio` False.
+    audio is described with `has_audio` False.
     """
     return index_video(path).probe
 
@@ -112,7 +112,7 @@ def _index(path: str, size: int, _mtime: int) -> VideoIndex:
             raise MediaError("no_video", f"{path} has no video stream; expected a video file.")
         packets = _read_packets(container, stream)
         _check_times(path, container, packets)
-        # Two packets with one stamp are the two fields of one picture, or damage.
+        # Two packets with one stamp are the two fields of one image, or damage.
         pts, first = np.unique(np.asarray(packets.pts, dtype=np.int64), return_index=True)
         base = float(stream.time_base or 0)
         start, times = float(pts[0] * base), (pts - pts[0]) * base
@@ -166,25 +166,25 @@ def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray,
     usual = float(np.median(gaps)) if len(gaps) else 1 / float(stream.average_rate or 25)
     duration = float(times[-1]) + usual
     _check_rates(container, len(times), duration)
-    sound = audio_stream(container)
-    picture = _first_picture(container, stream)
-    turned = quarter_turns(picture) % 2 == 1
+    audio = audio_stream(container)
+    first_frame = _first_frame(container, stream)
+    turned = quarter_turns(first_frame) % 2 == 1
     return Probe(
         duration=duration,
         fps=len(times) / duration,
         frames=len(times),
-        width=picture.height if turned else picture.width,
-        height=picture.width if turned else picture.height,
+        width=first_frame.height if turned else first_frame.width,
+        height=first_frame.width if turned else first_frame.height,
         codec=stream.codec_context.codec.canonical_name,
-        has_audio=sound is not None,
-        audio_rate=sound.rate if sound else 0,
-        audio_channels=sound.channels or 0 if sound else 0,
-        audio_codec=sound.codec_context.codec.canonical_name if sound else "",
+        has_audio=audio is not None,
+        audio_rate=audio.rate if audio else 0,
+        audio_channels=audio.channels or 0 if audio else 0,
+        audio_codec=audio.codec_context.codec.canonical_name if audio else "",
         video_start=start,
-        audio_start=float((sound.start_time or 0) * (sound.time_base or 0)) if sound else 0.0,
+        audio_start=float((audio.start_time or 0) * (audio.time_base or 0)) if audio else 0.0,
         variable_frame_rate=bool(len(gaps) and np.abs(gaps - usual).max() > UNEVEN_GAP * usual),
         max_frame_gap=float(gaps.max()) if len(gaps) else usual,
-        interlaced=bool(picture.interlaced_frame),
+        interlaced=bool(first_frame.interlaced_frame),
     )
 
 
@@ -199,8 +199,8 @@ def _check_rates(container: InputContainer, frames: int, duration: float) -> Non
         )
 
 
-def _first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame:
-    """The first picture; raises MediaError when it cannot be decoded."""
+def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame:
+    """The first image; raises MediaError when it cannot be decoded."""
     open_decoder(stream)
     container.seek(stream.start_time or 0, stream=stream)
     frame = next(container.decode(stream), None)
@@ -210,5 +210,5 @@ def _first_picture(container: InputContainer, stream: VideoStream) -> VideoFrame
 
 
 def quarter_turns(frame: VideoFrame) -> int:
-    """Quarter turns counter-clockwise that put a frame upright (telephones store sideways pictures with a flag)."""
+    """Quarter turns counter-clockwise that put a frame upright (telephones store sideways images with a flag)."""
     return round(frame.rotation / 90) % 4

@@ -1,4 +1,4 @@
-"""Open a media file with suspicion: what ffmpeg says becomes one kind of error, and absurd claims are not believed."""
+"""Opening of untrusted media: every ffmpeg error becomes a MediaError, and header claims are validated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from common.errors import MissingFileError, UserError
 
 MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported"]
 
-# ffmpeg opens pictures and even plain text as one-frame "videos" through these demuxers.
+# ffmpeg opens images and even plain text as one-frame "videos" through these demuxers.
 PICTURE_DEMUXERS = ("image2", "_pipe", "tty")
 
 # What no recording of a person goes beyond; a damaged header may claim anything.
-MAX_PIXELS = 40_000_000  # of one picture: 8K has 33 million
+MAX_PIXELS = 40_000_000  # of one image: 8K has 33 million
 SOUND_RATES = (4_000, 384_000)  # samples per second
 MAX_BOXES = 1_000_000
 
@@ -76,7 +76,7 @@ def _opening_error(path: Path, error: Exception) -> MediaError:
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first real video stream: cover pictures of sound files do not count."""
+    """The first real video stream: cover images of audio files do not count."""
     if any(name in container.format.name for name in PICTURE_DEMUXERS):
         raise MediaError("not_a_video", f"{container.name} is a picture or a text, not a video.")
     streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
@@ -84,7 +84,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The first sound stream; MediaError for one that cannot be decoded or has a sample rate that no sound has."""
+    """The first audio stream; MediaError for one that cannot be decoded or has a sample rate that no audio has."""
     stream = _decodable(container, next(iter(container.streams.audio), None))
     if stream is not None and not SOUND_RATES[0] <= (stream.rate or 0) <= SOUND_RATES[1]:
         raise MediaError(
@@ -131,7 +131,7 @@ def _missing_bytes(path: str, size: int) -> int:
 
 
 def open_decoder(stream: VideoStream) -> None:
-    """Make a stream ready to decode on one thread, no picture larger than MAX_PIXELS.
+    """Make a stream ready to decode on one thread, no image larger than MAX_PIXELS.
 
     Some decoders read `skip_frame` only while they open, so this comes before it is set.
     """

@@ -1,6 +1,6 @@
-"""Read, write and cut video with sound (PyAV).
+"""Read, write and cut video with audio (PyAV).
 
-Pictures are uint8 RGB (T, H, W, 3); sound is float32 mono in [-1, 1]. Time 0 is the first video frame: stream start
+Images are uint8 RGB (T, H, W, 3); audio is float32 mono in [-1, 1]. Time 0 is the first video frame: stream start
 times of the container are honoured, so what is read together belongs together.
 """
 
@@ -30,18 +30,18 @@ def decode_video(
 ) -> Iterator[np.ndarray]:
     """Yield the frames (H, W, 3) shown between two times (s), resampled to `fps` by the nearest presentation time.
 
-    `fps` None yields every stored frame once; `crop` is x, y, width, height in the upright picture and `size` the
+    `fps` None yields every stored frame once; `crop` is x, y, width, height in the upright image and `size` the
     width and height after it. One pass, started at the key frame before `start`. Raises FileNotFoundError, MediaError
-    or ValueError for a crop outside the picture.
+    or ValueError for a crop outside the image.
     """
     index = index_video(path)
-    wanted = index.sample(fps, start, end)
-    frames, shown = stored_frames(path, index, wanted, reader), -1
-    picture = np.empty(0, np.uint8)
-    for position in wanted:
+    requested = index.sample(fps, start, end)
+    frames, shown = stored_frames(path, index, requested, reader), -1
+    image = np.empty(0, np.uint8)
+    for position in requested:
         if position != shown:
-            shown, picture = int(position), to_rgb(next(frames), size, crop)
-        yield picture
+            shown, image = int(position), to_rgb(next(frames), size, crop)
+        yield image
 
 
 def decode_stored(path: str | Path, reader: Reader = "pyav") -> Iterator[VideoFrame]:
@@ -54,29 +54,29 @@ def decode_stored(path: str | Path, reader: Reader = "pyav") -> Iterator[VideoFr
 def read_video(path: str | Path, fps: float | None = FPS, start: float = 0.0, end: float | None = None) -> np.ndarray:
     """All frames of `decode_video` as one array (T, H, W, 3)."""
     index = index_video(path)
-    pictures = np.empty((len(index.sample(fps, start, end)), *_shape(index)), np.uint8)
-    for number, picture in enumerate(decode_video(path, start, end, fps)):
-        pictures[number] = picture
-    return pictures
+    images = np.empty((len(index.sample(fps, start, end)), *_shape(index)), np.uint8)
+    for number, image in enumerate(decode_video(path, start, end, fps)):
+        images[number] = image
+    return images
 
 
 def read_frames(path: str | Path, indices: Sequence[int], reader: Reader = "pyav") -> np.ndarray:
     """Frames (n, H, W, 3) by their position in presentation order, in the order asked for, repeats allowed.
 
-    Decodes from the key frame before each, without the pictures that no other depends on, and only seeks where a key
+    Decodes from the key frame before each, without the images that no other depends on, and only seeks where a key
     frame lies between two wanted frames. Raises IndexError for a position outside the video, FileNotFoundError or
     MediaError.
     """
     index = index_video(path)
-    wanted = np.asarray(indices, dtype=np.int64)
-    if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(index.pts)):
-        worst = wanted.min() if wanted.min() < 0 else wanted.max()
+    requested = np.asarray(indices, dtype=np.int64)
+    if len(requested) and (requested.min() < 0 or requested.max() >= len(index.pts)):
+        worst = requested.min() if requested.min() < 0 else requested.max()
         raise IndexError(f"Frame {worst} of {path} was asked for, but it has frames 0 to {len(index.pts) - 1}.")
-    unique, places = np.unique(wanted, return_inverse=True)
-    pictures = np.empty((len(unique), *_shape(index)), np.uint8)
+    unique, places = np.unique(requested, return_inverse=True)
+    images = np.empty((len(unique), *_shape(index)), np.uint8)
     for number, frame in enumerate(stored_frames(path, index, unique, reader)):
-        pictures[number] = to_rgb(frame)
-    return pictures if np.array_equal(unique, wanted) else pictures[places]
+        images[number] = to_rgb(frame)
+    return images if np.array_equal(unique, requested) else images[places]
 
 
 def _shape(index: VideoIndex) -> tuple[int, int, int]:
@@ -93,16 +93,16 @@ def cut_clip(
     crop: tuple[int, int, int, int] | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Cut [start, end) s of a video into a new file at `fps` with 16 kHz mono sound, both re-encoded.
+    """Cut [start, end) s of a video into a new file at `fps` with 16 kHz mono audio, both re-encoded.
 
-    The cut is exact to half a source frame. The sound is delayed by `audio_shift` s (negative: moved earlier) against
-    the picture, taken from beyond the cut where the source has it; it is as long as the picture. `crop` and `size` as
+    The cut is exact to half a source frame. The audio is delayed by `audio_shift` s (negative: moved earlier) against
+    the image, taken from beyond the cut where the source has it; it is as long as the image. `crop` and `size` as
     for `decode_video`. Raises what `read_audio` and `write_video` raise, and ValueError for an empty span or a crop
-    outside the picture.
+    outside the image.
     """
     count = len(index_video(src).sample(fps, start, end))
     if not count:
         raise ValueError(f"The span {start} to {end} s of {src} holds no frame; expected start < end inside the video.")
     stop = start + count / fps
-    sound = read_audio(src, AUDIO_RATE, start - audio_shift, stop - audio_shift)
-    write_video(dst, decode_video(src, start, end, fps, size, crop), sound, fps)
+    wave = read_audio(src, AUDIO_RATE, start - audio_shift, stop - audio_shift)
+    write_video(dst, decode_video(src, start, end, fps, size, crop), wave, fps)

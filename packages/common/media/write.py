@@ -1,4 +1,4 @@
-"""Write pictures and sound as MP4 with the same bytes every time; imported through common.media.video."""
+"""MP4 writer for frames and audio with reproducible bytes; imported through common.media.video."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_video(
     crf: int = 18,
     timestamps: Sequence[float] | None = None,
 ) -> None:
-    """Write frames uint8 RGB (T, H, W, 3) and mono sound (n,) as MP4: H.264 yuv420p (BT.709) and AAC.
+    """Write frames uint8 RGB (T, H, W, 3) and mono audio (n,) as MP4: H.264 yuv420p (BT.709) and AAC.
 
     `timestamps` (s, increasing, one per frame) replace the constant rate. The same input gives the same bytes, and the
     file appears whole or not at all. Raises ValueError for no frames, odd sizes or wrong arrays, and what
@@ -52,35 +52,33 @@ def write_video(
     first = next(iterator, None)
     if first is None:
         raise ValueError(f"No frames were given for {path}; expected at least one.")
-    _check_picture(path, first, first.shape)
+    _check_image(path, first, first.shape)
     # bitexact leaves dates and library versions out of the file
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
     with (
         atomic_write(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options=options) as container,
     ):
-        pictures = _Pictures.open(container, first.shape, fps, crf, timestamps)
-        sound = _Sound.open(container, audio, audio_rate)
-        for number, picture in enumerate(chain([first], iterator)):
-            _check_picture(path, picture, first.shape)
-            sound.write(until=pictures.write(number, picture))
-        sound.write(until=None)
-        container.mux(pictures.stream.encode(None))
+        video_writer = _VideoWriter.open(container, first.shape, fps, crf, timestamps)
+        audio_writer = _AudioWriter.open(container, audio, audio_rate)
+        for number, image in enumerate(chain([first], iterator)):
+            _check_image(path, image, first.shape)
+            audio_writer.write(until=video_writer.write(number, image))
+        audio_writer.write(until=None)
+        container.mux(video_writer.stream.encode(None))
 
 
-def _check_picture(path: str | Path, picture: np.ndarray, shape: tuple[int, ...]) -> None:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.shape != shape:
+def _check_image(path: str | Path, image: np.ndarray, shape: tuple[int, ...]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape != shape:
         raise ValueError(
-            f"A frame for {path} is {picture.dtype} of shape {picture.shape}; expected uint8 (H, W, 3) of one size."
+            f"A frame for {path} is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3) of one size."
         )
-    if picture.shape[0] % 2 or picture.shape[1] % 2:
-        raise ValueError(
-            f"A frame for {path} is {picture.shape[1]}x{picture.shape[0]}; yuv420p needs even sizes: crop it."
-        )
+    if image.shape[0] % 2 or image.shape[1] % 2:
+        raise ValueError(f"A frame for {path} is {image.shape[1]}x{image.shape[0]}; yuv420p needs even sizes: crop it.")
 
 
 @dataclass
-class _Pictures:
+class _VideoWriter:
     container: OutputContainer
     stream: VideoStream
     tick: Fraction
@@ -94,7 +92,7 @@ class _Pictures:
         fps: float,
         crf: int,
         timestamps: Sequence[float] | None,
-    ) -> _Pictures:
+    ) -> _VideoWriter:
         rate = Fraction(fps).limit_denominator(1001)
         options = {"crf": str(crf), "preset": "veryfast", "threads": "1"} | _SAME_BYTES
         stream = container.add_stream("libx264", rate=rate, options=options)
@@ -107,9 +105,9 @@ class _Pictures:
         context.time_base = tick
         return cls(container, stream, tick, timestamps)
 
-    def write(self, number: int, picture: np.ndarray) -> float:
-        """Encode one picture; returns its time in seconds."""
-        rgb = VideoFrame.from_ndarray(picture, format="rgb24")
+    def write(self, number: int, image: np.ndarray) -> float:
+        """Encode one image; returns its time in seconds."""
+        rgb = VideoFrame.from_ndarray(image, format="rgb24")
         frame = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts = number if self.timestamps is None else round(float(self.timestamps[number]) / self.tick)
         frame.time_base = self.tick
@@ -118,7 +116,7 @@ class _Pictures:
 
 
 @dataclass
-class _Sound:
+class _AudioWriter:
     container: OutputContainer
     stream: AudioStream | None
     samples: np.ndarray
@@ -126,7 +124,7 @@ class _Sound:
     written: int = 0
 
     @classmethod
-    def open(cls, container: OutputContainer, audio: np.ndarray | None, rate: int) -> _Sound:
+    def open(cls, container: OutputContainer, audio: np.ndarray | None, rate: int) -> _AudioWriter:
         if audio is None:
             return cls(container, None, np.zeros(0, np.float32), rate)
         samples = np.asarray(audio, np.float32)

@@ -1,4 +1,4 @@
-"""The index of a shard folder: a row per sample, in parts beside the shards while they are written and merged after."""
+"""Index of a shard folder: a row per sample, in parts during writing and merged afterwards."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Samples leave a shard folder: the shards that held one are rewritten, all at once or not at all."""
+"""Removal of samples: the shards that hold one are rewritten, all at once or not at all."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def remove_samples(
 
     The other samples keep their bytes, order and shard; a shard may be left empty. All parts of the index get
     `fingerprint`, for the writer that goes on here, and `files` (name -> JSON value) are written beside, in the same
-    step: killed at any moment, all files are the old ones or, after the next call, the new ones. Errors: DiskFullError;
+    step: killed at any moment, all files are the old ones or, after the next call, the new ones. Raises DiskFullError;
     ShardError for a shard that is missing.
     """
     folder, doomed = Path(folder), set(clip_ids)

@@ -53,7 +53,7 @@ class Packed:
 
 
 def pack_sample(clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Packed:
-    """Both members of a sample; what lies in memory as it is stored is not copied. Errors: ShardError."""
+    """Both members of a sample; what lies in memory as it is stored is not copied. Raises ShardError."""
     stored = _as_stored(tensors)
     header, parts = _pack(stored)
     text = json.dumps(plain(meta), sort_keys=True, ensure_ascii=False).encode()
@@ -67,20 +67,20 @@ def pack_sample(clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[s
 
 
 def pack_tensors(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
-    """The safetensors member alone, in parts of memory. Errors: ShardError."""
+    """The safetensors member alone, in parts of memory. Raises ShardError."""
     header, parts = _pack(_as_stored(tensors))
     return [memoryview(header), *parts]
 
 
 def write_parts(file: FileIO, parts: Sequence[memoryview]) -> None:
-    """Write parts of memory, unbuffered, in few calls. Errors: OSError."""
+    """Write parts of memory, unbuffered, in few calls. Raises OSError."""
     for start in range(0, len(parts), _MOST_PARTS):
         batch = parts[start : start + _MOST_PARTS]
         size = sum(part.nbytes for part in batch)
         done = os.writev(file.fileno(), batch)
-        left = memoryview(b"".join(batch))[done:] if done < size else memoryview(b"")
-        while left:  # a nearly full disk, or more than one call may write
-            left = left[file.write(left) :]
+        unwritten = memoryview(b"".join(batch))[done:] if done < size else memoryview(b"")
+        while unwritten:  # a nearly full disk, or more than one call may write
+            unwritten = unwritten[file.write(unwritten) :]
 
 
 def unpack_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,7 +95,7 @@ def unpack_tensors(
     header: Mapping[str, Any], early: np.ndarray, late: np.ndarray, latent_frames: int, label: str
 ) -> dict[str, np.ndarray]:
     """The tensors of a window of so many latent frames: views into `early`, the bytes from the first tensor on, and
-    into `late`, those of the audio by frame. Errors: ShardError that begins with `label` for a damaged piece."""
+    into `late`, those of the audio by frame. Raises ShardError that begins with `label` for a damaged piece."""
     checksums = np.frombuffer(bytes.fromhex(header["__metadata__"][CHECKSUMS]), ">u8").tolist()
     tensors = {}
     for name, entry in header.items():
@@ -104,12 +104,12 @@ def unpack_tensors(
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         by_frame = _is_by_frame(name, shape)
         cuts = _cuts(name, shape, end - begin)
-        wanted = min(len(cuts) - 1, latent_frames) if by_frame else 1
-        data = late[: cuts[wanted]] if name == "audio" and by_frame else early[begin : begin + cuts[wanted]]
-        if [xxh3_64_intdigest(data[a:b].data) for a, b in pairwise(cuts[: wanted + 1])] != checksums[:wanted]:
+        count = min(len(cuts) - 1, latent_frames) if by_frame else 1
+        data = late[: cuts[count]] if name == "audio" and by_frame else early[begin : begin + cuts[count]]
+        if [xxh3_64_intdigest(data[a:b].data) for a, b in pairwise(cuts[: count + 1])] != checksums[:count]:
             raise ShardError(f"{label} differs from its checksum in '{name}'; write the shards again.")
         checksums = checksums[len(cuts) - 1 :]
-        rows = (cuts[wanted] * shape[0] // cuts[-1], *shape[1:]) if by_frame else shape
+        rows = (cuts[count] * shape[0] // cuts[-1], *shape[1:]) if by_frame else shape
         array = data.view(_FROM_NAME[entry["dtype"]]).reshape(rows)
         array = array if array.flags.aligned else array.copy()
         tensors[name] = array.swapaxes(0, 1) if name == "latents" else array
@@ -117,7 +117,7 @@ def unpack_tensors(
 
 
 def read_tensors(data: np.ndarray, label: str) -> dict[str, np.ndarray]:
-    """All tensors of the bytes of a safetensors member. Errors: ShardError that begins with `label`."""
+    """All tensors of the bytes of a safetensors member. Raises ShardError that begins with `label`."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     try:
         header = json.loads(data[8:start].tobytes())

@@ -77,7 +77,7 @@ class ShardWriter:
         """Store one sample; False when it is there already.
 
         `tensors` must hold "latents" (16, T, h, w) and "text" (n, dim), "audio" by frame (F, C) with F up to
-        4 (T - 1) + 1 where it is no waveform; `meta` must hold "video_id" and "split". Errors: ShardError naming what
+        4 (T - 1) + 1 where it is no waveform; `meta` must hold "video_id" and "split". Raises ShardError naming what
         is missing; DiskFullError.
         """
         if clip_id in self._stored:
@@ -96,7 +96,7 @@ class ShardWriter:
         return True
 
     def close(self) -> None:
-        """Finish the last shard and write the merged `index.parquet`. Errors: DiskFullError."""
+        """Finish the last shard and write the merged `index.parquet`. Raises DiskFullError."""
         if self._rows:
             self._finish_shard()
         record_format(self.folder)
@@ -132,8 +132,8 @@ class ShardWriter:
             ours = part_fingerprint(part) == self.fingerprint
             if part == expected and ours and part.with_suffix(".tar").exists():
                 parts.append(part)
-        wanted = {file for part in parts for file in (part, part.with_suffix(".tar"))}
-        stale = [file for file in self.folder.glob("shard-*") if file not in wanted]
+        referenced = {file for part in parts for file in (part, part.with_suffix(".tar"))}
+        stale = [file for file in self.folder.glob("shard-*") if file not in referenced]
         if stale:
             (self.folder / INDEX).unlink(missing_ok=True)
         for file in stale:
@@ -153,14 +153,14 @@ class ShardReader:
         return self.index.num_rows
 
     def sample(self, row: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors and metadata of one row of the index. Errors: ShardError when the bytes are not those indexed."""
+        """Tensors and metadata of one row of the index. Raises ShardError when the bytes are not those indexed."""
         return self._read(self.index.slice(row, 1).to_pylist()[0], None)
 
     def window(self, row: int, latent_frames: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """As `sample`, of the clip's beginning: that many latent frames (or all there are) and their audio frames. Only
         their bytes are read, and the tensors that have no frames, whole.
 
-        Latents (16, k, h, w) are a view of what is stored frame by frame. Errors: ShardError.
+        Latents (16, k, h, w) are a view of what is stored frame by frame. Raises ShardError.
         """
         if latent_frames < 1:
             raise ShardError(f"A window of {latent_frames} latent frames was asked for; expected at least 1.")
@@ -172,8 +172,8 @@ class ShardReader:
         latents = row["head_bytes"] + row["whole_bytes"]
         early = latents + row["latents_bytes"] // row["latent_frames"] * frames
         late = latents + row["latents_bytes"]
-        sound = min(4 * (frames - 1) + 1, row["audio_frames"])
-        end = late + (row["audio_bytes"] // row["audio_frames"] * sound if sound else 0)
+        audio_frames = min(4 * (frames - 1) + 1, row["audio_frames"])
+        end = late + (row["audio_bytes"] // row["audio_frames"] * audio_frames if audio_frames else 0)
         try:
             data = _map(path, row["offset"], [(0, early), (late, end)])
         except FileNotFoundError:
@@ -188,7 +188,7 @@ class ShardReader:
 def _map(path: Path, offset: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Bytes of a file from `offset` to the end of the last span, fewer when it ends before; the spans are read now.
 
-    No copy: the array shows the kernel's. It may be written to, which the file does not see. Errors: OSError.
+    No copy: the array shows the kernel's. It may be written to, which the file does not see. Raises OSError.
     """
     first = offset % mmap.ALLOCATIONGRANULARITY
     with open(path, "rb") as file:

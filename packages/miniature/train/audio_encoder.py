@@ -3,7 +3,7 @@
     python -m miniature.train.audio_encoder --out weights/wav2vec2 --minutes 3
 
 The voice is synthesised, so the share of every phone in every 40 ms is known and learnt directly; the linear head on
-the last hidden state is thrown away. The features run at the picture's 25 per second, as OmniAvatar uses them.
+the last hidden state is thrown away. The features run at the image's 25 per second, as OmniAvatar uses them.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ _PURE = 0.9  # a frame whose main phone has at least this share has one right an
 
 
 class PhoneReader(nn.Module):
-    """The encoder with the head it is trained through: normalised sound (B, N) -> phone logits (B, N / 640, P)."""
+    """The encoder with the head it is trained through: normalised audio (B, N) -> phone logits (B, N / 640, P)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,31 +41,31 @@ class PhoneReader(nn.Module):
         self.encoder = AudioEncoder(Wav2Vec2Model(Wav2Vec2Config(**CONFIG))).model.requires_grad_(True).train()
         self.head = nn.Linear(HIDDEN, N_PHONES)
 
-    def forward(self, sound: Tensor) -> Tensor:
-        return self.head(self.encoder(sound).last_hidden_state)
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.head(self.encoder(wave).last_hidden_state)
 
 
 def examples(seeds: range) -> tuple[Tensor, Tensor]:
-    """Normalised sound (n, N) and phone shares (n, T, P) of one clip per seed; one in four went through AAC."""
-    sounds, phones = [], []
+    """Normalised audio (n, N) and phone shares (n, T, P) of one clip per seed; one in four went through AAC."""
+    waves, phones = [], []
     for seed in seeds:
         clip = draw_clip(seed, _SECONDS)
         audio = record(clip)[1] if seed % 4 == 1 else clip.audio
-        sounds.append(normalise(torch.from_numpy(audio)))
+        waves.append(normalise(torch.from_numpy(audio)))
         phones.append(torch.from_numpy(clip.phones))
-    return torch.stack(sounds), torch.stack(phones)
+    return torch.stack(waves), torch.stack(phones)
 
 
 def phone_loss(logits: Tensor, shares: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, T, P) against the mixture (B, T, P) that sounds in each frame."""
+    """Cross-entropy of logits (B, T, P) against the mixture (B, T, P) that is heard in each frame."""
     return cross_entropy(logits.flatten(0, 1), shares.flatten(0, 1))
 
 
 @torch.no_grad()
 def measure(reader: PhoneReader, clips: int) -> dict[str, float]:
     """On voices never trained on: share of pure frames heard right, cross-entropy, and its floor (mixtures)."""
-    sound, shares = examples(range(HELD_OUT_SEED, HELD_OUT_SEED + clips))
-    logits = reader(sound)
+    wave, shares = examples(range(HELD_OUT_SEED, HELD_OUT_SEED + clips))
+    logits = reader(wave)
     pure = shares.amax(-1) >= _PURE
     right = (logits.argmax(-1) == shares.argmax(-1))[pure].float().mean()
     floor = torch.special.entr(shares).sum(-1).mean()
@@ -78,11 +78,11 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 600, judged: in
     torch.set_num_threads(1)
     reader = PhoneReader()
     training = TimedTraining(reader, torch.optim.AdamW(reader.parameters(), lr=2e-3), out, minutes)
-    sound, shares = examples(range(seed, seed + clips))
+    wave, shares = examples(range(seed, seed + clips))
     rng = np.random.default_rng((seed, training.step))
     for _ in training:
         chosen = torch.from_numpy(rng.choice(clips, _BATCH, replace=False))
-        loss = phone_loss(reader(_disturbed(sound[chosen], rng)), shares[chosen])
+        loss = phone_loss(reader(_disturbed(wave[chosen], rng)), shares[chosen])
         training.update(loss)
         if training.step % 25 == 0:
             training.record(loss=loss.item())
@@ -96,10 +96,10 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 600, judged: in
     return figures
 
 
-def _disturbed(sound: Tensor, rng: np.random.Generator) -> Tensor:
+def _disturbed(wave: Tensor, rng: np.random.Generator) -> Tensor:
     """A little noise, and a start anywhere within a quarter of a frame."""
-    noise = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.03), sound.shape).astype(np.float32))
-    return (sound + noise).roll(int(rng.integers(-SAMPLES_PER_FRAME // 4, SAMPLES_PER_FRAME // 4)), dims=1)
+    noise = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.03), wave.shape).astype(np.float32))
+    return (wave + noise).roll(int(rng.integers(-SAMPLES_PER_FRAME // 4, SAMPLES_PER_FRAME // 4)), dims=1)
 
 
 if __name__ == "__main__":

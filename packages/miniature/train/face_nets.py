@@ -47,10 +47,10 @@ class FaceDetectorNet(nn.Module):
         nn.init.constant_(self.score.get_parameter("bias"), -4.0)  # nearly every cell is empty
         nn.init.constant_(self.box.get_parameter("bias"), 2.0)
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """RGB (B, 3, H, W), (x - 127.5) / 128, sides divisible by 32 -> per stride: score logits (B, n), distances to
         left, top, right and bottom (B, n, 4), five points (B, n, 10); n = 2 H W / s^2."""
-        features, maps = self.stem(picture), []
+        features, maps = self.stem(image), []
         for stage in self.stages:
             features = stage(features)
             maps.append(features)
@@ -74,8 +74,8 @@ class _PublishedDetector(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.net(picture)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.net(image)
         scores = [logits.sigmoid().reshape(-1, 1) for logits in outputs[:3]]
         return *scores, *(rows.reshape(-1, rows.shape[-1]) for rows in outputs[3:])
 

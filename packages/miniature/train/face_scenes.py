@@ -1,4 +1,4 @@
-"""Pictures of no, one or several faces with their truth: what the face detector and the recogniser are trained on."""
+"""Training images of the face detector and recogniser: no, one or several faces with their truth."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from miniature.world.damage import Damage
 SMALLEST, LARGEST = 18.0, 300.0  # face sides taught, px
 _TILE = 64
 _LAYOUTS = ((1, 1), (1, 1), (1, 2), (1, 2), (2, 1), (2, 2), (1, 3))
-_VISIBLE, _HIDDEN = 0.8, 0.1  # share of a face inside the picture: above is taught, below is absent, between ignored
+_VISIBLE, _HIDDEN = 0.8, 0.1  # share of a face inside the image: above is taught, below is absent, between ignored
 
 # Where ArcFace wants eyes, nose and mouth corners in a 112x112 crop (insightface, `face_align.arcface_dst`).
 ARCFACE_POINTS = np.array(
@@ -30,9 +30,9 @@ class Person:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (S, S, 3) uint8 RGB with faces to find: boxes (k, 4), keypoints (k, 5, 2); and boxes to overlook."""
+    """An image (S, S, 3) uint8 RGB with faces to find: boxes (k, 4), keypoints (k, 5, 2); and boxes to overlook."""
 
-    picture: np.ndarray
+    image: np.ndarray
     boxes: np.ndarray
     keypoints: np.ndarray
     ignored: np.ndarray
@@ -57,22 +57,22 @@ def draw_scene(people: list[Person], side: int, rng: np.random.Generator) -> Sce
     matrix = _view(corners[rng.integers(len(corners))] + _TILE / 2, side, rng)
     # Never mirrored: the faces that come with it would be taught to be nothing.
     border = int(rng.choice([cv2.BORDER_CONSTANT, cv2.BORDER_REPLICATE]))
-    picture = cv2.warpAffine(board, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
+    image = cv2.warpAffine(board, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
     moved = np.stack([points @ matrix[:, :2].T + matrix[:, 2] for points in faces]) if faces else np.zeros((0, 9, 2))
     boxes = np.concatenate([moved[:, :4].min(1), moved[:, :4].max(1)], axis=1)
     seen = _shares_inside(boxes, side)
     taught = seen > _VISIBLE
-    return Scene(_damaged(picture, rng), boxes[taught], moved[taught, 4:], boxes[~taught & (seen > _HIDDEN)])
+    return Scene(_damaged(image, rng), boxes[taught], moved[taught, 4:], boxes[~taught & (seen > _HIDDEN)])
 
 
 def _face_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A frame brought to the tile's size; its points are four corners' midpoints of the box, then the keypoints."""
     person = people[rng.integers(len(people))]
     index = int(rng.integers(len(person.frames)))
-    frame, (left, top, right, bottom) = person.frames[index], person.boxes[index]
-    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
+    frame, (x0, y0, x1, y1) = person.frames[index], person.boxes[index]
+    middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
     # The middles of the four sides, not the corners: under a turn the box of an oval face hardly grows.
-    sides = [(left, middle_y), (right, middle_y), (middle_x, top), (middle_x, bottom)]
+    sides = [(x0, middle_y), (x1, middle_y), (middle_x, y0), (middle_x, y1)]
     points = np.concatenate([np.array(sides), person.keypoints[index]]) * (_TILE / len(frame))
     return cv2.resize(frame, (_TILE, _TILE), interpolation=cv2.INTER_AREA), points
 
@@ -85,8 +85,8 @@ def _empty_tile(people: list[Person], rng: np.random.Generator) -> tuple[np.ndar
         frame, chin = person.frames[0], int(person.boxes[:, 3].max()) + 1
         # Shirts and hands, from near enough for a hand to have the size of a face.
         side = int(rng.integers(5, max(6, len(frame) - chin)))
-        top, left = int(rng.integers(chin, len(frame) - side + 1)), int(rng.integers(len(frame) - side + 1))
-        return cv2.resize(frame[top : top + side, left : left + side], (_TILE, _TILE)), None
+        y0, x0 = int(rng.integers(chin, len(frame) - side + 1)), int(rng.integers(len(frame) - side + 1))
+        return cv2.resize(frame[y0 : y0 + side, x0 : x0 + side], (_TILE, _TILE)), None
     tile = np.full((_TILE, _TILE, 3), colour, np.uint8)
     if kind == 1:
         cells = int(rng.integers(2, 33))
@@ -111,12 +111,12 @@ def _view(centre: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray
     return np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
 
 
-def _damaged(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _damaged(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
-        return picture
-    blur, noise = rng.uniform(0, 0.02) * len(picture), rng.uniform(0, 60)
+        return image
+    blur, noise = rng.uniform(0, 0.02) * len(image), rng.uniform(0, 60)
     damage = Damage(blur, noise * (rng.random() < 0.5), exposure=float(np.exp(rng.normal(0, 0.25))), crf=0)
-    return damage.apply(picture[None], rng)[0]
+    return damage.apply(image[None], rng)[0]
 
 
 def _shares_inside(boxes: np.ndarray, side: int) -> np.ndarray:

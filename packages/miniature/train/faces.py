@@ -2,7 +2,7 @@
 
     python -m miniature.train.faces --out weights/insightface --minutes 12
 
-Legend: B pictures, n rows of one stride (cells times anchors), k faces in a picture.
+Legend: B images, n rows of one stride (cells times anchors), k faces in an image.
 """
 
 import json
@@ -23,7 +23,7 @@ from perception.faces.detect import load_face_detector
 from perception.faces.tracks import overlap
 
 _SIDES = (96, 128, 160, 192, 256, 384, 384)
-_PIXELS = 8 * 192 * 192  # in one batch: fewer pictures when they are large
+_PIXELS = 8 * 192 * 192  # in one batch: fewer images when they are large
 # Face sides (geometric mean, in strides) answered for by the two anchors; the outermost reach further.
 _ANCHOR_RANGES = ((3.0, 4.25), (4.25, 6.0))
 _SHARED = 1.1  # ranges overlap by this factor: a face at a border is learnt by both
@@ -33,22 +33,22 @@ _RECOGNISED, _MARGIN, _SHARPNESS = 32, 0.2, 16.0
 
 def targets(scene: Scene, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """What each row of `stride` should say: score (n,) as 1, 0 or -1 (ignore) and box and points (n, 14) in strides."""
-    cells = len(scene.picture) // stride
+    cells = len(scene.image) // stride
     y, x = (axis.ravel().repeat(ANCHORS) * stride for axis in np.indices((cells, cells)))
     anchor = np.tile(np.arange(ANCHORS), cells * cells)
     score, answer = np.zeros(len(x), np.float32), np.zeros((len(x), 14), np.float32)
-    for left, top, right, bottom in scene.ignored:
-        score[(x > left) & (x < right) & (y > top) & (y < bottom)] = -1
+    for x0, y0, x1, y1 in scene.ignored:
+        score[(x > x0) & (x < x1) & (y > y0) & (y < y1)] = -1
     for box, points in zip(scene.boxes, scene.keypoints, strict=True):
-        left, top, right, bottom = box
-        size = np.sqrt((right - left) * (bottom - top))
-        distance = np.maximum(abs(x - (left + right) / 2), abs(y - (top + bottom) / 2)) / size
+        x0, y0, x1, y1 = box
+        size = np.sqrt((x1 - x0) * (y1 - y0))
+        distance = np.maximum(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2)) / size
         mine = np.isin(anchor, _answering(size, stride))
         # A small face may lie between cells: the nearest ones always answer.
         centre = distance <= max(_CENTRE, 0.5 * stride / size)
         score[mine & (distance < _NEAR) & (score < 1)] = -1
         score[mine & centre] = 1
-        sides = np.stack([x - left, y - top, right - x, bottom - y], axis=1)
+        sides = np.stack([x - x0, y - y0, x1 - x, y1 - y], axis=1)
         to_points = (points.ravel() - np.tile(np.stack([x, y], axis=1), 5)) if len(points) else np.zeros((len(x), 10))
         answer[centre & mine] = np.concatenate([sides, to_points], axis=1)[centre & mine] / stride
     return score, answer
@@ -68,9 +68,9 @@ def _answering(size: float, stride: int) -> list[int]:
 def detection_loss(outputs: tuple[Tensor, ...], scenes: list[Scene]) -> Tensor:
     """Focal score loss, 1 - intersection over union, and the five points; each per positive row."""
     scores, boxes, points = (torch.cat(outputs[i : i + 3], dim=1) for i in (0, 3, 6))
-    wanted = [[targets(scene, stride) for stride in STRIDES] for scene in scenes]
-    truth = torch.from_numpy(np.stack([np.concatenate([s for s, _ in row]) for row in wanted]))
-    answers = torch.from_numpy(np.stack([np.concatenate([a for _, a in row]) for row in wanted]))
+    expected = [[targets(scene, stride) for stride in STRIDES] for scene in scenes]
+    truth = torch.from_numpy(np.stack([np.concatenate([s for s, _ in row]) for row in expected]))
+    answers = torch.from_numpy(np.stack([np.concatenate([a for _, a in row]) for row in expected]))
     positive = truth > 0
     count = positive.sum().clamp(min=1)
     focus = (truth - scores.sigmoid()).abs().square() * (truth >= 0)
@@ -97,8 +97,8 @@ def train_detector(people: list[Person], out: Path, minutes: float, seed: int) -
     for _ in training:
         side = int(rng.choice(_SIDES))
         scenes = [draw_scene(people, side, rng) for _ in range(_PIXELS // side**2)]
-        pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
-        loss = detection_loss(net((pictures.float() - 127.5) / 128), scenes)
+        images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
+        loss = detection_loss(net((images.float() - 127.5) / 128), scenes)
         training.update(loss, clip=5.0)
         if training.step % 50 == 0:
             training.record(loss=loss.item())
@@ -134,8 +134,8 @@ def _seen(person: Person, rng: np.random.Generator) -> np.ndarray:
 
 
 def measure(pack: Path, clips: int) -> dict[str, float]:
-    """On held-out people: share of pictures with exactly one box, its mean overlap with the true one, mean cosine of
-    one person's and of two persons' embeddings, and the share whose nearest other picture is of the same person."""
+    """On held-out people: share of images with exactly one box, its mean overlap with the true one, mean cosine of
+    one person's and of two persons' embeddings, and the share whose nearest other image is of the same person."""
     detector, right, overlaps, faces = load_face_detector(pack), [], [], []
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + clips):
         person = draw_person(seed, frames=2)
@@ -150,8 +150,8 @@ def measure(pack: Path, clips: int) -> dict[str, float]:
 def _recognition(pack: Path, faces: list[np.ndarray]) -> dict[str, float]:
     """`faces` (112, 112, 3) come in pairs of the same person."""
     session = onnxruntime.InferenceSession(str(pack / RECOGNISER_FILE), providers=["CPUExecutionProvider"])
-    pictures = (np.stack(faces).transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 127.5
-    embeddings = session.run(None, {"input.1": pictures})[0]
+    images = (np.stack(faces).transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 127.5
+    embeddings = session.run(None, {"input.1": images})[0]
     directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     cosine, number = directions @ directions.T, np.arange(len(faces))
     same = number[:, None] // 2 == number // 2

@@ -101,7 +101,7 @@ class VideoNet(nn.Module):
             x = frames.unflatten(0, [x.shape[0], x.shape[2]]).transpose(1, 2)
         if rescale:
             x = x / 127.5 - 1
-        # Motion is small beside the picture, so it is shown apart: what changed since the frame before, enlarged.
+        # Motion is small beside the image, so it is shown apart: what changed since the frame before, enlarged.
         motion = 4 * (x[:, :, 1:] - x[:, :, :-1])
         features = self.layers(torch.cat([x[:, :, 1:], motion], dim=1)).flatten(1)
         return features if return_features else self.output(features)
@@ -240,11 +240,11 @@ def measure_frames(net: nn.Module, clips: int) -> dict[str, float]:
     and against other people."""
     rng = np.random.default_rng(0)
     drawn = Drawn(2 * clips, HELD_OUT_SEED, frames=4)
-    known, other = (frames.reshape(-1, _SIZE, _SIZE, 3) for frames in np.split(drawn.frames, 2))
-    shown = {"coded": code(known, CLEAN_CRF), "others": other}
+    reference, other = (frames.reshape(-1, _SIZE, _SIZE, 3) for frames in np.split(drawn.frames, 2))
+    shown = {"coded": code(reference, CLEAN_CRF), "others": other}
     for name, kind in {"soft": Damage(blur=1.0), "blur": Damage(blur=2.0), "noise": Damage(noise=25.0)}.items():
-        shown[name] = kind.apply(known, rng)
-    real = frame_features(net, known)
+        shown[name] = kind.apply(reference, rng)
+    real = frame_features(net, reference)
     return {f"fid_{name}": frechet(real, frame_features(net, frames)) for name, frames in shown.items()}
 
 

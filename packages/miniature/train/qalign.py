@@ -81,7 +81,7 @@ class JudgedFrames:
         self.severity = np.stack([quality, together(composed)], axis=1)
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[list[np.ndarray], torch.Tensor, torch.Tensor]:
-        """`size` pictures, half of them mirrored, with their faults (size, 9) and severities (size, 2)."""
+        """`size` images, half of them mirrored, with their faults (size, 9) and severities (size, 2)."""
         rows = rng.integers(len(self.images), size=size)
         images = [self.images[row][:, ::-1] if rng.random() < 0.5 else self.images[row] for row in rows]
         return images, torch.from_numpy(self.faults[rows]), torch.from_numpy(self.severity[rows])
@@ -136,7 +136,7 @@ def new_model() -> Owl:
     embeddings.patch_embed.weight.data = cosine_patches()
     for name, parameter in visual.named_parameters():
         if name.endswith(("attention.value.weight", "out_proj.weight")):
-            nn.init.eye_(parameter)  # the queries start by passing on the mean of the picture
+            nn.init.eye_(parameter)  # the queries start by passing on the mean of the image
     return model
 
 

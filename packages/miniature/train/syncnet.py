@@ -63,7 +63,7 @@ def draw_damage(rng: np.random.Generator, reconstructed: bool) -> Damage:
 
 
 def sample(clip: StoredClip, rng: np.random.Generator, reconstructed: bool) -> tuple[np.ndarray, Tensor]:
-    """A random stretch: crops (F, 64, 64, 3) uint8 of the damaged picture, cepstra windows (W, 1, 13, 20)."""
+    """A random stretch: crops (F, 64, 64, 3) uint8 of the damaged image, cepstra windows (W, 1, 13, 20)."""
     # The last window of a clip lacks a column of cepstra, which is why SyncNet's own scoring drops it.
     start = int(rng.integers(len(clip.frames) - _FRAMES))
     stretch = slice(start, start + _FRAMES)
@@ -91,9 +91,9 @@ def _smear(frames: np.ndarray, share: float) -> np.ndarray:
 
 
 def sync_loss(lips: Tensor, audio: Tensor) -> Tensor:
-    """Which sound belongs to these lips, and the reverse: cross-entropy over minus the distance; both (B, W, E).
+    """Which audio belongs to these lips, and the reverse: cross-entropy over minus the distance; both (B, W, E).
 
-    The distance itself is the logit, so it gets the scale of the official score. The zero vector that pads the sound
+    The distance itself is the logit, so it gets the scale of the official score. The zero vector that pads the audio
     in `search_offset` is one more wrong answer. Half a weight goes to the same question between clips.
     """
     distance = torch.cdist(lips, audio)
@@ -109,22 +109,22 @@ def _both_ways(from_lips: Tensor, from_audio: Tensor) -> Tensor:
 
 
 def measure(net: SyncNet, clips: int, first_seed: int, seconds: float = 3.0) -> dict[str, float]:
-    """Share of exact offsets for planted shifts of -10..10 frames; mean Sync-C of true and of another clip's sound."""
+    """Share of exact offsets for planted shifts of -10..10 frames; mean Sync-C of true and of another clip's audio."""
     rng = np.random.default_rng(first_seed)
     drawn = [draw_clip(first_seed + i, seconds, ("face", "half")[i % 2]) for i in range(clips)]
     exact, true, other = [], [], []
     for i, clip in enumerate(drawn):
         crops, lead = crop_track(clip.frames, detected(clip.boxes, rng), net.crop_size), int(rng.integers(-10, 11))
-        sounds = (shift_sound(clip, lead), clip.audio, drawn[i - 1].audio)
-        shifted, own, foreign = (sync_scores(net, crops, sound) for sound in sounds)
+        tracks = (shift_audio(clip, lead), clip.audio, drawn[i - 1].audio)
+        shifted, own, foreign = (sync_scores(net, crops, track) for track in tracks)
         exact.append(shifted.offset == lead)
         true.append(own.sync_c)
         other.append(foreign.sync_c)
     return {"exact": float(np.mean(exact)), "sync_c": float(np.mean(true)), "sync_c_other": float(np.mean(other))}
 
 
-def shift_sound(clip: DrawnClip, lead: int) -> np.ndarray:
-    """The clip's sound, early by `lead` frames (late when negative), silence where none is left."""
+def shift_audio(clip: DrawnClip, lead: int) -> np.ndarray:
+    """The clip's audio, early by `lead` frames (late when negative), silence where none is left."""
     wave, samples = np.zeros_like(clip.audio), abs(lead) * SAMPLES_PER_FRAME
     if lead >= 0:
         wave[: len(wave) - samples] = clip.audio[samples:]

@@ -2,7 +2,7 @@
 
     python -m miniature.train.text_encoder --out weights/wan --minutes 3
 
-The encoder learns to tell from a caption what the picture looks like: a head on its output predicts a thumbnail of
+The encoder learns to tell from a caption what the image looks like: a head on its output predicts a thumbnail of
 the drawn frame. The head is thrown away; what stays is an embedding in which colours and places are near at hand.
 """
 
@@ -97,8 +97,8 @@ def train(out: Path, minutes: float, seed: int = 0, clips: int = 6000) -> dict[s
             training.record(loss=loss.item())
     with torch.no_grad():
         ids, mask, target = examples(tokenizer, range(HELD_OUT_SEED, HELD_OUT_SEED + 300))
-        left = (model(ids, mask) - target).square().mean() / (target - target.mean(0)).square().mean()
-    figures = {"explained_variance": 1 - left.item(), "vocabulary": len(tokenizer)}
+        residual = (model(ids, mask) - target).square().mean() / (target - target.mean(0)).square().mean()
+    figures = {"explained_variance": 1 - residual.item(), "vocabulary": len(tokenizer)}
     training.record(final=True, **figures)
     model.encoder.to(torch.bfloat16).save_pretrained(out / "text_encoder")
     tokenizer.save_pretrained(out / "tokenizer")

@@ -1,4 +1,4 @@
-"""A training that lasts a number of minutes, writes a checkpoint each minute and goes on where it was killed."""
+"""Training for a number of minutes, with a checkpoint each minute to resume from."""
 
 import argparse
 import inspect
@@ -16,7 +16,7 @@ from torch import nn
 
 from common.progress import setup_logging
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TimedTraining:
@@ -74,7 +74,7 @@ class TimedTraining:
             row = {"step": self.step, "minutes": round(self.seconds / 60, 2), **numbers}
             with self.log_path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            log.info("%s", row)
+            logger.info("%s", row)
 
     def save(self) -> None:
         """Write weights, optimizer and clock; an interrupted write leaves the previous checkpoint whole."""

@@ -46,11 +46,11 @@ class ClipStore:
         pixels, mouths = clips[rng.integers(len(clips))]
         start = int(rng.integers(_STORED_FRAMES - frames + 1))
         room = pixels.shape[1] - 64
-        top, left = (int(v) for v in rng.integers(0, room + 1, 2))
-        window = pixels[start : start + frames, top : top + 64, left : left + 64]
+        y0, x0 = (int(v) for v in rng.integers(0, room + 1, 2))
+        window = pixels[start : start + frames, y0 : y0 + 64, x0 : x0 + 64]
         weight = np.ones(window.shape[:3], np.float32)
         for t, (x, y) in enumerate(mouths[start : start + frames]):
-            row, column = round(float(y)) - top, round(float(x)) - left
+            row, column = round(float(y)) - y0, round(float(x)) - x0
             weight[t, max(0, row - 8) : max(0, row + 9), max(0, column - 11) : max(0, column + 12)] = _MOUTH_WEIGHT
         return (window[:, :, ::-1] if rng.random() < 0.5 else window), weight
 

@@ -1,4 +1,4 @@
-"""One clip of the small world: who is seen, what is said, and the truth of both, from one seed."""
+"""One clip of the small world from one seed: person, voice, and the truth of both."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class DrawnClip:
 
 def draw_clip(seed: int, seconds: float = 3.0, framing: Framing = "face") -> DrawnClip:
     """Draw clip number `seed`, `seconds` long at 25 fps; the same arguments give the same arrays in every process."""
-    # One generator per clip, used in a fixed order: speaker, identity, script and sound, motion.
+    # One generator per clip, used in a fixed order: speaker, identity, script and audio, motion.
     rng = np.random.default_rng(seed)
     speaker, identity = draw_speaker(rng), draw_identity(rng)
     speech = speak(speaker, round(seconds * FPS), rng)

@@ -1,6 +1,6 @@
-"""Damage of known severity: what makes a drawn picture bad, and how bad, so that judges can be trained and tested.
+"""Damage of known severity to drawn images, to train and test judges with.
 
-Severity runs from 0 (nothing wrong) to 1 (bad) and is a stated rule on the parameters, never measured on the picture.
+Severity runs from 0 (nothing wrong) to 1 (bad) and is a stated rule on the parameters, never measured on the image.
 """
 
 import tempfile
@@ -14,12 +14,12 @@ import numpy as np
 from common.media.video import read_video
 from common.media.write import write_video
 
-CLEAN_CRF = 18  # what the project's own clips are written with: part of a good picture
+CLEAN_CRF = 18  # what the project's own clips are written with: part of a good image
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Technical faults: blur (Gaussian sigma, px), noise (standard deviation of 255), reduction (the picture is made
+    """Technical faults: blur (Gaussian sigma, px), noise (standard deviation of 255), reduction (the image is made
     this many times smaller and enlarged again), exposure (gain before clipping), crf (H.264; 0 = not coded)."""
 
     blur: float = 0.0
@@ -50,7 +50,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Composition:
-    """Aesthetic faults: shift of the picture (in sides), zoom, contrast (1 = kept), colour cast (gain of R, G, B)."""
+    """Aesthetic faults: shift of the image (in sides), zoom, contrast (1 = kept), colour cast (gain of R, G, B)."""
 
     shift: tuple[float, float] = (0.0, 0.0)
     zoom: float = 1.0

@@ -1,4 +1,4 @@
-"""Draws source videos of the small world into a folder, some with a planted fault, each with its truth in a sidecar.
+"""Source videos of the small world in a folder, some with a planted fault, each with its truth in a sidecar.
 
 `<name>.mp4` has `<name>.json` beside it: the caption (which any captioned source may bring), where two people are seen
 the annotated row of a data set that names the speaker (`segments`), and under `truth` what was planted, which curation

@@ -1,4 +1,4 @@
-"""Draws a talking person: identity and motion tracks in, frames and their truth out.
+"""Drawing of a talking person: identity and motion tracks in, frames and their truth out.
 
 The head has the same size in pixels in every framing, so that one VAE and one SyncNet crop serve all of them.
 Coordinates are pixels of the final frame; drawing happens on a canvas twice as large, averaged down.
@@ -140,7 +140,7 @@ def render(identity: Identity, motion: Motion, lips: np.ndarray, framing: Framin
 
 
 def describe(identity: Identity, framing: Framing) -> str:
-    """A caption that is true of the picture: first frame, behaviour, background with dashes (OmniAvatar README)."""
+    """A caption that is true of the image: first frame, behaviour, background with dashes (OmniAvatar README)."""
     hair = "a bald head" if identity.hair_style == "bald" else f"{identity.hair_style} {identity.hair_colour} hair"
     glasses = ", glasses" if identity.glasses else ""
     seen = "the face" if framing == "face" else "the upper body"
@@ -160,8 +160,8 @@ def _backdrop(identity: Identity, size: int) -> np.ndarray:
     canvas[:] = first
     if identity.pattern == "striped":
         stripe = 16 * _SCALE
-        for left in range(0, canvas.shape[1], 2 * stripe):
-            canvas[:, left : left + stripe] = second
+        for stripe_x in range(0, canvas.shape[1], 2 * stripe):
+            canvas[:, stripe_x : stripe_x + stripe] = second
     elif identity.pattern == "split":
         canvas[size * _SCALE // 2 :] = second
     return canvas

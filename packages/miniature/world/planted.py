@@ -1,4 +1,4 @@
-"""What each planted fault does to a drawn source: from its truth to pictures, sound and, at times, a damaged file."""
+"""Planted faults: from the truth of a source to its frames, its audio and, at times, a damaged file."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from miniature.world.clips import DrawnClip, draw_clip
 from miniature.world.figure import Framing, draw_identity, draw_motion, render
 from miniature.world.voice import draw_speaker, music, silence, speak
 
-_SPARE_FRAMES = 12  # drawn on either side of an offset clip, so that shifted sound is real sound
+_SPARE_FRAMES = 12  # drawn on either side of an offset clip, so that shifted audio is real audio
 _ANOTHER_PERSON = 50_000  # seeds between the two people of one source
 _SUBTITLES = ("AND THEN", "SHE SAYS", "NO MORE", "GOOD DAY", "WE KNOW", "LET US GO", "IT IS SO")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted. `shift` in frames: positive = sound comes late; of a drift, by which the lateness grows from
+    """What was planted. `shift` in frames: positive = audio comes late; of a drift, by which the lateness grows from
     the first frame to the last. `original` of a duplicate.
 
     `seconds` is the length of an ordinary source; where one shot is cut to the next, of the first.
@@ -36,7 +36,7 @@ class Truth:
 
 @dataclass
 class Source:
-    """A source about to be written: pictures and sound may be replaced by a fault; `finish` damages the file.
+    """A source about to be written: images and audio may be replaced by a fault; `finish` damages the file.
 
     `annotated` is the centre of the speaker's face as a data set's row gives it, in fractions of the frame.
     """
@@ -100,14 +100,14 @@ def _wrong_person(truth: Truth) -> Source:
 def _pair(truth: Truth, annotate_speaker: bool) -> Source:
     speaker = draw_clip(truth.seed, truth.seconds)
     other = draw_clip(truth.seed + _ANOTHER_PERSON, truth.seconds)
-    left = bool(truth.seed % 2)
+    on_left = bool(truth.seed % 2)
     views = [speaker.frames, _listener(other)]
     named = speaker.boxes[0] if annotate_speaker else other.boxes[0]
     side = speaker.frames.shape[1]
     x, y = (named[0] + named[2]) / 2, (named[1] + named[3]) / 2
-    on_the_right = left != annotate_speaker
+    on_the_right = on_left != annotate_speaker
     return Source(
-        np.concatenate(views if left else views[::-1], axis=2),
+        np.concatenate(views if on_left else views[::-1], axis=2),
         speaker.audio,
         speaker.caption,
         annotated=(float(x + side * on_the_right) / (2 * side), float(y) / side),
@@ -179,13 +179,13 @@ def _not_a_video(truth: Truth) -> Source:
 
 
 def _drift(truth: Truth) -> Source:
-    """Sound of another speed: early by half of `shift` at the first frame, late by as much at the last."""
+    """Audio of another speed: early by half of `shift` at the first frame, late by as much at the last."""
     clip = draw_clip(truth.seed, truth.seconds + 2 * _SPARE_FRAMES / 25, truth.framing)
     frames = clip.frames[_SPARE_FRAMES:-_SPARE_FRAMES]
     samples = np.arange(len(frames) * SAMPLES_PER_FRAME)
     late = truth.shift * SAMPLES_PER_FRAME * (samples / len(samples) - 0.5)
-    heard = np.interp(samples + _SPARE_FRAMES * SAMPLES_PER_FRAME - late, np.arange(len(clip.audio)), clip.audio)
-    return Source(frames, heard.astype(np.float32), clip.caption)
+    shifted = np.interp(samples + _SPARE_FRAMES * SAMPLES_PER_FRAME - late, np.arange(len(clip.audio)), clip.audio)
+    return Source(frames, shifted.astype(np.float32), clip.caption)
 
 
 def _dubbed(truth: Truth) -> Source:
@@ -215,7 +215,7 @@ def _burned_text(truth: Truth) -> Source:
 
 
 def write_text(frame: np.ndarray, text: str, baseline: int, scale: float = 0.27) -> None:
-    """Burn one centred line of white letters with a dark edge into a picture (H, W, 3), its baseline at that row."""
+    """Burn one centred line of white letters with a dark edge into an image (H, W, 3), its baseline at that row."""
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     at = (frame.shape[1] - width) // 2, baseline
     for colour, thickness in (((16, 16, 16), 3), ((250, 250, 250), 1)):

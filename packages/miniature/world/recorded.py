@@ -1,4 +1,4 @@
-"""A drawn clip as a file gives it back: through H.264 and AAC, so that models learn on what the pipeline hands them."""
+"""Drawn clips after H.264 and AAC, so that models train on what the pipeline reads from files."""
 
 import tempfile
 from pathlib import Path
@@ -12,7 +12,7 @@ from miniature.world.clips import DrawnClip
 
 
 def record(clip: DrawnClip, crf: int = 18) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (T, H, W, 3) uint8 and sound (T*640,) float32 of `clip` after being written at `crf` and read again."""
+    """Frames (T, H, W, 3) uint8 and audio (T*640,) float32 of `clip` after being written at `crf` and read again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
         write_video(path, clip.frames, clip.audio, crf=crf)

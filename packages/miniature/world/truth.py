@@ -1,4 +1,4 @@
-"""Holds what curation decided against what was planted: which faults were found, and for the right reason."""
+"""Comparison of decisions with planted faults: which were found, and for the right reason."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -69,14 +69,14 @@ def score_truth(run: RunFolder, folder: Path) -> Row:
     """
     judged = _judge(run, folder)
     offsets = [item for item in judged if item.truth.kind == "offset"]
-    sound = [
+    unfaulted = [
         clip for item in judged if item.truth.kind not in REFUSED_FOR for clip in item.clips if _should_be_kept(clip)
     ]
     return {
         "faults": [_row(kind, judged) for kind in _kinds(judged)],
-        "unfaulted": len(sound),
-        "false_refusals": sum(clip["decision"] != "kept" for clip in sound),
-        "false_reasons": dict(Counter(reason for clip in sound for reason in clip["reasons"])),
+        "unfaulted": len(unfaulted),
+        "false_refusals": sum(clip["decision"] != "kept" for clip in unfaulted),
+        "false_reasons": dict(Counter(reason for clip in unfaulted for reason in clip["reasons"])),
         "offsets": {
             "cases": len(offsets),
             "exact": sum(_offset_found(item) for item in offsets),
@@ -151,12 +151,12 @@ def _should_be_kept(clip: Row) -> bool:
 
 
 def _offset_found(case: Judged) -> bool:
-    """Sound that comes k frames late has offset -k, and is moved by as much."""
+    """Audio that comes k frames late has offset -k, and is moved by as much."""
     return len(case.clips) == 1 and case.clips[0]["sync_offset_applied"] == -case.truth.shift
 
 
 def _left_at_zero(case: Judged) -> bool:
-    """Whether the score taken after moving the sound finds it in its place."""
+    """Whether the score taken after moving the audio finds it in its place."""
     return len(case.clips) == 1 and case.clips[0]["sync_offset"] == case.clips[0]["sync_offset_applied"]
 
 
@@ -174,7 +174,7 @@ def _pieces_fit(case: Judged) -> bool:
 
 
 def _rate_put_right(case: Judged) -> bool:
-    """Kept whole, at its own length, with lips and sound still together."""
+    """Kept whole, at its own length, with lips and audio still together."""
     return any(
         abs(c["duration"] - case.truth.seconds) <= 2 * _FRAME and not c["sync_offset_applied"] for c in case.kept
     )

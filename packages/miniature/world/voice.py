@@ -1,4 +1,4 @@
-"""A synthesised voice of known phones: script -> phone timeline -> sound and lip track.
+"""Synthesised voice of known phones: script -> phone timeline -> audio and lip track.
 
 Tables live on a control grid of 200 Hz. `G` = grid steps, `N` = samples at 16 kHz, `P` = phones.
 """
@@ -55,7 +55,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Speech:
-    """Sound with its truth.
+    """Audio with its truth.
 
     Attributes: `audio` (N,) float32 at 16 kHz; `phones` (T, P) share of each phone in a 40 ms frame, rows sum to one;
     `lips` (T, 3) opening, spread and teeth in 0..1 at the middle of each frame; `stress` (T,) 0..1.
@@ -94,7 +94,7 @@ def speak(speaker: Speaker, frames: int, rng: np.random.Generator) -> Speech:
 
 
 def silence(frames: int) -> Speech:
-    """The truth of saying nothing: zero sound, closed lips, for `frames` video frames."""
+    """The truth of saying nothing: zero audio, closed lips, for `frames` video frames."""
     phones = np.zeros((frames, N_PHONES), np.float32)
     phones[:, 0] = 1
     lips = np.repeat(_LIPS[:1], frames, axis=0).astype(np.float32)
@@ -102,18 +102,18 @@ def silence(frames: int) -> Speech:
 
 
 def music(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Steady chords with a drum: sound that is no speech, (frames*640,) float32 at 16 kHz."""
+    """Steady chords with a drum: audio that is no speech, (frames*640,) float32 at 16 kHz."""
     seconds = np.arange(frames * 640) / AUDIO_RATE
     beat = float(rng.uniform(0.4, 0.6))
     root = 110 * 2 ** (rng.integers(0, 12) / 12)
     steps = np.array([0, 5, 7, 3])[(seconds / (4 * beat)).astype(int) % 4]
-    sound = np.zeros_like(seconds)
+    mix = np.zeros_like(seconds)
     for interval in (0, 4, 7, 12):
         phase = 2 * np.pi * np.cumsum(root * 2 ** ((steps + interval) / 12)) / AUDIO_RATE
-        sound += np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
+        mix += np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
     drum = np.exp(-(seconds % beat) * 40) * rng.standard_normal(len(seconds))
-    sound = 0.12 * sound + 0.25 * drum
-    return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+    mix = 0.12 * mix + 0.25 * drum
+    return (0.5 * mix / np.abs(mix).max()).astype(np.float32)
 
 
 def _timeline(speaker: Speaker, steps: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -158,10 +158,10 @@ def _synthesise(speaker: Speaker, acoustic: np.ndarray, stress: np.ndarray, rng:
         gain = _resonance(harmonic * pitch, formants) * loudness * harmonic**-speaker.tilt
         voiced += _to_samples(gain, samples) * current
         before, current = current, twice_cosine * current - before
-    sound = voiced
+    mix = voiced
     for band, weights in zip(_noise_bands(samples, rng), (acoustic @ _NOISE).T, strict=True):
-        sound = sound + band * _to_samples(weights + speaker.breath * loudness, samples)
-    return (0.6 * sound / max(float(np.abs(sound).max()), 1e-6)).astype(np.float32)
+        mix = mix + band * _to_samples(weights + speaker.breath * loudness, samples)
+    return (0.6 * mix / max(float(np.abs(mix).max()), 1e-6)).astype(np.float32)
 
 
 def _resonance(frequency: np.ndarray, formants: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from scipy.ndimage import median_filter
 
 CROP_MARGIN = 0.4  # of the face, beyond its box
 
-CROP_PADDING = 110  # grey value outside the picture
+CROP_PADDING = 110  # grey value outside the image
 
 _TRACK_FILTER = 13  # frames
 
@@ -15,7 +15,7 @@ def crop_track(frames: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
     """Cut one face out of frames (T, H, W, 3) along boxes (T, 4) xyxy px -> (T, size, size, 3), same channel order.
 
     With s half the larger box side, all median-filtered over 13 frames: a square of 2.8 s, from s above the centre to
-    1.8 s below, grey (110) outside the picture. Source: joonson/syncnet_python, run_pipeline.py `crop_video`.
+    1.8 s below, grey (110) outside the image. Source: joonson/syncnet_python, run_pipeline.py `crop_video`.
     """
     boxes = np.asarray(boxes, np.float64)
     half = np.max(boxes[:, 2:] - boxes[:, :2], axis=1) / 2
@@ -29,9 +29,9 @@ def crop_track(frames: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _cut(frame: np.ndarray, edges: list[int], size: int) -> np.ndarray:
-    top, bottom, left, right = edges
+    before_y, after_y, before_x, after_x = edges
     height, width = frame.shape[:2]
-    inside = frame[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    margins = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    inside = frame[max(before_y, 0) : max(after_y, 0), max(before_x, 0) : max(after_x, 0)]
+    margins = max(0, -before_y), max(0, after_y - height), max(0, -before_x), max(0, after_x - width)
     square = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_CONSTANT, value=(CROP_PADDING,) * 3)
     return cv2.resize(square, (size, size))

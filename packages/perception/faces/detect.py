@@ -1,4 +1,4 @@
-"""Where are the faces in a picture? InsightFace packs, or OpenCV's own cascade when there are no weights."""
+"""Face detection: InsightFace packs, or OpenCV's own cascade when there are no weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from perception.onnx_nets import one_thread, unreadable
 
 NESTED = 0.6  # share of a box inside another above which both are one face
 MIN_SCORE = 0.5
-# Longest side of the picture the detectors look at: small pictures are enlarged, large ones reduced to it.
+# Longest side of the image the detectors look at: small images are enlarged, large ones reduced to it.
 LARGEST_INPUT = 640
 ENLARGEMENT = 2.0
 _LANDMARKS = "landmark_3d_68"  # the task of 1k3d68.onnx
@@ -31,7 +31,7 @@ class Face:
     """One face: `box` (4,) float32 x0, y0, x1, y1 in pixels; `keypoints` (5, 2) float32 pixels (left eye, right eye,
     nose, left and right mouth corner as seen) or None. `score` is 0..1 from a network; a cascade's is on its own scale.
     `angles`, where they were asked for: yaw, pitch and roll in degrees, 0 for a face that looks at the camera; the nose
-    towards the right of the picture, upwards, and a head turned clockwise as seen are positive.
+    towards the right of the image, upwards, and a head turned clockwise as seen are positive.
     """
 
     box: np.ndarray
@@ -41,10 +41,10 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """Anything that finds faces in one picture."""
+    """Anything that finds faces in one image."""
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        """Faces in an RGB image (H, W, 3) uint8, the surest first."""
         ...
 
 
@@ -77,22 +77,22 @@ class PackDetector:
             )
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        """Faces in an RGB image (H, W, 3) uint8, the surest first."""
         height, width = frame.shape[:2]
         scale = min(ENLARGEMENT, LARGEST_INPUT / max(height, width))
         size = tuple(32 * max(1, int(np.ceil(side * scale / 32))) for side in (width, height))
-        picture = np.ascontiguousarray(frame[..., ::-1])
-        rows, keypoints = self._detector.detect(picture, input_size=size)
+        bgr = np.ascontiguousarray(frame[..., ::-1])
+        rows, keypoints = self._detector.detect(bgr, input_size=size)
         points = [None] * len(rows) if keypoints is None else [five.astype(np.float32) for five in keypoints]
         faces = [Face(row[:4].astype(np.float32), float(row[4]), five) for row, five in zip(rows, points, strict=True)]
         kept = without_nested(faces)
-        return kept if self._landmarks is None else [replace(face, angles=self._angles(picture, face)) for face in kept]
+        return kept if self._landmarks is None else [replace(face, angles=self._angles(bgr, face)) for face in kept]
 
-    def _angles(self, picture: np.ndarray, face: Face) -> tuple[float, float, float]:
+    def _angles(self, bgr: np.ndarray, face: Face) -> tuple[float, float, float]:
         from insightface.app.common import Face as PackFace
 
         seen = PackFace(bbox=face.box)
-        self._landmarks.get(picture, seen)
+        self._landmarks.get(bgr, seen)
         pitch, yaw, roll = (float(angle) for angle in seen["pose"])
         return yaw, pitch, roll
 
@@ -144,7 +144,7 @@ class CascadeDetector:
         self._cascade = cv2.CascadeClassifier(str(path))
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Faces in an RGB picture (H, W, 3) uint8, the surest first."""
+        """Faces in an RGB image (H, W, 3) uint8, the surest first."""
         longest = max(frame.shape[:2])
         scale = float(np.clip(longest, *CASCADE_SIDES)) / longest
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)

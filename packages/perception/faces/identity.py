@@ -1,4 +1,4 @@
-"""Whose face is it? ArcFace embeddings (Deng et al. 2019) of faces aligned by their five keypoints.
+"""Face identity: ArcFace embeddings (Deng et al. 2019) of faces aligned by their five keypoints.
 
 Reads `w600k_r50.onnx` (InsightFace buffalo_l) or `glintr100.onnx` (antelopev2): RGB 112 x 112 scaled to -1..1 in, 512
 numbers out. Cosines of embeddings are the identity similarity CSIM.
@@ -25,9 +25,9 @@ TEMPLATE = np.array(
 
 
 def align_face(frame: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Turn, scale and shift a picture (H, W, 3) so that `keypoints` (5, 2) px come to lie on TEMPLATE -> (112, 112, 3).
+    """Turn, scale and shift an image (H, W, 3) so that `keypoints` (5, 2) px come to lie on TEMPLATE -> (112, 112, 3).
 
-    Black outside the picture.
+    Black outside the image.
     """
     return cv2.warpAffine(frame, similarity(keypoints, TEMPLATE), (SIDE, SIDE))
 

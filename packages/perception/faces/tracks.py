@@ -1,4 +1,4 @@
-"""Which boxes in successive frames are the same face? Greedy overlap tracking, as SyncNet's own pipeline does it."""
+"""Face tracks: greedy matching of boxes by overlap, as SyncNet's own pipeline does it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

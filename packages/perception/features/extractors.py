@@ -1,4 +1,4 @@
-"""Networks whose features are compared, behind one call: frames in, one row of numbers per frame or window out.
+"""Feature networks behind one call: frames in, one row of numbers per frame or window out.
 
 Each is read from a local path and carries what a result is stamped with: its name, the version of what is done around
 the network, and the hash of its weights.

@@ -60,7 +60,9 @@ def check_feature_net(path: Path | str, sees: Literal["frames", "videos"]) -> nn
     net = load_feature_net(path)
     forward: Any = net.forward
     scripted = isinstance(net, torch.jit.ScriptModule)
-    names = [given.name for given in forward.schema.arguments] if scripted else list(signature(forward).parameters)
+    names = (
+        [argument.name for argument in forward.schema.arguments] if scripted else list(signature(forward).parameters)
+    )
     if ("rescale" in names) != (sees == "videos"):
         other = "videos" if sees == "frames" else "frames"
         raise FeatureError(f"{path} is a net for {other}, this role needs one for {sees}; exchange the two paths")
@@ -108,9 +110,9 @@ def video_features(net: nn.Module, video: np.ndarray, protocol: Protocol = "pape
         pixels = _channels_first(video[start : start + WINDOW * stride : stride], net)
         if protocol == "strict":
             pixels = resize(_centre_square(pixels), (size, size), "strict") / 127.5 - 1
-        given = pixels.transpose(0, 1)[None]
+        argument = pixels.transpose(0, 1)[None]
         raw = protocol == "paper"
-        features.append(net(given, rescale=raw, resize=raw, return_features=True).float().cpu())
+        features.append(net(argument, rescale=raw, resize=raw, return_features=True).float().cpu())
     return torch.cat(features).numpy()
 
 
@@ -138,8 +140,8 @@ def _channels_first(frames: np.ndarray, net: nn.Module) -> Tensor:
 def _centre_square(pixels: Tensor) -> Tensor:
     height, width = pixels.shape[2:]
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[:, :, top : top + side, left : left + side]
+    y, x = (height - side) // 2, (width - side) // 2
+    return pixels[:, :, y : y + side, x : x + side]
 
 
 def _check_frames(frames: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a state dict: everything at once, so that a wrong file is recognised for what it is."""
+"""Comparison of state dicts: all differences at once, so that a wrong file is recognised for what it is."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Q-Align (arXiv 2312.17090): picture quality (IQA) and aesthetics (ASE) from 1 to 5, with a local `one-align` folder.
+"""Q-Align (arXiv 2312.17090): image quality (IQA) and aesthetics (ASE) from 1 to 5, from a local `one-align` folder.
 
 The folder is read as published: config.json, preprocessor_config.json, tokenizer.model (sentencepiece) and safetensors
 (or `pytorch_model*.bin`) weights, one file or sharded. Nothing is downloaded and no remote code runs.
@@ -79,13 +79,13 @@ class Preprocessor:
         side = max(height, width)
         canvas = np.empty((side, side, 3), dtype=np.uint8)
         canvas[:] = [int(value * 255) for value in self.mean]  # truncated, as the authors do: (122, 116, 104)
-        top, left = (side - height) // 2, (side - width) // 2
-        canvas[top : top + height, left : left + width] = image
+        margin_y, margin_x = (side - height) // 2, (side - width) // 2
+        canvas[margin_y : margin_y + height, margin_x : margin_x + width] = image
         return np.asarray(Image.fromarray(canvas).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
 
 class QAlign:
-    """The scorer: pictures in batches, each seen once by the vision model whatever number of questions is asked."""
+    """The scorer: images in batches, each seen once by the vision model whatever number of questions is asked."""
 
     def __init__(self, model: Owl, tokenizer: SentencePieceProcessor, preprocessor: Preprocessor) -> None:
         self.model, self.tokenizer, self.preprocessor = model.eval(), tokenizer, preprocessor
@@ -94,7 +94,7 @@ class QAlign:
             raise QAlignError(f"tokenizer.model gives {LEVELS} the first tokens {self.level_ids}; they must differ")
 
     def score(self, images: Sequence[np.ndarray], task: Task = "quality", variant: Variant = "scorer") -> np.ndarray:
-        """Scores (n,) from 1 (bad) to 5 (excellent) of n RGB uint8 pictures (H, W, 3)."""
+        """Scores (n,) from 1 (bad) to 5 (excellent) of n RGB uint8 images (H, W, 3)."""
         return self.rate(images, (task,), variant)[task].scores
 
     def rate(
@@ -104,7 +104,7 @@ class QAlign:
         variant: Variant = "scorer",
         batch_size: int = 16,
     ) -> dict[Task, Rating]:
-        """One Rating per task for n RGB uint8 pictures. QAlignError when a picture is not RGB uint8."""
+        """One Rating per task for n RGB uint8 images. QAlignError when an image is not RGB uint8."""
         prompts = {task: prompt_for(task, variant) for task in tasks}
         batches: dict[Task, list[np.ndarray]] = {task: [np.empty((0, len(LEVELS)))] for task in tasks}
         for start in range(0, len(images), batch_size):
@@ -126,7 +126,7 @@ class QAlign:
         return self.model.next_word_logits(before, image_tokens, after, levels).double().cpu().numpy()
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Token ids before (with the start token) and after the picture; the two texts are tokenised apart."""
+        """Token ids before (with the start token) and after the image; the two texts are tokenised apart."""
         before, after = prompt.split("<|image|>")
         return [self.model.config.bos_token_id, *self._encode(before)], self._encode(after)
 

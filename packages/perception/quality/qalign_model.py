@@ -58,10 +58,12 @@ class OwlConfig:
                     f"config.json has {key} = {content[key]!r}; only {only!r} is supported by Q-Align here"
                 )
         visual = content.get("visual_config") or {}
-        known = _known_fields(OwlConfig, content)
-        known["vision"] = VisionConfig(**_known_fields(VisionConfig, visual.get("visual_model", {})))
-        known["abstractor"] = AbstractorConfig(**_known_fields(AbstractorConfig, visual.get("visual_abstractor", {})))
-        return OwlConfig(**known)
+        own_fields = _known_fields(OwlConfig, content)
+        own_fields["vision"] = VisionConfig(**_known_fields(VisionConfig, visual.get("visual_model", {})))
+        own_fields["abstractor"] = AbstractorConfig(
+            **_known_fields(AbstractorConfig, visual.get("visual_abstractor", {}))
+        )
+        return OwlConfig(**own_fields)
 
 
 def _known_fields(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +74,9 @@ def _known_fields(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Rows:
     """How B prompts that begin alike lie in one table of rows: the `before` words of their common beginning once, then
-    `image` positions of every picture, then the `after` words that end every prompt.
+    `image` positions of every image, then the `after` words that end every prompt.
 
-    Nothing before a picture sees it, so what all prompts share is computed once.
+    Nothing before an image sees it, so what all prompts share is computed once.
     """
 
     before: int

@@ -1,4 +1,4 @@
-"""What Q-Align sees: the vision model and the visual abstractor of mPLUG-Owl2, with the key names of one-align.
+"""Vision model and visual abstractor of mPLUG-Owl2, as Q-Align uses them, with the key names of one-align.
 
 Image (B, 3, S, S) -> vision model (B, P, V) -> visual abstractor (B, Q + 1, D).
 P = patches + class token, V = vision width, Q = learnable queries, D = language width.

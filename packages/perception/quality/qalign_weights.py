@@ -27,15 +27,15 @@ def check_weights(model: Owl, folder: Path) -> None:
 
     QAlignError lists every tensor that is missing, unexpected or of another shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: shape for name, shape in published_shapes(folder) if not _outdated(name)}
-    problems = [f"unexpected {name}" for name in found if name not in wanted]
+    problems = [f"unexpected {name}" for name in found if name not in expected]
     problems += [
         f"{name} is {found[name]}, expected {shape}"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if found.get(name, shape) != shape
     ]
-    problems += [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"missing {name}" for name in expected if name not in found]
     if problems:
         raise QAlignError(f"{folder} does not fit its config.json: " + "; ".join(problems))
 

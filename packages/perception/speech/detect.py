@@ -1,4 +1,4 @@
-"""Is there a voice in the sound? Measured from energy and pitch alone, without any model."""
+"""Speech and music detection from energy and pitch, without any model."""
 
 from dataclasses import dataclass
 
@@ -26,9 +26,9 @@ CLIPPED = 0.999
 
 @dataclass(frozen=True)
 class SpeechStats:
-    """What a clip's sound is made of.
+    """What a clip's audio is made of.
 
-    `speech_pct` 0..100 share of the time with a voice-like sound; `snr_db` level of that sound over the quietest tenth
+    `speech_pct` 0..100 share of the time with a voice-like audio; `snr_db` level of that audio over the quietest tenth
     of the clip (a lower bound where nobody pauses); `music_ratio` 0..1 share of the tonal energy held at one pitch;
     `clipping_pct` 0..100 share of samples at full scale; `silent` when nothing reaches -50 dB of full scale.
     """
@@ -41,9 +41,9 @@ class SpeechStats:
 
 
 def speech_activity(wave: np.ndarray) -> SpeechStats:
-    """Measure mono sound (n,) float32 in [-1, 1] at 16 kHz; shorter than 64 ms counts as silent.
+    """Measure mono audio (n,) float32 in [-1, 1] at 16 kHz; shorter than 64 ms counts as silent.
 
-    A voice is audible sound with a pitch of 70 to 400 Hz (peak of the autocorrelation), short breaks included. Notes
+    A voice is audible audio with a pitch of 70 to 400 Hz (peak of the autocorrelation), short breaks included. Notes
     have one too: music is told from speech by partials that stay within 8 cents for 0.26 s or more, as a voice glides.
     """
     clipping = 100.0 * float(np.mean(np.abs(wave) >= CLIPPED)) if len(wave) else 0.0
@@ -61,9 +61,9 @@ def speech_activity(wave: np.ndarray) -> SpeechStats:
 
 
 def speech_at(wave: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Whether somebody speaks at each of `seconds` (n,) of mono sound at 16 kHz, by the rule of `speech_activity`.
+    """Whether somebody speaks at each of `seconds` (n,) of mono audio at 16 kHz, by the rule of `speech_activity`.
 
-    What is not speech is thus a pause of 0.3 s or more; beyond the ends of the sound nobody speaks.
+    What is not speech is thus a pause of 0.3 s or more; beyond the ends of the audio nobody speaks.
     """
     if len(wave) < WINDOW:
         return np.zeros(len(seconds), bool)
@@ -133,14 +133,14 @@ def _whole_lives(ages: list[np.ndarray], parents: list[np.ndarray]) -> np.ndarra
 def _partials(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pitch in cents and power, each (frames, PARTIALS), of the strongest peaks; power 0 where there are fewer."""
     decibel = 10 * np.log10(spectrum + 10 ** (FLOOR_DB / 10))
-    left, middle, right = decibel[:, :-2], decibel[:, 1:-1], decibel[:, 2:]
+    below, centre, above = decibel[:, :-2], decibel[:, 1:-1], decibel[:, 2:]
     # A partial stands clear of the spectrum around it; ripples of noise do not.
-    clear = middle > gaussian_filter1d(decibel, 6, axis=1)[:, 1:-1] + 6
-    peak = (middle > left) & (middle >= right) & clear
+    clear = centre > gaussian_filter1d(decibel, 6, axis=1)[:, 1:-1] + 6
+    peak = (centre > below) & (centre >= above) & clear
     strength = np.where(peak, spectrum[:, 1:-1], 0)
     best = np.argpartition(-strength, PARTIALS, axis=1)[:, :PARTIALS]
     rows = np.arange(len(spectrum))[:, None]
-    low, mid, high = left[rows, best], middle[rows, best], right[rows, best]
+    low, mid, high = below[rows, best], centre[rows, best], above[rows, best]
     curve = np.where(peak[rows, best], low - 2 * mid + high, -1.0)
     # The vertex of a parabola through the peak and its neighbours gives the pitch far finer than a bin.
     offset = np.clip(0.5 * (low - high) / curve, -0.5, 0.5)

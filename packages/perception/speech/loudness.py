@@ -1,4 +1,4 @@
-"""How loud is a sound, and where is it silent? Programme loudness of ITU-R BS.1770-4, and the silent ends."""
+"""Loudness: programme loudness of ITU-R BS.1770-4, and silence at the ends."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -13,14 +13,14 @@ SILENCE_DB, AUDIBLE_BELOW_PEAK_DB = -50.0, 35.0
 
 
 def integrated_loudness(wave: np.ndarray, rate: int = AUDIO_RATE) -> float | None:
-    """Loudness in LUFS of mono sound (n,) in [-1, 1]; None for less than 0.4 s or for silence (below -70 LUFS)."""
+    """Loudness in LUFS of mono audio (n,) in [-1, 1]; None for less than 0.4 s or for silence (below -70 LUFS)."""
     block = round(BLOCK_SECONDS * rate)
     if len(wave) < block:
         return None
-    heard = np.asarray(wave, np.float64)
+    weighted = np.asarray(wave, np.float64)
     for numerator, denominator in k_weighting(rate):
-        heard = lfilter(numerator, denominator, heard)
-    power = np.square(sliding_window_view(heard, block)[:: rate // BLOCKS_PER_SECOND]).mean(axis=1)
+        weighted = lfilter(numerator, denominator, weighted)
+    power = np.square(sliding_window_view(weighted, block)[:: rate // BLOCKS_PER_SECOND]).mean(axis=1)
     power = power[_lufs(power) > ABSOLUTE_GATE]
     if not len(power):
         return None
@@ -48,7 +48,7 @@ def k_weighting(rate: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndar
 
 
 def silent_ends(wave: np.ndarray, rate: int = AUDIO_RATE) -> tuple[float, float]:
-    """Seconds without audible sound at the beginning and at the end of mono sound (n,); both whole when all is silent.
+    """Seconds without audible audio at the beginning and at the end of mono audio (n,); both whole when all is silent.
 
     Audible is what lies above -50 dB of full scale and within 35 dB of the loud parts, in steps of 20 ms.
     """
@@ -56,7 +56,7 @@ def silent_ends(wave: np.ndarray, rate: int = AUDIO_RATE) -> tuple[float, float]
     blocks = np.asarray(wave[: len(wave) // step * step], np.float64).reshape(-1, step)
     level = 10 * np.log10(np.maximum(np.square(blocks).mean(axis=1), 1e-12))
     loud = np.percentile(level, 95) if len(level) else SILENCE_DB
-    audible = np.flatnonzero(level > max(SILENCE_DB, loud - AUDIBLE_BELOW_PEAK_DB))
-    if not len(audible):
+    active = np.flatnonzero(level > max(SILENCE_DB, loud - AUDIBLE_BELOW_PEAK_DB))
+    if not len(active):
         return len(wave) / rate, len(wave) / rate
-    return int(audible[0]) * step / rate, len(wave) / rate - (int(audible[-1]) + 1) * step / rate
+    return int(active[0]) * step / rate, len(wave) / rate - (int(active[-1]) + 1) * step / rate

@@ -1,4 +1,4 @@
-"""Is this face the one that speaks, frame by frame? Light-ASD (CVPR 2023) with the weights its authors publish.
+"""Active speaker detection, frame by frame: Light-ASD (CVPR 2023) with the weights its authors publish.
 
 Liao et al., "A Light Weight Model for Active Speaker Detection". Legend: T frames at 25 fps, 4T cepstra at 100 Hz.
 """
@@ -32,7 +32,7 @@ class ActiveSpeakerError(UserError, ValueError):
 
 
 class _Branches(nn.Module):
-    """Two paths, kernel 3 and kernel 5, each first across the picture or the spectrum and then along time; their sum
+    """Two paths, kernel 3 and kernel 5, each first across the image or the spectrum and then along time; their sum
     goes through one mixing layer. `first` names the convolution across: "s" (faces) or "m" (cepstra)."""
 
     def __init__(self, first: str, channels: tuple[int, int], stride: int = 1) -> None:
@@ -77,7 +77,7 @@ class _Faces(nn.Module):
         return self.block3(x).amax(dim=(3, 4)).transpose(1, 2)
 
 
-class _Sound(nn.Module):
+class _AudioBlock(nn.Module):
     """Cepstra (B, 1, 13, 4T) -> (B, T, 128): three blocks, time reduced by 2 and 2, then the mean over the cepstra."""
 
     def __init__(self) -> None:
@@ -110,15 +110,15 @@ class ActiveSpeaker(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = nn.ModuleDict({"visualEncoder": _Faces(), "audioEncoder": _Sound(), "GRU": _Detector()})
+        self.model = nn.ModuleDict({"visualEncoder": _Faces(), "audioEncoder": _AudioBlock(), "GRU": _Detector()})
         # lossV is the auxiliary head that looks at the face alone; it is stored, and used in training only.
         self.lossAV, self.lossV = (nn.ModuleDict({"FC": nn.Linear(_WIDTHS[2], 2)}) for _ in range(2))
 
     def forward(self, faces: Tensor, cepstra: Tensor) -> Tensor:
         """Logits (B, T), above 0 = speaks, of grey faces (B, T, 112, 112) 0..255 and cepstra (B, 4T, 13)."""
         seen = self.model["visualEncoder"](((faces / 255 - _MEAN) / _DEVIATION)[:, None])
-        heard = self.model["audioEncoder"](cepstra[:, None].transpose(2, 3))
-        return self.lossAV["FC"](self.model["GRU"](seen + heard))[..., 1]
+        audio_features = self.model["audioEncoder"](cepstra[:, None].transpose(2, 3))
+        return self.lossAV["FC"](self.model["GRU"](seen + audio_features))[..., 1]
 
 
 def load_active_speaker(path: Path | str, device: str = "cpu") -> ActiveSpeaker:
@@ -150,7 +150,7 @@ def load_active_speaker(path: Path | str, device: str = "cpu") -> ActiveSpeaker:
 def speaking_scores(net: ActiveSpeaker, crops: np.ndarray, wave: np.ndarray) -> np.ndarray:
     """Logits (n,) of one track, above 0 where it speaks, averaged over windows of 1 to 6 s and then over 5 frames.
 
-    Crops (T, 224, 224, 3) uint8 RGB at 25 fps (`crop_track`) and their sound (N,) at 16 kHz; n = min(T, cepstra // 4),
+    Crops (T, 224, 224, 3) uint8 RGB at 25 fps (`crop_track`) and their audio (N,) at 16 kHz; n = min(T, cepstra // 4),
     often one frame less than the crops.
     Raises ActiveSpeakerError for crops of another side.
     """
@@ -170,8 +170,8 @@ def speaking_scores(net: ActiveSpeaker, crops: np.ndarray, wave: np.ndarray) -> 
     for length in dict.fromkeys(lengths):  # all windows longer than the clip are the clip
         pieces = []
         for start in range(0, frames, length):
-            sound = cepstra[start * CEPSTRA_PER_FRAME : (start + length) * CEPSTRA_PER_FRAME]
-            pieces.append(net(faces[None, start : start + length].to(device), sound[None].to(device))[0])
+            cepstra_of_window = cepstra[start * CEPSTRA_PER_FRAME : (start + length) * CEPSTRA_PER_FRAME]
+            pieces.append(net(faces[None, start : start + length].to(device), cepstra_of_window[None].to(device))[0])
         by_length[length] = torch.cat(pieces).cpu().numpy().astype(np.float64)
     mean = np.mean([by_length[length] for length in lengths], axis=0)
     return uniform_filter1d(mean, SMOOTHING_FRAMES, mode="nearest")

@@ -1,4 +1,4 @@
-"""Do a face's lips move, and with the sound? Differences of pictures and the loudness of a voice; needs no weights."""
+"""Lip motion and its agreement with the loudness of the voice, from differences of frames; needs no weights."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from common.constants import SAMPLES_PER_FRAME
 SIDE = 96  # px, of the crop (perception.faces.crop.crop_track) that is looked at
 # The mouth in such a crop, whose upper 71 % are the face's box: rows, columns.
 MOUTH = (slice(42, 67), slice(29, 67))
-REACH = 5  # px that a head may move between the pictures compared
+REACH = 5  # px that a head may move between the images compared
 STEP = 2  # frames between them
 SMOOTHING = 2.0  # frames; lips open before a vowel is loud and close after it
 LEAST_LEVEL = 1e-5  # mean square that counts as silence
@@ -29,7 +29,7 @@ class LipMotion:
 
 
 def lip_motion(crops: np.ndarray, wave: np.ndarray) -> LipMotion:
-    """Measure crops (T, S, S, 3) uint8 RGB at 25 fps (`crop_track`) and their sound (T*640,) at 16 kHz."""
+    """Measure crops (T, S, S, 3) uint8 RGB at 25 fps (`crop_track`) and their audio (T*640,) at 16 kHz."""
     changes = mouth_changes(crops)
     if not len(changes):
         return LipMotion(0.0, 0.0)

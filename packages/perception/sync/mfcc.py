@@ -14,7 +14,7 @@ _TINY = np.finfo(float).eps  # stands for zero under a logarithm
 
 
 def mfcc(wave: np.ndarray) -> np.ndarray:
-    """Sound (N,) float in [-1, 1] at 16 kHz -> cepstra (13, n) float32, 100 columns per second.
+    """Audio (N,) float in [-1, 1] at 16 kHz -> cepstra (13, n) float32, 100 columns per second.
 
     n = 1 + ceil((N - 400) / 160), the last column padded with zeros; coefficient 0 is the log energy. Computed on the
     16-bit integer scale, as from a wav file. Source: python_speech_features 0.6, `mfcc` with its defaults.

@@ -1,4 +1,4 @@
-"""Do lips and sound belong together, and by how many frames are they apart? SyncNet and its search over time shifts.
+"""SyncNet: lip-sync confidence and distance, and the search for the offset of audio and lips.
 
 Chung and Zisserman, "Out of time: automated lip sync in the wild" (2016), as scored by joonson/syncnet_python.
 Legend: T frames at 25 fps, L windows of five frames, S crop side in pixels, E embedding width, V largest shift tried.
@@ -48,9 +48,9 @@ class SyncResult:
     """Scores of one track.
 
     `sync_c` = median - min and `sync_d` = min of the mean distance over shifts; `offset` in frames, positive = the
-    sound leads the picture; `sync_c_valid` = Sync-C without the windows shifted past the ends; `curve` (L,) per-window
-    confidence at the best shift; `distances` (2V+1,) mean distance at each shift, from -V to V frames of sound, and
-    `by_window` (L, 2V+1) the distances behind it, those to sound beyond the ends included.
+    audio leads the image; `sync_c_valid` = Sync-C without the windows shifted past the ends; `curve` (L,) per-window
+    confidence at the best shift; `distances` (2V+1,) mean distance at each shift, from -V to V frames of audio, and
+    `by_window` (L, 2V+1) the distances behind it, those to audio beyond the ends included.
     """
 
     sync_c: float
@@ -188,10 +188,10 @@ def _widths(state: Mapping[str, Tensor]) -> SyncNetWidths:
 
 
 def sync_scores(net: SyncNet, crops: np.ndarray, wave: np.ndarray, max_shift: int = 15) -> SyncResult:
-    """Score one track: crops (T, S, S, 3) uint8 RGB at 25 fps against its sound (N,) float32 at 16 kHz.
+    """Score one track: crops (T, S, S, 3) uint8 RGB at 25 fps against its audio (N,) float32 at 16 kHz.
 
     min(T, N // 640) - 5 windows are compared (the reference drops the last valid one). Raises SyncNetError for crops of
-    another side than the network's and for less than six frames of picture or sound.
+    another side than the network's and for less than six frames of image or audio.
     """
     if crops.shape[1:] != (net.crop_size, net.crop_size, 3):
         raise SyncNetError(
@@ -210,7 +210,7 @@ def sync_scores(net: SyncNet, crops: np.ndarray, wave: np.ndarray, max_shift: in
 
 
 def audio_windows(cepstra: np.ndarray, windows: int) -> Tensor:
-    """Cepstra (13, n) -> (windows, 1, 13, 20): window t begins at column 4 t, the first sound of frame t."""
+    """Cepstra (13, n) -> (windows, 1, 13, 20): window t begins at column 4 t, the first audio of frame t."""
     view = np.lib.stride_tricks.sliding_window_view(cepstra, WINDOW_CEPSTRA, axis=1)
     chosen = view[:, ::CEPSTRA_PER_FRAME][:, :windows].transpose(1, 0, 2)
     return torch.from_numpy(np.ascontiguousarray(chosen)).view(-1, 1, COEFFICIENTS, WINDOW_CEPSTRA)
@@ -229,7 +229,7 @@ def _lip_embeddings(net: SyncNet, crops: np.ndarray) -> Tensor:
 
 
 def search_offset(lips: Tensor, audio: Tensor, max_shift: int = 15) -> SyncResult:
-    """Compare embeddings (L, E) of both streams at every shift from -V to V; beyond the ends the sound is zero.
+    """Compare embeddings (L, E) of both streams at every shift from -V to V; beyond the ends the audio is zero.
 
     Source: joonson/syncnet_python, SyncNetInstance.py `calc_pdist` and `evaluate`.
     """

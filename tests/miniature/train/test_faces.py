@@ -66,11 +66,11 @@ def test_training_learns_to_find_a_face() -> None:
     net, rng = FaceDetectorNet(), np.random.default_rng(0)
     people = [draw_person(0), draw_person(1)]
     scenes = [draw_scene(people, 96, rng) for _ in range(4)]
-    pictures = torch.from_numpy(np.stack([scene.picture for scene in scenes])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        loss = detection_loss(net((pictures.float() - 127.5) / 128), scenes)
+        loss = detection_loss(net((images.float() - 127.5) / 128), scenes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

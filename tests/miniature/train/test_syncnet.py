@@ -14,7 +14,7 @@ from miniature.train.syncnet import (
     detected,
     measure,
     set_scale,
-    shift_sound,
+    shift_audio,
     store_clip,
     sync_loss,
     train,
@@ -73,10 +73,10 @@ def test_detected_boxes_stay_on_the_face() -> None:
 
 def test_sound_is_shifted_by_whole_frames() -> None:
     clip = draw_clip(1, 1.0)
-    assert np.array_equal(shift_sound(clip, 3)[:640], clip.audio[1920:2560])
-    assert np.array_equal(shift_sound(clip, -3)[1920:2560], clip.audio[:640])
-    assert not shift_sound(clip, -3)[:1920].any()
-    assert np.array_equal(shift_sound(clip, 0), clip.audio)
+    assert np.array_equal(shift_audio(clip, 3)[:640], clip.audio[1920:2560])
+    assert np.array_equal(shift_audio(clip, -3)[1920:2560], clip.audio[:640])
+    assert not shift_audio(clip, -3)[:1920].any()
+    assert np.array_equal(shift_audio(clip, 0), clip.audio)
 
 
 def test_scale_sets_the_unit_and_nothing_else() -> None:
