@@ -122,7 +122,7 @@ def _earlier_key(context: Context, step: Step, upstream: str) -> str:
         return _key(context, step, upstream)
     mark = _mark(context.run, step)
     if mark.exists():
-        log.info("%s: done with weights that are not here (%s), not compared", step.name, ", ".join(absent))
+        logger.info("%s: done with weights that are not here (%s), not compared", step.name, ", ".join(absent))
     return str(read_json(mark)["key"]) if mark.exists() else ""
 
 

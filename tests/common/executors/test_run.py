@@ -96,7 +96,7 @@ def test_outcomes_are_complete_in_order_and_durable(tmp_path: Path) -> None:
         Outcome("u1", "rejected", "off_sync", outputs={"sync_c": 1.0}),
     ]
     assert (failed.state, failed.error_class, failed.attempt) == ("failed", "KeyError", 3)
-    assert failed.message.startswith("'no u2' [test_executors.py:")
+    assert failed.message.startswith("'no u2' [test_run.py:")
     assert wrong.error_class == "TypeError" and "another unit" in wrong.message
     assert calls(tmp_path) == ["u0", "u1", "u2", "u3", "u2", "u3", "u2", "u3"]
     rows = {row["unit"]: row for row in ledger_rows(tmp_path / "ledger").to_pylist()}
