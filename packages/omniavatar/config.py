@@ -1,4 +1,4 @@
-"""Settings of loading and generating, three presets of them by name, and the request for one video."""
+"""Settings of loading and generation, presets by name, model roles, and the request for one video."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ ROLES: Mapping[str, str] = {
     "vae": "no latents, so no training and no generation",
     "text_encoder": "no latents, so no training and no generation",
     "tokenizer": "no latents, so no training and no generation",
-    "scheduler": "nothing is missing, the noise schedule is the recipe's",
-    "adapter": "training starts from a fresh one",
+    "scheduler": "no consequence, the noise schedule is the recipe's",
+    "adapter": "training starts from a new one",
     "audio_encoder": "no latents, so no training and no generation",
 }
-"""The models of the system, and what becomes of a run without each."""
+"""Model roles of the system, and the consequence for a run without each."""
 
 ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 BASE_ROLES = ("transformer", *ENCODER_ROLES)
@@ -31,19 +31,20 @@ Variant = Literal["lora", "full", "frozen_dit", "base"]
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """Where and in which precision the networks run; wav2vec2 is always float32.
+    """Device, precision and distribution of the networks; wav2vec2 is always float32.
 
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
-    `choose_attention`; `round_timestep`: see AvatarTransformer, for the weights published by the authors; `tiled_vae`
-    works on tiles: less memory, slightly other latents and pixels. `offload` "blocks" keeps the transformer's blocks in
-    the memory of the host and copies each as it runs: same output, room for two of them, slower. `share_sequence`: the
-    processes of a torchrun call make one video together, on a GPU each, and the first writes it; `share_branches`: they
-    do so by taking the passes of guidance (two or three a step) in turn, each with all tokens. `shard` besides
-    `share_sequence`: each keeps its part of the blocks of transformer and text encoder, and a block is gathered as it
-    runs; with `offload` "blocks" these parts are in the memory of the host. They are loaded in turn, so a machine holds
-    the weights once and its parts. `merge` False leaves the adapter's LoRA beside the weights: more work, and in bf16
-    no rounding of their sum. `extra_lora` is the file of a LoRA for the base, merged `extra_lora_scale` times (see
-    extra_lora.py); with one that needs few steps set steps, shift and guidance to suit.
+    `choose_attention`. `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
+    runs the VAE on tiles: less memory, slightly different latents and pixels. `offload` "blocks" keeps the
+    transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for two blocks,
+    slower. `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part
+    of the tokens, and rank 0 writes it; `share_branches`: each takes some of the two or three branches of guidance,
+    with all tokens. `shard`, on top of `share_sequence`: each process keeps a part of every block of transformer and
+    text encoder, and blocks are gathered as they run; with `offload` "blocks" the parts are in host memory. Processes
+    load one after the other, so a machine holds the whole weights once beside the parts. `merge` False keeps the
+    adapter's LoRA apart from the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of
+    a LoRA for the base, merged with the factor `extra_lora_scale` (see loras.py); for one distilled to few steps set
+    steps, shift and guidance to suit.
     """
 
     device: str = "auto"
@@ -62,20 +63,20 @@ class LoadConfig:
     def __post_init__(self) -> None:
         if self.share_branches and self.share_sequence:
             raise InputError(
-                "load.share_sequence and load.share_branches are both set, and processes share either the tokens of a "
-                "pass or the passes; unset one."
+                "load.share_sequence and load.share_branches are both set; processes share either the tokens or the "
+                "branches of guidance, so unset one."
             )
         if self.shard and not self.share_sequence:
             raise InputError(
-                "load.shard is set without load.share_sequence: the parts of a block lie with the processes that make "
-                "one video together; set both and start by torchrun, or load.offload=blocks for one GPU."
+                "load.shard is set without load.share_sequence: blocks are sharded over the processes that generate "
+                "one video together; set both and start with torchrun, or use load.offload=blocks on one GPU."
             )
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video to make, as files: `image` a picture (or a video, whose first frame counts), `audio` a sound or video
-    file. Without an image the base draws one from the prompt; without a sound `seconds` of silence are made."""
+    """One video to generate, as files: `image` an image (or a video, whose first frame is used), `audio` an audio or
+    video file. Without an image the base draws one from the prompt; without audio the video is silent for `seconds`."""
 
     image: Path | None = None
     audio: Path | None = None
@@ -83,7 +84,7 @@ class Request:
     seconds: float = 0.0
 
 
-# What a talking portrait should not look like; the points of Wan's default list and of upstream's.
+# Terms of Wan's default negative prompt and of upstream's.
 NEGATIVE_PROMPT = (
     "oversaturated colours, overexposure, fast moving background, fast camera movement, scene cut, subtitles, "
     "still picture, blurred details, painting, cartoon style, compression artefacts, grey cast, ugly, deformed, "
@@ -94,20 +95,20 @@ NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How to sample. Defaults are the preset `default`; chunk_frames 0 means what max_tokens allows.
+    """Settings of sampling. Defaults are the preset `default`; chunk_frames 0 is what max_tokens allows.
 
-    Steps from the share `guidance_from` of all to `guidance_to` are guided; `batched_guidance` computes the passes of a
-    step in one forward. `cache_threshold` above 0 leaves out steps whose foretold change since the last computed one is
-    smaller; the polynomial that foretells it is known for Wan2.1, `cache_polynomial` (highest power first) is for other
-    models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), handed on as pixels (decoded and encoded
-    again) or as latents: `overlap_kind`. The last `blend` frames (4n, 0: none) of a chunk are not handed on but made by
-    the next as well, and one fades into the other there (short chunks: fewer, see frames_to_remake); `colour_match`
-    pulls the colours at each chunk's end back to the picture. The last (or only) chunk ends with the audio; with
-    `full_last_chunk` it is as long as the others and cut afterwards, as released. height and width (both or none)
-    replace the size chosen from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of silence come before
-    the sound; with `keep_reference` the reference stays as frame 0 and the sound waits for it. Without a picture the
-    base draws one: the middle of a video of `portrait_frames` (4n + 1), 1 for a base that was trained on pictures too,
-    as Wan was.
+    Only steps from the fraction `guidance_from` of all to `guidance_to` are guided; `batched_guidance` computes the
+    branches of a step in one forward pass. `cache_threshold` above 0 skips steps whose predicted change since the last
+    computed one is smaller; the polynomial that predicts it is known for Wan2.1, `cache_polynomial` (highest power
+    first) is for other models: see residual_cache.py. Chunks share `overlap` frames (4n + 1), carried over as pixels
+    (decoded and encoded again) or as latents: `overlap_kind`. The last `blend` frames (4n, 0: none) of a chunk are
+    generated by the next chunk as well, and the two versions are faded (fewer in short chunks, see frames_to_remake).
+    `colour_match` corrects the colours towards each chunk's end to those of the image. The last (or only) chunk ends
+    with the audio; with `full_last_chunk` it is as long as the others and cut afterwards, as released. height and width
+    (both or none) replace the size chosen from the buckets of `longest_side` (720 or 1280). `lead_in` seconds of
+    silence precede the audio; with `keep_reference` the reference stays as frame 0 and the audio starts after it.
+    Without an image the base draws one: the middle frame of a video of `portrait_frames` (4n + 1), 1 for a base that
+    was trained on images too, as Wan was.
     """
 
     load: LoadConfig = LoadConfig()
@@ -143,16 +144,16 @@ class GenerateConfig:
                 "0 <= guidance_from <= guidance_to <= 1."
             )
         if self.cache_threshold < 0:
-            raise InputError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small number above.")
+            raise InputError(f"cache_threshold is {self.cache_threshold}; expected 0 (off) or a small positive number.")
         if self.portrait_frames < 1 or self.portrait_frames % 4 != 1:
             raise InputError(f"portrait_frames is {self.portrait_frames}; expected 4n + 1 frames.")
         if self.blend % 4 or self.blend < 0:
-            raise InputError(f"blend is {self.blend}; expected 0 (chunks are cut) or 4n frames.")
+            raise InputError(f"blend is {self.blend}; expected 0 (no blending) or 4n frames.")
         if self.lead_in < 0:
             raise InputError(f"lead_in is {self.lead_in}; expected seconds of silence, 0 or more.")
         if self.overlap_kind == "latent" and self.colour_match != "none":
             raise InputError(
-                f"overlap_kind=latent hands on latents, out of reach of colour_match={self.colour_match}; set "
+                f"overlap_kind=latent carries latents over, which colour_match={self.colour_match} cannot correct; set "
                 "colour_match=none."
             )
         if bool(self.height) != bool(self.width):
@@ -162,8 +163,8 @@ class GenerateConfig:
 _PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
 
 
-# What a preset fixes is the procedure. Shift, guidance and sizes belong to the weights and stay the recipe's; the
-# defaults above are upstream's for all of them.
+# A preset fixes the procedure. Shift, guidance and sizes depend on the weights and stay the recipe's; the defaults
+# above are upstream's.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {
         "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 12, "colour_match": "reference",
@@ -174,7 +175,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "steps": 50, "overlap": 13, "overlap_kind": "pixel", **_PLAIN_JOINS,
         "full_last_chunk": True, "lead_in": 0.3, "keep_reference": True,
     },
-    # Algorithm 1. Its one long noise is as good as noise per chunk: what lies under the overlap is never used.
+    # Algorithm 1. Its one long noise is equivalent to noise per chunk: the part under the overlap is never used.
     "paper": {
         "steps": 25, "overlap": 13, "overlap_kind": "latent", **_PLAIN_JOINS,
         "full_last_chunk": False, "lead_in": 0.0, "keep_reference": False,
@@ -183,7 +184,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(name: str) -> Mapping[str, Any]:
-    """The settings a preset fixes, by field of GenerateConfig. Raises ValueError for an unknown name."""
+    """The settings of a preset, by field of GenerateConfig. Raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise InputError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -1,7 +1,7 @@
-"""Picture + sound + prompt -> video of any length, chunk by chunk.
+"""Generation of videos from image, audio and prompt: long ones chunk by chunk, short clips in a batch.
 
-Video frame 0 of the first chunk is the given picture and is dropped: the frames returned start together with the sound,
-one per 640 samples. (The released code keeps the picture as a frame and delays the sound by 1/25 s instead: see
+Video frame 0 of the first chunk is the reference image and is dropped: the frames returned start together with the
+audio, one per 640 samples. (The released code keeps the image as a frame and delays the audio by 1/25 s instead: see
 `keep_reference`.)
 """
 
@@ -20,7 +20,7 @@ from omniavatar.models import AvatarModels
 from omniavatar.video.chunk_cache import ChunkCache
 from omniavatar.video.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
 from omniavatar.video.images import to_frames
-from omniavatar.video.joins import MadeChunk, fade, finish_chunk, next_prefix
+from omniavatar.video.joins import FinishedChunk, fade, finish_chunk, next_prefix
 from omniavatar.video.scene import (
     ClipRequest,
     Scene,
@@ -41,7 +41,7 @@ def generate_video(
     config: GenerateConfig,
     cache_folder: Path | None = None,
 ) -> np.ndarray:
-    """Animate one picture to one sound of any length: uint8 RGB (frames, H, W, 3), 25 per second.
+    """Animate one image to audio of any length: uint8 RGB (frames, H, W, 3), 25 per second.
 
     There are ceil(N / 640) frames, plus those of the config's lead-in and its reference frame; see `stream_video`.
     """
@@ -56,41 +56,42 @@ def stream_video(
     config: GenerateConfig,
     cache_folder: Path | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames of `generate_video` in pieces (n, H, W, 3) as they are finished; one chunk is in memory.
+    """Yield the frames of `generate_video` in pieces (n, H, W, 3) as they are finished, with one chunk in memory.
 
-    With a cache folder every finished chunk is kept, and a killed run called again goes on behind the last one: same
-    frames. Noise depends on (seed, chunk) alone. Source: paper Algorithm 1, scripts/inference.py. Raises ValueError
-    for unusable input or a model without audio.
+    With a cache folder finished chunks are stored, and a killed call resumes after the last one with the same frames.
+    Noise depends on (seed, chunk) alone. Source: paper Algorithm 1, scripts/inference.py. Raises ValueError for
+    unusable input or a model without audio.
     """
     if not models.transformer.has_audio:
-        raise InputError("A long video was asked of the plain base; load an adapter, or use generate_clips.")
+        raise InputError("The plain base cannot generate long videos; load an adapter, or use generate_clips.")
     request = ClipRequest(image, with_lead_in(wave, config), prompt)
     config = fitted(config, *frame_size(models, image, config))
     chunks = _plan(frames_of(request.wave), config)
-    left = frames_of(request.wave) + config.keep_reference
+    remaining = frames_of(request.wave) + config.keep_reference
     held = np.empty(0)
-    for made in _chunks(models, request, chunks, config, cache_folder):
-        if len(made.shared):
-            held = np.concatenate([held[: -len(made.shared)], fade(held[-len(made.shared) :], made.shared)])
-        ready = np.concatenate([held, made.frames]) if len(held) else made.frames
-        # The end of a chunk waits for the next one, which fades into it.
+    for finished in _finished_chunks(models, request, chunks, config, cache_folder):
+        shared = len(finished.shared)
+        if shared:
+            held = np.concatenate([held[:-shared], fade(held[-shared:], finished.shared)])
+        ready = np.concatenate([held, finished.frames]) if len(held) else finished.frames
+        # The last frames of a chunk are held back until they are faded with the next chunk's.
         ready, held = ready[: len(ready) - config.blend], ready[len(ready) - config.blend :]
-        if len(ready) and left:
-            yield ready[:left]
-            left -= len(ready[:left])
-    if left:
-        yield held[:left]
+        if len(ready) and remaining:
+            yield ready[:remaining]
+            remaining -= len(ready[:remaining])
+    if remaining:
+        yield held[:remaining]
 
 
 def fitted(config: GenerateConfig, height: int, width: int) -> GenerateConfig:
-    """The config with the chunk length that its tokens allow at this size, and no more blending than that has room for.
-    Raises ValueError when not even 5 frames fit."""
+    """The config with the chunk length that `max_tokens` allows at this size, and with `blend` limited to what such a
+    chunk has room for. Raises ValueError when not even 5 frames fit."""
     length = config.chunk_frames or frames_for_tokens(config.max_tokens, height, width)
     return replace(config, chunk_frames=length, blend=frames_to_remake(config.blend, length, config.overlap))
 
 
 def chunk_starts(frames: int, height: int, width: int, config: GenerateConfig) -> list[int]:
-    """Number of the first frame that is of each chunk alone in a finished video of so many, 0 for the first."""
+    """For each chunk of a finished video of `frames`, the first frame that comes from this chunk alone; 0 first."""
     config = fitted(config, height, width)
     chunks = _plan(frames - config.keep_reference, config)
     return [chunk.audio_start + chunk.remade + (config.keep_reference if chunk.index else 0) for chunk in chunks]
@@ -101,35 +102,35 @@ def _plan(audio_frames: int, config: GenerateConfig) -> list[Chunk]:
 
 
 @torch.inference_mode()
-def _chunks(
+def _finished_chunks(
     models: AvatarModels,
     request: ClipRequest,
     chunks: Sequence[Chunk],
     config: GenerateConfig,
     cache_folder: Path | None,
-) -> Iterator[MadeChunk]:
-    kept = ChunkCache.of(cache_folder, models, request, config)
-    # The audio encoder attends to the silence behind the audio. It is that of a full last chunk, so that shortening the
-    # last chunk leaves the chunks before it as they are.
-    silent = chunks[-1].shortened if len(chunks) > 1 else 0
-    scene = prepare(models, [request], config, chunks[-1].audio_stop + silent)
+) -> Iterator[FinishedChunk]:
+    cache = ChunkCache.of(cache_folder, models, request, config)
+    # The audio encoder attends to the silence after the audio. It is padded as for a full last chunk, so that
+    # shortening the last chunk does not change the chunks before it.
+    padding = chunks[-1].shortened if len(chunks) > 1 else 0
+    scene = prepare(models, [request], config, chunks[-1].audio_stop + padding)
     tail = None
     whole: ProgressBar[None] = progress(len(chunks) * config.steps, "generate")
     with whole:
         for chunk in chunks:
-            made = kept.load(chunk)
-            if made is None:
+            finished = cache.load(chunk)
+            if finished is None:
                 name = f"chunk {chunk.index + 1} of {len(chunks)}"
-                made = _make_chunk(models, scene, chunk, tail, seed_of(request, config), config, whole, name)
+                finished = _generate_chunk(models, scene, chunk, tail, seed_of(request, config), config, whole, name)
                 if models.rank == 0:
-                    kept.save(chunk, made)
+                    cache.save(chunk, finished)
             else:
                 whole.update(config.steps)
-            tail = made.tail
-            yield made
+            tail = finished.tail
+            yield finished
 
 
-def _make_chunk(
+def _generate_chunk(
     models: AvatarModels,
     scene: Scene,
     chunk: Chunk,
@@ -138,7 +139,7 @@ def _make_chunk(
     config: GenerateConfig,
     whole: ProgressBar[None],
     name: str,
-) -> MadeChunk:
+) -> FinishedChunk:
     prefix = scene.reference if tail is None else next_prefix(models.vae, tail, config)
     bar: ProgressBar[None] = progress(config.steps, name)
 
@@ -148,7 +149,7 @@ def _make_chunk(
 
     with bar:
         latents = sample_chunk(models, scene, chunk, prefix, [seed], config, step)
-    return finish_chunk(models.vae, latents, chunk, tail, scene.pictures[0], config)
+    return finish_chunk(models.vae, latents, chunk, tail, scene.images[0], config)
 
 
 @torch.inference_mode()
@@ -157,35 +158,35 @@ def generate_clips(
     requests: Sequence[ClipRequest | tuple[np.ndarray, np.ndarray, str]],
     config: GenerateConfig,
 ) -> list[np.ndarray]:
-    """Make short videos in one batch, a single chunk each: uint8 RGB (ceil(N / 640), H, W, 3) per request.
+    """Generate short videos in one batch, a single chunk each: uint8 RGB (ceil(N / 640), H, W, 3) per request.
 
-    A request gives the same video in any batch. The plain base uses the prompt only (the image for its size). Nothing
-    is put before the sound and no colour is corrected: these are the model's own frames. Raises ValueError unless all
-    sounds have the same number of frames and all pictures end in the same size.
+    A request gives the same video in any batch. The plain base uses the prompt only (the image for its size). There is
+    no lead-in and no colour correction: these are the model's own frames. Raises ValueError unless all waves have the
+    same number of frames and all images map to the same size.
     """
     batch = [ClipRequest(*request) for request in requests]
     sizes = {frame_size(models, request.image, config) for request in batch}
     lengths = {frames_of(request.wave) for request in batch}
     if len(sizes) != 1 or len(lengths) != 1:
         raise ValueError(f"A batch of {len(batch)} has sizes {sizes} and lengths {lengths}; expected one of each.")
-    wanted = lengths.pop()
-    chunk = Chunk(0, 0, math.ceil(wanted / 4) * 4, FIRST_PREFIX)
+    length = lengths.pop()
+    chunk = Chunk(0, 0, math.ceil(length / 4) * 4, FIRST_PREFIX)
     scene = prepare(models, batch, config, chunk.audio_stop)
     seeds = [seed_of(request, config) for request in batch]
     videos = models.vae.decode(sample_chunk(models, scene, chunk, scene.reference, seeds, config))
-    return [to_frames(video[:, chunk.prefix_frames :])[:wanted] for video in videos]
+    return [to_frames(video[:, chunk.prefix_frames :])[:length] for video in videos]
 
 
 @torch.inference_mode()
 def draw_portrait(models: AvatarModels, prompt: str, config: GenerateConfig) -> np.ndarray:
-    """A first frame for a video that has a prompt and no picture: uint8 RGB (H, W, 3), drawn by the plain base.
+    """A reference image for a video that has a prompt and no image: uint8 RGB (H, W, 3), drawn by the plain base.
 
     It is the middle frame of a video of the config's `portrait_frames`. Raises ValueError for an avatar model, which
-    needs a picture.
+    needs an image.
     """
     if models.transformer.has_audio:
-        raise InputError("A portrait was asked of the avatar model, which needs one; load the base without an adapter.")
-    # Only its shape counts: the base sees no picture, and without a size of the config's it is the square bucket.
+        raise InputError("The avatar model needs an image and cannot draw one; load the base without an adapter.")
+    # Only its shape counts: the base is not conditioned on it, and without height and width it selects a square size.
     request = ClipRequest(np.zeros((64, 64, 3), np.uint8), np.zeros(1, np.float32), prompt)
     scene = prepare(models, [request], config, config.portrait_frames)
     chunk = Chunk(0, 0, config.portrait_frames - FIRST_PREFIX, FIRST_PREFIX)

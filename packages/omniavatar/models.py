@@ -1,4 +1,4 @@
-"""The four networks of generation: where their weights lie, how they are loaded, and a name for them."""
+"""The four networks of generation: paths of their weights, loading and placement, and an identity for caches."""
 
 import gc
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ from omniavatar.weights.loras import merge_extra_lora
 
 
 def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:
-    """Device and precision that `config` means on this machine. Raises ValueError for a device that is not there."""
+    """Device and precision of `config` on this machine. Raises ValueError for a device that does not exist."""
     gpus = torch.cuda.device_count()
     device = torch.device(("cuda" if gpus else "cpu") if config.device == "auto" else config.device)
     if device.type == "cuda" and (device.index or 0) >= gpus:
@@ -37,7 +37,7 @@ def resolve_device(config: LoadConfig) -> tuple[torch.device, torch.dtype]:
 
 @dataclass(frozen=True)
 class ModelPaths:
-    """Where the weights of each role lie; without an adapter the transformer is the plain text-to-video base."""
+    """Paths of the weights of each role; without an adapter the transformer is the plain text-to-video base."""
 
     transformer: Path
     vae: Path
@@ -49,10 +49,10 @@ class ModelPaths:
 
 @dataclass(frozen=True)
 class AvatarModels:
-    """The four networks, on one device, and a name for these weights that keeps cached chunks of others apart.
+    """The four networks on one device, and an identity of their weights that names cached chunks.
 
-    `rank`: number of this process among those that make one video together; only 0 writes. `branches`: the processes
-    that share the passes of guidance.
+    `rank` of this process among those that generate one video together: only 0 writes. `branch_group`: the processes
+    that share the branches of guidance.
     """
 
     transformer: AvatarTransformer
@@ -61,11 +61,11 @@ class AvatarModels:
     audio_encoder: AudioEncoder
     identity: str = ""
     rank: int = 0
-    branches: SequenceGroup | None = None
+    branch_group: SequenceGroup | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the latents live."""
+        """Device of the latents."""
         return self.vae.mean.device
 
     @property
@@ -75,15 +75,15 @@ class AvatarModels:
 
 
 def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
-    """Load all networks for generation. Errors as of each loader, of LoadConfig and `choose_attention`."""
+    """Load all networks for generation. Raises what the loaders, `resolve_device` and `choose_attention` raise."""
     if config.offload == "blocks" or config.shard:
-        gc.collect()  # a model loaded so before, and gone, is held by rings of hooks, with all of its memory
+        gc.collect()  # reference cycles of hooks keep a model loaded earlier, and its memory, alive
     device, dtype = resolve_device(config)
     ranks = parts = None
     if config.share_sequence or config.share_branches:
         device = own_device(device)
         ranks = join_ranks(device)
-        # A group of its own: the next block is gathered while tokens of this one are exchanged.
+        # A group of its own: the next block is gathered while tokens of the current one are exchanged.
         parts = join_ranks(device) if config.shard else None
     with in_turn(parts) if parts else nullcontext():
         transformer = _load_transformer(paths, config, dtype)
@@ -103,12 +103,12 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
     files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
     settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
     identity = fingerprint([*_file_marks(files), str(dtype), *settings])
-    branches = ranks if config.share_branches else None
-    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, ranks.rank if ranks else 0, branches)
+    rank, branch_group = ranks.rank if ranks else 0, ranks if config.share_branches else None
+    return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, rank, branch_group)
 
 
 def _load_transformer(paths: ModelPaths, config: LoadConfig, dtype: torch.dtype) -> AvatarTransformer:
-    """The transformer with its adapter and what else is merged into it, on the host."""
+    """The transformer with its adapter and extra LoRA, on the host."""
     transformer = load_base(paths.transformer, dtype)
     transformer.round_timestep = config.round_timestep
     if paths.adapter is not None:
@@ -123,11 +123,11 @@ def _load_transformer(paths: ModelPaths, config: LoadConfig, dtype: torch.dtype)
 def _place(
     transformer: AvatarTransformer, device: torch.device, config: LoadConfig, parts: SequenceGroup | None
 ) -> str:
-    """Put the transformer where it computes, and return the name of its attention kernel."""
+    """Move the transformer to its device, shards or host, and return the name of its attention kernel."""
     if config.offload == "none" and parts is None:
         transformer.to(device)
         return choose_attention(transformer, config.attention)
-    transformer.dit.blocks[0].to(device)  # which kernel runs is tried with a block's weights
+    transformer.dit.blocks[0].to(device)  # kernels are tried with the weights of a block
     chosen = choose_attention(transformer, config.attention)
     if parts:
         shard_blocks(transformer, transformer.dit.blocks, parts, device, config.offload == "blocks")
@@ -137,7 +137,7 @@ def _place(
 
 
 def _file_marks(roles: Mapping[str, Path | None]) -> Iterator[tuple[str, str, int, int]]:
-    # Size and time of writing, not content: hashing 40 GB would take longer than sampling a chunk.
+    # Size and modification time, not content: hashing 40 GB would take longer than sampling a chunk.
     for role, path in roles.items():
         files = sorted(path.rglob("*")) if path and path.is_dir() else [path] if path else []
         for file in files:

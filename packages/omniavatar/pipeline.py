@@ -1,4 +1,4 @@
-"""Generation as users of diffusers know it: load once, call with a picture, a sound and a prompt, save the result."""
+"""Pipeline in the style of diffusers: load once, call with image, audio and prompt, save the result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video.inputs import Sound, check_sides, read_image, read_sound, silent_sound, to_rgb
-from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
+from omniavatar.video.inputs import AudioInput, check_sides, read_audio_input, read_image, silent_audio, to_rgb
+from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
 
 
 @dataclass(frozen=True)
 class AvatarOutput:
-    """`frames` uint8 RGB (T, H, W, 3) at 25 per second; `wave` (N,) at `rate`, the sound that belongs to them."""
+    """`frames` uint8 RGB (T, H, W, 3) at 25 per second; `wave` (N,) at `rate`, their audio track."""
 
     frames: np.ndarray
     wave: np.ndarray
@@ -32,7 +32,7 @@ class AvatarOutput:
     prompt: str
 
     def save(self, path: Path | str) -> None:
-        """Write an mp4 with the sound, and its settings as JSON beside it. Raises what `write_video` raises."""
+        """Write an mp4 with audio, and its settings as JSON beside it. Raises what `write_video` raises."""
         write_avatar_video(path, self.frames, self.wave, self.rate)
         count, height, width, _ = self.frames.shape
         starts = chunk_starts(count, height, width, self.config)
@@ -40,7 +40,7 @@ class AvatarOutput:
 
 
 class OmniAvatarPipeline:
-    """The loaded networks and the settings a call starts from. Make one with `from_pretrained`."""
+    """The loaded networks and the default settings of a call. Create one with `from_pretrained`."""
 
     def __init__(self, models: AvatarModels, paths: ModelPaths, config: GenerateConfig) -> None:
         self.models, self.paths, self.config = models, paths, config
@@ -54,7 +54,7 @@ class OmniAvatarPipeline:
         **settings: Any,
     ) -> "OmniAvatarPipeline":
         """Load from one folder with a subfolder per role (transformer, vae, text_encoder, tokenizer, audio_encoder,
-        adapter), or from a mapping of role to path; other roles in it are not looked at.
+        adapter), or from a mapping of role to path; other roles in it are ignored.
 
         `dtype` is torch.float32, torch.bfloat16 or None for the device's; `settings` are fields of GenerateConfig, the
         defaults of every call. Raises ValueError, FileNotFoundError and what `load_models` raises.
@@ -85,11 +85,12 @@ class OmniAvatarPipeline:
     ) -> AvatarOutput:
         """Animate `image` (Pillow, uint8 RGB array or file) to `audio` (mono 16 kHz array or file).
 
-        Without an image the base draws one from the prompt; without a sound `seconds` of silence are made. Arguments
-        left out are those the pipeline was made with; `generator` counts by its initial seed. `preset` names
-        settings that come first, `settings` are further fields of GenerateConfig. Raises ValueError for unusable input.
+        Without an image the base draws one from the prompt; without audio the video is silent for `seconds`. Arguments
+        left out are those the pipeline was created with; of `generator` the initial seed is used. `preset` names
+        settings that are applied first, `settings` are further fields of GenerateConfig. Raises ValueError for
+        unusable input.
         """
-        named = {
+        optional = {
             "negative_prompt": negative_prompt,
             "steps": num_inference_steps,
             "text_guidance": guidance_scale,
@@ -98,13 +99,13 @@ class OmniAvatarPipeline:
             "height": height,
             "width": width,
         }
-        given = {name: value for name, value in named.items() if value is not None}
-        named_settings = settings_of(preset) if preset else {}
-        config = replace(self.config, **{**named_settings, **given, **settings})
-        sound = _sound(audio, seconds)
-        picture = self._draw(prompt, config) if image is None else _picture(image)
-        frames = generate_video(self.models, picture, sound.heard, prompt, config)
-        return AvatarOutput(frames, sound_track(sound.played, config, sound.rate), sound.rate, config, prompt)
+        arguments = {name: value for name, value in optional.items() if value is not None}
+        preset_settings = settings_of(preset) if preset else {}
+        config = replace(self.config, **{**preset_settings, **arguments, **settings})
+        wave, track, rate = _read_audio(audio, seconds)
+        portrait = self._draw(prompt, config) if image is None else _read_portrait(image)
+        frames = generate_video(self.models, portrait, wave, prompt, config)
+        return AvatarOutput(frames, audio_track(track, config, rate), rate, config, prompt)
 
     def _draw(self, prompt: str, config: GenerateConfig) -> np.ndarray:
         if not prompt.strip():
@@ -123,16 +124,16 @@ def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
     return ModelPaths(**{role: Path(weights[role]) for role in GENERATION_ROLES})
 
 
-def _picture(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
+def _read_portrait(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
     return check_sides(to_rgb(image), "The image") if isinstance(image, Image.Image) else read_image(image)
 
 
-def _sound(audio: np.ndarray | Path | str | None, seconds: float) -> Sound:
+def _read_audio(audio: np.ndarray | Path | str | None, seconds: float) -> AudioInput:
     if audio is None:
-        return silent_sound(seconds)
+        return silent_audio(seconds)
     if not isinstance(audio, np.ndarray):
-        return read_sound(audio)
+        return read_audio_input(audio)
     wave = audio.astype(np.float32)
-    return Sound(wave, wave, AUDIO_RATE)
+    return AudioInput(wave, wave, AUDIO_RATE)

@@ -15,7 +15,7 @@ from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.video.images import fit_image, to_frames
 from omniavatar.video.inputs import Inputs, read_request
 from omniavatar.video.scene import frame_size, frames_of, with_lead_in
-from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
+from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
 from pipelines.models.lock import model_hash
 
 Loader = Callable[[], AvatarModels]
@@ -42,14 +42,14 @@ def animate(
     inputs = read_request(request)
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
     loaded = load() if load else load_avatar(models, sampling.load)
-    count = frames_of(with_lead_in(inputs.sound.heard, sampling)) + sampling.keep_reference
+    count = frames_of(with_lead_in(inputs.audio.wave, sampling)) + sampling.keep_reference
     height, width = frame_size(loaded, image, sampling)
-    pieces = stream_video(loaded, image, inputs.sound.heard, inputs.prompt, sampling, cache)
+    pieces = stream_video(loaded, image, inputs.audio.wave, inputs.prompt, sampling, cache)
     if loaded.rank:
         deque(pieces, maxlen=0)
         return
-    sound = sound_track(inputs.sound.played, sampling, inputs.sound.rate)
-    write_avatar_video(out, (frame for piece in pieces for frame in piece), sound, inputs.sound.rate, count)
+    track = audio_track(inputs.audio.track, sampling, inputs.audio.rate)
+    write_avatar_video(out, (frame for piece in pieces for frame in piece), track, inputs.audio.rate, count)
     starts = chunk_starts(count, height, width, sampling)
     facts: dict[str, Any] = {
         "image": str(request.image or out.with_suffix(".png")),

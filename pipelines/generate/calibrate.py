@@ -92,10 +92,10 @@ def listed_requests(samples: Path) -> list[ClipRequest]:
     for sample in read_samples(samples):
         if sample.error:
             raise InputError(f"{samples}, {sample.name}: {sample.error}.")
-        image, sound, prompt = read_request(sample.request)
+        image, audio, prompt = read_request(sample.request)
         if image is None:
             raise InputError(f"{samples}, {sample.name} has no image; calibration does not draw one, so give it.")
-        requests.append(ClipRequest(image, sound.heard, prompt))
+        requests.append(ClipRequest(image, audio.wave, prompt))
     return requests
 
 

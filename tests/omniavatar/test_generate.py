@@ -11,7 +11,7 @@ from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunks import plan_chunks
 from omniavatar.video.images import to_frames
-from omniavatar.video.joins import fade, hold_colours
+from omniavatar.video.joins import correct_colours, fade
 from omniavatar.video.sampler import Guidance, denoise
 from omniavatar.video.scene import ClipRequest, chunk_noise, prepare, sample_chunk
 
@@ -105,7 +105,7 @@ def test_colours_are_held_from_the_first_chunk_on(tiny_models: AvatarModels) -> 
     scene = prepare(tiny_models, [request], CONFIG, 12)
     (chunk,) = plan_chunks(12, 13, 5)
     video = tiny_models.vae.decode(sample_chunk(tiny_models, scene, chunk, scene.reference, [7], CONFIG))[0, :, 1:]
-    expected = to_frames(hold_colours(video, scene.pictures[0]))
+    expected = to_frames(correct_colours(video, scene.images[0]))
     assert np.array_equal(make(tiny_models, 12), expected)
     assert not np.array_equal(to_frames(video), expected)
 

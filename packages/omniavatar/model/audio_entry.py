@@ -31,9 +31,9 @@ class FrameProjection(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim, hidden))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, tokens: Tensor, sound: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, packed: Tensor) -> Tensor:
         """(B, T, P, dim), (B, T, hidden) -> (B, T, 1, dim)."""
-        return functional.linear(sound, self.weight, self.bias)[:, :, None]
+        return functional.linear(packed, self.weight, self.bias)[:, :, None]
 
 
 class FrameAttention(nn.Module):
@@ -48,12 +48,12 @@ class FrameAttention(nn.Module):
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.o.bias)
 
-    def forward(self, tokens: Tensor, sound: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, packed: Tensor) -> Tensor:
         """(B, T, P, dim), (B, T, 4, hidden) -> (B, T, P, dim)."""
         normed = functional.layer_norm(tokens, tokens.shape[-1:]).to(self.q.weight.dtype)
-        query, key, value = (self._by_head(x) for x in (self.q(normed), self.k(sound), self.v(sound)))
-        heard = functional.scaled_dot_product_attention(query, key, value)
-        return self.o(heard.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
+        query, key, value = (self._by_head(x) for x in (self.q(normed), self.k(packed), self.v(packed)))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.o(attended.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B T, heads, P or 4, head)

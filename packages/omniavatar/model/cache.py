@@ -52,7 +52,7 @@ class CachedAudio:
         return self._packed
 
 
-class KeptResidual:
+class ResidualCache:
     """What all blocks together added to the tokens, `value` (B, S, dim), the last time they ran; None before.
 
     With `reuse` it is added once more in their place.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from omniavatar.model.cache import KeptResidual
+from omniavatar.model.cache import ResidualCache
 from omniavatar.model.flow import TIMESTEPS, sigma_schedule
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.parallel.sequence import SequenceGroup
@@ -77,7 +77,7 @@ def measured_changes(model: AvatarTransformer) -> Iterator[list[Change]]:
     """A list that every change is added to while this context is open, of sampling that computes every step but keeps
     residuals: a `cache_threshold` of 1 with the `cache_polynomial` (1,)."""
     found: list[Change] = []
-    last: WeakKeyDictionary[KeptResidual, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+    last: WeakKeyDictionary[ResidualCache, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
     def look(_: Any, given: tuple[Any, ...], out: Tensor) -> None:
         timestep, residual = given[1], given[-1]

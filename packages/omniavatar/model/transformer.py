@@ -20,7 +20,7 @@ from common.runs import read_json
 from omniavatar.config import AudioEntry, Recompute
 from omniavatar.model.audio_entry import audio_blocks, audio_modules
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
-from omniavatar.model.cache import CachedAudio, CachedText, KeptResidual, TextAttention
+from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache, TextAttention
 from omniavatar.model.recompute import recomputing
 from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
@@ -41,9 +41,9 @@ class AudioConditionedWan(WanTransformer3DModel):
         latents: Tensor,
         timestep: Tensor,
         text: Tensor | CachedText,
-        sound: Tensor | None = None,
+        packed: Tensor | None = None,
         layers: Mapping[int, nn.Module] | None = None,
-        residual: KeptResidual | None = None,
+        residual: ResidualCache | None = None,
     ) -> Tensor:
         """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w).
 
@@ -64,7 +64,7 @@ class AudioConditionedWan(WanTransformer3DModel):
             tokens = tokens + residual.value
         else:
             before = tokens
-            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, sound, span)
+            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, packed, span)
             if residual is not None:
                 residual.value = tokens - before
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
@@ -110,28 +110,28 @@ def _run_block(
     text: Tensor | CachedText,
     modulation: Tensor,
     rotary: tuple[Tensor, Tensor],
-    sound: Tensor | None,
+    packed: Tensor | None,
     span: TokenSpan,
 ) -> Tensor:
     """One block on tokens (B, s, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
-    if layer is not None and sound is not None:
-        tokens = _inject_audio(layer, tokens, sound, span)
+    if layer is not None and packed is not None:
+        tokens = _inject_audio(layer, tokens, packed, span)
     return block(tokens, text, modulation, rotary)
 
 
-def _inject_audio(layer: nn.Module, tokens: Tensor, sound: Tensor, span: TokenSpan) -> Tensor:
+def _inject_audio(layer: nn.Module, tokens: Tensor, packed: Tensor, span: TokenSpan) -> Tensor:
     """Tokens (B, s, dim), which may begin and end within a frame, with what the layer adds to them."""
     before = span.first % span.per_frame
     after = -(before + tokens.shape[1]) % span.per_frame
     whole = functional.pad(tokens, (0, 0, before, after)) if before or after else tokens
     by_frame = whole.unflatten(1, (-1, span.per_frame))
     first = span.first // span.per_frame
-    sound = sound[:, first : first + by_frame.shape[1]]
-    if sound.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
-        silent = sound.new_zeros(sound.shape[0], by_frame.shape[1] - sound.shape[1], *sound.shape[2:])
-        sound = torch.cat([sound, silent], dim=1)
-    heard = (by_frame + layer(by_frame, sound).to(tokens.dtype)).flatten(1, 2)
-    return heard[:, before : before + tokens.shape[1]]
+    packed = packed[:, first : first + by_frame.shape[1]]
+    if packed.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
+        silent = packed.new_zeros(packed.shape[0], by_frame.shape[1] - packed.shape[1], *packed.shape[2:])
+        packed = torch.cat([packed, silent], dim=1)
+    attended = (by_frame + layer(by_frame, packed).to(tokens.dtype)).flatten(1, 2)
+    return attended[:, before : before + tokens.shape[1]]
 
 
 class AvatarTransformer(nn.Module):
@@ -189,7 +189,7 @@ class AvatarTransformer(nn.Module):
         text: Tensor | CachedText,
         condition: Tensor | None = None,
         audio: Tensor | CachedAudio | None = None,
-        residual: KeptResidual | None = None,
+        residual: ResidualCache | None = None,
     ) -> Tensor:
         """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
 
@@ -209,13 +209,13 @@ class AvatarTransformer(nn.Module):
             raise ValueError(f"{states.shape[1]} audio frames; {latents.shape[2]} latent frames need {pixel_frames}.")
         if condition is not None:
             latents = torch.cat([latents, condition.to(latents.dtype)], dim=1)
-        sound, layers = self._pack_audio(audio) if audio is not None else (None, None)
+        packed, layers = self._pack_audio(audio) if audio is not None else (None, None)
         embedder = self.dit.condition_embedder.text_embedder.linear_1
         return self.dit(
             latents.to(self.dit.patch_embedding.weight.dtype),
             self._cast_timestep(timestep).expand(latents.shape[0]),
             text if isinstance(text, CachedText) else text.to(embedder.weight.dtype),
-            sound,
+            packed,
             layers,
             residual,
         )
@@ -231,8 +231,8 @@ class AvatarTransformer(nn.Module):
     def _pack_audio(self, audio: Tensor | CachedAudio) -> tuple[Tensor, dict[int, nn.Module]]:
         assert self.audio_proj is not None and self.audio_cond_projs is not None
         blocks = audio_blocks(self.dit.config.num_layers, self.audio_entry)
-        sound = audio.packed(self.audio_proj) if isinstance(audio, CachedAudio) else self.audio_proj(audio)
-        return sound, dict(zip(blocks, self.audio_cond_projs, strict=True))
+        packed = audio.packed(self.audio_proj) if isinstance(audio, CachedAudio) else self.audio_proj(audio)
+        return packed, dict(zip(blocks, self.audio_cond_projs, strict=True))
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""Finished chunks of one video on the disk, so that a killed run goes on behind the last one."""
+"""Cache of finished chunks on disk, from which a killed generation resumes."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -12,13 +12,13 @@ from common.runs import atomic_write, fingerprint
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunks import Chunk
-from omniavatar.video.joins import MadeChunk
+from omniavatar.video.joins import FinishedChunk
 from omniavatar.video.scene import ClipRequest, seed_of
 
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """A folder named by everything that decides the pixels of a video; None keeps nothing."""
+    """A folder named by a fingerprint of everything that decides the pixels of a video; None: no cache."""
 
     folder: Path | None
 
@@ -35,18 +35,18 @@ class ChunkCache:
     def _file(self, chunk: Chunk) -> Path | None:
         return self.folder and self.folder / f"chunk_{chunk.index:04d}.safetensors"
 
-    def load(self, chunk: Chunk) -> MadeChunk | None:
-        """A chunk that was saved, None where there is none."""
+    def load(self, chunk: Chunk) -> FinishedChunk | None:
+        """The saved chunk, None where there is none."""
         file = self._file(chunk)
         if file is None or not file.exists():
             return None
-        kept = load_file(file)
-        return MadeChunk(kept["frames"].numpy(), kept["shared"].numpy(), kept["tail"])
+        tensors = load_file(file)
+        return FinishedChunk(tensors["frames"].numpy(), tensors["shared"].numpy(), tensors["tail"])
 
-    def save(self, chunk: Chunk, made: MadeChunk) -> None:
-        """Keep a chunk, whole or not at all."""
+    def save(self, chunk: Chunk, finished: FinishedChunk) -> None:
+        """Write a chunk atomically."""
         file = self._file(chunk)
         if file is not None:
             with atomic_write(file) as temporary:
-                pixels = {"frames": torch.from_numpy(made.frames), "shared": torch.from_numpy(made.shared)}
-                save_file(pixels | {"tail": made.tail.contiguous()}, temporary)
+                pixels = {"frames": torch.from_numpy(finished.frames), "shared": torch.from_numpy(finished.shared)}
+                save_file(pixels | {"tail": finished.tail.contiguous()}, temporary)

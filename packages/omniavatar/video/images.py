@@ -1,4 +1,4 @@
-"""Pictures in, pictures out: the sizes the model was trained on, and the two ranges of values."""
+"""Image sizes the model was trained on, and conversion between uint8 images and tensors in [-1, 1]."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ BUCKETS: dict[int, tuple[tuple[int, int], ...]] = {
 def choose_size(height: int, width: int, longest: int) -> tuple[int, int]:
     """The bucket with the nearest height : width ratio. Raises ValueError for an unknown `longest`."""
     if longest not in BUCKETS:
-        raise InputError(f"No picture sizes for a longest side of {longest}; expected one of {sorted(BUCKETS)}.")
+        raise InputError(f"No image sizes for a longest side of {longest}; expected one of {sorted(BUCKETS)}.")
     return min(BUCKETS[longest], key=lambda size: abs(size[0] / size[1] - height / width))
 
 
@@ -32,12 +32,12 @@ def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
         raise ValueError(f"An image of {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3).")
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
     scale = max(height / image.shape[0], width / image.shape[1])
-    # Rounding to the nearest and never below the target: truncation would leave a black line on some sizes.
+    # Rounded to the nearest and never below the target: truncation would leave a black line at some sizes.
     size = (max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale)))
     if size != image.shape[:2]:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return pixels[0, :, top : top + height, left : left + width] / 127.5 - 1
+    y, x = (size[0] - height) // 2, (size[1] - width) // 2
+    return pixels[0, :, y : y + height, x : x + width] / 127.5 - 1
 
 
 def to_frames(video: Tensor) -> np.ndarray:

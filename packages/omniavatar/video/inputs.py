@@ -1,6 +1,6 @@
-"""Pictures and sounds as people have them -> what the model takes. Everything is checked here, before any weight loads.
+"""Reading of the user's images and audio files; every input error is raised here, before any weights are loaded.
 
-Pictures become uint8 RGB (H, W, 3), sounds float32 mono (N,).
+Images become uint8 RGB (H, W, 3), audio float32 mono (N,). Imports no torch.
 """
 
 import io
@@ -20,26 +20,26 @@ from common.media.video import read_video
 from omniavatar.config import Request
 
 SMALLEST_SIDE = 32
-LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger picture is averaged down on reading
+LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger image is averaged down on reading
 LARGEST_RATIO = 8.0
-LONGEST_SOUND = 4 * 3600.0
+LONGEST_AUDIO = 4 * 3600.0  # seconds
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 AAC_RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 
-class Sound(NamedTuple):
-    """`heard` (N,) at 16 kHz is what the model gets, `played` (M,) at `rate` what the finished video plays."""
+class AudioInput(NamedTuple):
+    """`wave` (N,) at 16 kHz conditions the model, `track` (M,) at `rate` is the audio track of the finished video."""
 
-    heard: np.ndarray
-    played: np.ndarray
+    wave: np.ndarray
+    track: np.ndarray
     rate: int
 
 
 class Inputs(NamedTuple):
-    """A request as arrays; `image` None is still to be drawn."""
+    """A request as arrays; `image` is None where the base has to draw it."""
 
     image: np.ndarray | None
-    sound: Sound
+    audio: AudioInput
     prompt: str
 
 
@@ -48,45 +48,43 @@ def read_request(request: Request) -> Inputs:
     if request.image is None and not request.prompt.strip():
         raise InputError("Neither an image nor a prompt was given; give --image, or --prompt to have a portrait drawn.")
     if request.audio is None and not request.seconds:
-        raise InputError("No sound was given; give --audio, or --seconds for a silent video of that length.")
+        raise InputError("No audio was given; give --audio, or --seconds for a silent video of that length.")
     if request.audio is not None and request.seconds:
-        raise InputError(f"Both a sound and seconds={request.seconds:g} were given; the sound decides the length.")
+        raise InputError(f"Both audio and seconds={request.seconds:g} were given; the audio decides the length.")
     image = None if request.image is None else read_image(request.image)
-    sound = silent_sound(request.seconds) if request.audio is None else read_sound(request.audio)
-    return Inputs(image, sound, request.prompt)
+    audio = silent_audio(request.seconds) if request.audio is None else read_audio_input(request.audio)
+    return Inputs(image, audio, request.prompt)
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """A picture file upright and in sRGB, uint8 (H, W, 3); of a GIF or a video the first frame.
+    """An image file, upright and in sRGB, as uint8 (H, W, 3); of a GIF or a video the first frame.
 
-    Orientation by EXIF and a colour profile are applied, grey, CMYK, palette and 16 bit pictures converted, transparent
-    parts laid on white, sides beyond 4096 px averaged down. Raises FileNotFoundError, InputError.
+    EXIF orientation and colour profile are applied; grey, CMYK, palette and 16 bit images are converted; transparent
+    areas become white; sides beyond 4096 px are averaged down. Raises FileNotFoundError, InputError.
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"There is no picture at {path}; give a picture file (JPEG, PNG, ...) of a portrait.")
+        raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return check_sides(read_video(path, end=1 / 25)[0], path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                return check_sides(to_rgb(picture), path)
+            with Image.open(path) as image:
+                return check_sides(to_rgb(image), path)
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path} is not a picture that can be read; give a JPEG, PNG, WebP or similar file."
-        ) from error
+        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or similar file.") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has too many pixels ({error}); give a picture of at most 8000 px a side.") from error
+        raise InputError(f"{path} has too many pixels ({error}); give an image of at most 8000 px a side.") from error
     except (OSError, SyntaxError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); give a picture that opens in a viewer.") from error
+        raise InputError(f"{path} is damaged ({error}); give an image that opens in a viewer.") from error
 
 
-def to_rgb(picture: Image.Image) -> np.ndarray:
-    """Any Pillow picture -> uint8 RGB (H, W, 3) as `read_image` says. Raises OSError where its data end early."""
-    picture.load()
-    profile = picture.info.get("icc_profile")
-    upright = ImageOps.exif_transpose(picture)
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image -> uint8 RGB (H, W, 3), converted as by `read_image`. Raises OSError for truncated data."""
+    image.load()
+    profile = image.info.get("icc_profile")
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         upright = _eight_bits(upright)
     if upright.has_transparency_data:
@@ -99,26 +97,26 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
     return np.asarray(upright.reduce(factor) if factor > 1 else upright).copy()
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     # Pillow's own conversion cuts 16 bit values off at 255 instead of scaling them.
-    values = np.asarray(picture).astype(np.float64)
-    top = 255.0 if values.max() <= 255 and picture.mode != "F" else 65535.0
-    if picture.mode == "F":
+    values = np.asarray(image).astype(np.float64)
+    top = 255.0 if values.max() <= 255 and image.mode != "F" else 65535.0
+    if image.mode == "F":
         top = max(1.0, float(np.nan_to_num(values).max()))
     return Image.fromarray(np.clip(np.nan_to_num(values) * 255 / top, 0, 255).round().astype(np.uint8))
 
 
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        return picture  # a broken or foreign profile: the plain conversion is what viewers show
-    return picture if converted is None else converted
+        return image  # a broken or unsuitable profile: viewers show the plain conversion
+    return image if converted is None else converted
 
 
 def check_sides(image: np.ndarray, name: Path | str) -> np.ndarray:
-    """The picture (H, W, 3) itself. Raises InputError for one too small or too narrow to be a portrait."""
+    """Returns `image` (H, W, 3). Raises InputError for one too small or too narrow to be a portrait."""
     height, width = image.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"{name} is {width}x{height} px; expected at least {SMALLEST_SIDE} px on each side.")
@@ -127,30 +125,28 @@ def check_sides(image: np.ndarray, name: Path | str) -> np.ndarray:
     return image
 
 
-def read_sound(path: Path | str) -> Sound:
-    """The sound of any file ffmpeg reads (wav, mp3, flac, m4a, mp4, ...), mixed to mono.
+def read_audio_input(path: Path | str) -> AudioInput:
+    """The audio of any file ffmpeg reads (wav, mp3, flac, m4a, mp4, ...), mixed to mono.
 
-    It is played back at its own rate where AAC has it, else at 48 kHz. Raises FileNotFoundError, InputError and
+    The track keeps the file's sample rate where AAC has it, else it is 48 kHz. Raises FileNotFoundError, InputError and
     common.media.video.MediaError.
     """
     with open_media(path) as container:
         stream = audio_stream(container)
         rate = stream.rate if stream is not None and stream.rate in AAC_RATES else AAC_RATES[-1]
-    heard = read_audio(path)
-    if not len(heard):
-        raise InputError(f"{path} holds a sound of 0 s; give one with something to hear.")
-    if len(heard) > LONGEST_SOUND * AUDIO_RATE:
-        raise InputError(
-            f"{path} lasts {len(heard) / AUDIO_RATE / 3600:.1f} hours; cut it to {LONGEST_SOUND / 3600:g}."
-        )
-    if not np.isfinite(heard).all():
+    wave = read_audio(path)
+    if not len(wave):
+        raise InputError(f"{path} holds 0 s of audio; give a file with audio in it.")
+    if len(wave) > LONGEST_AUDIO * AUDIO_RATE:
+        raise InputError(f"{path} lasts {len(wave) / AUDIO_RATE / 3600:.1f} hours; cut it to {LONGEST_AUDIO / 3600:g}.")
+    if not np.isfinite(wave).all():
         raise InputError(f"{path} holds values that are no numbers; convert it to 16 bit.")
-    return Sound(heard, heard if rate == AUDIO_RATE else read_audio(path, rate), rate)
+    return AudioInput(wave, wave if rate == AUDIO_RATE else read_audio(path, rate), rate)
 
 
-def silent_sound(seconds: float) -> Sound:
-    """Silence of so many seconds: the model gets a sound that is dropped, as in training. Raises InputError."""
-    if not 1 / 25 <= seconds <= LONGEST_SOUND:
-        raise InputError(f"seconds is {seconds:g}; expected 0.04 (one frame) to {LONGEST_SOUND:g}.")
-    heard = np.zeros(round(seconds * 25) * SAMPLES_PER_FRAME, np.float32)
-    return Sound(heard, heard, AUDIO_RATE)
+def silent_audio(seconds: float) -> AudioInput:
+    """`seconds` of silence: the model gets zeros, as where training drops the audio. Raises InputError."""
+    if not 1 / 25 <= seconds <= LONGEST_AUDIO:
+        raise InputError(f"seconds is {seconds:g}; expected 0.04 (one frame) to {LONGEST_AUDIO:g}.")
+    wave = np.zeros(round(seconds * 25) * SAMPLES_PER_FRAME, np.float32)
+    return AudioInput(wave, wave, AUDIO_RATE)

@@ -1,4 +1,4 @@
-"""What conditions a video, encoded once, and the one chunk that is sampled from it.
+"""Conditions of a video, encoded once, and the sampling of one chunk from them.
 
 Shapes: B videos of a batch, T latent frames, h w latent size, n text tokens, D text width, C audio width.
 """
@@ -26,10 +26,10 @@ from omniavatar.video.sampler import Guidance, denoise
 
 
 class ClipRequest(NamedTuple):
-    """One video to make: uint8 RGB image (H, W, 3), mono 16 kHz wave (N,), prompt; `seed` None takes the config's.
+    """One video to generate: uint8 RGB image (H, W, 3), mono 16 kHz wave (N,), prompt; `seed` None is the config's.
 
-    A wave of nothing but zeros is a sound that was dropped: the model gets zeros in place of wav2vec2 states, as in
-    training, and audio guidance has nothing to do.
+    A wave of zeros counts as dropped audio: the model gets zeros in place of wav2vec2 states, as in training, and
+    there is no audio guidance.
     """
 
     image: np.ndarray
@@ -40,34 +40,34 @@ class ClipRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """What stays the same over the chunks of a batch of B videos."""
+    """Conditions shared by all chunks of a batch of B videos."""
 
     text: Tensor  # (B, n, D)
     negative_text: Tensor  # (B, n, D)
-    pictures: Tensor  # (B, 3, H, W) in [-1, 1], fitted to the size
+    images: Tensor  # (B, 3, H, W) in [-1, 1], fitted to the size
     reference: Tensor  # (B, 16, 1, h, w)
     audio: Tensor | None  # (B, 1 + frames, C), the first frame zero; None for the plain base
 
 
 def frames_of(wave: np.ndarray) -> int:
-    """Video frames that a sound lasts: ceil(N / 640). Raises ValueError for one that is empty or not (N,)."""
+    """Video frames of an audio wave: ceil(N / 640). Raises ValueError for a wave that is empty or not (N,)."""
     if wave.ndim != 1 or not len(wave):
-        raise ValueError(f"Sound of shape {wave.shape}; expected (samples,) of mono 16 kHz, not empty.")
+        raise ValueError(f"Audio of shape {wave.shape}; expected (samples,) of mono 16 kHz, not empty.")
     return math.ceil(len(wave) / SAMPLES_PER_FRAME)
 
 
 def with_lead_in(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
-    """The sound (N,) behind the seconds of silence that the config puts before it."""
+    """The audio (N,) after the config's `lead_in` seconds of silence."""
     return np.pad(wave, (round(config.lead_in * rate), 0)) if wave.ndim == 1 else wave
 
 
 def frame_size(models: AvatarModels, image: np.ndarray, config: GenerateConfig) -> tuple[int, int]:
-    """Height and width of the video. Raises ValueError for sizes the networks cannot make."""
+    """Height and width of the video in pixels. Raises ValueError for sizes the networks do not support."""
     size = config.height, config.width
     if size == (0, 0):
         size = choose_size(image.shape[0], image.shape[1], config.longest_side)
     if any(side <= 0 or side % models.size_unit for side in size):
-        raise InputError(f"Picture size {size[0]}x{size[1]}; expected positive multiples of {models.size_unit}.")
+        raise InputError(f"Image size {size[0]}x{size[1]}; expected positive multiples of {models.size_unit}.")
     return size
 
 
@@ -77,11 +77,11 @@ def seed_of(request: ClipRequest, config: GenerateConfig) -> int:
 
 
 def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig, frames: int) -> Scene:
-    """Encode text, picture, and the sound padded with silence to `frames`. Raises what the encoders raise."""
+    """Encode text, image, and the audio padded with silence to `frames`. Raises what the encoders raise."""
     height, width = frame_size(models, requests[0].image, config)
-    words = models.text_encoder.encode([*(request.prompt for request in requests), config.negative_prompt])
-    text = pad_text(words, models.text_encoder.text_length).to(models.device)
-    pictures = torch.stack([fit_image(request.image, height, width) for request in requests]).to(models.device)
+    texts = models.text_encoder.encode([*(request.prompt for request in requests), config.negative_prompt])
+    text = pad_text(texts, models.text_encoder.text_length).to(models.device)
+    images = torch.stack([fit_image(request.image, height, width) for request in requests]).to(models.device)
     audio = None
     if models.transformer.has_audio:
         states = torch.stack([_encode_audio(models, request.wave, frames) for request in requests])
@@ -89,8 +89,8 @@ def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: Gener
     return Scene(
         text=text[:-1],
         negative_text=text[-1:].expand(len(requests), -1, -1),
-        pictures=pictures,
-        reference=models.vae.encode(pictures[:, :, None]),
+        images=images,
+        reference=models.vae.encode(images[:, :, None]),
         audio=audio,
     )
 
@@ -110,21 +110,22 @@ def sample_chunk(
     config: GenerateConfig,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Latents (B, 16, T, h, w) of one chunk that begins with `prefix` (B, 16, k, h, w), one seed per video."""
+    """Latents (B, 16, T, h, w) of one chunk that starts with `prefix` (B, 16, k, h, w), with one seed per video."""
     channels, _, height, width = scene.reference.shape[1:]
     noise = torch.stack([_noise_of(chunk, seed, (channels, height, width)) for seed in seeds]).to(models.device)
-    # One zero frame stands before the sound, so the chunk's window begins one frame later in this tensor.
+    # One zero frame precedes the audio, so the chunk's window starts one frame later in this tensor.
     first = chunk.audio_start - chunk.prefix_frames + FIRST_PREFIX
     audio = None if scene.audio is None else scene.audio[:, first : first + chunk.frames]
-    given = chunk.prefix_latents
+    conditioned = audio is not None  # the plain base takes the text alone
+    condition = build_condition(scene.reference, chunk.latent_frames, chunk.prefix_latents) if conditioned else None
     return denoise(
         models.transformer,
         noise,
         scene.text,
         scene.negative_text,
-        condition=build_condition(scene.reference, chunk.latent_frames, given) if audio is not None else None,
+        condition=condition,
         audio=audio,
-        prefix=prefix if audio is not None else None,
+        prefix=prefix if conditioned else None,
         steps=config.steps,
         shift=config.shift,
         guidance=Guidance(
@@ -136,7 +137,7 @@ def sample_chunk(
         ),
         on_step=on_step,
         computed=_computed_steps(models, config),
-        branches=models.branches,
+        branch_group=models.branch_group,
     )
 
 
@@ -149,18 +150,18 @@ def _computed_steps(models: AvatarModels, config: GenerateConfig) -> list[bool] 
 
 
 def _noise_of(chunk: Chunk, seed: int, size: tuple[int, int, int]) -> Tensor:
-    """Noise (16, T, h, w) of a chunk of this `size` (16, h, w). Frames that are made again have that of the chunk
-    before: both then come out much alike, and one can turn into the other."""
+    """Noise (16, T, h, w) of a chunk of this `size` (16, h, w). Frames generated twice start from the noise of the
+    previous chunk: both versions then look much alike and can be faded."""
     channels, height, width = size
-    # A shortened chunk begins with the noise of the full one, which is also the length of the chunk before.
+    # A shortened chunk starts with the noise of the full one; the previous chunk is always full.
     shape = (channels, chunk.full_latent_frames, height, width)
-    noise, again = chunk_noise(seed, chunk.index, shape), chunk.remade // FRAMES_PER_LATENT
-    if again:
-        noise[:, chunk.prefix_latents :][:, :again] = chunk_noise(seed, chunk.index - 1, shape)[:, -again:]
+    noise, remade = chunk_noise(seed, chunk.index, shape), chunk.remade // FRAMES_PER_LATENT
+    if remade:
+        noise[:, chunk.prefix_latents :][:, :remade] = chunk_noise(seed, chunk.index - 1, shape)[:, -remade:]
     return noise[:, : chunk.latent_frames]
 
 
 def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of one chunk, the same on every device and in whatever order chunks are made."""
+    """Standard normal noise of one chunk, the same on every device and in any order of chunks."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
     return torch.randn(shape, generator=generator)

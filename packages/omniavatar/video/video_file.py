@@ -1,4 +1,4 @@
-"""The finished video as a file: pictures and sound from time 0 on, and what it was made with, as JSON beside it."""
+"""The finished video as an mp4 with audio, and a JSON file beside it with settings and versions."""
 
 import importlib.metadata
 import platform
@@ -25,11 +25,11 @@ def write_avatar_video(
     rate: int = AUDIO_RATE,
     count: int | None = None,
 ) -> None:
-    """Write generated frames with their sound, both from time 0, as H.264 and AAC: at 16 kHz frame i shows samples
-    640 i to 640 (i + 1).
+    """Write generated frames with their audio, both from time 0, as H.264 and AAC: at 16 kHz frame i belongs to
+    samples 640 i to 640 (i + 1).
 
-    The sound (N,) at `rate` is cut or padded with silence to the picture's length: `count` frames where they come one
-    by one. Errors as of common.media.video.write_video.
+    The audio (N,) at `rate` is cut or padded with silence to the length of the video: `count` frames where they are an
+    iterator. Raises what common.media.write.write_video raises.
     """
     if count is None:
         count = len(frames) if isinstance(frames, np.ndarray) else len(frames := list(frames))
@@ -37,14 +37,14 @@ def write_avatar_video(
     write_video(path, frames, np.pad(wave[:samples], (0, max(0, samples - len(wave)))), audio_rate=rate)
 
 
-def sound_track(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
-    """The sound (N,) as a video of this config plays it: behind the lead-in, and behind the reference frame if that is
-    kept."""
+def audio_track(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
+    """The audio track of a video of this config: `wave` (N,) after the lead-in, and after the reference frame if that
+    is kept."""
     return np.pad(with_lead_in(wave, config, rate), (round(rate / FPS) if config.keep_reference else 0, 0))
 
 
 def write_settings(path: Path | str, config: GenerateConfig, facts: Mapping[str, Any]) -> None:
-    """Write `<video>.json` beside the video at `path`: `facts`, every setting, and the versions of what made it."""
+    """Write `<video>.json` beside the video at `path`: `facts`, every setting, and the versions of the libraries."""
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     made_by = {"settings": asdict(config), "versions": {"python": platform.python_version(), **versions}}
     write_json(Path(path).with_suffix(".json"), {**facts, **made_by, "fps": int(FPS)})

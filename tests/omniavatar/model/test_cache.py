@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from omniavatar.model.cache import CachedAudio, CachedText, KeptResidual
+from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 
 
@@ -43,7 +43,7 @@ def test_a_residual_stands_in_for_the_blocks(avatar: AvatarTransformer) -> None:
     latents, text, condition, audio = inputs()
     runs: list[int] = []
     avatar.dit.blocks[0].register_forward_hook(lambda *_: runs.append(1))
-    kept = KeptResidual()
+    kept = ResidualCache()
     given = latents, torch.tensor([500.0]), text, condition, audio
     kept.reuse = True  # nothing to reuse yet: it is computed
     first = avatar(*given, kept)

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.media.open import MediaError
 from common.media.write import write_video
 from omniavatar.config import Request
-from omniavatar.video.inputs import read_image, read_request, read_sound, silent_sound
+from omniavatar.video.inputs import read_audio_input, read_image, read_request, silent_audio
 
 RED = (200, 20, 30)
 
@@ -63,7 +63,7 @@ def test_transparent_parts_lie_on_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "CMYK", "YCbCr", "P"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_image_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     kind = "jpg" if mode in ("CMYK", "YCbCr") else "png"
     picture = two_colours().convert(mode)
     picture.save(tmp_path / f"a.{kind}")
@@ -96,7 +96,7 @@ def test_the_first_frame_of_what_moves_is_taken(tmp_path: Path) -> None:
         assert near(read_image(tmp_path / name)[4:16, 4:-4], RED, 12), name
 
 
-def test_a_huge_picture_is_averaged_down(tmp_path: Path) -> None:
+def test_a_huge_image_is_averaged_down(tmp_path: Path) -> None:
     two_colours(5000, 9000).save(tmp_path / "huge.jpg")
     found = read_image(tmp_path / "huge.jpg")
     assert found.shape == (3000, 1667, 3) and near(found[:1000:50, 100:-100:50], RED, 4)
@@ -117,20 +117,20 @@ def damaged(folder: Path) -> dict[str, Path]:
     ("name", "words"),
     [
         ("cut", "damaged"),
-        ("text", "not a picture"),
-        ("empty", "not a picture"),
+        ("text", "not an image"),
+        ("empty", "not an image"),
         ("tiny", "31x200 px; expected at least 32"),
         ("strip", "900x100 px, a strip"),
     ],
 )
-def test_a_picture_nothing_can_be_made_of_is_named(tmp_path: Path, name: str, words: str) -> None:
+def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, name: str, words: str) -> None:
     path = damaged(tmp_path)[name]
     with pytest.raises(InputError, match=words) as told:
         read_image(path)
     assert str(path) in str(told.value)
 
 
-def write_sound(path: Path, codec: str, rate: int, layout: str = "stereo") -> None:
+def write_audio(path: Path, codec: str, rate: int, layout: str = "stereo") -> None:
     tone = np.sin(np.arange(rate) * 2 * np.pi * 440 / rate) * 0.5
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
@@ -154,27 +154,27 @@ def write_sound(path: Path, codec: str, rate: int, layout: str = "stereo") -> No
         ("a.ogg", "libopus", 48_000, 48_000),
     ],
 )
-def test_every_kind_of_sound_is_heard(tmp_path: Path, name: str, codec: str, rate: int, played: int) -> None:
-    write_sound(tmp_path / name, codec, rate)
-    sound = read_sound(tmp_path / name)
-    assert sound.rate == played and abs(len(sound.heard) / 16_000 - 1) < 0.08
-    assert abs(len(sound.played) / played - len(sound.heard) / 16_000) < 0.01
-    spectrum = np.abs(np.fft.rfft(sound.heard[2000:14_000]))
+def test_every_audio_format_is_read(tmp_path: Path, name: str, codec: str, rate: int, played: int) -> None:
+    write_audio(tmp_path / name, codec, rate)
+    audio = read_audio_input(tmp_path / name)
+    assert audio.rate == played and abs(len(audio.wave) / 16_000 - 1) < 0.08
+    assert abs(len(audio.track) / played - len(audio.wave) / 16_000) < 0.01
+    spectrum = np.abs(np.fft.rfft(audio.wave[2000:14_000]))
     assert abs(spectrum.argmax() * 16_000 / 12_000 - 440) < 2
 
 
-def test_silence_has_whole_frames() -> None:
-    assert len(silent_sound(2.0).heard) == 32_000 and not silent_sound(2.0).played.any()
+def test_silence_lasts_whole_frames() -> None:
+    assert len(silent_audio(2.0).wave) == 32_000 and not silent_audio(2.0).track.any()
     for seconds in (0.0, -1.0, 1e6, float("nan")):
         with pytest.raises(InputError, match="seconds is"):
-            silent_sound(seconds)
+            silent_audio(seconds)
 
 
 def test_a_request_is_read_whole(tmp_path: Path) -> None:
     two_colours().save(tmp_path / "a.png")
-    write_sound(tmp_path / "a.wav", "pcm_s16le", 16_000, "mono")
+    write_audio(tmp_path / "a.wav", "pcm_s16le", 16_000, "mono")
     inputs = read_request(Request(tmp_path / "a.png", tmp_path / "a.wav", "a man"))
-    assert inputs.image is not None and inputs.image.shape == (64, 48, 3) and len(inputs.sound.heard) == 16_000
+    assert inputs.image is not None and inputs.image.shape == (64, 48, 3) and len(inputs.audio.wave) == 16_000
     assert read_request(Request(None, None, "a man", 1.0)).image is None
 
 
@@ -183,8 +183,8 @@ def test_a_request_is_read_whole(tmp_path: Path) -> None:
     [
         (Request(audio=Path("a.wav")), InputError, "Neither an image nor a prompt"),
         (Request(prompt="a man"), InputError, "--audio, or --seconds"),
-        (Request(audio=Path("a.wav"), prompt="a man", seconds=3), InputError, "Both a sound and seconds=3"),
-        (Request(Path("none.png"), prompt="a", seconds=1), FileNotFoundError, "no picture at none.png"),
+        (Request(audio=Path("a.wav"), prompt="a man", seconds=3), InputError, "Both audio and seconds=3"),
+        (Request(Path("none.png"), prompt="a", seconds=1), FileNotFoundError, "no image at none.png"),
         (Request(audio=Path("none.wav"), prompt="a"), FileNotFoundError, "none.wav"),
     ],
 )
@@ -193,9 +193,9 @@ def test_a_request_that_lacks_something_says_what(request_: Request, kind: type[
         read_request(request_)
 
 
-def test_a_file_without_sound_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_audio_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "mute.mp4", [np.asarray(two_colours())] * 3, None)
     (tmp_path / "text.wav").write_text("no sound")
     for name, words in (("mute.mp4", "has no sound"), ("text.wav", "text.wav")):
         with pytest.raises(MediaError, match=words):
-            read_sound(tmp_path / name)
+            read_audio_input(tmp_path / name)

@@ -33,19 +33,19 @@ def inputs(batch: int) -> dict[str, Tensor]:
     ],
 )
 def test_passes_are_those_that_count(guidance: Guidance, weights: list[tuple[float, bool, bool]]) -> None:
-    assert guidance.passes(has_audio=True) == weights
+    assert guidance.branches(has_audio=True) == weights
 
 
 def test_without_sound_only_the_text_guides() -> None:
-    assert Guidance(4.5, 3.0).passes(has_audio=False) == [(-3.5, False, False), (4.5, True, False)]
-    assert Guidance(1.0, 3.0).passes(has_audio=False) == [(1.0, True, False)]
+    assert Guidance(4.5, 3.0).branches(has_audio=False) == [(-3.5, False, False), (4.5, True, False)]
+    assert Guidance(1.0, 3.0).branches(has_audio=False) == [(1.0, True, False)]
 
 
 def test_guidance_is_for_a_part_of_the_steps() -> None:
     guidance = Guidance(4.5, 3.0, start=0.25, stop=0.75)
-    counts = [len(guidance.passes(True, step / 8)) for step in range(8)]
+    counts = [len(guidance.branches(True, step / 8)) for step in range(8)]
     assert counts == [1, 1, 3, 3, 3, 3, 1, 1]
-    assert guidance.passes(True, 0.0) == [(1.0, True, True)] and guidance.passes(False, 0.0) == [(1.0, True, False)]
+    assert guidance.branches(True, 0.0) == [(1.0, True, True)] and guidance.branches(False, 0.0) == [(1.0, True, False)]
 
 
 @pytest.mark.parametrize("guidance", [Guidance(4.0, 2.5), Guidance(3.0, 3.0), Guidance(4.0, 2.5, stop=0.5)])
@@ -57,7 +57,7 @@ def test_passes_in_one_batch_give_the_same(avatar: AvatarTransformer, guidance: 
     calls.clear()
     together = denoise(avatar, **inputs(2), **settings, guidance=replace(guidance, batched=True))
     assert (together - one_by_one).abs().max() < 1e-5
-    assert calls == [2 * len(guidance.passes(True, step / 4)) for step in range(4)]
+    assert calls == [2 * len(guidance.branches(True, step / 4)) for step in range(4)]
 
 
 def test_a_silent_sound_needs_no_pass_of_its_own(avatar: AvatarTransformer) -> None:

@@ -33,7 +33,7 @@ def test_a_batch_is_encoded_once_with_the_sound_behind_one_zero_frame(tiny_model
     waves = rng.standard_normal((2, 5 * 640)).astype(np.float32)
     waves[1] = 0
     scene = prepare(tiny_models, [ClipRequest(i, w, "a") for i, w in zip(images, waves, strict=True)], CONFIG, 8)
-    assert scene.reference.shape == (2, 16, 1, 4, 4) and scene.pictures.shape == (2, 3, 32, 32)
+    assert scene.reference.shape == (2, 16, 1, 4, 4) and scene.images.shape == (2, 3, 32, 32)
     assert scene.audio is not None and not scene.audio[:, 0].any() and not scene.audio[1].any()
     assert torch.equal(scene.audio[0, 1:], tiny_models.audio_encoder.encode(waves[0], 8))
 

@@ -9,7 +9,7 @@ from common.media.audio import read_audio
 from common.media.video import decode_video, read_video
 from common.runs import read_json
 from omniavatar.config import GenerateConfig
-from omniavatar.video.video_file import sound_track, write_avatar_video, write_settings
+from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
 
 
 def test_the_file_starts_picture_and_sound_together(tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_the_sound_waits_for_what_is_shown_before_it() -> None:
     wave = np.ones(16_000, np.float32)
     official = GenerateConfig(lead_in=0.3, keep_reference=True)
     for rate in (16_000, 44_100):
-        track = sound_track(wave, official, rate)
+        track = audio_track(wave, official, rate)
         assert (
             np.flatnonzero(track)[0] == round(0.3 * rate) + rate // 25 and len(track) == np.flatnonzero(track)[-1] + 1
         )
-    assert np.array_equal(sound_track(wave, replace(official, lead_in=0.0, keep_reference=False)), wave)
+    assert np.array_equal(audio_track(wave, replace(official, lead_in=0.0, keep_reference=False)), wave)
 
 
 def test_the_settings_lie_beside_the_video(tmp_path: Path) -> None:

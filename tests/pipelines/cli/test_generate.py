@@ -130,7 +130,7 @@ def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--image", "none.png", "--audio", "v.wav"), "no picture at none.png"),
+        (("--image", "none.png", "--audio", "v.wav"), "no image at none.png"),
         (("--prompt", "a man"), "--seconds"),
         (("--prompt", "a man", "--audio", "none.wav"), "none.wav"),
         (("--audio", "v.wav"), "Neither an image nor a prompt"),
@@ -192,7 +192,7 @@ def test_thresholds_must_be_numbers() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("generate --image none.png --audio v.wav", "no picture at none.png"),
+        ("generate --image none.png --audio v.wav", "no image at none.png"),
         ("generate --list none.txt", "no list at none.txt"),
         ("generate --prompt a --seconds 1 --recipe dmo", "did you mean 'demo'"),
         ("generate --prompt a --seconds 1 --set models.vae=none", "models.vae is none"),

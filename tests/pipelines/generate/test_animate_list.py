@@ -47,7 +47,7 @@ def test_good_lines_are_made_and_bad_ones_told(folder):
     rows = list(csv.DictReader((folder / "out" / RESULTS).open()))
     assert [row["name"] for row in rows] == [sample.name for sample in samples]
     assert rows[0]["video"] == "000_face.mp4" and not rows[1]["video"]
-    for number, words in ((1, "not a picture"), (3, "4 fields"), (4, "no picture at")):
+    for number, words in ((1, "not an image"), (3, "4 fields"), (4, "no image at")):
         assert words in rows[number]["message"]
     assert probe(folder / "out" / "000_face.mp4").duration == pytest.approx(0.6)
     told = read_json(folder / "out" / "002_a_woman.json")
