@@ -9,11 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
+from curation.config import ROLES as CURATION_ROLES
+from eval.config import ROLES as EVAL_ROLES
+from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES
+from pipelines.config import LIKENESS_ROLES
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +49,31 @@ class Step:
     sections: tuple[str, ...]
     roles: tuple[str, ...]
     output: str  # path in the run folder that is there when the step is done
-    work: Callable[[Context], Mapping[str, Any] | None]
+    work: Callable[[Context], Mapping[str, Any] | None] | str  # or "module:function", imported when the step runs
     uses: tuple[str, ...] = ()
+
+
+# Named, not imported: reading a recipe or skipping a finished step should not wait for the engines.
+STEPS = (
+    Step(
+        "curate",
+        ("small_world", "drawn", "sources", "curation"),
+        tuple(CURATION_ROLES),
+        "clips.parquet",
+        "pipelines.steps:curate",
+    ),
+    Step("latents", ("latents",), ENCODER_ROLES, "shards/index.parquet", "pipelines.steps:latents"),
+    Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", "pipelines.steps:train"),
+    Step(
+        "generate",
+        ("generate", "videos"),
+        GENERATION_ROLES,
+        "videos/manifest.parquet",
+        "pipelines.steps:generate",
+        LIKENESS_ROLES,
+    ),
+    Step("eval", ("eval",), tuple(EVAL_ROLES), "report/metrics.parquet", "pipelines.steps:judge"),
+)
 
 
 def used_roles(steps: Sequence[Step], first: str = "", last: str = "") -> set[str]:
@@ -93,7 +121,7 @@ def _run(context: Context, step: Step, key: str) -> None:
     mark, tries = _mark(context.run, step), _tries(context.run, step)
     spent = read_json(tries)["seconds"] if tries.exists() else 0.0
     try:
-        figures = step.work(context)
+        figures = _function(step)(context)
     finally:
         seconds = round(spent + time.monotonic() - started, 1)
         write_json(tries, {"seconds": seconds})
@@ -101,6 +129,14 @@ def _run(context: Context, step: Step, key: str) -> None:
     tries.unlink()
     context.keep()
     logger.info("%s: done in %.0f s", step.name, seconds)
+
+
+def _function(step: Step) -> Callable[[Context], Mapping[str, Any] | None]:
+    if callable(step.work):
+        return step.work
+    module, _, name = step.work.partition(":")
+    work: Callable[[Context], Mapping[str, Any] | None] = getattr(import_module(module), name)
+    return work
 
 
 def _is_done(context: Context, step: Step, key: str) -> bool:

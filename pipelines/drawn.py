@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.clips import write_clips
+from common.constants import AUDIO_RATE
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -18,6 +19,7 @@ from common.media.write import write_video
 from common.runs import RunFolder, sha256_file
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.figure import Framing
+from omniavatar.config import Request
 from pipelines.config import HALF_BODY_EVERY, DrawnConfig
 
 
@@ -71,3 +73,29 @@ def _table(rows: list[dict[str, Any]], outcomes: list[Outcome], seconds: float) 
         named = {name: row[name] for name in ("clip_id", "video_id", "split", "caption")}
         place = {"duration": seconds, "bytes_uri": f"clips/{row['clip_id']}.mp4", "fps_src": 25.0}
         yield fixed | named | place | outcome.outputs
+
+
+LONG_SEED_OFFSET = 7_008  # of the seeds that nothing else draws
+
+LONG_SECONDS = 6.0
+
+
+def draw_long_input(folder: Path, number: int = 0, seconds: float = LONG_SECONDS) -> Request:
+    """A face and a voice nobody trained on, as the files a user would bring: portrait.png and voice.wav.
+
+    Each `number` is another face with another voice.
+    """
+    import cv2
+    import numpy as np
+    import scipy.io.wavfile
+
+    from miniature.world.clips import HELD_OUT_SEED, draw_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = HELD_OUT_SEED + LONG_SEED_OFFSET + 2 * number
+    person, voice = draw_clip(seed, 1.0), draw_clip(seed + 1, seconds)
+    # The frame with the mouth most closed: a portrait as people take them.
+    portrait = person.frames[int(person.mouth[:, 0].argmin())]
+    cv2.imwrite(str(folder / "portrait.png"), cv2.cvtColor(portrait, cv2.COLOR_RGB2BGR))
+    scipy.io.wavfile.write(folder / "voice.wav", AUDIO_RATE, (voice.audio * 32767).astype(np.int16))
+    return Request(folder / "portrait.png", folder / "voice.wav", person.caption)

@@ -8,20 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common.constants import AUDIO_RATE
-from common.errors import UserError
-from common.runs import read_json, write_json
-from curation.config import ROLES as CURATION_ROLES
-from eval.config import ROLES as EVAL_ROLES
-from omniavatar.config import BASE_ROLES, ENCODER_ROLES, GENERATION_ROLES, Request
+from common.runs import write_json
+from omniavatar.config import BASE_ROLES, ENCODER_ROLES
 from pipelines.config import LIKENESS_ROLES
-from pipelines.dag import Context, Step, step_seconds
-
-LONG_SEED_OFFSET, LONG_SECONDS = 7_008, 6.0
-
-
-class MissingWeightsError(UserError, ValueError):
-    """A step cannot run without a model that the recipe does not name."""
+from pipelines.dag import Context
+from pipelines.drawn import draw_long_input
+from pipelines.roles import require
 
 
 def curate(context: Context) -> Mapping[str, Any]:
@@ -100,54 +92,3 @@ def judge(context: Context) -> Mapping[str, Any]:
     recipe, run = context.recipe, context.run
     table = evaluate(recipe.eval, context.models, run, recipe.executor)
     return {"rows": table.num_rows}
-
-
-def report(context: Context) -> Path:
-    """Write `report/index.html` and `report/summary.json` from what the run folder holds now."""
-    from eval.reporting.report import write_report
-
-    run = context.run
-    faults = read_json(run.report / "faults.json") if (run.report / "faults.json").exists() else {}
-    return write_report(run, faults | {"seconds": step_seconds(run)})
-
-
-def draw_long_input(folder: Path, number: int = 0, seconds: float = LONG_SECONDS) -> Request:
-    """A face and a voice nobody trained on, as the files a user would bring: portrait.png and voice.wav.
-
-    Each `number` is another face with another voice.
-    """
-    import cv2
-    import numpy as np
-    import scipy.io.wavfile
-
-    from miniature.world.clips import HELD_OUT_SEED, draw_clip
-
-    folder.mkdir(parents=True, exist_ok=True)
-    seed = HELD_OUT_SEED + LONG_SEED_OFFSET + 2 * number
-    person, voice = draw_clip(seed, 1.0), draw_clip(seed + 1, seconds)
-    # The frame with the mouth most closed: a portrait as people take them.
-    portrait = person.frames[int(person.mouth[:, 0].argmin())]
-    cv2.imwrite(str(folder / "portrait.png"), cv2.cvtColor(portrait, cv2.COLOR_RGB2BGR))
-    scipy.io.wavfile.write(folder / "voice.wav", AUDIO_RATE, (voice.audio * 32767).astype(np.int16))
-    return Request(folder / "portrait.png", folder / "voice.wav", person.caption)
-
-
-def require(models: Mapping[str, Path | None], roles: tuple[str, ...]) -> dict[str, Path]:
-    """These roles of `models`, each with its path. Raises MissingWeightsError for those that have none."""
-    present = {role: path for role in roles if (path := models.get(role)) is not None}
-    missing = [role for role in roles if role not in present]
-    if missing:
-        raise MissingWeightsError(
-            f"This step needs weights for {', '.join(missing)}; name them in the recipe, e.g. "
-            f"--set models.{missing[0]}=PATH, or use the small world's with weights: miniature."
-        )
-    return present
-
-
-STEPS = (
-    Step("curate", ("small_world", "drawn", "sources", "curation"), tuple(CURATION_ROLES), "clips.parquet", curate),
-    Step("latents", ("latents",), ENCODER_ROLES, "shards/index.parquet", latents),
-    Step("train", ("train", "ranks"), ("transformer", "adapter"), "checkpoints/adapter", train),
-    Step("generate", ("generate", "videos"), GENERATION_ROLES, "videos/manifest.parquet", generate, LIKENESS_ROLES),
-    Step("eval", ("eval",), tuple(EVAL_ROLES), "report/metrics.parquet", judge),
-)

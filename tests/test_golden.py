@@ -21,8 +21,8 @@ from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.config import BASE_ROLES, LoadConfig
 from omniavatar.models import ModelPaths, load_models
-from omniavatar.video.chunks import FIRST_PREFIX, Chunk
-from omniavatar.video.scene import ClipRequest, prepare, sample_chunk
+from omniavatar.video.chunks import FIRST_PREFIX, Chunk, ClipRequest
+from omniavatar.video.scene import prepare, sample_chunk
 from pipelines.recipe import read_recipe
 from training.config import CheckpointConfig, TrainConfig, ValidationConfig
 from training.train import train

@@ -18,19 +18,18 @@ from common.progress import ProgressBar, progress
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunk_cache import ChunkCache
-from omniavatar.video.chunks import FIRST_PREFIX, Chunk, frames_for_tokens, frames_to_remake, plan_chunks
+from omniavatar.video.chunks import (
+    FIRST_PREFIX,
+    Chunk,
+    ClipRequest,
+    frames_for_tokens,
+    frames_to_remake,
+    plan_chunks,
+    seed_of,
+)
 from omniavatar.video.images import to_frames
 from omniavatar.video.joins import FinishedChunk, fade, finish_chunk, next_prefix
-from omniavatar.video.scene import (
-    ClipRequest,
-    Scene,
-    frame_size,
-    frames_of,
-    prepare,
-    sample_chunk,
-    seed_of,
-    with_lead_in,
-)
+from omniavatar.video.scene import Scene, frame_size, frames_of, prepare, sample_chunk, with_lead_in
 
 
 def generate_video(

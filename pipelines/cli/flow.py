@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.cli.failures import logs_folder
+
+if TYPE_CHECKING:
+    from pipelines.dag import Context
 
 
 def run_flow(
@@ -15,9 +19,8 @@ def run_flow(
     from common.runs import RunFolder, save_provenance
     from common.storage import Mirror
     from pipelines.cli.summary import closing_words
-    from pipelines.dag import Context, run_steps, used_roles
+    from pipelines.dag import STEPS, Context, run_steps, used_roles
     from pipelines.recipe import read_recipe
-    from pipelines.steps import STEPS, report
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
@@ -32,3 +35,14 @@ def run_flow(
     run_steps(context, STEPS, first, last, force)
     page = report(context)
     print("\n".join([*closing_words(folder), str(page)]))
+
+
+def report(context: "Context") -> Path:
+    """Write `report/index.html` and `report/summary.json` from what the run folder holds now."""
+    from common.runs import read_json
+    from eval.reporting.report import write_report
+    from pipelines.dag import step_seconds
+
+    run = context.run
+    faults = read_json(run.report / "faults.json") if (run.report / "faults.json").exists() else {}
+    return write_report(run, faults | {"seconds": step_seconds(run)})

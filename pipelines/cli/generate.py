@@ -111,7 +111,7 @@ def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
     """The roles of generation, which must be there, and, to measure, the models that find faces, which may."""
     from omniavatar.config import GENERATION_ROLES
     from pipelines.config import LIKENESS_ROLES
-    from pipelines.steps import require
+    from pipelines.roles import require
 
     judges = recipe.model_paths(LIKENESS_ROLES) if measure else {}
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}
@@ -134,7 +134,7 @@ def calibrate(
     from common.runs import RunFolder
     from omniavatar.config import GENERATION_ROLES
     from pipelines.recipe import read_recipe
-    from pipelines.steps import require
+    from pipelines.roles import require
 
     try:
         tried = [float(part) for part in thresholds.split(",")]

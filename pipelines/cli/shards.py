@@ -42,7 +42,7 @@ def _sheet(run: "RunFolder", images: int, seed: int, recipe: str, settings: list
     from omniavatar.encoders.vae import load_vae
     from omniavatar.models import resolve_device
     from pipelines.recipe import read_recipe
-    from pipelines.steps import require
+    from pipelines.roles import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     device, dtype = resolve_device(LoadConfig(chosen.latents.device, chosen.latents.dtype))
@@ -76,7 +76,7 @@ def forecast(
     from omniavatar.config import ENCODER_ROLES, LoadConfig
     from omniavatar.models import resolve_device
     from pipelines.recipe import read_recipe
-    from pipelines.steps import require
+    from pipelines.roles import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     config, named = chosen.latents, chosen.named_models()

@@ -5,6 +5,7 @@ Imports nothing but the standard library before the check: the package it is abo
 
 import importlib.util
 import sys
+from importlib import import_module
 from pathlib import Path
 
 # Distributions with packages of several of these names exist on the package index.
@@ -44,9 +45,7 @@ def main() -> None:
     problem = foreign_package()
     if problem:
         sys.exit(f"error: {problem}")
-    from pipelines.cli.main import main as run
-
-    run()
+    import_module("pipelines.cli.main").main()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def watch(
     from omniavatar.config import BASE_ROLES
     from pipelines.generate.watch import watch as sample_exports
     from pipelines.recipe import read_recipe
-    from pipelines.steps import require
+    from pipelines.roles import require
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / chosen.name)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.runs import atomic_write, sha256_file
+from common.constants import SAMPLES_PER_FRAME
+from common.media.audio import read_audio
+from common.media.video import read_video
+from common.runs import RunFolder, atomic_write, fingerprint, sha256_file
 from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, LoadConfig, Request
 from omniavatar.generate import chunk_starts, draw_portrait, stream_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
@@ -87,3 +90,15 @@ def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | 
         with atomic_write(out.with_suffix(".png")) as temporary:
             Image.fromarray(portrait).save(temporary)
     return portrait
+
+
+def opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """First frame of a clip and the sound of the `frames` frames after it."""
+    path = run.clips / f"{clip_id}.mp4"
+    sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
+    return read_video(path, end=1 / 25)[0], sound
+
+
+def clip_seed(clip_id: str) -> int:
+    """The seed follows the clip, so that the same clip gets the same noise in every run and method."""
+    return int(fingerprint(clip_id), 16) % 1_000_000

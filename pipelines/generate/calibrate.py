@@ -18,10 +18,10 @@ from omniavatar.config import GenerateConfig
 from omniavatar.generate import generate_video
 from omniavatar.model.residual_cache import fit_polynomial, measured_changes, modulation_changes, plan_steps
 from omniavatar.models import AvatarModels
+from omniavatar.video.chunks import ClipRequest
 from omniavatar.video.inputs import read_request
-from omniavatar.video.scene import ClipRequest
+from pipelines.generate.animate import opening
 from pipelines.generate.sample_list import read_samples
-from pipelines.generate.videos import opening
 
 
 @dataclass(frozen=True)

@@ -12,29 +12,26 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from common.clips import read_clips
-from common.constants import SAMPLES_PER_FRAME
 from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
-from common.media.audio import read_audio
 from common.media.video import read_video
 from common.media.write import write_video
-from common.runs import RunFolder, atomic_write, fingerprint, plain, sha256_file
+from common.runs import RunFolder, atomic_write, plain, sha256_file
 from omniavatar.config import GENERATION_ROLES, GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
-from omniavatar.video.scene import ClipRequest
+from omniavatar.video.chunks import ClipRequest
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.config import METHOD_ROLES, VideosConfig
-from pipelines.generate.animate import animate, model_paths
+from pipelines.generate.animate import animate, clip_seed, model_paths, opening
 from pipelines.models.lock import model_hash
 
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
@@ -142,22 +139,10 @@ def _make_batch(
     return Outcome(unit["unit"], "kept")
 
 
-def opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """First frame of a clip and the sound of the `frames` frames after it."""
-    path = run.clips / f"{clip_id}.mp4"
-    sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
-    return read_video(path, end=1 / 25)[0], sound
-
-
 def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
     others = {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"]}
     return names | others | {"seed": clip_seed(clip["clip_id"])}
-
-
-def clip_seed(clip_id: str) -> int:
-    """The seed follows the clip, so that the same clip gets the same noise in every run and method."""
-    return int(fingerprint(clip_id), 16) % 1_000_000
 
 
 def _is_lost(run: RunFolder, unit: Mapping[str, Any]) -> bool:

@@ -122,10 +122,9 @@ def sample(
     """
     from omniavatar.generate import generate_clips
     from omniavatar.models import load_models
-    from omniavatar.video.scene import ClipRequest
+    from omniavatar.video.chunks import ClipRequest
     from omniavatar.video.video_file import write_avatar_video
-    from pipelines.generate.animate import model_paths
-    from pipelines.generate.videos import clip_seed, opening
+    from pipelines.generate.animate import clip_seed, model_paths, opening
 
     loaded = load_models(model_paths(models, adapter), sampling.load)
     openings = [opening(run, clip["clip_id"], config.frames) for clip in clips]

@@ -23,9 +23,10 @@ from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
 from omniavatar.config import GENERATION_ROLES, Request
 from pipelines.config import METHOD_ROLES
-from pipelines.dag import Context, Step, run_steps
+from pipelines.dag import STEPS, Context, Step, run_steps
+from pipelines.drawn import draw_long_input
 from pipelines.generate.animate import animate
-from pipelines.steps import STEPS, draw_long_input, require
+from pipelines.roles import require
 from pipelines.sweep.settings import DATA_SECTIONS, Cell, Places, SweepConfig, cell_of, cells
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from omniavatar.model.flow import euler_step, sigma_schedule
 from omniavatar.model.residual_cache import modulation_changes, plan_steps
 from omniavatar.model.transformer import AvatarTransformer, build_condition, new_base, to_avatar
 from omniavatar.models import AvatarModels
-from omniavatar.video.chunks import Chunk, plan_chunks
+from omniavatar.video.chunks import Chunk, ClipRequest, plan_chunks
 from omniavatar.video.images import to_frames
-from omniavatar.video.scene import ClipRequest, Scene, chunk_noise, prepare
+from omniavatar.video.scene import Scene, chunk_noise, prepare
 from tests.benchmarks.measure import Row, compare
 from tests.omniavatar.conftest import AUDIO_DIM, DIT_CONFIG, make_umt5, make_vae, make_wav2vec2, randomise
 

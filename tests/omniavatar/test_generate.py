@@ -9,11 +9,11 @@ from omniavatar.config import GenerateConfig, preset
 from omniavatar.generate import chunk_starts, draw_portrait, generate_clips, generate_video, stream_video
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.models import AvatarModels
-from omniavatar.video.chunks import plan_chunks
+from omniavatar.video.chunks import ClipRequest, plan_chunks
 from omniavatar.video.images import to_frames
 from omniavatar.video.joins import correct_colours, fade
 from omniavatar.video.sampler import Guidance, denoise
-from omniavatar.video.scene import ClipRequest, chunk_noise, prepare, sample_chunk
+from omniavatar.video.scene import chunk_noise, prepare, sample_chunk
 
 CONFIG = GenerateConfig(
     steps=2, shift=2.0, text_guidance=1.0, audio_guidance=2.0, overlap=5, blend=4, chunk_frames=13, height=32, width=32,

@@ -5,9 +5,11 @@ from common.media.audio import read_audio
 from common.runs import RunFolder
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.video.inputs import read_image
-from pipelines.dag import Context
+from pipelines.dag import STEPS, Context
+from pipelines.drawn import LONG_SEED_OFFSET, draw_long_input
 from pipelines.recipe import read_recipe
-from pipelines.steps import LONG_SEED_OFFSET, STEPS, MissingWeightsError, draw_long_input, generate, latents, train
+from pipelines.roles import MissingWeightsError
+from pipelines.steps import generate, latents, train
 
 
 @pytest.mark.parametrize(("step", "role"), [(latents, "vae"), (train, "transformer"), (generate, "transformer")])

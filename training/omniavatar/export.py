@@ -62,7 +62,7 @@ def _write_adapter(tensors: Mapping[str, Tensor], folder: Path, config: AdapterC
     confirm(folder / WEIGHTS_FILE, tensors, official, dtype)
     if config.architecture == "lora":
         (folder / DIFFUSERS).mkdir()
-        save_diffusers_lora(tensors, folder / DIFFUSERS, config, dtype)
+        save_diffusers_lora(tensors, folder / DIFFUSERS, config.rank, config.alpha, dtype)
         confirm(folder / DIFFUSERS, tensors, read_diffusers_lora(folder / DIFFUSERS), dtype)
 
 

@@ -21,8 +21,6 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from common.constants import Reader
-from common.media.decord_reader import decord_frames
 from common.media.index import VideoIndex, quarter_turns
 from common.media.open import MediaError, open_decoder, open_media, video_stream
 
@@ -32,18 +30,13 @@ SEEK_EARLIER = (0.0, 1.0)  # s; MPEG-TS finds by stamp only the packet after
 PLANAR = ("yuv420p", "yuvj420p")
 
 
-def stored_frames(
-    path: str | Path, index: VideoIndex, positions: np.ndarray, reader: Reader = "pyav"
-) -> Iterator[VideoFrame]:
+def stored_frames(path: str | Path, index: VideoIndex, positions: np.ndarray) -> Iterator[VideoFrame]:
     """Decode each distinct position of `positions` (presentation order) once, in order, without interlacing.
 
     Frames keep their stored format and rotation flag; all have the size of the first. Raises MediaError: truncated
-    where the file ends early, unsupported for what decord cannot read.
+    where the file ends early.
     """
     requested = np.unique(positions)
-    if reader == "decord":
-        yield from decord_frames(path, index, requested)
-        return
     with open_media(path) as container:
         stream = video_stream(container)
         assert stream is not None  # the index exists, so the stream does

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from common.constants import AUDIO_RATE, FPS, Reader
 from common.media.audio import read_audio
 from common.media.decode import stored_frames, to_rgb
+from common.media.decord_reader import decord_frames
 from common.media.index import VideoIndex, index_video
 from common.media.write import write_video
 
@@ -36,7 +37,7 @@ def decode_video(
     """
     index = index_video(path)
     requested = index.sample(fps, start, end)
-    frames, shown = stored_frames(path, index, requested, reader), -1
+    frames, shown = _frames(path, index, requested, reader), -1
     image = np.empty(0, np.uint8)
     for position in requested:
         if position != shown:
@@ -44,11 +45,18 @@ def decode_video(
         yield image
 
 
+def _frames(path: str | Path, index: VideoIndex, positions: np.ndarray, reader: Reader) -> Iterator[VideoFrame]:
+    """Each distinct position once, in order, by the reader of that name."""
+    if reader == "decord":
+        return decord_frames(path, index, np.unique(positions))
+    return stored_frames(path, index, positions)
+
+
 def decode_stored(path: str | Path, reader: Reader = "pyav") -> Iterator[VideoFrame]:
     """Every stored frame once, in presentation order and as it is stored; convert those you need with `to_rgb`, or look
     at their `planes`. Frame number i is shown at `index_video(path).times[i]`. Raises what `decode_video` raises."""
     index = index_video(path)
-    return stored_frames(path, index, np.arange(len(index.pts)), reader)
+    return _frames(path, index, np.arange(len(index.pts)), reader)
 
 
 def read_video(path: str | Path, fps: float | None = FPS, start: float = 0.0, end: float | None = None) -> np.ndarray:
@@ -74,7 +82,7 @@ def read_frames(path: str | Path, indices: Sequence[int], reader: Reader = "pyav
         raise IndexError(f"Frame {worst} of {path} was asked for, but it has frames 0 to {len(index.pts) - 1}.")
     unique, places = np.unique(requested, return_inverse=True)
     images = np.empty((len(unique), *_shape(index)), np.uint8)
-    for number, frame in enumerate(stored_frames(path, index, unique, reader)):
+    for number, frame in enumerate(_frames(path, index, unique, reader)):
         images[number] = to_rgb(frame)
     return images if np.array_equal(unique, requested) else images[places]
 

@@ -1,10 +1,14 @@
 """What is trained on top of the frozen video model: LoRA, the patch embedding and the audio modules."""
 
+from typing import TypeVar
+
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from omniavatar.config import Variant
-from omniavatar.model.transformer import AvatarTransformer
+
+Model = TypeVar("Model", bound=nn.Module)  # an AvatarTransformer
 
 # Ten linears per block: q, k, v, o of both attentions and the two of the feed-forward (paper section 3.4).
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -12,7 +16,7 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2
 _WHOLE = ("dit.patch_embedding.", "audio_proj.", "audio_cond_projs.")
 
 
-def inject_lora(model: AvatarTransformer, rank: int = 128, alpha: float = 64.0) -> AvatarTransformer:
+def inject_lora(model: Model, rank: int = 128, alpha: float = 64.0) -> Model:
     """Put LoRA of the given rank on every target, in place; the update is scaled by alpha / rank (0.5) and starts at 0.
 
     Everything but LoRA stops to require gradients: call `mark_trainable` next. Raises ValueError when done already.
@@ -25,7 +29,7 @@ def inject_lora(model: AvatarTransformer, rank: int = 128, alpha: float = 64.0) 
     return model
 
 
-def lora_layers(model: AvatarTransformer) -> list[LoraLayer]:
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """Every layer that carries a LoRA, in order."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
@@ -37,7 +41,7 @@ def is_trained(name: str, variant: Variant) -> bool:
     return name.startswith(_WHOLE) or (variant == "lora" and ".lora_" in name)
 
 
-def mark_trainable(model: AvatarTransformer, variant: Variant) -> list[str]:
+def mark_trainable(model: nn.Module, variant: Variant) -> list[str]:
     """Set requires_grad by variant and return the names trained.
 
     "lora": LoRA, patch embedding, audio modules (the paper's). "frozen_dit": the same without LoRA. "full": all weights
@@ -53,13 +57,13 @@ def mark_trainable(model: AvatarTransformer, variant: Variant) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def merge_lora(model: AvatarTransformer) -> None:
+def merge_lora(model: nn.Module) -> None:
     """Add every LoRA update to the weights it modifies: same output, no extra matrix products. Reversible."""
     for layer in lora_layers(model):
         layer.merge()
 
 
-def unmerge_lora(model: AvatarTransformer) -> None:
+def unmerge_lora(model: nn.Module) -> None:
     """Take the updates out of the weights again (exact to rounding)."""
     for layer in lora_layers(model):
         layer.unmerge()

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from common.runs import atomic_write, fingerprint
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
-from omniavatar.video.chunks import Chunk
+from omniavatar.video.chunks import Chunk, ClipRequest, seed_of
 from omniavatar.video.joins import FinishedChunk
-from omniavatar.video.scene import ClipRequest, seed_of
 
 
 @dataclass(frozen=True)

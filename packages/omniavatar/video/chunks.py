@@ -4,8 +4,12 @@ Video frame 0 is the reference image itself, so video frame i + 1 belongs to aud
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from common.errors import InputError
+from omniavatar.config import GenerateConfig
 from omniavatar.model.audio_pack import FRAMES_PER_LATENT
 
 FIRST_PREFIX = 1
@@ -107,3 +111,21 @@ def frames_for_tokens(max_tokens: int, height: int, width: int) -> int:
     if frames < 5:
         raise InputError(f"max_tokens={max_tokens} leaves {frames} frames at {height}x{width}; raise it.")
     return frames
+
+
+class ClipRequest(NamedTuple):
+    """One video to generate: uint8 RGB image (H, W, 3), mono 16 kHz wave (N,), prompt; `seed` None is the config's.
+
+    A wave of zeros counts as dropped audio: the model gets zeros in place of wav2vec2 states, as in training, and
+    there is no audio guidance.
+    """
+
+    image: np.ndarray
+    wave: np.ndarray
+    prompt: str
+    seed: int | None = None
+
+
+def seed_of(request: ClipRequest, config: GenerateConfig) -> int:
+    """The request's own seed, or the config's."""
+    return config.seed if request.seed is None else request.seed

@@ -6,7 +6,6 @@ Shapes: B videos of a batch, T latent frames, h w latent size, n text tokens, D 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +19,9 @@ from omniavatar.model.audio_pack import FRAMES_PER_LATENT
 from omniavatar.model.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.model.transformer import build_condition
 from omniavatar.models import AvatarModels
-from omniavatar.video.chunks import FIRST_PREFIX, Chunk
+from omniavatar.video.chunks import FIRST_PREFIX, Chunk, ClipRequest
 from omniavatar.video.images import choose_size, fit_image
 from omniavatar.video.sampler import Guidance, denoise
-
-
-class ClipRequest(NamedTuple):
-    """One video to generate: uint8 RGB image (H, W, 3), mono 16 kHz wave (N,), prompt; `seed` None is the config's.
-
-    A wave of zeros counts as dropped audio: the model gets zeros in place of wav2vec2 states, as in training, and
-    there is no audio guidance.
-    """
-
-    image: np.ndarray
-    wave: np.ndarray
-    prompt: str
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +55,6 @@ def frame_size(models: AvatarModels, image: np.ndarray, config: GenerateConfig) 
     if any(side <= 0 or side % models.size_unit for side in size):
         raise InputError(f"Image size {size[0]}x{size[1]}; expected positive multiples of {models.size_unit}.")
     return size
-
-
-def seed_of(request: ClipRequest, config: GenerateConfig) -> int:
-    """The request's own seed, or the config's."""
-    return config.seed if request.seed is None else request.seed
 
 
 def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig, frames: int) -> Scene:

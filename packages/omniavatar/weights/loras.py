@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from omniavatar.model.adapter import LORA_TARGETS
 from omniavatar.model.transformer import AvatarTransformer
-from omniavatar.weights.checkpoints import AdapterConfig
 from omniavatar.weights.key_names import dit_to_diffusers
 from omniavatar.weights.tensor_files import CheckpointError, is_finite, read_tensors
 
@@ -123,10 +122,12 @@ MODULES_FILE = "avatar_modules.safetensors"
 _INFIX = ".default."  # peft's name of the adapter, which files of diffusers leave out
 
 
-def save_diffusers_lora(tensors: Mapping[str, Tensor], folder: Path, config: AdapterConfig, dtype: torch.dtype) -> None:
+def save_diffusers_lora(
+    tensors: Mapping[str, Tensor], folder: Path, rank: int, alpha: float, dtype: torch.dtype
+) -> None:
     """Write both files from a LoRA's trained tensors by our names, converted to `dtype`, into an existing folder."""
     lora, modules = _split(tensors)
-    settings = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": list(LORA_TARGETS)}
+    settings = {"r": rank, "lora_alpha": alpha, "target_modules": list(LORA_TARGETS)}
     WanLoraLoaderMixin.save_lora_weights(
         folder,
         transformer_lora_layers={name: tensor.to(dtype).contiguous() for name, tensor in lora.items()},

@@ -17,9 +17,9 @@ from omniavatar.model.residual_cache import (
 )
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.models import AvatarModels
-from omniavatar.video.chunks import plan_chunks
+from omniavatar.video.chunks import ClipRequest, plan_chunks
 from omniavatar.video.sampler import Guidance, denoise
-from omniavatar.video.scene import ClipRequest, prepare, sample_chunk
+from omniavatar.video.scene import prepare, sample_chunk
 from tests.omniavatar.conftest import make_base
 
 AS_IT_IS = (0.0, 0.0, 0.0, 1.0, 0.0)

@@ -9,8 +9,7 @@ from omniavatar.config import GenerateConfig
 from omniavatar.generate import stream_video
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunk_cache import ChunkCache
-from omniavatar.video.chunks import plan_chunks
-from omniavatar.video.scene import ClipRequest
+from omniavatar.video.chunks import ClipRequest, plan_chunks
 
 CONFIG = GenerateConfig(
     steps=1, shift=2.0, text_guidance=1.0, audio_guidance=1.0, overlap=5, blend=0, chunk_frames=13, height=32,

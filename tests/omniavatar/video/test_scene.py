@@ -4,7 +4,8 @@ import torch
 
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
-from omniavatar.video.scene import ClipRequest, chunk_noise, frame_size, frames_of, prepare, with_lead_in
+from omniavatar.video.chunks import ClipRequest
+from omniavatar.video.scene import chunk_noise, frame_size, frames_of, prepare, with_lead_in
 
 CONFIG = GenerateConfig(height=32, width=32)
 

@@ -101,7 +101,7 @@ def test_a_file_of_diffusers_comes_beside_the_adapter_with_its_own_scale(
     generator = torch.Generator().manual_seed(1)
     named = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in adapter_tensors(avatar, "lora").items()}
     lora = {name: tensor for name, tensor in named.items() if ".lora_" in name}
-    save_diffusers_lora(lora, tmp_path, AdapterConfig("lora", 4, 2.0), torch.float32)
+    save_diffusers_lora(lora, tmp_path, 4, 2.0, torch.float32)
     torch.manual_seed(0)
     given = (torch.randn(1, 16, 1, 4, 4), torch.tensor([500.0]), torch.randn(1, 5, 24))
     condition = build_condition(torch.randn(1, 16, 1, 4, 4), 1, 0)
@@ -159,7 +159,9 @@ def trained(base: AvatarTransformer, tmp_path: Path) -> AvatarTransformer:
 def folder(trained: AvatarTransformer, tmp_path: Path) -> Path:
     config = AdapterConfig("lora", RANK, ALPHA)
     (tmp_path / "diffusers").mkdir()
-    save_diffusers_lora(adapter_tensors(trained, "lora"), tmp_path / "diffusers", config, torch.float32)
+    save_diffusers_lora(
+        adapter_tensors(trained, "lora"), tmp_path / "diffusers", config.rank, config.alpha, torch.float32
+    )
     return tmp_path / "diffusers"
 
 

@@ -20,8 +20,8 @@ from common.runs import read_json
 from miniature.world.clips import draw_clip
 from omniavatar.video.video_file import write_avatar_video
 from pipelines.cli.main import app
+from pipelines.drawn import draw_long_input
 from pipelines.recipe import read_recipe
-from pipelines.steps import draw_long_input
 from tests.pipelines.command_line import run_here
 from training.launch.local import free_port
 

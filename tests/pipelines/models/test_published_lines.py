@@ -18,9 +18,9 @@ from common.runs import read_json
 from omniavatar.model.adapter import inject_lora
 from omniavatar.model.transformer import AvatarTransformer, load_base, to_avatar
 from omniavatar.weights.checkpoints import AdapterConfig, save_adapter
+from pipelines.drawn import draw_long_input
 from pipelines.models import fetch as fetch_module
 from pipelines.models.published import read_published
-from pipelines.steps import draw_long_input
 from tests.omniavatar import original_umt5, original_vae
 from tests.pipelines.command_line import run_here
 
