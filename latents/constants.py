@@ -1,17 +1,21 @@
-"""What all samples of a shard folder share, in one small file beside the shards."""
+"""Constants shared by all samples of a shard folder, in one small file next to the shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 
 from common.errors import InputError, MissingFileError
 from common.runs import atomic_write, hash_path
 from latents.config import AudioKind
-from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder, restore_duplicate
+
+if TYPE_CHECKING:  # takes seconds, which a forecast from widths alone does without
+    import torch
+    from torch import Tensor
+
+    from omniavatar.encoders.audio import AudioEncoder
 
 FILE_NAME = "constants.safetensors"
 FULL_SCALE = 32768  # of a stored waveform: int16
@@ -20,34 +24,43 @@ FULL_SCALE = 32768  # of a stored waveform: int16
 @dataclass(frozen=True)
 class Constants:
     """Embedding (n, D) of the empty caption, the length captions are padded to, width C of the model's audio input;
-    what "audio" is in the samples, and the content hash of the audio encoder that belongs to it."""
+    the kind of "audio" in the samples, and the content hash of its audio encoder."""
 
-    empty_text: Tensor
+    empty_text: "Tensor"
     text_length: int
     audio_dim: int
     audio: AudioKind = "features"
     audio_encoder: str = ""
 
-    def load_encoder(self, path: Path | None, device: torch.device | str = "cpu") -> AudioEncoder | None:
-        """The audio encoder `model_audio` needs; None when features are stored. Raises ValueError when there is no
-        path, or the encoder there is another than these shards were made for; what `load_audio_encoder` raises."""
+    def load_encoder(self, path: Path | None, device: "torch.device | str" = "cpu") -> "AudioEncoder | None":
+        """The audio encoder that `model_audio` needs; None when features are stored.
+
+        Raises InputError without a path, and for another encoder than these shards were made with; what
+        `load_audio_encoder` raises.
+        """
         if self.audio == "features":
             return None
         if path is None:
-            raise InputError("These shards hold waveforms; name the audio encoder they are to be heard through.")
+            raise InputError("These shards hold waveforms; set data.audio_encoder to the encoder they were made for.")
         if (found := hash_path(path)) != self.audio_encoder:
             raise InputError(
                 f"{path} has the content hash {found[:12]}, the audio encoder of these shards {self.audio_encoder[:12]}"
-                "; give that one, or run the latents job with this one (which encodes no picture again)"
+                "; use that one, or run the latents job with this one (which encodes no frames again)"
             )
+        from omniavatar.encoders.audio import load_audio_encoder
+
         return load_audio_encoder(path, device)
 
-    def model_audio(self, stored: Tensor, encoder: AudioEncoder | None = None, frames: int | None = None) -> Tensor:
-        """Stored audio as the model takes it: (F, C) float32, of the first `frames` frames of the clip or all.
+    def model_audio(
+        self, stored: "Tensor", encoder: "AudioEncoder | None" = None, frames: int | None = None
+    ) -> "Tensor":
+        """Stored audio as model input: (F, C) float32, of the first `frames` frames of the clip or all.
 
-        Of features (F, C - D) the duplicated layer is put back. A waveform (samples,) is encoded whole and then cut, so
-        that both give the same. Raises ValueError for a waveform without an encoder.
+        To features (F, C - D) the duplicated layer is added again. A waveform (samples,) is encoded whole and then cut,
+        so that both give the same. Raises InputError for a waveform without an encoder.
         """
+        from omniavatar.encoders.audio import restore_duplicate
+
         if self.audio == "features":
             return restore_duplicate(stored[:frames].float(), self.audio_dim)
         if encoder is None:
@@ -58,13 +71,13 @@ class Constants:
 
 
 def to_samples(wave: np.ndarray, count: int) -> np.ndarray:
-    """Sound (n,) float32 in [-1, 1] -> `count` int16 samples, cut or filled with silence."""
+    """Waveform (n,) float32 in [-1, 1] -> `count` int16 samples, cut or padded with silence."""
     exact = np.pad(wave[:count], (0, max(0, count - len(wave))))
     return np.clip(np.rint(exact * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def to_wave(samples: Tensor) -> Tensor:
-    """What `to_samples` made, as float32 in [-1, 1]."""
+def to_wave(samples: "Tensor") -> "Tensor":
+    """The inverse of `to_samples`: float32 in [-1, 1]."""
     return samples.float() / FULL_SCALE
 
 
@@ -81,12 +94,17 @@ def write_constants(folder: Path, constants: Constants) -> None:
         save_file(tensors, path)
 
 
+def read_widths(folder: Path) -> tuple[int, int]:
+    """Text length and audio width of a shard folder, without torch. Raises what `read_constants` raises."""
+    tensors = _read(folder)
+    return int(tensors["text_length"]), int(tensors["audio_dim"])
+
+
 def read_constants(folder: Path) -> Constants:
     """Read the file of a shard folder. Raises FileNotFoundError when the folder holds no finished shards."""
-    path = folder / FILE_NAME
-    if not path.exists():
-        raise MissingFileError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
-    tensors = load_file(path)
+    import torch
+
+    tensors = _read(folder)
     return Constants(
         empty_text=torch.from_numpy(tensors["empty_text"].astype(np.float32)),
         text_length=int(tensors["text_length"]),
@@ -94,3 +112,10 @@ def read_constants(folder: Path) -> Constants:
         audio="waveform" if tensors["waveform"] else "features",
         audio_encoder=tensors["audio_encoder"].tobytes().hex(),
     )
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise MissingFileError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
+    return load_file(path)

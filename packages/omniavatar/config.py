@@ -28,6 +28,18 @@ Recompute = Literal["none", "full", "selective", "offload"]
 
 Variant = Literal["lora", "full", "frozen_dit", "base"]
 
+FRAMES_PER_LATENT = 4  # video frames of each latent frame after the first, which is one frame
+FIRST_AUDIO_BLOCK = 2
+
+
+def audio_blocks(num_layers: int, entry: AudioEntry = "multi") -> range:
+    """The 0-based transformer blocks that get audio.
+
+    "From the second to the middle layer" (paper 3.2) is 2 .. N/2 inclusive; "single" is the middle one, N/2.
+    """
+    middle = num_layers // 2
+    return range(middle if entry == "single" else FIRST_AUDIO_BLOCK, middle + 1)
+
 
 @dataclass(frozen=True)
 class LoadConfig:

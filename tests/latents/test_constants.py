@@ -31,27 +31,27 @@ def test_a_folder_without_constants_is_named(tmp_path: Path) -> None:
         read_constants(tmp_path)
 
 
-def test_a_stored_waveform_is_heard_as_stored_features_are(
+def test_a_stored_waveform_gives_the_same_model_input_as_stored_features(
     constants: Constants, encoders: Encoders, encoder_folders: dict[str, Path], clip: tuple[np.ndarray, np.ndarray]
 ) -> None:
     features = torch.from_numpy(encode_clip(encoders, *clip, "")[0]["audio"])
     waveform = torch.from_numpy(encode_clip(replace(encoders, stored_audio="waveform"), *clip, "")[0]["audio"])
     assert waveform.dtype == torch.int16 and waveform.shape == (15 * 640,)  # all 15 frames, not only the 13 kept
     encoder = constants.load_encoder(encoder_folders["audio_encoder"])
-    heard = constants.model_audio(waveform, encoder, frames=5)
+    from_wave = constants.model_audio(waveform, encoder, frames=5)
     expected = replace(constants, audio="features").model_audio(features, frames=5)
-    assert heard.shape == expected.shape == (5, 64) and heard.dtype == expected.dtype == torch.float32
-    assert (heard - expected).abs().max() <= 2**-11 * expected.abs().max()  # rounding to float16
+    assert from_wave.shape == expected.shape == (5, 64) and from_wave.dtype == expected.dtype == torch.float32
+    assert (from_wave - expected).abs().max() <= 2**-11 * expected.abs().max()  # rounding to float16
     cut_first = constants.model_audio(waveform[: 5 * 640], encoder)
     assert (cut_first - expected).abs().max() > 5e-2
 
 
-def test_a_waveform_is_heard_through_its_own_encoder_only(constants: Constants, tmp_path: Path) -> None:
+def test_a_waveform_is_encoded_with_its_own_encoder_only(constants: Constants, tmp_path: Path) -> None:
     assert replace(constants, audio="features").load_encoder(None) is None
-    with pytest.raises(ValueError, match="name the audio encoder"):
+    with pytest.raises(ValueError, match="set data.audio_encoder"):
         constants.load_encoder(None)
     (tmp_path / "other").write_text("other weights")
-    with pytest.raises(ValueError, match="give that one, or run the latents job with this one"):
+    with pytest.raises(ValueError, match="use that one, or run the latents job with this one"):
         constants.load_encoder(tmp_path)
     with pytest.raises(ValueError, match="need the audio encoder"):
         constants.model_audio(torch.zeros(640, dtype=torch.int16))

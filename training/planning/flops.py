@@ -1,33 +1,31 @@
-"""How much work a forward pass and a training step are, in floating-point operations; a multiply-add counts as two.
+"""Floating-point operations of a forward pass and of a training step; a multiply-add counts as two.
 
-Letters: L video tokens of one sample, n text tokens as the model sees them (padded), d width, f width of the
+Letters: L video tokens of one sample, n text tokens (padded), d width, f width of the
 feed-forward, N blocks.
 
     every linear       2 * rows * inputs * outputs
     self-attention     4 N d L^2            to the text: 4 N d L n
     backward           twice the forward of an attention; of a linear once for its input and once for its weight,
-                       each only where a gradient is asked for: a frozen base needs no weight gradients
+                       each only where that gradient is needed: a frozen base has no weight gradients
     recomputation      one more forward of the blocks; "selective" spares the self-attention
 
-What a fused attention kernel computes again in its own backward pass (half an attention more), norms, rotations and
-other elementwise work are left out.
+Not counted: what a fused attention kernel recomputes in its own backward pass (half an attention more), norms,
+rotations and other elementwise work.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from omniavatar.config import AudioEntry, Recompute, Variant
-from omniavatar.model.audio_entry import audio_blocks
-from omniavatar.model.audio_pack import FRAMES_PER_LATENT
+from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, Recompute, Variant, audio_blocks
 
 PATCH = 4  # latent pixels of a token, 2 x 2
-PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed sound
+PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed audio
 
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of a transformer, what of it is trained, and the sound it hears. `channels` are those of a latent."""
+    """Sizes of a transformer, which part is trained, and its audio input. `channels` are those of a latent."""
 
     width: int
     ffn: int
@@ -53,7 +51,7 @@ class Network:
 
 
 class Linear(NamedTuple):
-    """As many `matrices` (outputs, inputs), each on `rows` rows; `in_block`: computed again when blocks are."""
+    """As many `matrices` (outputs, inputs), each on `rows` rows; `in_block`: recomputed when blocks are."""
 
     rows: int
     inputs: int
@@ -77,7 +75,7 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Operations on one sample. `step` is what the mathematics asks for (MFU), `executed` what is computed (HFU)."""
+    """Operations on one sample. `step` counts nothing twice (for MFU), `executed` adds recomputation (for HFU)."""
 
     linear: int
     self_attention: int
@@ -98,7 +96,7 @@ class Work:
 
     @property
     def executed(self) -> int:
-        """The same with what gradient checkpointing computes again."""
+        """The same plus what gradient checkpointing recomputes."""
         return self.step + self.recomputed
 
 
@@ -107,7 +105,7 @@ def network_of(
 ) -> Network:
     """The network of a transformer's `config.json`, in diffusers' or in the original layout.
 
-    What diffusers' file leaves out has its default, which is the 14B model's.
+    Keys missing from diffusers' file have its defaults, which are the 14B model's.
     """
     original = "dim" in config
     heads = config["num_heads"] if original else config.get("num_attention_heads", 40)
@@ -130,7 +128,7 @@ def work(network: Network, tokens: int, frames: int, text: int = 512, recompute:
     """The work of one sample of `tokens` video tokens in `frames` latent frames, with `text` text tokens."""
     weights = list(linears(network, tokens, frames, text))
     per_pair = 4 * network.layers * network.width * tokens
-    self_attention, cross_attention = per_pair * tokens, per_pair * text + _heard(network, tokens)
+    self_attention, cross_attention = per_pair * tokens, per_pair * text + _audio_attention(network, tokens)
     attention = self_attention + cross_attention
     blocks = sum(weight.forward for weight in weights if weight.in_block) + attention
     again = {"none": 0, "selective": blocks - self_attention, "full": blocks, "offload": blocks}
@@ -182,7 +180,7 @@ def _audio(network: Network, tokens: int, frames: int) -> Iterator[Linear]:
         yield Linear(frames, hidden, d, layers, True, True, True)
 
 
-def _heard(network: Network, tokens: int) -> int:
+def _audio_attention(network: Network, tokens: int) -> int:
     """Attention of the tokens to the four audio states of their frame."""
     if network.variant == "base" or network.entry != "cross_attention":
         return 0

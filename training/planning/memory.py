@@ -1,21 +1,21 @@
-"""What a training step holds in the memory of a rank, in bytes, by ZeRO stage and by what is kept for going backward.
+"""Memory of a rank during a training step, in bytes, by ZeRO stage and gradient checkpointing.
 
-t trained parameters (float32), N ranks, L tokens of a micro-batch on a rank (a share where several hold each sample
-together), d width, f width of the feed-forward.
+t trained parameters (float32), N ranks, L tokens of a micro-batch on a rank (its share where several ranks split
+each sample), d width, f width of the feed-forward.
 
     stage     trained weights   master copy   gradients   two moments   frozen weights
     0         4t                              4t          8t            whole
     1, 2      4t                4t/N          4t/N        8t/N          whole
-    3         4t/N              4t/N          4t/N        8t/N          1/N, and what is gathered at the time
+    3         4t/N              4t/N          4t/N        8t/N          1/N, plus what is currently gathered
 
 The master copy equals the weights and is DeepSpeed 0.19.8's own: its test for "already there" compares a device with a
 string, so stage 3 keeps one too.
 
-With `hpz_ranks` H a rank holds 1/H of all weights once more. What is offloaded waits in the memory of the host.
+With `hpz_ranks` H a rank holds another 1/H of all weights. What is offloaded is in host memory.
 
 Activations are counts of tensors of the tokens' size, taken from the real block (`KEPT`, `WORKING`): kernels that fuse
-several steps hold less, so on a GPU these are upper bounds. What the process holds beside its tensors (CUDA context,
-communication, fragments) is not in here.
+several steps hold less, so on a GPU these are upper bounds. Not counted: what the process holds besides its tensors
+(CUDA context, communication, fragmentation).
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class PerToken(NamedTuple):
     ffn: int
 
 
-# (what is trained, autocast) -> all that a block keeps for its backward pass when nothing is recomputed ...
+# (what is trained, autocast) -> all that a block keeps for its backward pass without recomputation ...
 KEPT = {
     ("lora", True): PerToken(50, 4),
     ("lora", False): PerToken(60, 8),
@@ -45,7 +45,7 @@ KEPT = {
     ("full", True): PerToken(70, 4),
     ("full", False): PerToken(88, 8),
 }
-# ... and the most that one block holds while it is recomputed and goes backward, with what lies outside the blocks.
+# ... and the peak of one block during recomputation and backward pass, with what lies outside the blocks.
 WORKING = {
     ("lora", True): PerToken(70, 10),
     ("lora", False): PerToken(65, 16),
@@ -54,12 +54,12 @@ WORKING = {
     ("full", True): PerToken(89, 4),
     ("full", False): PerToken(93, 12),
 }
-LAST = 26  # bytes per token and width outside the blocks at the turn from forward to backward, nothing recomputed
+LAST = 26  # bytes per token and width outside the blocks between forward and backward pass, without recomputation
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of weights; `frozen_fp32` are those of the frozen ones that stay in float32 at any precision."""
+    """Numbers of weights; `frozen_fp32` are the frozen ones that stay in float32 at any precision."""
 
     frozen: int
     frozen_fp32: int
@@ -68,7 +68,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at the height of a step."""
+    """Bytes of one rank at the peak of a step."""
 
     frozen: int
     trained: int
@@ -76,12 +76,12 @@ class Memory:
     optimizer: int  # moments, and from stage 1 on the master copy
     buffers: int  # for reduction, and weights gathered at stage 3
     kept: int  # activations kept for the backward pass
-    working: int  # of the block that is at work
-    host: int = 0  # waits in the memory of the host
+    working: int  # of the block being computed
+    host: int = 0  # offloaded to host memory
 
     @property
     def states(self) -> int:
-        """What stays from step to step."""
+        """What persists from step to step."""
         return self.frozen + self.trained + self.gradients + self.optimizer
 
     @property
@@ -155,7 +155,7 @@ def _held(weights: int, engine: EngineConfig, ranks: int) -> int:
 
 def _buffers(size: Parameters, engine: EngineConfig, weights: int, ranks: int) -> int:
     if engine.stage == 0:
-        return 0  # it reduces after the backward pass, when the activations are gone
+        return 0  # reduces after the backward pass, when the activations are freed
     bucket = FLOAT * engine.reduce_bucket
     if engine.stage < 3 or (ranks == 1 and not engine.offload_parameters):
         return bucket
@@ -165,18 +165,18 @@ def _buffers(size: Parameters, engine: EngineConfig, weights: int, ranks: int) -
 
 
 def activations(network: Network, tokens: int, autocast: bool, recompute: Recompute) -> tuple[int, int]:
-    """Bytes kept by all blocks for the backward pass, and bytes at work in one block and outside the blocks."""
+    """Bytes kept by all blocks for the backward pass, and working bytes of one block and outside the blocks."""
     d, way, unit = network.width, (WAYS[network.variant], autocast), HALF if autocast else FLOAT
     # Under autocast the forward pass holds every trained weight in half precision as well.
     cast = HALF * parameters(network).trained if autocast else 0
-    small, heard = _small(network, unit), _heard(network, autocast)
+    small, audio = _small(network, unit), _audio_attention(network, autocast)
     ends = unit * PATCH * (network.inputs + network.channels)
     if recompute == "none":
         per_block = KEPT[way].width * d + KEPT[way].ffn * network.ffn + small
-        kept = tokens * (per_block * network.layers + heard * audio_layers(network))
+        kept = tokens * (per_block * network.layers + audio * audio_layers(network))
         return kept + cast, tokens * (LAST * d + 3 * ends)
-    working = WORKING[way].width * d + WORKING[way].ffn * network.ffn + small + heard + ends
-    # Self-attention keeps what it gave, and a float32 per token and head.
+    working = WORKING[way].width * d + WORKING[way].ffn * network.ffn + small + audio + ends
+    # Self-attention keeps its output, and a float32 per token and head.
     outputs = unit * d + FLOAT * network.heads if recompute == "selective" else 0
     blocks = 1 if recompute == "offload" else network.layers
     return tokens * blocks * (unit * d + outputs), max(tokens * (working - outputs), cast)
@@ -188,8 +188,8 @@ def _small(network: Network, unit: int) -> int:
     return narrow + 9 * FLOAT + 2 * FLOAT * network.heads
 
 
-def _heard(network: Network, autocast: bool) -> int:
-    """Bytes per token that a block's attention to the sound adds; a projection of the sound adds none."""
+def _audio_attention(network: Network, autocast: bool) -> int:
+    """Bytes per token that a block's attention to audio adds; a projection of the audio adds none."""
     if network.variant == "base" or network.entry != "cross_attention":
         return 0
     return (3 if autocast else 4) * network.width + (6 if autocast else 8) * PACKED[network.entry]

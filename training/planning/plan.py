@@ -1,4 +1,4 @@
-"""What a training will cost before it is started: work, memory, time, traffic and disk; and does it fit?"""
+"""Forecast of a training before it starts: work, memory, time, traffic and disk, and whether it fits."""
 
 import math
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from training.planning.flops import Network, Work, work
 from training.planning.memory import FLOAT, HALF, Memory, Parameters, parameters
 from training.planning.sizes import Clips, clips_to_train, network_to_train
 
-USABLE = 0.92  # of a device's memory; the rest is for its context, communication and fragments
+USABLE = 0.92  # of a device's memory; the rest is for its context, communication and fragmentation
 DAY = 86_400
 NETWORK = 25e9  # bytes per second between machines
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """The windows of one shape: what a micro-batch of them costs a rank."""
+    """The windows of one shape: cost of a micro-batch of them on one rank."""
 
     bucket: Bucket
     clips: int
@@ -48,7 +48,7 @@ class Plan:
     micro_batches: int  # of a step; those of the recipe, raised to a multiple of the ranks that read data
     steps_per_epoch: int
     step_seconds: float  # of computing alone
-    waiting: float  # share of a step in which a rank waits for one with a larger bucket
+    waiting: float  # share of a step in which ranks wait for one with a larger bucket
     received: int  # bytes that a rank receives in a step
     traffic_seconds: float  # to receive them; hidden behind the computing at best
     change: str  # the smallest with which it fits, "" when it does or when there is none
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def epoch_days(self) -> float:
-        """Days until every clip has come once."""
+        """Days of one epoch."""
         return self.steps_per_epoch * self.step_seconds / DAY
 
     @property
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def export_bytes(self) -> int:
-        """What is exported beside it; LoRA in two layouts, of which one lacks the audio modules, under one percent."""
+        """The export next to it; LoRA in two layouts, of which one lacks the audio modules, under one percent."""
         layouts = 2 if self.config.model.variant == "lora" else 1
         return layouts * (FLOAT if self.config.checkpoint.export_dtype == "fp32" else HALF) * self.parameters.trained
 
@@ -92,7 +92,7 @@ def plan(config: TrainConfig, ranks: int, device: Device, shards: Path | None = 
     """Forecast `config` on `ranks` devices that reach the share `hfu` of their peak.
 
     `shards`: where the clips are; without an index there, the paper's are taken. Nothing is loaded.
-    Raises ValueError for a base of which no sizes are known, and for clips none of which can be trained.
+    Raises InputError for a base of unknown sizes, and when none of the clips can be trained.
     """
     if not 0 < hfu <= 1:
         raise InputError(f"hfu is {hfu}; expected a share of the peak, above 0 and at most 1")
@@ -166,7 +166,7 @@ def _per_frame(bucket: Bucket) -> int:
 
 
 def mean_and_slowest(times: list[tuple[float, int]], ranks: int) -> tuple[float, float]:
-    """Of (seconds, how many such): the mean, and what is to be expected of the slowest of `ranks` drawn by chance."""
+    """Of (seconds, count): the mean, and the expected maximum of `ranks` random draws."""
     total, behind, slowest = sum(count for _, count in times), 0, 0.0
     for seconds, count in sorted(times):
         slowest += seconds * (((behind + count) / total) ** ranks - (behind / total) ** ranks)
@@ -178,7 +178,7 @@ def received(size: Parameters, engine: EngineConfig, ranks: int, accumulation: i
     """Bytes that a rank receives in one step of `accumulation` micro-batches.
 
     Stage 3 gathers all weights twice for each micro-batch, forward and backward, and sends gradients to their owners;
-    the others add up gradients once, each part at one rank, and send the sums or the weights back to all.
+    the others reduce gradients once, each part at one rank, and send the sums or the weights back to all.
     """
     others, trained = (ranks - 1) / ranks, FLOAT * size.trained
     if engine.stage < 3:
@@ -198,7 +198,7 @@ def _gathered(size: Parameters, engine: EngineConfig) -> int:
 def exchanged(network: Network, engine: EngineConfig, tokens: float, recompute: Recompute) -> int:
     """Bytes that a rank receives for a micro-batch of `tokens` whose attention it shares with other ranks.
 
-    Query, key, value and what attention gave, in each block, forward and backward and where it is computed again.
+    Query, key, value and output of the attention, in each block, forward, backward and in recomputation.
     """
     others = (engine.sequence_parallel - 1) / engine.sequence_parallel
     own = tokens / engine.sequence_parallel * network.width * (HALF if engine.autocast == "bf16" else FLOAT)

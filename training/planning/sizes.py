@@ -1,17 +1,16 @@
-"""What is to be trained and on what, without weights and without opening a shard."""
+"""Sizes of a training, model and clips, without reading weights or opening a shard."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.runs import read_json
 from common.shards.index import read_index
-from latents.constants import read_constants
+from latents.constants import read_widths
 from training.config import ModelConfig
 from training.data.buckets import Bucket
-from training.omniavatar.export import adapter_config
 from training.planning.flops import Network, network_of
 from training.planning.memory import HALF
 
@@ -21,26 +20,26 @@ PUBLISHED = {
 }
 PAPER_CLIPS, PAPER_SIZE = 774_207, Bucket(60, 104, 39)  # 6.14 s at 25 fps, 480 x 832
 TEXT_LENGTH, AUDIO_DIM = 512, 10_752
-CAPTION = 110  # tokens of a caption of ordinary length
+CAPTION = 110  # tokens of a caption of average length
 REFERENCES = 4
-AUDIO_STATE, STORED_STATES = 768, 13  # of fourteen audio states two are equal, and one of them is not stored
+AUDIO_STATE, STORED_STATES = 768, 13  # of fourteen audio states two are equal; one of the two is not stored
 
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of a training: how many there are of each whole size, and the bytes of their shards."""
+    """The clips of a training: counts by whole size, and the bytes of their shards."""
 
     sizes: dict[Bucket, int]
     shard_bytes: int
-    text: int  # tokens the model sees
+    text: int  # tokens of a padded caption
     audio_dim: int
     source: str
 
 
 def clips_to_train(shards: Path | None, split: str) -> Clips:
-    """The clips of `split` by the index of `shards`; the paper's where there is no index.
+    """The clips of `split` in the index of `shards`; the paper's where there is no index.
 
-    Raises ValueError when the index names none of the split.
+    Raises InputError when the index has none of the split.
     """
     if shards is None or not (shards / "index.parquet").exists():
         stored = PAPER_CLIPS * sum(sample_bytes(PAPER_SIZE).values())
@@ -52,12 +51,12 @@ def clips_to_train(shards: Path | None, split: str) -> Clips:
     )
     if not sizes:
         raise InputError(f"{shards} holds no sample of split '{split}'; check data.split, run the latents job")
-    constants, stored = read_constants(shards), sum(table["size"].to_pylist())
-    return Clips(dict(sizes), stored, constants.text_length, constants.audio_dim, f"split '{split}' of {shards}")
+    (text_length, audio_dim), stored = read_widths(shards), sum(table["size"].to_pylist())
+    return Clips(dict(sizes), stored, text_length, audio_dim, f"split '{split}' of {shards}")
 
 
 def sample_bytes(bucket: Bucket) -> dict[str, int]:
-    """Bytes of the tensors that a shard holds of one clip, with the published encoders."""
+    """Bytes of the stored tensors of one clip, with the published encoders."""
     frame = HALF * 16 * bucket.height * bucket.width
     return {
         "latents": frame * bucket.frames,
@@ -70,7 +69,7 @@ def sample_bytes(bucket: Bucket) -> dict[str, int]:
 def network_to_train(model: ModelConfig, audio_dim: int) -> Network:
     """The network of `model`: from the config.json of its base, else as published for the name of the base's folder.
 
-    Raises ValueError when the base is neither there nor known by name.
+    Raises InputError when the base is neither there nor known by name.
     """
     file = model.base / "config.json"
     if not file.exists() and model.base.name not in PUBLISHED:
@@ -81,7 +80,11 @@ def network_to_train(model: ModelConfig, audio_dim: int) -> Network:
     sizes: dict[str, Any] = read_json(file) if file.exists() else dict(PUBLISHED[model.base.name])
     if model.plain:
         return network_of(sizes, "base", 0, "multi", 0)
-    # An adapter that was not fetched yet is planned as the fresh one of the recipe.
-    there = model.adapter is not None and (model.adapter / "config.json").exists()
-    adapter = adapter_config(model if there else replace(model, adapter=None))
-    return network_of(sizes, model.variant, adapter.rank, adapter.audio_entry, audio_dim)
+    rank, entry = model.lora_rank, model.audio_entry
+    # An adapter that was not fetched yet is planned as the new one of the recipe.
+    if model.adapter is not None and (model.adapter / "config.json").exists():
+        from training.omniavatar.export import adapter_config  # imports torch
+
+        adapter = adapter_config(model)
+        rank, entry = adapter.rank, adapter.audio_entry
+    return network_of(sizes, model.variant, rank, entry, audio_dim)

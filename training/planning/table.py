@@ -1,4 +1,4 @@
-"""A forecast in words: what `omniavatar train --plan` says."""
+"""Text output of `omniavatar train --plan`."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from training.planning.plan import USABLE, Plan
 
 
 def plan_lines(forecast: Plan) -> list[str]:
-    """The forecast in words, for people to read."""
+    """The forecast as lines of text."""
     return [
         *_head_lines(forecast),
         *_bucket_lines(forecast),
@@ -37,18 +37,18 @@ def _head_lines(forecast: Plan) -> list[str]:
             "it has to be a multiple of the ranks that read data"
         )
     if config.engine.autocast == "none":
-        lines.append("         without autocast a step takes longer than said: the peak is that of bfloat16")
+        lines.append("         without autocast a step takes longer than forecast: the peak is that of bfloat16")
     return lines
 
 
 def _sharing(engine: EngineConfig) -> Iterator[str]:
     if engine.sequence_parallel > 1:
-        yield f"{engine.sequence_parallel} ranks hold each sample together"
+        yield f"{engine.sequence_parallel} ranks share each sample"
     if engine.hpz_ranks > 1:
-        yield f"weights once more among {engine.hpz_ranks} ranks"
+        yield f"a second copy of the weights among {engine.hpz_ranks} ranks"
     if engine.offload_optimizer or engine.offload_parameters:
-        named = {"optimizer": engine.offload_optimizer, "weights": engine.offload_parameters}
-        yield f"{' and '.join(name for name, there in named.items() if there)} in the memory of the host"
+        offloaded = {"optimizer": engine.offload_optimizer, "weights": engine.offload_parameters}
+        yield f"{' and '.join(name for name, is_offloaded in offloaded.items() if is_offloaded)} in host memory"
 
 
 def _bucket_lines(forecast: Plan) -> list[str]:
@@ -72,7 +72,7 @@ def _memory_lines(forecast: Plan) -> list[str]:
         "optimizer": held.optimizer,
         "buffers": held.buffers,
         "kept activations": held.kept,
-        "at work": held.working,
+        "working": held.working,
     }
     verdict = "fits" if forecast.fits else "DOES NOT FIT"
     lines = [
@@ -81,9 +81,9 @@ def _memory_lines(forecast: Plan) -> list[str]:
         "         " + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items()),
     ]
     if held.host:
-        lines.append(f"         and {held.host / 1e9:.2f} GB of the memory of the host for each rank")
+        lines.append(f"         plus {held.host / 1e9:.2f} GB of host memory per rank")
     if not forecast.fits:
-        change = forecast.change or "nothing known here; take a device with more memory"
+        change = forecast.change or "none known; use a device with more memory"
         lines.append(f"         the smallest change with which it fits: {change}")
     lines += [f"         faster, and still fits: {change}" for change in forecast.faster]
     return lines
@@ -97,10 +97,10 @@ def _time_lines(forecast: Plan) -> list[str]:
         f"{forecast.run_days:.2f} days to the recipe's limit",
     ]
     if forecast.waiting > 0.005:
-        lines.append(f"         {100 * forecast.waiting:.0f} % of it is waiting for ranks that drew larger windows")
+        lines.append(f"         {100 * forecast.waiting:.0f} % of it is spent waiting for ranks with larger windows")
     traffic = f"traffic  {forecast.received / 1e9:.2f} GB received by a rank each step"
     if forecast.traffic_seconds:
-        traffic += f", {forecast.traffic_seconds:.2g} s, hidden behind the computing at best"
+        traffic += f", {forecast.traffic_seconds:.2g} s, overlapped with computation at best"
     return [*lines, traffic]
 
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import InputError
-from omniavatar.config import AudioEntry
-from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, audio_blocks
+from omniavatar.model.audio_pack import AudioPack, AudioTokens
 
-FIRST_AUDIO_BLOCK = 2
 HEAD_DIM = 64  # of the cross-attention
 
 
@@ -57,15 +56,6 @@ class FrameAttention(nn.Module):
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B T, heads, P or 4, head)
-
-
-def audio_blocks(num_layers: int, entry: AudioEntry = "multi") -> range:
-    """The 0-based blocks that hear.
-
-    "From the second to the middle layer" (paper 3.2) is 2 .. N/2 inclusive; "single" is the middle one, N/2.
-    """
-    middle = num_layers // 2
-    return range(middle if entry == "single" else FIRST_AUDIO_BLOCK, middle + 1)
 
 
 def audio_modules(

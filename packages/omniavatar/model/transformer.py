@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from common.errors import InputError, MissingFileError
 from common.runs import read_json
-from omniavatar.config import AudioEntry, Recompute
-from omniavatar.model.audio_entry import audio_blocks, audio_modules
-from omniavatar.model.audio_pack import FRAMES_PER_LATENT, AudioPack, AudioTokens
+from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, Recompute, audio_blocks
+from omniavatar.model.audio_entry import audio_modules
+from omniavatar.model.audio_pack import AudioPack, AudioTokens
 from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache, TextAttention
 from omniavatar.model.recompute import recomputing
 from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import InputError
-from omniavatar.config import GenerateConfig
-from omniavatar.model.audio_pack import FRAMES_PER_LATENT
+from omniavatar.config import FRAMES_PER_LATENT, GenerateConfig
 
 FIRST_PREFIX = 1
 

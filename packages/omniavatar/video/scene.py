@@ -13,9 +13,8 @@ from torch import Tensor
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.errors import InputError
-from omniavatar.config import GenerateConfig
+from omniavatar.config import FRAMES_PER_LATENT, GenerateConfig
 from omniavatar.encoders.text import pad_text
-from omniavatar.model.audio_pack import FRAMES_PER_LATENT
 from omniavatar.model.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.model.transformer import build_condition
 from omniavatar.models import AvatarModels

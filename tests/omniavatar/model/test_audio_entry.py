@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.config import AudioEntry
+from omniavatar.config import AudioEntry, audio_blocks
 from omniavatar.model.adapter import inject_lora
 from omniavatar.model.audio_entry import (
     FrameAttention,
     FrameProjection,
-    audio_blocks,
     audio_modules,
     audio_tensor_names,
 )

@@ -1,5 +1,8 @@
 """The forecast against the published arithmetic for 774,207 clips."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,3 +124,11 @@ def test_what_cannot_be_planned() -> None:
         plan(PAPER, 0, A100)
     with pytest.raises(ValueError, match="raise data.max_tokens"):
         plan(replace(PAPER, data=DataConfig(max_tokens=100)), 1, A100)
+
+
+def test_a_plan_for_a_named_device_imports_no_torch() -> None:
+    code = "import sys, training.planning.plan, training.planning.table; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(sys.path)}).returncode
+        == 0
+    )

@@ -41,12 +41,14 @@ def test_what_does_not_fit_is_said_with_the_remedy() -> None:
     assert "the smallest change with which it fits: model.gradient_checkpointing=selective" in words(keeping, 8)
 
 
-def test_what_is_shared_or_waits_on_the_host_is_said() -> None:
+def test_sharing_and_offload_are_listed() -> None:
     engine = replace(CONFIG.engine, sequence_parallel=2, hpz_ranks=8, offload_optimizer=True, offload_parameters=True)
     said = words(replace(CONFIG, engine=engine), 64)
-    assert "2 ranks hold each sample together, weights once more among 8 ranks, optimizer and weights in the" in said
+    assert (
+        "2 ranks share each sample, a second copy of the weights among 8 ranks, optimizer and weights in host" in said
+    )
     # 31.1 GB of weights / 64, and / 8 once more; gradients, two moments and master copy of 2.47 GB each / 64.
-    assert re.search(r"and 4\.5\d GB of the memory of the host for each rank", said)
+    assert re.search(r"plus 4\.5\d GB of host memory per rank", said)
     assert "faster, and still fits: engine.offload_parameters=false, engine.offload_optimizer=false" in said
 
 
