@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -63,7 +64,7 @@ def arrange(names: Collection[str], roles: Mapping[str, str]) -> Methods:
 def read_roles(run: RunFolder) -> dict[str, str]:
     """Method -> role, of the methods that the manifest gives one. Raises ManifestError for a role that is none, that
     changes within a method, or that two methods have and only one can."""
-    path = run.videos / "manifest.parquet"
+    path = Path(run.root) / "videos" / "manifest.parquet"  # run.videos would create the folder
     if not path.exists() or "role" not in pq.read_schema(path).names:
         return {}
     rows = pq.read_table(path, columns=["method", "role"]).to_pylist()
@@ -84,7 +85,7 @@ def read_roles(run: RunFolder) -> dict[str, str]:
 def read_manifest(run: RunFolder) -> list[dict]:
     """Rows of the manifest, sorted, with "" for an optional column that it lacks. Raises ManifestError naming what is
     missing."""
-    path = run.videos / "manifest.parquet"
+    path = Path(run.root) / "videos" / "manifest.parquet"  # run.videos would create the folder
     if not path.exists():
         raise ManifestError(f"{path} does not exist; generate the videos to judge first (pipeline step 'generate').")
     table = pq.read_table(path)

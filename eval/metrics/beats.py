@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 
 from common.constants import AUDIO_RATE, FPS
 from eval.features.records import UnscorableError
@@ -25,6 +24,8 @@ SHIFTS = 200
 
 def audio_onsets(wave: np.ndarray) -> np.ndarray:
     """Seconds (n,) of the onsets in mono audio (N,) at 16 kHz: peaks of the spectral flux."""
+    from scipy.ndimage import maximum_filter1d, uniform_filter1d
+
     if len(wave) < WINDOW:
         return np.zeros(0)
     padded = np.pad(np.asarray(wave, np.float64), WINDOW // 2)
@@ -41,6 +42,8 @@ def audio_onsets(wave: np.ndarray) -> np.ndarray:
 def motion_beats(runs: Sequence[np.ndarray], starts: Sequence[int], fps: float = FPS) -> np.ndarray:
     """Seconds (n,) of the local minima of the mean speed in `runs` of joint places (frames, joints, 2), each from the
     frame of `starts` on."""
+    from scipy.ndimage import gaussian_filter1d
+
     beats = []
     for places, start in zip(runs, starts, strict=True):
         if len(places) < 4:

@@ -8,7 +8,6 @@ these are our definitions.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import savgol_filter
 
 from common.constants import FPS
 from eval.features.records import UnscorableError
@@ -82,6 +81,8 @@ def body_motion(poses: np.ndarray, fps: float = FPS) -> BodyMotion:
     pooled = [run for run in runs if len(run) >= SMOOTHING_FRAMES]
     if not pooled:
         raise UnscorableError(f"no body: not seen in {SMOOTHING_FRAMES} frames in a row")
+    from scipy.signal import savgol_filter  # half a second to import: tables of metrics do not need it
+
     smooth = [savgol_filter(run, SMOOTHING_FRAMES, SMOOTHING_ORDER, axis=0) for run in pooled]
     jerks = np.concatenate([np.linalg.norm(np.diff(run, 3, axis=0), axis=2).mean(axis=1) for run in smooth]) * fps**3
     steps = np.concatenate([np.linalg.norm(np.diff(run[:, -2:], axis=0), axis=2).mean(axis=1) for run in smooth])

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.stats import theilslopes
 
 from common.constants import FPS
 from eval.features.records import UnscorableError
@@ -179,6 +178,8 @@ def window_means(values: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 def slope_per_minute(curve: np.ndarray) -> float:
     """Theil-Sen slope per minute of one value per window (S,), NaN left out; 0 for fewer than two."""
+    from scipy.stats import theilslopes
+
     windows = np.flatnonzero(np.isfinite(curve))
     if len(windows) < 2:
         return 0.0

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
-from eval.reporting.gallery import best_median_worst
 from eval.reporting.summary import read_optional, read_rows, scored_methods
 from eval.scoring.eval_table import by_clip, read_metrics
 from eval.sets.catalog import TEST_SET_FILE, TestSet, read_test_set
@@ -91,8 +89,21 @@ def examples(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, dict[s
     return found
 
 
+def best_median_worst(ranked: Sequence[tuple[float, str]]) -> list[tuple[str, str]]:
+    """(title, clip) of the ends and the middle of clips in ascending order of score; fewer when there are fewer."""
+    if not ranked:
+        return []
+    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0}
+    picked: dict[int, str] = {}
+    for title, place in places.items():
+        picked.setdefault(place, title)
+    return [(title, ranked[place][1]) for place, title in picked.items()]
+
+
 def hardware() -> dict[str, Any]:
     """The machine this runs on: processor, cores and GPUs."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count(), "gpus": gpus}
 

@@ -7,6 +7,7 @@ from typing import Any
 from common.runs import RunFolder
 from eval.manifest import Methods, arrange
 from eval.metrics.clip_metrics import METRICS
+from eval.reporting.card import best_median_worst
 from eval.reporting.pictures import data_uri, frame_strip
 from eval.reporting.summary import read_optional, read_rows
 
@@ -52,17 +53,6 @@ def _ranking(rows: Sequence[Mapping[str, Any]], judged: str) -> tuple[str, dict[
         if any(judged in found for found in scores.values()):
             return metric, scores
     return RANKED_BY[0], {}
-
-
-def best_median_worst(ranked: Sequence[tuple[float, str]]) -> list[tuple[str, str]]:
-    """(title, clip) of the ends and the middle of clips in ascending order of score; fewer when there are fewer."""
-    if not ranked:
-        return []
-    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0}
-    picked: dict[int, str] = {}
-    for title, place in places.items():
-        picked.setdefault(place, title)
-    return [(title, ranked[place][1]) for place, title in picked.items()]
 
 
 def _files(files: Mapping[tuple[str, str], Path], clip: str, methods: Methods) -> list[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""Commands of evaluation: sweeps of a recipe, and metrics for the videos of any system."""
+"""Evaluation commands: sweeps of a recipe, test sets, and scores of videos of any system."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ app = typer.Typer()
 @app.command(rich_help_panel=EVALUATE)
 def sweep(
     file: Annotated[str, typer.Argument(help="name of a shipped sweep, or path to a YAML file")],
-    out: Annotated[Path, typer.Option("--out", help="folder of the sweep; run again with the same one it goes on")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the sweep; the same folder resumes a sweep")],
     workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores")] = 0,
     results: Annotated[Path | None, typer.Option("--results", help="folder of the table; default OUT/results")] = None,
     table_only: Annotated[bool, typer.Option("--table", help="only write the table of what is finished")] = False,
@@ -36,11 +36,13 @@ def sweep(
     """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
     setup_logging(verbose)
     from common.executors.config import ExecutorConfig
-    from pipelines.sweep.pages import write_results
-    from pipelines.sweep.run import run_sweep
-    from pipelines.sweep.settings import Places, read_sweep
+    from pipelines.sweep.settings import Places, cells, read_sweep
 
     config = read_sweep(file)
+    cells(config, Places(out.resolve()))  # a wrong setting of a row is reported before torch is imported
+    from pipelines.sweep.pages import write_results
+    from pipelines.sweep.run import run_sweep
+
     executor = ExecutorConfig(workers=workers, retry_failed=1, retry=retry)
     failed = [] if table_only else run_sweep(config, out, executor)
     command = f"omniavatar sweep {file} --out {out}"
@@ -53,7 +55,7 @@ def sweep(
 
 eval_app = typer.Typer(
     invoke_without_command=True,
-    help="Videos to metrics and the report: the step of a recipe, or sets, inputs, import, plan, run and the others.",
+    help="Videos to metrics and the report: the step of a recipe, or a command below for any folder of videos.",
 )
 app.add_typer(eval_app, name="eval", rich_help_panel=EVALUATE)
 
@@ -69,7 +71,7 @@ def evaluate_step(
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Videos to metrics and the report: alone the step of a recipe, with a command below for any folder of videos."""
+    """The eval step of a recipe: videos to metrics and the report; the commands below work on any folder of videos."""
     if context.invoked_subcommand is not None:
         return
     setup_logging(verbose)
@@ -112,7 +114,7 @@ def cut_test_set(
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Cut the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
+    """Write the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from eval.sets.catalog import find_list, read_test_set
@@ -139,7 +141,7 @@ def import_list(
         typer.Option("--made", help="METHOD=FOLDER of its <clip_id>.mp4, for the clips.csv of `eval inputs`"),
     ] = None,
 ) -> None:
-    """Videos of any system, as a list, into a run folder that `eval run` judges."""
+    """Import a list of videos of any system into a run folder, which `eval run` then judges."""
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
@@ -152,32 +154,38 @@ def import_list(
 
 @eval_app.command("plan")
 def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None) -> None:
-    """What judging a run folder takes: clips, networks, what is cached, what lacks weights, seconds."""
+    """Show what `eval run` would do: videos per extractor, what is cached, what lacks weights, estimated time."""
     from common.runs import RunFolder
     from eval.config import ROLES
-    from eval.plan import plan_evaluation, plan_lines
+    from eval.manifest import read_manifest
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    folder = RunFolder(run or Path("runs") / chosen.name)
-    print("\n".join(plan_lines(plan_evaluation(chosen.eval, chosen.model_paths(ROLES), folder))))
+    folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths(ROLES)
+    read_manifest(folder)  # a wrong folder is reported before torch is imported
+    from eval.plan import plan_evaluation, plan_lines
+
+    print("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
 
 
 @eval_app.command("run")
 def judge_videos(
     recipe: RecipeOption = "demo", run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False
 ) -> None:
-    """Judge the videos in the manifest of a run folder, whoever made them; run again it goes on."""
+    """Score the videos in the manifest of a run folder, made by any system; a killed run resumes."""
     setup_logging(verbose)
     from common.recipe import dump_recipe
     from common.runs import RunFolder, save_provenance
     from eval.config import ROLES
-    from eval.job import evaluate
-    from eval.reporting.report import write_report
+    from eval.manifest import read_manifest
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder, models = RunFolder(run or Path("runs") / chosen.name), chosen.model_paths(ROLES)
+    read_manifest(folder)
+    from eval.job import evaluate
+    from eval.reporting.report import write_report
+
     if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
         # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
         save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
@@ -187,12 +195,13 @@ def judge_videos(
 
 @eval_app.command("report")
 def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
-    """Write the report of a judged run again; nothing is computed anew."""
+    """Write the report of a judged run again from its files; nothing is measured again."""
     from common.runs import RunFolder
-    from eval.reporting.report import write_report
     from eval.scoring.eval_table import read_metrics
 
     read_metrics(RunFolder(run))
+    from eval.reporting.report import write_report
+
     print(write_report(RunFolder(run), {}))
 
 
@@ -204,19 +213,20 @@ def compare_runs(
 ) -> None:
     """Paired tests between two runs, or two methods of one, on the clips that both have."""
     from common.runs import RunFolder
-    from eval.metrics.clip_metrics import METRICS
     from eval.reporting.summary import judged_method
-    from eval.scoring.compare import difference_lines
     from eval.scoring.eval_table import read_groups, read_metrics
-    from eval.scoring.paired import compare_methods
 
     (first, _, of_first), (second, _, of_second) = a.partition(":"), b.partition(":")
     runs = RunFolder(Path(first)), RunFolder(Path(second))
-    metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
     tables = read_metrics(runs[0]), read_metrics(runs[1])
     methods = of_first or judged_method(runs[0]), of_second or judged_method(runs[1])
-    found = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
-    print("\n".join(difference_lines(found)))
+    from eval.metrics.clip_metrics import METRICS
+    from eval.scoring.compare import difference_lines
+    from eval.scoring.paired import compare_methods
+
+    metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
+    differences = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
+    print("\n".join(difference_lines(differences)))
 
 
 @eval_app.command("card")

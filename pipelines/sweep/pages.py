@@ -1,4 +1,4 @@
-"""The table of a sweep as files: Markdown to read, CSV and Parquet to ask, with plots."""
+"""The results of a sweep as files: Markdown to read, CSV and Parquet to query, with plots."""
 
 import csv
 import io
@@ -14,9 +14,8 @@ from common.runs import atomic_write, read_json
 from eval.features.records import SET_METRICS
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import Ordering
-from pipelines.sweep.plots import ARROWS, write_plots
+from pipelines.sweep.plots import ARROWS, write_plots, write_strips
 from pipelines.sweep.settings import Places, SweepConfig
-from pipelines.sweep.strips import write_strips
 from pipelines.sweep.table import COLUMNS, Entry, context_rows, is_better, is_worse, orderings, sweep_entries
 
 READ_AS = (
@@ -32,18 +31,18 @@ VERSIONS = ("torch", "diffusers", "peft", "deepspeed", "numpy", "scipy")
 def write_results(config: SweepConfig, places: Places, folder: Path, command: str) -> Path:
     """Write `table.md`, `table.csv`, `table.parquet`, `sweep.yaml` and `plots/` into `folder`; the path of the first.
 
-    What is not finished yet is said in the table. `command` is how it was made.
+    The page lists rows that are not finished. `command` is the one that made it.
     """
     entries, context = sweep_entries(config, places), context_rows(config, places)
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([asdict(entry) for entry in [*entries, *context]], _schema())
     with atomic_write(folder / "table.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
-    pictures = [*write_strips(config, places, folder / "plots"), *write_plots(config, entries, folder / "plots")]
+    figures = [*write_strips(config, places, folder / "plots"), *write_plots(config, entries, folder / "plots")]
     text = {
         "table.csv": _csv(table),
         "sweep.yaml": dump_recipe(config),
-        "table.md": markdown(config, places, entries, context, pictures, command),
+        "table.md": markdown(config, places, entries, context, figures, command),
     }
     for name, content in text.items():
         with atomic_write(folder / name) as temporary:
@@ -56,7 +55,7 @@ def markdown(
     places: Places,
     entries: Sequence[Entry],
     context: Sequence[Entry],
-    pictures: Sequence[Path],
+    figures: Sequence[Path],
     command: str,
 ) -> str:
     """The whole page."""
@@ -77,7 +76,7 @@ def markdown(
         lines += _table(long, config.long_metrics)
     if orders := orderings(short):
         lines += ["", "## Reported by the paper", "", *_reported(config, short, orders)]
-    lines += ["", "## Pictures", "", *(f"![{path.stem}](plots/{path.name})" for path in pictures)] if pictures else []
+    lines += ["", "## Pictures", "", *(f"![{path.stem}](plots/{path.name})" for path in figures)] if figures else []
     return "\n".join([*lines, "", "## Versions", "", *_versions(config, places)]) + "\n"
 
 
@@ -96,8 +95,8 @@ def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> list[str]:
         of = ", ".join(f"{clips}/{listed}" for clips, listed in counts)
         label = next(iter(mine.values())).label
         lines.append(_line([label, *(_cell(mine[name]) if name in mine else "" for name in shown), of]))
-    why = {f"{METRICS[name].label}: {next(e.status for e in entries if e.metric == name)}" for name in absent}
-    return [*lines, *(["", "Not here: " + "; ".join(sorted(why)) + "."] if why else [])]
+    reasons = {f"{METRICS[name].label}: {next(e.status for e in entries if e.metric == name)}" for name in absent}
+    return [*lines, *(["", "Not here: " + "; ".join(sorted(reasons)) + "."] if reasons else [])]
 
 
 def _cell(entry: Entry) -> str:
@@ -114,7 +113,7 @@ def _cell(entry: Entry) -> str:
 
 
 def _between(entry: Entry) -> str:
-    """The interval of a difference that is not tested."""
+    """The interval of a difference that has no test."""
     if entry.p is not None or entry.difference_low is None:
         return ""
     digits = METRICS[entry.metric].digits
@@ -122,7 +121,7 @@ def _between(entry: Entry) -> str:
 
 
 def _reported(config: SweepConfig, entries: Sequence[Entry], orders: Sequence[Ordering]) -> list[str]:
-    """The paper's numbers in columns of their own, and where our order is another."""
+    """The paper's numbers in columns of their own, and the pairs of rows that are ordered differently here."""
     metrics = [order.metric for order in orders]
     label = {entry.row: entry.label for entry in entries}
     heads = [f"{METRICS[name].label}, {whose}" for name in metrics for whose in ("ours", "*reported*")]
@@ -151,12 +150,12 @@ def _versions(config: SweepConfig, places: Places) -> list[str]:
     path = places.row(config.base, config.seeds[0]) / "versions.json"
     if not path.exists():
         return ["The base row has not been made yet."]
-    found = read_json(path)
-    packages = [f"{name} {found['packages'][name]}" for name in VERSIONS if name in found["packages"]]
-    code = [f"{name} `{digest[:12]}`" for name, digest in sorted(found["code"].items())]
-    models = [f"{role} `{digest[:12]}`" for role, digest in sorted(found["models"].items()) if digest]
+    versions = read_json(path)
+    packages = [f"{name} {versions['packages'][name]}" for name in VERSIONS if name in versions["packages"]]
+    code = [f"{name} `{digest[:12]}`" for name, digest in sorted(versions["code"].items())]
+    models = [f"{role} `{digest[:12]}`" for role, digest in sorted(versions["models"].items()) if digest]
     return [
-        f"- Python {found['python']}, {', '.join(packages)}",
+        f"- Python {versions['python']}, {', '.join(packages)}",
         f"- code of the base row: {', '.join(code)}",
         f"- models of the base row: {', '.join(models)}",
     ]

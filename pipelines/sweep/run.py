@@ -1,6 +1,6 @@
-"""Doing a sweep: data, then trainings, then videos and scores of every row and seed, each a unit of work.
+"""Execution of a sweep: data, then trainings, then videos and scores of every row and seed, each a unit of work.
 
-Killed and started again it goes on: a unit that was under way goes on where its own steps were.
+A killed sweep resumes: finished units are skipped, and an interrupted one continues at its own unfinished step.
 """
 
 import logging
@@ -35,28 +35,28 @@ _BY_NAME = {step.name: step for step in STEPS}
 DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
 DATA_STEP_ROLES = tuple({role for step in DATA_STEPS for role in step.roles})
 Work = Callable[[Mapping[str, Any]], Outcome]
-# Another one does again what an older version left: 2 hears long videos with their own sound.
+# A new version makes the units of that kind again. Rows 2: long videos are judged against their own audio.
 VERSIONS = {"bases": "1", "trainings": "1", "rows": "2"}
 
 
 def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[Outcome]:
-    """Do what is not done yet of every row and seed below `out`; the outcomes of what failed.
+    """Make what is missing of every row and seed below `out`; the outcomes of the units that failed.
 
-    Trainings run `executor.workers` at a time, so do rows. A row whose training failed is not tried. Raises what the
-    settings and the data steps raise.
+    Trainings run `executor.workers` at a time, so do rows. A row whose training failed is left out.
+    Raises what the settings and the data steps raise.
     """
     places = Places(out.resolve())
     everything = cells(config, places)
     for key, cell in {cell.data: cell for cell in everything}.items():
         _make_data(places.data(key), cell, executor)
     trained = {cell.training: cell for cell in reversed(everything)}
-    made = [cell for cell in everything if not cell.recipe.train.model.plain]
-    logger.info("%s: %d trainings, %d rows with their seeds", config.name, len(trained), len(made))
+    judged = [cell for cell in everything if not cell.recipe.train.model.plain]
+    logger.info("%s: %d trainings, %d rows with their seeds", config.name, len(trained), len(judged))
     failed: list[Outcome] = []
     for is_base in (True, False):  # a base before the adapters that are trained on it
         wave = [cell for cell in trained.values() if cell.recipe.train.model.plain == is_base]
         failed += _do("bases" if is_base else "trainings", config, places, wave, executor)
-    ready = [cell for cell in made if _result("trainings", places, cell).exists()]
+    ready = [cell for cell in judged if _result("trainings", places, cell).exists()]
     return failed + _do("rows", config, places, ready, executor)
 
 
@@ -68,17 +68,19 @@ def _make_data(folder: Path, cell: Cell, executor: ExecutorConfig) -> None:
 def _do(
     kind: str, config: SweepConfig, places: Places, todo: Sequence[Cell], executor: ExecutorConfig
 ) -> list[Outcome]:
-    """Bring cells through a kind of work; those that failed. The ledger keeps the tries, the steps within know what is
-    done."""
+    """Run one kind of work on cells and return the outcomes that failed. The ledger counts attempts; the steps within a
+    unit skip what is done."""
     stage = Stage(f"sweep_{kind}", VERSIONS[kind], {}, {}, partial(make_worker, kind, config, places))
     units = [_unit(cell) for cell in todo]
     outcomes = run_stage(stage, units, Ledger(places.out / "ledger"), executor)
-    ends = zip(todo, units, outcomes, strict=True)
-    lost = [unit for cell, unit, end in ends if end.state == "kept" and not _result(kind, places, cell).exists()]
-    if lost:  # the ledger outlives what somebody deleted
-        again = make_worker(kind, config, places)
+    results = zip(todo, units, outcomes, strict=True)
+    lost = [
+        unit for cell, unit, outcome in results if outcome.state == "kept" and not _result(kind, places, cell).exists()
+    ]
+    if lost:  # the ledger outlives deleted files
+        make_again = make_worker(kind, config, places)
         for unit in progress(lost, f"{kind} again"):
-            again(unit)
+            make_again(unit)
     return [outcome for outcome in outcomes if outcome.state != "kept"]
 
 
@@ -137,7 +139,7 @@ def long_videos(count: int, context: Context) -> Mapping[str, Any]:
         request = Request(run.root / image, run.root / audio, prompt)
         animate(request, context.recipe.generate, {**context.models, **models}, run.root / video, run.cache / "chunks")
         rows.append(
-            # Judged against its own sound: in the released way of generating the voice begins 0.3 s into the video.
+            # Judged against its own audio: with the preset `official` the voice begins 0.3 s into the video.
             {"method": "adapter", "clip_id": f"long-{number}", "video": video, "reference": "", "audio": video}
             | {"image": image, "seed": context.recipe.generate.seed, "role": METHOD_ROLES["adapter"]}
         )

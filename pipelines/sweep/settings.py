@@ -1,10 +1,10 @@
-"""A sweep: one recipe, several seeds, rows that each change something, and where the results of each lie.
+"""Settings of a sweep: one recipe, several seeds, rows that each change something, and the folders of their results.
 
-What two rows have in common is made once: a training is named by all that it depends on, so rows that only sample
-otherwise share one, and a changed sweep trains only what is new.
+What rows have in common is made once: a training is named by the hash of all it depends on, so rows that only sample
+differently share one, and a changed sweep trains only what is new.
 
     OUT/data/<key>/         clips and shards                OUT/rows/<row>/seed-<n>/   videos, scores: a run folder
-    OUT/trainings/<key>/    logs and checkpoints            OUT/features/              what the judges saw, of all rows
+    OUT/trainings/<key>/    logs and checkpoints            OUT/features/              feature cache of all rows
 """
 
 import json
@@ -29,9 +29,9 @@ DATA_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 class RowConfig:
     """One row: what it sets on top of the sweep, section by section as in a recipe.
 
-    `preset` names settings of generation. A row with `long` seconds makes long videos of faces and voices never seen
-    instead of the held-out clips. `knobs` say where it stands on the axis of a plot, `reported` which row of the
-    paper's table it repeats. `network` changes sizes in the config.json of the transformer, to be trained as a base
+    `preset` names settings of generation. A row with `long` makes videos of that many seconds of unseen faces and
+    voices instead of the held-out clips. `knobs` are its positions on the axes of plots, `reported` is the row of the
+    paper's table that it repeats. `network` changes sizes in the config.json of the transformer, to train it as a base
     (train.model.variant: base); such a row makes no videos, others name it in `transformer_of`.
     """
 
@@ -48,7 +48,7 @@ class RowConfig:
 @dataclass(frozen=True)
 class SweepConfig:
     """`rows` on top of `recipe` and `set`, each with every one of `seeds`; differences are to the row `base`, those of
-    long rows to `long_base`. `long_clips` faces speak in a long row. `reported` names the paper's table."""
+    long rows to `long_base`. A long row makes `long_clips` videos. `reported` names the paper's table."""
 
     name: str
     recipe: str
@@ -82,7 +82,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row with one seed: its recipe, and the names of the data and of the training it rests on."""
+    """One row with one seed: its recipe, and the keys of the data and of the training that it uses."""
 
     row: str
     seed: int
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the parts of a sweep lie."""
+    """Folders of a sweep."""
 
     out: Path
 
@@ -117,7 +117,7 @@ class Places:
 
     @property
     def features(self) -> Path:
-        """What the judges saw, kept by content."""
+        """Feature cache of the judges, by content."""
         return self.out / "features"
 
     @property
@@ -150,15 +150,15 @@ def cell_of(config: SweepConfig, row: str, seed: int, places: Places) -> Cell:
 
 def cells(config: SweepConfig, places: Places) -> list[Cell]:
     """Every row with every seed, the rows of a base first."""
-    found = [cell_of(config, row, seed, places) for row in config.rows for seed in config.seeds]
-    return sorted(found, key=lambda cell: not cell.recipe.train.model.plain)
+    every = [cell_of(config, row, seed, places) for row in config.rows for seed in config.seeds]
+    return sorted(every, key=lambda cell: not cell.recipe.train.model.plain)
 
 
 def _recipe(config: SweepConfig, row: str, seed: int) -> Recipe:
     chosen = config.rows[row]
     fixed = {"generate": dict(preset(chosen.preset))} if chosen.preset else {}
     settings = [*_flat(config.set), *_flat(fixed), *_flat(chosen.set)]
-    # A row is one unit of work in a process of its own; within it nothing is dealt out any more.
+    # A row is one unit of work in a process of its own, and starts no workers itself.
     settings += [f"train.seed={seed}", "executor.kind=process", "executor.workers=1"]
     try:
         recipe = read_recipe(config.recipe, tuple(settings))

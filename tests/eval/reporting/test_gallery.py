@@ -10,7 +10,8 @@ import pytest
 import eval.reporting.gallery
 from common.media.write import write_video
 from common.runs import RunFolder
-from eval.reporting.gallery import best_median_worst, gallery
+from eval.reporting.card import best_median_worst
+from eval.reporting.gallery import gallery
 
 
 def write_run(root: Path, clips: int) -> RunFolder:
