@@ -1,6 +1,6 @@
 """START HERE: the curation job, sources -> clips.parquet and clip files. Stages add fields, `select` alone decides.
 
-sources -> download -> probe -> scan -> [clips] -> cut -> judging -> duplicates -> select
+sources -> download -> probe -> scan -> tracks -> [clips] -> cut -> scoring -> duplicates -> select
 """
 
 import logging
@@ -9,33 +9,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.clips import CLIP_SCHEMA, read_clips, write_clips
+from common.clips import CLIP_SCHEMA, write_clips
 from common.executors.config import ExecutorConfig
 from common.executors.run import kept_workers, run_stage
-from common.executors.stage import Stage
+from common.executors.stage import ROWS, Stage, Weights
 from common.ledger.store import Ledger
 from common.progress import progress
 from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from curation.config import ROLES, CurationConfig, SelectConfig, SourcesConfig
+from common.tracks import TRACKS_FILE, write_tracks
+from curation.config import ROLES, CurationConfig, SourcesConfig
 from curation.dataset.takedown import part_taken_down
 from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
 from curation.decide.select import select
-from curation.decide.split import assign_split, read_split
+from curation.decide.split import apply_split
 from curation.download.fetch import fetch_sources
 from curation.reporting.summary import CurationSummary, summarise, write_sources
-from curation.scoring import judge_clips
+from curation.scoring import score_clips
 from curation.sources.listing import list_sources
 from curation.stages.captions import caption_fields
-from curation.stages.cut import clip_rows, cut_row, cut_stage
-from curation.stages.people import find_tracks, people_fields
-from curation.stages.probe import probe_stage
-from curation.stages.scan import scan_stage
+from curation.stages.cut import CutStage, cut_row, source_fields
+from curation.stages.probe import ProbeStage
+from curation.stages.scan import ScanStage
+from curation.stages.tracks import TracksStage, track_rows
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
 
+PER_FRAME = "per_frame"  # folder of the run with what there is a value of per frame: scans and tracks
 TEST_FINGERPRINTS = "test_fingerprints.jsonl"
 LARGE = 100_000  # clips from which on questions are worth a copy of the table made for them
 
@@ -48,7 +50,8 @@ def curate(
     executor: ExecutorConfig,
     after_stage: Callable[[], object] = lambda: None,
 ) -> CurationSummary:
-    """Bring every source through every stage and write clips.parquet, sources.parquet and the clip files.
+    """Bring every source through every stage and write clips.parquet, tracks.parquet, sources.parquet and the clip
+    files.
 
     Model roles: face_detector (else OpenCV's cascade), active_speaker, sync_scorer, pose, quality_scorer, captioner; a
     scorer that is absent leaves its clips pending. Killed and run again it goes on, and ends in the same bytes.
@@ -58,17 +61,19 @@ def curate(
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
     listed, gone = part_taken_down(run, list_sources(sources))
     with kept_workers():
-        work = _Work(Ledger(run.ledger), executor, after_stage)
-        clips = _make_clips(config, models, work, run, listed)
-        cut = _cut(config, work, run.clips, [clip for clip in clips if clip["duration"] >= config.cut.min_seconds])
-        alive = judge_clips(config, models, work.do, run.clips, cut)
+        runner = StageRunner(Ledger(run.ledger), executor, after_stage)
+        clips = _split_sources(config, models, runner, run, listed)
+        long_enough = [clip for clip in clips if clip["duration"] >= config.cut.min_seconds]
+        cut = _cut(runner, run.clips, long_enough)
+        alive = score_clips(config, models, runner.run, run.clips, run.root / PER_FRAME, cut)
     _compare(config, alive, references)
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
     for clip, decided in zip(clips, select(config.select, clips), strict=True):
-        clip |= {"run_id": run_id, "stage_versions": work.versions} | decided
-    _apply_split(config.test_list, clips)
+        clip |= {"run_id": run_id, "stage_versions": runner.versions} | decided
+    apply_split(config.test_list, clips)
     _restore_files(run, clips)
     write_sources(run, [*listed, *gone], clips)
+    write_tracks(run.root / TRACKS_FILE, track_rows(run.root / PER_FRAME, cut))
     write_clips(run.clips_parquet, [{name: clip.get(name) for name in CLIP_SCHEMA.names} for clip in clips])
     tests = [clip for clip in clips if clip["split"] == "test" and clip["decision"] == "kept"]
     write_fingerprints(run.report / TEST_FINGERPRINTS, sorted(tests, key=lambda clip: clip["unit"]))
@@ -77,20 +82,8 @@ def curate(
     return summarise(run)
 
 
-def reselect(config: SelectConfig, run: RunFolder, test_list: str = "") -> CurationSummary:
-    """Decide again over the stored scores of a finished run, with other thresholds and nothing computed anew.
-
-    Raises FileNotFoundError before the first `curate`.
-    """
-    rows = read_clips(run.clips_parquet)
-    rows = [row | decided for row, decided in zip(rows, select(config, rows), strict=True)]
-    _apply_split(test_list, rows)
-    write_clips(run.clips_parquet, rows)
-    return summarise(run)
-
-
 @dataclass
-class _Work:
+class StageRunner:
     """Runs stages and writes their outputs into the rows; remembers the fingerprint of each stage."""
 
     ledger: Ledger
@@ -98,8 +91,8 @@ class _Work:
     after_stage: Callable[[], object]
     versions: dict[str, str] = field(default_factory=dict)
 
-    def do(self, stage: Stage, rows: Sequence[Row]) -> list[Row]:
-        """Bring rows through one stage; returns those that went well, in order."""
+    def run(self, stage: Stage[Any], rows: Sequence[Row]) -> list[Row]:
+        """Bring rows through one stage; returns those that were kept, in order."""
         self.versions[stage.name] = stage.fingerprint
         outcomes = run_stage(stage, rows, self.ledger, self.executor)
         self.after_stage()
@@ -111,26 +104,28 @@ class _Work:
         return [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.state == "kept"]
 
 
-def _make_clips(config: CurationConfig, models: Models, work: _Work, run: RunFolder, listed: list[Row]) -> list[Row]:
-    """Fetch, probe and scan the sources; returns a row per clip they will be cut into."""
+def _split_sources(
+    config: CurationConfig, models: Models, runner: StageRunner, run: RunFolder, listed: list[Row]
+) -> list[Row]:
+    """Fetch, probe and scan the sources and find the faces; returns a row per clip they will be cut into."""
     folder = Path(config.download.folder).expanduser() if config.download.folder else run.cache / "videos"
-    probed = work.do(probe_stage(), fetch_sources(config.download, listed, folder, work.do))
-    pack = models.get("face_detector")
-    scanned = work.do(scan_stage(config.scan, pack, _hash(pack)), probed)
+    probed = runner.run(ProbeStage(), fetch_sources(config.download, listed, folder, runner.run))
+    per_frame = run.root / PER_FRAME
+    detector = Weights.of("face_detector", models.get("face_detector"))
+    scanned = runner.run(ScanStage(config.scan, detector, per_frame), probed)
     captioner = bool(models.get("captioner"))
-    return [
-        clip | caption_fields(config.captions, row, captioner) for row in scanned for clip in clip_rows(config.cut, row)
-    ]
+    clips = []
+    for source in runner.run(TracksStage(config.people, config.cut, per_frame), scanned):
+        shared = source_fields(source) | caption_fields(config.captions, source, captioner)  # type: ignore[arg-type]
+        clips += [dict(shared | clip) for clip in source.pop(ROWS)]
+    return clips
 
 
-def _cut(config: CurationConfig, work: _Work, folder: Path, clips: Sequence[Row]) -> list[Row]:
+def _cut(runner: StageRunner, folder: Path, clips: Sequence[Row]) -> list[Row]:
     """Write the clip files; returns the rows of those that could be cut, with the fields about faces."""
-    cut = work.do(cut_stage(folder), clips)
+    cut = runner.run(CutStage(folder), clips)
     for clip in cut:
-        clip |= {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder.name}/{clip['unit']}.mp4"}
-        if not (folder / f"{clip['unit']}.mp4").exists():  # lost since it was recorded
-            cut_row(folder, clip)
-        clip |= people_fields(find_tracks(config.people, clip), clip)
+        clip |= {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder.name}/{clip['unit']}.mp4"} | clip["people"]
     return cut
 
 
@@ -141,13 +136,6 @@ def _compare(config: CurationConfig, clips: Sequence[Row], references: Sequence[
     if references:
         for clip, reference in zip(clips, find_overlaps(config.duplicates, clips, references), strict=True):
             clip["test_overlap"] = reference
-
-
-def _apply_split(test_list: str, clips: Sequence[Row]) -> None:
-    if test_list:
-        splits = assign_split(read_split(Path(test_list)), clips)
-        for clip in clips:
-            clip["split"] = splits[clip["clip_id"]]
 
 
 def _hash(path: Path | None) -> str:

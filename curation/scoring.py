@@ -1,49 +1,53 @@
-"""What is to be known of a clip before anybody decides: sound, speaker, sync, framing, text, quality, caption."""
+"""Scoring of cut clips: speech, speaker, sync, framing, text, quality, caption."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.executors.stage import Stage
-from common.runs import hash_path
+from common.executors.stage import Stage, Weights
 from curation.config import CurationConfig
-from curation.stages.captions import captions_stage
-from curation.stages.framing import framing_fields, framing_roles, framing_stage
-from curation.stages.people import find_tracks
-from curation.stages.quality import quality_stage
-from curation.stages.speaker import active_speaker_stage, lips_stage
-from curation.stages.speech import speech_stage
-from curation.stages.sync import sync_stage
-from curation.stages.text import text_stage
+from curation.stages.captions import CaptionsStage
+from curation.stages.framing import FramingStage, framing_fields, framing_judges
+from curation.stages.quality import QualityStage
+from curation.stages.speaker import ActiveSpeakerStage, LipsStage
+from curation.stages.speech import SpeechStage
+from curation.stages.sync import SyncStage
+from curation.stages.text import TextStage
 
 Row = dict[str, Any]
-Do = Callable[[Stage, Sequence[Row]], list[Row]]
+RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 
-def judge_clips(
-    config: CurationConfig, models: Mapping[str, Path | None], do: Do, folder: Path, clips: Sequence[Row]
+def score_clips(
+    config: CurationConfig,
+    models: Mapping[str, Path | None],
+    run_stage: RunStage,
+    folder: Path,
+    tracks: Path,
+    clips: Sequence[Row],
 ) -> list[Row]:
-    """Fill in the fields of cut clip rows (files in `folder`); a stage whose weights are absent is left out.
+    """Fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); a stage whose weights are
+    absent is left out.
 
-    `do(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept.
+    `run_stage(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept.
     """
-    people = config.people
-    alive = do(speech_stage(), clips)
+    alive = run_stage(SpeechStage(), clips)
     if model := models.get("active_speaker"):
-        alive = do(active_speaker_stage(people, folder, model, hash_path(model)), alive)
-    alive = do(lips_stage(config.speaker, people, folder), alive)
+        alive = run_stage(ActiveSpeakerStage(Weights.of("active_speaker", model), folder, tracks), alive)
+    alive = run_stage(LipsStage(config.speaker, folder, tracks), alive)
     if model := models.get("sync_scorer"):
-        alive = do(sync_stage(config.sync, people, folder, model, hash_path(model), config.speaker), alive)
+        scorer = Weights.of("sync_scorer", model)
+        alive = run_stage(SyncStage(config.sync, config.speaker, scorer, folder, tracks), alive)
     for clip in alive:
-        clip |= framing_fields(config.framing, find_tracks(people, clip), clip)
-    if roles := framing_roles(models):
-        hashed = {role: (path, hash_path(path)) for role, path in roles.items()}
-        alive = do(framing_stage(config.framing, people, folder, hashed), alive)
-    alive = do(text_stage(config.text, people, folder), alive)
+        clip |= framing_fields(config.framing, clip)  # type: ignore[arg-type]
+    if judges := framing_judges(models):
+        alive = run_stage(FramingStage(config.framing, judges, folder, tracks), alive)
+    alive = run_stage(TextStage(config.text, folder, tracks), alive)
     if model := models.get("quality_scorer"):
-        alive = do(quality_stage(config.quality, folder, model, hash_path(model)), alive)
+        alive = run_stage(QualityStage(config.quality, Weights.of("quality_scorer", model), folder), alive)
     if model := models.get("captioner"):
         unnamed = [clip for clip in alive if clip["caption"] is None]
-        named = {clip["unit"] for clip in do(captions_stage(config.captions, folder, model, hash_path(model)), unnamed)}
-        alive = [clip for clip in alive if clip["caption"] is not None or clip["unit"] in named]
+        stage = CaptionsStage(config.captions, Weights.of("captioner", model), folder)
+        captioned = {clip["unit"] for clip in run_stage(stage, unnamed)}
+        alive = [clip for clip in alive if clip["caption"] is not None or clip["unit"] in captioned]
     return alive

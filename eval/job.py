@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
-from common.ledger.store import Ledger, Outcome
+from common.executors.stage import Weights
+from common.ledger.store import Ledger
 from common.query import METRICS_SCHEMA
-from common.runs import RunFolder, atomic_write, fingerprint, hash_path, read_json, sha256_file, write_json
+from common.runs import RunFolder, atomic_write, fingerprint, read_json, sha256_file, write_json
 from eval.config import ROLES, EvalConfig
-from eval.features.extract import ExtractJob, is_lost, load_arrays
+from eval.features.extract import ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
 from eval.manifest import FLOOR, arrange, read_manifest, read_roles, video_name
@@ -48,12 +48,11 @@ def evaluate(
     row with its error. Raises ManifestError, and FileNotFoundError for a model path that does not exist.
     """
     rows, roles = read_manifest(run), read_roles(run)
-    judges = {role: Path(path) for role in ROLES if (path := models.get(role))}
-    hashes = {role: hash_path(path) for role, path in judges.items()}
-    job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
-    features = _extract_all(job, units_of(run, rows), run, executor)
+    judges = tuple(Weights.of(role, Path(path)) for role in ROLES if (path := models.get(role)))
+    stage = ExtractStage(config.features, judges, Path(run.root), run.cache / "features")
+    features = _extract(stage, units_of(run, rows), run, executor)
 
-    ready = {extractor.name for extractor in job.extractors}
+    ready = {extractor.name for extractor in stage.extractors}
     measured = _eval_table(run, rows, features, ready, config.features.protocol)
     if config.scores.comparisons is None:
         methods = arrange({row["method"] for row in rows}, roles)
@@ -62,7 +61,7 @@ def evaluate(
     table = pa.Table.from_pylist([asdict(r) for r in sorted([*measured.records, *set_records])], METRICS_SCHEMA)
     with atomic_write(run.report / "metrics.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
-    provenance = {"config": asdict(config), "models": hashes, "manifest": fingerprint(rows), "roles": roles}
+    provenance = {"config": asdict(config), "models": stage.models, "manifest": fingerprint(rows), "roles": roles}
     write_json(run.report / "scores.json", scores | provenance)
     if DEMO in features:
         write_json(run.report / "demo_sync.json", _demo_sync(features[DEMO], ready))
@@ -92,25 +91,15 @@ def _eval_table(
     )
 
 
-def _extract_all(job: ExtractJob, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Features]:
+def _extract(stage: ExtractStage, units: list[dict], run: RunFolder, executor: ExecutorConfig) -> dict[str, Features]:
     """Unit name -> features, read from the cache that the stage has filled."""
-    params = {"config": asdict(job.config), "extractors": {e.name: e.version for e in EXTRACTORS}}
-    reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
-    stage = Stage("eval", "2", params, job.hashes, job.make, reads)
     features = {}
     for unit, outcome in zip(units, run_stage(stage, units, Ledger(run.ledger), executor), strict=True):
-        files = _restore(job, unit, outcome).outputs.get("files", {})
+        files = outcome.outputs.get("files", {})
         message = outcome.message if outcome.state == "failed" else ""
-        features[unit["unit"]] = Features(
-            {name: load_arrays(job.cache / file) for name, file in files.items()}, message
-        )
+        arrays = {name: load_arrays(stage.cache / file) for name, file in files.items()}
+        features[unit["unit"]] = Features(arrays, message)
     return features
-
-
-def _restore(job: ExtractJob, unit: dict, outcome: Outcome) -> Outcome:
-    """The ledger outlives the cache: what was deleted there is computed again."""
-    lost = [file for file in outcome.outputs.get("files", {}).values() if is_lost(job.cache / file)]
-    return job.make()(unit) if lost else outcome
 
 
 def _reference_name(row: dict) -> str:

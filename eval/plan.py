@@ -7,7 +7,7 @@ from pathlib import Path
 from common.ledger.store import ledger_rows
 from common.runs import RunFolder, hash_path
 from eval.config import ROLES, EvalConfig
-from eval.features.extract import ExtractJob, is_lost
+from eval.features.extract import is_lost
 from eval.features.extractors import EXTRACTORS
 from eval.job import units_of
 from eval.manifest import FLOOR, read_manifest
@@ -47,12 +47,12 @@ def plan_evaluation(config: EvalConfig, models: Mapping[str, Path | None], run: 
     rows = read_manifest(run)
     judges = {role: path for role in ROLES if (path := models.get(role))}
     hashes = {role: hash_path(path) for role, path in judges.items()}
-    job = ExtractJob(Path(run.root), run.cache / "features", config.features, judges, hashes)
+    cache = run.cache / "features"
     units, lines, to_extract = units_of(run, rows), [], set()
     for extractor in (each for each in EXTRACTORS if each.is_in(config.features)):
         mine = [u for u in units if extractor.name in u["extractors"] and all(u[kind] for kind in extractor.reads)]
         keys = [f"{extractor.name}/{extractor.key(config.features, hashes, unit)}.npz" for unit in mine]
-        lost = [unit["unit"] for unit, key in zip(mine, keys, strict=True) if is_lost(job.cache / key)]
+        lost = [unit["unit"] for unit, key in zip(mine, keys, strict=True) if is_lost(cache / key)]
         missing = tuple(extractor.missing(hashes))
         to_extract |= set() if missing else set(lost)
         metrics = tuple(name for name, metric in METRICS.items() if metric.extractor == extractor.name)

@@ -6,19 +6,17 @@ not depend on who encoded what when. A killed job goes on at the next clip.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.audio import read_audio
 from common.media.video import read_video
@@ -27,7 +25,7 @@ from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_j
 from common.shards.sample import pack_tensors, read_tensors, write_parts
 from common.shards.store import ShardWriter
 from latents.bill import write_bill
-from latents.config import LatentsConfig
+from latents.config import AudioKind, LatentsConfig
 from latents.constants import write_constants
 from latents.encode import (
     Encoders,
@@ -69,32 +67,109 @@ def encode_clips(
     `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
     """
     hashes = encoder_hashes(models)
-    device, dtype = placed(config, executor)
-    params = {"buckets": config.buckets, "references": config.references, "audio": config.audio}
-    params |= {"device": device.partition(":")[0], "dtype": dtype}
-    needed = {role: digest for role, digest in hashes.items() if (config.audio, role) != ("waveform", "audio_encoder")}
-    cache = run.cache / "latents" / fingerprint([VERSION, params, needed])
-    cache.mkdir(parents=True, exist_ok=True)
-    paths = {role: Path(models[role]) for role in hashes}
-    make = partial(make_worker, paths, replace(config, device=device, dtype=dtype), str(cache), read)
-    stage = Stage("latents", VERSION, params, needed, make, reads=("unit", "sha256", "caption"))
+    stage = make_stage(config, {role: Path(models[role]) for role in hashes}, hashes, run, executor, read)
+    stage.cache.mkdir(parents=True, exist_ok=True)
     units = [
         dict(clip) | {"unit": clip["clip_id"], "path": str(run.clips / f"{clip['clip_id']}.mp4")} for clip in clips
     ]
     units.sort(key=lambda unit: unit["unit"])
-    ledger = Ledger(run.ledger)
-    held = partial(contents, stage, hashes["audio_encoder"])
-    if not is_packed(run.shards, held(units)):
-        forget_lost(stage, units, ledger, cache)
-    outcomes = run_stage(stage, units, ledger, executor)
+    # Once the shards hold these clips, what was encoded for them is not needed in the cache any more.
+    packed = is_packed(run.shards, contents(stage, hashes["audio_encoder"], units))
+    outcomes = run_stage(replace(stage, packed=packed), units, Ledger(run.ledger), executor)
     encoded = [(unit, done) for unit, done in zip(units, outcomes, strict=True) if done.state == "kept"]
-    wanted = held([unit for unit, _ in encoded])
-    if not is_packed(run.shards, wanted):
-        pack_shards(run.shards, cache, wanted, encoded, config.samples_per_shard)
-        write_constants(run.shards, make_constants(paths, config.audio, hashes["audio_encoder"]))
-        write_json(run.shards / CONTENTS, wanted)
+    expected = contents(stage, hashes["audio_encoder"], [unit for unit, _ in encoded])
+    if not is_packed(run.shards, expected):
+        pack_shards(run.shards, stage.cache, expected, encoded, config.samples_per_shard)
+        write_constants(run.shards, make_constants(stage.paths, config.audio, hashes["audio_encoder"]))
+        write_json(run.shards / CONTENTS, expected)
         write_bill(run, outcomes)
     return outcomes
+
+
+@dataclass(frozen=True)
+class LatentsStage(Stage[dict[str, Any]]):
+    """Over kept clip rows: encodes one clip into a file of `cache`; its metadata and the SHA-256 of its tensors go into
+    the ledger.
+
+    `device` is the kind of device ("cpu", "cuda"), since latents of another kind differ; `worker_device` the very one.
+    `encoders` are the weights that the tensors depend on, `paths` where all of them lie.
+    """
+
+    name = "latents"
+    version = VERSION
+    reads = ("unit", "sha256", "caption")
+    buckets: tuple[tuple[int, int], ...]
+    references: int
+    audio: AudioKind
+    device: str
+    dtype: Literal["fp32", "bf16"]
+    encoders: tuple[Weights, ...]
+    worker_device: str = no_effect()
+    threads: int = no_effect()
+    paths: Mapping[str, Path] = no_effect()
+    cache: Path = no_effect()
+    read: ReadClip = no_effect()
+    packed: bool = no_effect(default=False)
+    loaded: Encoders = loaded()
+
+    def load(self) -> None:
+        """Load the encoders."""
+        torch.set_num_threads(self.threads)
+        place = resolve_device(LoadConfig(self.worker_device, self.dtype))
+        self.hold(loaded=load_encoders(self.paths, self.references, self.audio, *place))
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Encode one clip. Raises MediaError, and ValueError for tensors that are not finite."""
+        frames, wave = self.read(row)
+        bucket = nearest_bucket(frames.shape[1], frames.shape[2], self.buckets)
+        tensors, meta = encode_clip(self.loaded, fit_frames(frames, bucket), wave, row.get("caption") or "")
+        broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+        if broken:
+            raise ValueError(
+                f"{', '.join(broken)} of the clip are not finite in float16; check the clip and the encoders."
+            )
+        parts, digest = pack_tensors(tensors), hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        with atomic_write(cached(self.cache, row["unit"])) as path, FileIO(path, "w") as file:
+            write_parts(file, parts)
+        return Outcome(row["unit"], "kept", outputs=meta | {"sha256": digest.hexdigest()})
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether the encoded clip is still in the cache, or in the shards already."""
+        return self.packed or cached(self.cache, row["unit"]).exists()
+
+
+def make_stage(
+    config: LatentsConfig,
+    paths: Mapping[str, Path],
+    hashes: Mapping[str, str],
+    run: RunFolder,
+    executor: ExecutorConfig,
+    read: ReadClip,
+) -> LatentsStage:
+    """The stage for this machine and executor; `hashes` are those of `encoder_hashes`."""
+    device, dtype = placed(config, executor)
+    stage = LatentsStage(
+        buckets=config.buckets,
+        references=config.references,
+        audio=config.audio,
+        device=device.partition(":")[0],
+        dtype=dtype,
+        # A shard that holds waveforms does not depend on who will listen to them.
+        encoders=tuple(
+            Weights(role, paths[role], digest)
+            for role, digest in hashes.items()
+            if (config.audio, role) != ("waveform", "audio_encoder")
+        ),
+        worker_device=device,
+        threads=config.threads,
+        paths=paths,
+        cache=run.cache,
+        read=read,
+    )
+    # Named without the name of the stage, as it has always been.
+    return replace(stage, cache=run.cache / "latents" / fingerprint([VERSION, stage.params, stage.models]))
 
 
 def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Literal["fp32", "bf16"]]:
@@ -109,45 +184,9 @@ def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Litera
     return str(found), "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
-def make_worker(
-    models: Mapping[str, Path], config: LatentsConfig, cache: str, read: ReadClip
-) -> Callable[[Clip], Outcome]:
-    """Load the encoders; the function returned encodes one clip into a file of the cache."""
-    torch.set_num_threads(config.threads)
-    place = resolve_device(LoadConfig(config.device, config.dtype))
-    encoders = load_encoders(models, config.references, config.audio, *place)
-    return partial(encode_to_cache, encoders, config, Path(cache), read)
-
-
-def encode_to_cache(encoders: Encoders, config: LatentsConfig, cache: Path, read: ReadClip, clip: Clip) -> Outcome:
-    """Encode one clip; its tensors go to `cache`, its metadata and their SHA-256 into the ledger."""
-    frames, wave = read(clip)
-    bucket = nearest_bucket(frames.shape[1], frames.shape[2], config.buckets)
-    tensors, meta = encode_clip(encoders, fit_frames(frames, bucket), wave, clip.get("caption") or "")
-    broken = [name for name, array in tensors.items() if not np.isfinite(array).all()]
-    if broken:
-        raise ValueError(f"{', '.join(broken)} of the clip are not finite in float16; check the clip and the encoders.")
-    parts, digest = pack_tensors(tensors), hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    with atomic_write(cached(cache, clip["unit"])) as path, FileIO(path, "w") as file:
-        write_parts(file, parts)
-    return Outcome(clip["unit"], "kept", outputs=meta | {"sha256": digest.hexdigest()})
-
-
 def cached(cache: Path, clip_id: str) -> Path:
     """Where the tensors of one clip wait to be packed."""
     return cache / f"{clip_id}.safetensors"
-
-
-def forget_lost(stage: Stage, units: list[dict[str, Any]], ledger: Ledger, cache: Path) -> None:
-    """Mark, in place, clips the ledger knows as done but whose file is gone from the cache, to be encoded again."""
-    with ledger.open(stage.name, stage.fingerprint) as log:
-        known = dict(log.done())
-    for unit in units:
-        done = known.get((unit["unit"], stage.input_hash(unit)))
-        if done and done.state == "kept" and not cached(cache, unit["unit"]).exists():
-            unit["sha256"] = f"{unit['sha256']} lost {uuid4().hex}"
 
 
 def pack_shards(
@@ -168,7 +207,7 @@ def pack_shards(
             writer.add(unit["clip_id"], tensors, outcome.outputs | named | {"stage": wanted["stage"]})
 
 
-def contents(stage: Stage, audio_encoder: str, units: Sequence[Clip]) -> dict[str, Any]:
+def contents(stage: LatentsStage, audio_encoder: str, units: Sequence[Clip]) -> dict[str, Any]:
     """What a shard folder holds and what made it, to recognise a finished one."""
     return {
         "stage": stage.fingerprint,
@@ -181,7 +220,7 @@ def contents(stage: Stage, audio_encoder: str, units: Sequence[Clip]) -> dict[st
 def clips_digest(clips: Sequence[Clip]) -> str:
     """16 hex digits that stand for clips, sorted by clip_id, and all that their samples depend on."""
     fields = ("clip_id", "video_id", "split", "caption", "sha256")
-    return fingerprint([[str(clip.get(name)).partition(" lost ")[0] for name in fields] for clip in clips])
+    return fingerprint([[str(clip.get(name)) for name in fields] for clip in clips])
 
 
 def is_packed(shards: Path, wanted: Mapping[str, Any]) -> bool:

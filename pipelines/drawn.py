@@ -3,9 +3,8 @@
 The clips are files and rows as curation leaves them, so that every later step is the ordinary one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from common.clips import write_clips
 from common.constants import AUDIO_RATE
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.write import write_video
 from common.runs import RunFolder, sha256_file
@@ -27,28 +26,35 @@ def draw_kept_clips(config: DrawnConfig, run: RunFolder, executor: ExecutorConfi
     """Write `clips/*.mp4` and `clips.parquet`, all kept; drawn files stay."""
     counts = {"train": config.train, "test": config.test}
     rows = [row for split, count in counts.items() for row in drawn_rows(count, split, config.half_body_every)]
-    stage = Stage("draw", "1", asdict(config), {}, partial(make_drawer, run.clips, config.seconds))
     units = [row | {"unit": row["clip_id"]} for row in rows]
-    outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
-    draw = make_drawer(run.clips, config.seconds)
-    for unit in units:  # the ledger outlives a file that somebody deleted
-        if not (run.clips / f"{unit['clip_id']}.mp4").exists():
-            draw(unit)
+    outcomes = run_stage(DrawStage(config, run.clips), units, Ledger(run.ledger), executor)
     write_clips(run.clips_parquet, _table(rows, outcomes, config.seconds))
 
 
-def make_drawer(folder: Path, seconds: float) -> Callable[[Mapping[str, Any]], Outcome]:
-    """The function that draws the clip of a row into a file of `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return partial(_draw, folder, seconds)
+@dataclass(frozen=True)
+class DrawStage(Stage[dict[str, Any]]):
+    """Over rows of `drawn_rows`: draws the clip into `<folder>/<clip_id>.mp4`. Outputs: sha256, height, width."""
 
+    name = "draw"
+    version = "1"
+    config: DrawnConfig
+    folder: Path = no_effect()
 
-def _draw(folder: Path, seconds: float, row: Mapping[str, Any]) -> Outcome:
-    clip = draw_clip(row["seed"], seconds, row["framing"])
-    path = folder / f"{row['clip_id']}.mp4"
-    write_video(path, clip.frames, clip.audio)
-    height, width = clip.frames.shape[1:3]
-    return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(path), "height": height, "width": width})
+    def load(self) -> None:
+        """Make the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Draw one clip."""
+        clip = draw_clip(row["seed"], self.config.seconds, row["framing"])
+        path = self.folder / f"{row['clip_id']}.mp4"
+        write_video(path, clip.frames, clip.audio)
+        height, width = clip.frames.shape[1:3]
+        return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(path), "height": height, "width": width})
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether the file is still there."""
+        return (self.folder / f"{row['clip_id']}.mp4").exists()
 
 
 def drawn_rows(count: int, split: str, half_body_every: int = HALF_BODY_EVERY) -> list[dict[str, Any]]:

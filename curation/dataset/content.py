@@ -1,14 +1,13 @@
-"""What a clip file shows and sounds like, as one hash: the same for files that differ in their containers alone."""
+"""Content hash of a clip file: over decoded frames and audio, the same for files that differ in their containers."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.video import decode_stored
@@ -25,19 +24,20 @@ def hash_content(file: Path) -> str:
     return digest.hexdigest()
 
 
-def content_stage(folder: Path) -> Stage:
-    """The stage over rows with `unit` and `sha256` that hashes `<folder>/<unit>.mp4`; its output is content_sha256. A
-    file whose bytes are not of that sha256 stays pending: when it is there again, it is taken."""
-    return Stage("content", "1", {}, {}, partial(_make, folder), reads=("unit", "sha256"))
+@dataclass(frozen=True)
+class ContentStage(Stage[dict[str, Any]]):
+    """Over rows with `unit` and `sha256`: hashes `<folder>/<unit>.mp4`; its output is content_sha256. A file whose
+    bytes are not of that sha256 stays pending until it is there again."""
 
+    name = "content"
+    version = "1"
+    reads = ("unit", "sha256")
+    folder: Path = no_effect()
 
-def _make(folder: Path) -> Callable[[Mapping[str, Any]], Outcome]:
-    return partial(_hash, folder)
-
-
-def _hash(folder: Path, row: Mapping[str, Any]) -> Outcome:
-    file = folder / f"{row['unit']}.mp4"
-    if not file.exists() or sha256_file(file) != row["sha256"]:
-        message = f"{file} is not the file of the clip table; run the curation job again, which writes it anew."
-        return Outcome(row["unit"], "pending", "not_as_recorded", message)
-    return Outcome(row["unit"], "kept", outputs={"content_sha256": hash_content(file)})
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Hash one clip file. Raises MediaError."""
+        file = self.folder / f"{row['unit']}.mp4"
+        if not file.exists() or sha256_file(file) != row["sha256"]:
+            message = f"{file} is not the file of the clip table; run the curation job again, which writes it anew."
+            return Outcome(row["unit"], "pending", "not_as_recorded", message)
+        return Outcome(row["unit"], "kept", outputs={"content_sha256": hash_content(file)})

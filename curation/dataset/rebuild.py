@@ -1,7 +1,7 @@
-"""The clips of a frozen list again, from the list alone: videos fetched, cut at the same places, compared."""
+"""Rebuilding of a frozen list's clips, from the list alone: videos fetched, cut at the same places, compared."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.index import probe
 from common.media.open import MediaError
@@ -63,20 +63,18 @@ def rebuild(
     rows = listed.to_pylist()
     alive = [row for row in rows if not row["taken_down"]]
     why: dict[str, str] = {}
-    do = partial(_do, Ledger(run.ledger), executor, why)
+    run_rows = partial(_run, Ledger(run.ledger), executor, why)
     sources = source_rows(alive, Path(videos) if videos else None)
     folder = Path(download.folder) if download and download.folder else run.cache / "videos"
     reachable = [row for row in sources if row["path"] or (download and row["url"])]
     why |= dict.fromkeys({row["unit"] for row in sources} - {row["unit"] for row in reachable}, "not at hand")
-    here = fetch_sources(download or DownloadConfig(), reachable, folder, do)
-    for row in here:  # those at hand and those fetched alike
+    present = fetch_sources(download or DownloadConfig(), reachable, folder, run_rows)
+    for row in present:  # those at hand and those fetched alike
         row.pop("url", None)
-    clips = [clip for row in do(_fit_stage(), here) for clip in _clips(row)]
-    for clip in do(_cut_stage(run.clips), clips):
-        if not (run.clips / f"{clip['unit']}.mp4").exists():  # lost since it was recorded
-            cut_row(run.clips, clip, clip["shift"])
-    made = {clip["unit"]: clip for clip in clips}
-    return Rebuilt(header["name"], pa.Table.from_pylist([_judge(row, made, why) for row in rows], REPORT))
+    clips = [clip for row in run_rows(FitStage(), present) for clip in _clips(row)]
+    run_rows(RebuildStage(run.clips), clips)
+    rebuilt = {clip["unit"]: clip for clip in clips}
+    return Rebuilt(header["name"], pa.Table.from_pylist([_judge(row, rebuilt, why) for row in rows], REPORT))
 
 
 REPORT = pa.schema([(name, pa.string()) for name in ("clip_id", "video_id", "state", "why")])
@@ -107,7 +105,9 @@ def _at_hand(videos: Path | None, video_id: str) -> Path | None:
     return next((videos / name for name in names if (videos / name).is_file()), None)
 
 
-def _do(ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: Stage, rows: Sequence[Row]) -> list[Row]:
+def _run(
+    ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: Stage[Any], rows: Sequence[Row]
+) -> list[Row]:
     """Bring rows through a stage; notes in `why` what became of those that did not come through."""
     kept = []
     for row, outcome in zip(rows, run_stage(stage, rows, ledger, executor), strict=True):
@@ -119,24 +119,24 @@ def _do(ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: St
     return kept
 
 
-def _fit_stage() -> Stage:
-    """The stage that brings the crops to the size the video has today."""
-    return Stage("rebuild_fit", "1", {}, {}, _make_fit, reads=("unit", "path", "bytes", "mtime_ns", "segments"))
+@dataclass(frozen=True)
+class FitStage(Stage[Row]):
+    """Over source rows: brings the crops to the size the video has today. Outputs: `segments`, `file_sha256`."""
 
+    name = "rebuild_fit"
+    version = "1"
+    reads = ("unit", "path", "bytes", "mtime_ns", "segments")
 
-def _make_fit() -> Callable[[Row], Outcome]:
-    return _fit
-
-
-def _fit(row: Row) -> Outcome:
-    try:
-        seen = probe(row["path"])
-    except MediaError as error:
-        return Outcome(row["unit"], "rejected", error.kind, str(error))
-    segments = row["segments"]
-    if any(segment["crop"] for segment in segments):
-        segments = fit_crops(segments, seen.width, seen.height)
-    return Outcome(row["unit"], "kept", outputs={"segments": segments, "file_sha256": sha256_file(row["path"])})
+    def __call__(self, row: Row) -> Outcome:
+        """Probe one video; rejected when it cannot be used."""
+        try:
+            described = probe(row["path"])
+        except MediaError as error:
+            return Outcome(row["unit"], "rejected", error.kind, str(error))
+        segments = row["segments"]
+        if any(segment["crop"] for segment in segments):
+            segments = fit_crops(segments, described.width, described.height)
+        return Outcome(row["unit"], "kept", outputs={"segments": segments, "file_sha256": sha256_file(row["path"])})
 
 
 def _clips(source: Row) -> list[Row]:
@@ -159,30 +159,35 @@ def _clips(source: Row) -> list[Row]:
     ]
 
 
-def _cut_stage(folder: Path) -> Stage:
+@dataclass(frozen=True)
+class RebuildStage(Stage[Row]):
+    """Over the rows of clips to cut: writes `<folder>/<clip_id>.mp4` and says how it compares with the list."""
+
+    name = "rebuild"
+    version = RULE_VERSION
     reads = ("unit", "t_start", "t_end", "crop", "size", "shift", "sha256", "content_sha256", "file_sha256")
-    return Stage("rebuild", RULE_VERSION, {}, {}, partial(_make_cut, folder), reads=reads)
+    folder: Path = no_effect()
+
+    def __call__(self, row: Row) -> Outcome:
+        """Cut one clip. Outputs: `state` and `why` of the report."""
+        outcome = cut_row(self.folder, row, row["shift"])
+        if outcome.state != "kept":
+            return outcome
+        if outcome.outputs["sha256"] == row["sha256"]:
+            return Outcome(row["unit"], "kept", outputs={"state": SAME_BYTES, "why": None})
+        if row["content_sha256"] == hash_content(self.folder / f"{row['unit']}.mp4"):
+            return Outcome(row["unit"], "kept", outputs={"state": SAME_CONTENT, "why": None})
+        why = "coded otherwise" if row["same_source"] else "another source file"
+        return Outcome(row["unit"], "kept", outputs={"state": CHANGED, "why": why})
+
+    def made(self, row: Row, outcome: Outcome) -> bool:
+        """Whether the clip file is still there."""
+        return (self.folder / f"{row['unit']}.mp4").exists()
 
 
-def _make_cut(folder: Path) -> Callable[[Row], Outcome]:
-    return partial(_cut, folder)
-
-
-def _cut(folder: Path, row: Row) -> Outcome:
-    outcome = cut_row(folder, row, row["shift"])
-    if outcome.state != "kept":
-        return outcome
-    if outcome.outputs["sha256"] == row["sha256"]:
-        return Outcome(row["unit"], "kept", outputs={"state": SAME_BYTES, "why": None})
-    if row["content_sha256"] == hash_content(folder / f"{row['unit']}.mp4"):
-        return Outcome(row["unit"], "kept", outputs={"state": SAME_CONTENT, "why": None})
-    why = "coded otherwise" if row["same_source"] else "another source file"
-    return Outcome(row["unit"], "kept", outputs={"state": CHANGED, "why": why})
-
-
-def _judge(row: Mapping[str, Any], made: Mapping[str, Row], why: Mapping[str, str]) -> Row:
+def _judge(row: Mapping[str, Any], rebuilt: Mapping[str, Row], why: Mapping[str, str]) -> Row:
     named = {"clip_id": row["clip_id"], "video_id": row["video_id"], "why": None}
-    clip = made.get(row["clip_id"], {})
+    clip = rebuilt.get(row["clip_id"], {})
     if row["taken_down"]:
         return named | {"state": WITHDRAWN}
     if "state" in clip:

@@ -188,7 +188,11 @@ def _delete_files(run: RunFolder, video_id: str, entry: Row) -> int:
         own = inside.as_posix().endswith(f"/{video_id}") or (
             inside.parts[0] in ("cache", "sources") and file.name.split(".")[0] in (stem, video_id)
         )
-        if own or file.name.startswith(tuple(entry["clips"])) or (inside.parts[0] == "cache" and file.name in named):
+        if (
+            own
+            or file.name.startswith(tuple(entry["clips"]))
+            or (inside.parts[0] in ("cache", "per_frame") and file.name in named)
+        ):
             doomed.append(file)
     # The copy of the clip table that questions are answered from is of the old table.
     doomed += [file for file in run.cache.glob("clips-*.duckdb") if file not in doomed]

@@ -22,7 +22,7 @@ from common.ledger.store import Ledger
 from common.ledger.tables import BATCH_ROWS
 from common.query import connect
 from common.runs import RunFolder, atomic_write, plain, read_json, write_json
-from curation.dataset.content import content_stage
+from curation.dataset.content import ContentStage
 
 FORMAT = 1
 FIELDS: tuple[tuple[str, pa.DataType], ...] = (
@@ -130,7 +130,7 @@ def _hash_clips(run: RunFolder, executor: ExecutorConfig) -> dict[str, str]:
     with connect(run.root) as connection:
         kept = connection.sql("SELECT clip_id AS unit, sha256 FROM clips WHERE decision = 'kept' ORDER BY clip_id")
         rows = kept.to_arrow_table().to_pylist()
-    outcomes = run_stage(content_stage(run.clips), rows, Ledger(run.ledger), executor)
+    outcomes = run_stage(ContentStage(run.clips), rows, Ledger(run.ledger), executor)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     if bad:
         raise VersionError(f"{len(bad)} clips cannot be frozen, the first: {bad[0].message}")

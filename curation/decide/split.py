@@ -109,3 +109,11 @@ def _linked(rows: Iterable[Row]) -> dict[str, str]:
 def _draw(seed: int, name: str) -> str:
     """A number between 0 and 1 that belongs to a name, as hex digits."""
     return hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest()
+
+
+def apply_split(test_list: str, clips: Sequence[dict[str, Any]]) -> None:
+    """Put the split of a list that `write_split` wrote into clip rows; without a list they keep the one they have."""
+    if test_list:
+        splits = assign_split(read_split(Path(test_list)), clips)
+        for clip in clips:
+            clip["split"] = splits[clip["clip_id"]]

@@ -6,13 +6,12 @@ sources -> [sweep: is it still there?] -> download -> one file per video, checke
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.executors.stage import Stage
+from common.executors.stage import Stage, loaded, no_effect
 from common.ledger.store import Outcome, State
 from curation.config import DownloadConfig, EgressConfig
 from curation.download.egress import Egress
@@ -23,7 +22,7 @@ from curation.download.stored import fetch_stored, is_stored
 from curation.sources.remote import Row
 
 logger = logging.getLogger(__name__)
-Do = Callable[[Stage, Sequence[Row]], list[Row]]
+RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 STATES: dict[Rule, State] = {
     Rule.NEVER: "rejected",
@@ -37,67 +36,84 @@ STATES: dict[Rule, State] = {
 }
 
 
-def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, do: Do) -> list[Row]:
+def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
     """Bring the remote ones among source rows here; returns the rows whose file is here, in order, with its `path`.
 
-    `do(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept. A file
-    that was fetched and is gone or of another size since is fetched again.
+    `run_stage(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept.
+    A file that was fetched and is gone, or of another size, since is fetched again.
     """
     # Hidden from a mirror of the run: they have a place of their own already.
-    stored = fetch_stored(rows, folder / ".stored", do)
-    here = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
+    stored = fetch_stored(rows, folder / ".stored", run_stage)
+    present = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
     remote = [row for row in rows if "url" in row and not is_stored(row)]
-    if not remote:
-        return [row for row in rows if row["unit"] in here]
-    if config.sweep:
-        remote = do(sweep_stage(config, folder), remote)
-    stage = download_stage(config, folder)
-    lost = do(stage, remote)
-    while lost:
-        for row in lost:
-            row["path"] = str(folder / row["file"])
-        found = [row for row in lost if _is_whole(row)]
-        here |= {row["unit"] for row in found}
-        # What the ledger knows holds for the file that was fetched then.
-        lost = [row for row in lost if row["unit"] not in here]
-        for row in lost:
-            row["again"] = row["asked"]
-        lost = do(stage, lost) if lost else []
-    return [row for row in rows if row["unit"] in here]
+    if remote and config.sweep:
+        remote = run_stage(SweepStage(config, folder), remote)
+    for row in run_stage(DownloadStage(config, folder), remote) if remote else []:
+        row["path"] = str(folder / row["file"])
+        present.add(row["unit"])
+    return [row for row in rows if row["unit"] in present]
 
 
-def _is_whole(row: Row) -> bool:
-    file = Path(row["path"])
-    return file.is_file() and file.stat().st_size == row["bytes"]
+@dataclass(frozen=True)
+class SweepStage(Stage[Row]):
+    """Over remote rows: asks whether a video is still there; its output is `announced`. One lane per egress."""
+
+    name = "sweep"
+    version = "1"
+    reads = ("unit", "url", "refused")
+    config: DownloadConfig
+    folder: Path = no_effect()
+    lane: str = no_effect(default="")
+    fetcher: "Fetcher" = loaded()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Nothing: the answer does not depend on how the question was asked."""
+        return {}
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """One per egress: each has rate limits of its own."""
+        return tuple(egress.name for egress in self.config.exits)
+
+    def in_lane(self, lane: str) -> "Stage[Row]":
+        """The stage through the egress of that name."""
+        return replace(self, lane=lane)
+
+    def load(self) -> None:
+        """Open the egress."""
+        self.hold(fetcher=Fetcher(self.config, self.folder, self.lane))
+
+    def __call__(self, row: Row) -> Outcome:
+        """Ask about one video."""
+        return self.fetcher.sweep(row)
 
 
-def sweep_stage(config: DownloadConfig, folder: Path) -> Stage:
-    """The stage over remote rows that asks whether a video is still there; its output is `announced`."""
-    return _stage("sweep", {}, partial(_make_sweep, config, folder), config)
+@dataclass(frozen=True)
+class DownloadStage(SweepStage):
+    """Over remote rows: writes `<folder>/<unit>.<suffix>`. One lane per egress.
 
-
-def download_stage(config: DownloadConfig, folder: Path) -> Stage:
-    """The stage over remote rows that writes `<folder>/<unit>.<suffix>`.
-
-    Outputs: `file` (name in the folder), `bytes`, `sha256`, `asked` (UTC), `exit` (its name), `fetched` (what the site
-    said: address, format_id, codecs, height, duration in seconds, bytes, yt_dlp version; null for a file that was here
-    before), `forbidden` (how often the media were refused with 403 on the way) and, where crops had to be scaled,
-    `segments`.
+    Outputs: `file` (name in the folder), `bytes`, `sha256`, `asked` (UTC), `exit` (name of the egress), `fetched` (what
+    the site said: address, format_id, codecs, height, duration in seconds, bytes, yt_dlp version; null for a file that
+    was here before), `forbidden` (how often the media were refused with 403 on the way) and, where crops had to be
+    scaled, `segments`.
     """
-    return _stage("download", config.wanted, partial(_make_download, config, folder), config, "again")
 
+    name = "download"
 
-def _stage(name: str, params: dict[str, Any], make: Callable[..., Any], config: DownloadConfig, *reads: str) -> Stage:
-    lanes = tuple(egress.name for egress in config.exits)
-    return Stage(name, "1", params, {}, make, reads=("unit", "url", "refused", *reads), lanes=lanes)
+    @property
+    def params(self) -> dict[str, Any]:
+        """What decides which bytes come."""
+        return self.config.wanted
 
+    def __call__(self, row: Row) -> Outcome:
+        """Fetch one video."""
+        return self.fetcher.download(row)
 
-def _make_sweep(config: DownloadConfig, folder: Path, lane: str) -> Callable[[Row], Outcome]:
-    return Fetcher(config, folder, lane).sweep
-
-
-def _make_download(config: DownloadConfig, folder: Path, lane: str) -> Callable[[Row], Outcome]:
-    return Fetcher(config, folder, lane).download
+    def made(self, row: Row, outcome: Outcome) -> bool:
+        """Whether the file is still there, whole."""
+        file = self.folder / outcome.outputs["file"]
+        return file.is_file() and file.stat().st_size == outcome.outputs["bytes"]
 
 
 class Fetcher:

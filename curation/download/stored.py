@@ -1,16 +1,17 @@
-"""Source videos on object storage: fetched by their addresses, such as s3://bucket/name.mp4, into the folder of
-downloads; no exit and no manners, since the storage is the user's own."""
+"""Source videos on object storage, fetched by addresses such as s3://bucket/name.mp4 into the folder of downloads; no
+rate limit, since the storage is the user's own."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.storage import exists, fetch, is_url
 from curation.sources.remote import Row
 
-Do = Callable[[Stage, Sequence[Row]], list[Row]]
+RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 
 def is_stored(row: Row) -> bool:
@@ -19,36 +20,36 @@ def is_stored(row: Row) -> bool:
     return is_url(url) and not url.startswith(("http://", "https://"))
 
 
-def fetch_stored(rows: Sequence[Row], folder: Path, do: Do) -> list[Row]:
-    """Bring those of the rows that are stored here; returns them, in order, with their `path`.
+def fetch_stored(rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
+    """Bring those of the rows that are on a storage here; returns them, in order, with their `path`.
 
-    `do(stage, rows)` is that of `fetch_sources`. A file that has gone since it was fetched, or was
-    fetched by another machine, is fetched again.
+    `run_stage(stage, rows)` is that of `fetch_sources`. A file that has gone since it was fetched, or was fetched by
+    another machine, is fetched again.
     """
-    stage = Stage("fetch", "1", {}, {}, partial(_make, folder), reads=("unit", "url", "again"))
-    here: set[str] = set()
-    lost = [row for row in rows if is_stored(row)]
-    while lost := do(stage, lost) if lost else []:
-        for row in lost:
-            row["path"] = str(folder / row["file"])
-        found = [
-            row for row in lost if Path(row["path"]).is_file() and Path(row["path"]).stat().st_size == row["bytes"]
-        ]
-        here |= {row["unit"] for row in found}
-        # What the ledger knows holds for the file that was fetched then.
-        lost = [row for row in lost if row["unit"] not in here]
-        for row in lost:
-            row["again"] = row.get("again", 0) + 1
-    return [row for row in rows if row["unit"] in here]
+    remote = [row for row in rows if is_stored(row)]
+    fetched = run_stage(FetchStage(folder), remote) if remote else []
+    for row in fetched:
+        row["path"] = str(folder / row["file"])
+    return fetched
 
 
-def _make(folder: Path) -> Callable[[Row], Outcome]:
-    return partial(fetch_object, folder)
+@dataclass(frozen=True)
+class FetchStage(Stage[Row]):
+    """Over rows of videos on object storage. Outputs: `file` (name in the folder) and `bytes`; rejected as removed."""
 
+    name = "fetch"
+    version = "1"
+    reads = ("unit", "url")
+    folder: Path = no_effect()
 
-def fetch_object(folder: Path, row: Row) -> Outcome:
-    """Kept with `file` (name in the folder) and `bytes`, or rejected as removed. Raises StorageError, DiskFullError."""
-    if not exists(row["url"]):
-        return Outcome(row["unit"], "rejected", "removed", f"There is no object at {row['url']}.")
-    file = fetch(row["url"], folder)
-    return Outcome(row["unit"], "kept", outputs={"file": file.name, "bytes": file.stat().st_size})
+    def __call__(self, row: Row) -> Outcome:
+        """Fetch one object. Raises StorageError, DiskFullError."""
+        if not exists(row["url"]):
+            return Outcome(row["unit"], "rejected", "removed", f"There is no object at {row['url']}.")
+        file = fetch(row["url"], self.folder)
+        return Outcome(row["unit"], "kept", outputs={"file": file.name, "bytes": file.stat().st_size})
+
+    def made(self, row: Row, outcome: Outcome) -> bool:
+        """Whether the file is still there, whole."""
+        file = self.folder / outcome.outputs["file"]
+        return file.is_file() and file.stat().st_size == outcome.outputs["bytes"]

@@ -61,7 +61,7 @@ def recorded_downloads(ledger: Path) -> list[Outcome]:
 
 
 def summarise_downloads(outcomes: Iterable[Outcome]) -> DownloadSummary:
-    """Count the outcomes of `curation.download.fetch.download_stage`."""
+    """Count the outcomes of `curation.download.fetch.DownloadStage`."""
     told = list(outcomes)
     asked = sorted((one for one in told if one.outputs.get("asked")), key=lambda one: str(one.outputs["asked"]))
     half = len(asked) // 2

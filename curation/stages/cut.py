@@ -1,17 +1,16 @@
-"""Shots into clips: pieces of a bearable length, each its own 25 fps file with 16 kHz sound."""
+"""Cut stage: shots into clips of bounded length, each its own 25 fps file with 16 kHz audio."""
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.clips import clip_id
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.media.index import probe
 from common.media.open import MediaError
@@ -19,6 +18,8 @@ from common.media.video import cut_clip
 from common.runs import sha256_file
 from curation.config import CutConfig
 from curation.decide.duplicates import fingerprint_clip
+from curation.rows import ClipRow, Segment, SourceRow
+from curation.stages.scan import Scan
 
 RULE_VERSION = "1"  # part of every clip id: raise it when the same video would be cut elsewhere
 FRAME = 0.04
@@ -45,42 +46,63 @@ def split_span(config: CutConfig, begin: float, end: float) -> list[tuple[float,
     ]
 
 
-def clip_rows(config: CutConfig, source: dict[str, Any]) -> list[dict[str, Any]]:
-    """The clips of one probed and scanned source, each span once: fields of the clip table, plus `unit`, `path`,
-    `source_sha256`, `faces` (the scan's, in pixels and on the clock of the clip), `crop` and `size` (px, or null).
+def source_fields(source: SourceRow) -> ClipRow:
+    """What every clip of a source has of it."""
+    return {
+        "video_id": source["unit"],
+        "path": source["path"],
+        "source_sha256": source["sha256"],
+        "source": source["source"],
+        "fps_src": round(source["fps"], 4),
+        "width": source["width"],
+        "height": source["height"],
+        "codec": source["codec"],
+        "audio_rate": source["audio_rate"],
+        "video_start_pts": round(source["video_start"], 6),
+        "audio_start_pts": round(source["audio_start"], 6),
+    }
+
+
+class Piece(NamedTuple):
+    """One clip to be: the fields of its own, which stand over those of `source_fields`, and the faces in it,
+    [(seconds on the clip's clock, [[x0, y0, x1, y1], ...]), ...] in pixels of the clip."""
+
+    row: ClipRow
+    faces: list[tuple[float, list[list[float]]]]
+
+
+def split_source(config: CutConfig, source: SourceRow, scan: Scan) -> list[Piece]:
+    """The clips of one probed and scanned source, each span once.
 
     A source with `segments` (see `curation.sources.remote.remote_row`) hands on of each clip's segment `row_index` and
     the annotated point: `x`, `y` (fractions of the clip's frame) at `point_at` (seconds on the clip's clock).
     """
-    motion = np.asarray(source["motion"])
+    motion = np.asarray(scan.motion)
     # Times of the changes; the frames of a variable rate are a little off, which a share does not feel.
     shown = np.linspace(0, source["duration"], len(motion) + 1, endpoint=False)[1:]
-    rows: dict[str, dict[str, Any]] = {}
+    pieces: dict[str, Piece] = {}
     for shot, start, end, segment in _spans(config, source):
         inside = motion[(shown > start) & (shown < end)]
         name = clip_id(source["unit"], round(start * 1000), round(end * 1000), RULE_VERSION)
-        row = {
+        row: ClipRow = {
             "unit": name,
             "clip_id": name,
-            "video_id": source["unit"],
-            "path": source["path"],
-            "source_sha256": source["sha256"],
-            "source": source["source"],
             "row_index": segment["row_index"] if segment else source["row_index"],
             "t_start": start,
             "t_end": end,
             "duration": round(end - start, 3),
             "shot_id": shot,
             "static_pct": round(100 * float(np.mean(inside <= STILL_CHANGE)), 2) if len(inside) else None,
-            "faces": [(round(t - start, 4), boxes) for t, boxes in source["faces"] if start <= t < end],
             "crop": None,
             "size": None,
-        } | _stream_fields(source)
-        rows.setdefault(name, _point_and_crop(config, row, segment) if segment else row)
-    return list(rows.values())
+        }
+        faces = [(round(t - start, 4), boxes) for t, boxes in scan.faces if start <= t < end]
+        piece = Piece(row, faces)
+        pieces.setdefault(name, _with_segment(config, piece, segment, source) if segment else piece)
+    return list(pieces.values())
 
 
-def _spans(config: CutConfig, source: dict[str, Any]) -> Iterator[tuple[int, float, float, dict[str, Any] | None]]:
+def _spans(config: CutConfig, source: SourceRow) -> Iterator[tuple[int, float, float, Segment | None]]:
     """Shot number, start, end and data set's segment of each clip."""
     segments, duration, cuts = source.get("segments") or [], source["duration"], source["cuts"]
     if segments and config.use_segments == "exact":
@@ -99,30 +121,23 @@ def _spans(config: CutConfig, source: dict[str, Any]) -> Iterator[tuple[int, flo
             yield shot, first, last, segments[shared.index(max(shared))]
 
 
-def _point_and_crop(config: CutConfig, row: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
-    point = {"x": segment["x"], "y": segment["y"], "point_at": round(segment["start"] - row["t_start"], 3)}
+def _with_segment(config: CutConfig, piece: Piece, segment: Segment, source: SourceRow) -> Piece:
+    """A clip with its segment's point and, where the data set names a square to crop, all of it in that square."""
+    row, faces = piece
+    x, y = segment["x"], segment["y"]
+    point_at = round(segment["start"] - row["t_start"], 3)
     if not segment.get("crop"):
-        return row | point
+        return Piece({**row, "x": x, "y": y, "point_at": point_at}, faces)
     left, top, width, height = segment["crop"]
-    corner, scale = np.array([left, top] * 2), config.crop_side / np.array([width, height] * 2)
-    faces = [(time, ((np.reshape(boxes, (-1, 4)) - corner) * scale)) for time, boxes in row["faces"]]
     side = config.crop_side
-    if segment["x"] is not None:
-        point |= {
-            "x": (segment["x"] * row["width"] - left) / width,
-            "y": (segment["y"] * row["height"] - top) / height,
-        }
-    return (
-        row
-        | point
-        | {
-            "crop": [left, top, width, height],
-            "size": [side, side],
-            "width": side,
-            "height": side,
-            "faces": [(time, _inside(boxes, side)) for time, boxes in faces],
-        }
-    )
+    if x is not None:
+        x = (x * source["width"] - left) / width
+        y = (y * source["height"] - top) / height
+    corner, scale = np.array([left, top] * 2), side / np.array([width, height] * 2)
+    moved = [(time, (np.reshape(boxes, (-1, 4)) - corner) * scale) for time, boxes in faces]
+    square: ClipRow = {"crop": [left, top, width, height], "size": [side, side], "width": side, "height": side}
+    cropped: ClipRow = {**row, "x": x, "y": y, "point_at": point_at, **square}
+    return Piece(cropped, [(time, _inside(boxes, side)) for time, boxes in moved])
 
 
 def _inside(boxes: np.ndarray, side: int) -> list[list[float]]:
@@ -131,39 +146,29 @@ def _inside(boxes: np.ndarray, side: int) -> list[list[float]]:
     return [[round(float(edge), 1) for edge in box] for box in boxes[((middles >= 0) & (middles < side)).all(axis=1)]]
 
 
-def _stream_fields(source: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "fps_src": round(source["fps"], 4),
-        "width": source["width"],
-        "height": source["height"],
-        "codec": source["codec"],
-        "audio_rate": source["audio_rate"],
-        "video_start_pts": round(source["video_start"], 6),
-        "audio_start_pts": round(source["audio_start"], 6),
-    }
+@dataclass(frozen=True)
+class CutStage(Stage[ClipRow]):
+    """Over clip rows: writes `<folder>/<clip_id>.mp4`. Outputs: sha256 of that file and its fingerprint for finding
+    duplicates (hashes, loudness)."""
 
-
-def cut_stage(folder: Path) -> Stage:
-    """The stage over clip rows; it writes `<folder>/<clip_id>.mp4`.
-
-    Outputs: sha256 of that file and its fingerprint for finding duplicates (hashes, loudness).
-    """
+    name = "cut"
+    version = RULE_VERSION
     reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size")
-    return Stage("cut", RULE_VERSION, {}, {}, partial(_make, folder), reads=reads)
+    folder: Path = no_effect()
+
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Cut one clip; rejected as `cut_row` says."""
+        outcome = cut_row(self.folder, row)
+        if outcome.state != "kept":
+            return outcome
+        return replace(outcome, outputs=outcome.outputs | fingerprint_clip(self.folder / f"{row['unit']}.mp4"))
+
+    def made(self, row: ClipRow, outcome: Outcome) -> bool:
+        """Whether the clip file is still there; what is in it is checked against the table at the end of the job."""
+        return (self.folder / f"{row['unit']}.mp4").exists()
 
 
-def _make(folder: Path) -> Callable[[dict[str, Any]], Outcome]:
-    return partial(_cut_and_fingerprint, folder)
-
-
-def _cut_and_fingerprint(folder: Path, row: dict[str, Any]) -> Outcome:
-    outcome = cut_row(folder, row)
-    if outcome.state != "kept":
-        return outcome
-    return replace(outcome, outputs=outcome.outputs | fingerprint_clip(folder / f"{row['unit']}.mp4"))
-
-
-def cut_row(folder: Path, row: dict[str, Any], shift: int = 0) -> Outcome:
+def cut_row(folder: Path, row: Mapping[str, Any], shift: int = 0) -> Outcome:
     """Write one clip file, its sound delayed by `shift` frames.
 
     Rejected as truncated, unreadable or no_audio when the source cannot be decoded there, and as bad_crop when the

@@ -1,26 +1,28 @@
-"""How much of the person is seen, and where does the face look? From the face's box; from body points where there are.
+"""Framing stage: how much of the person is seen and where the face looks, from body points and head angles.
 
 Framing is "head" (head and shoulders), "semi" (to the hips, with arms) or "full" (to the feet).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from common.constants import FPS
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.video import read_frames
-from curation.config import FramingConfig, PeopleConfig
-from curation.stages.people import find_tracks
-from perception.faces.detect import FaceDetector, load_face_detector
-from perception.faces.tracks import Track, overlap
-from perception.pose import Pose, PoseEstimator, load_pose_estimator
+from curation.config import FramingConfig
+from curation.rows import ClipRow
+from curation.stages.tracks import READS, read_tracks
+from perception.faces.tracks import overlap
+
+if TYPE_CHECKING:
+    from perception.faces.detect import FaceDetector
+    from perception.pose import Pose, PoseEstimator
 
 NOSE, WRISTS, HIPS, ANKLES = 0, (9, 10), (11, 12), (15, 16)  # COCO
 ANGLES = ("yaw", "pitch", "roll")
@@ -29,80 +31,79 @@ PERCENTILES = (5, 50, 95)
 MIN_OVERLAP = 0.3  # of a detected face with the track's box, to be the same face
 
 
-def framing_roles(models: Mapping[str, Path | None]) -> dict[str, Path]:
-    """Of a recipe's models those that `framing_stage` can use: pose, and a face pack that brings head angles."""
+def framing_judges(models: Mapping[str, Path | None]) -> tuple[Weights, ...]:
+    """Of a recipe's models those that `FramingStage` can use: pose, and a face pack that brings head angles."""
     pose, pack = models.get("pose"), models.get("face_detector")
-    found = {"pose": pose} if pose else {}
-    return found | ({"face_detector": pack} if pack and (pack / ANGLES_FILE).is_file() else {})
+    usable = {"pose": pose, "face_detector": pack if pack and (pack / ANGLES_FILE).is_file() else None}
+    return tuple(Weights.of(role, path) for role, path in usable.items() if path)
 
 
-def framing_fields(config: FramingConfig, tracks: Sequence[Track], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Clip field framing from the box of the speaking face (`face_track_id`): where a body would reach, not where it
-    does; null without a face."""
-    if row.get("face_track_id") is None:
+def framing_fields(config: FramingConfig, row: ClipRow) -> dict[str, Any]:
+    """Clip field framing from the room below the speaking face (`room_below` of track `face_track_id`): where a body
+    would reach, not where it does; null without a face."""
+    speaker = row.get("face_track_id")
+    if speaker is None:
         return {"framing": None}
-    boxes = tracks[row["face_track_id"]].boxes
-    below = float(np.median((row["height"] - boxes[:, 3]) / np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)))
+    below = row["room_below"][speaker]
     return {"framing": "full" if below >= config.full_from else "semi" if below >= config.semi_from else "head"}
 
 
-def framing_stage(
-    config: FramingConfig, people: PeopleConfig, folder: Path, models: Mapping[str, tuple[Path, str]]
-) -> Stage:
-    """The stage over cut clip rows, for what needs weights; `models` maps a role to its path and hash.
+@dataclass(frozen=True)
+class FramingStage(Stage[ClipRow]):
+    """Over cut clip rows, for what needs weights.
 
     Role pose: clip fields framing and wrist_visible_pct. Role face_detector, whose pack must hold 1k3d68.onnx: yaw,
     pitch and roll (`_p05`, `_p50`, `_p95`). A role that is left out leaves its fields as they are.
     """
-    params = {"framing": asdict(config), "people": asdict(people)}
-    paths = {role: path for role, (path, _) in models.items()}
-    make = partial(_make, config, people, folder, paths)
-    reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size", "faces", "face_track_id")
-    return Stage("framing", "1", params, {role: digest for role, (_, digest) in models.items()}, make, reads=reads)
+
+    name = "framing"
+    version = "1"
+    reads = (*READS, "face_track_id")
+    config: FramingConfig
+    judges: tuple[Weights, ...]
+    folder: Path = no_effect()
+    tracks: Path = no_effect()
+    pose: "PoseEstimator | None" = loaded()
+    faces: "FaceDetector | None" = loaded()
+
+    def load(self) -> None:
+        """Load the networks whose weights are there."""
+        from perception.faces.detect import load_face_detector
+        from perception.pose import load_pose_estimator
+
+        cv2.setNumThreads(1)  # the executor's processes are the parallelism
+        paths = {weights.role: weights.file for weights in self.judges}
+        pose = load_pose_estimator(paths["pose"]) if "pose" in paths else None
+        faces = load_face_detector(paths["face_detector"], angles=True) if "face_detector" in paths else None
+        self.hold(pose=pose, faces=faces)
+
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Look at some frames of the speaking face; a clip without a face has no fields."""
+        speaker = row.get("face_track_id")
+        if speaker is None:
+            return Outcome(row["unit"], "kept")
+        track = read_tracks(self.tracks, row)[speaker]
+        step = max(1, round(FPS / self.config.frames_per_second))
+        numbers = list(range(track.start_frame, track.stop_frame, step))
+        bodies: list[Pose | None] = []
+        angles: list[tuple[float, ...]] = []
+        for number, frame in zip(numbers, read_frames(self.folder / f"{row['unit']}.mp4", numbers), strict=True):
+            box = track.boxes[number - track.start_frame]
+            if self.pose is not None:
+                bodies.append(owner_of(box, self.pose.estimate(frame)))
+            if self.faces is not None:
+                angles += head_angles(box, self.faces, frame)
+        fields = body_fields(self.config, bodies, (row["width"], row["height"])) if any(bodies) else {}
+        return Outcome(row["unit"], "kept", outputs=fields | angle_fields(angles))
 
 
-def _make(
-    config: FramingConfig, people: PeopleConfig, folder: Path, paths: Mapping[str, Path]
-) -> Callable[[dict[str, Any]], Outcome]:
-    cv2.setNumThreads(1)  # the executor's processes are the parallelism
-    pose = load_pose_estimator(paths["pose"]) if "pose" in paths else None
-    faces = load_face_detector(paths["face_detector"], angles=True) if "face_detector" in paths else None
-    return partial(measure_framing, config, people, folder, pose, faces)
-
-
-def measure_framing(
-    config: FramingConfig,
-    people: PeopleConfig,
-    folder: Path,
-    pose: PoseEstimator | None,
-    faces: FaceDetector | None,
-    row: dict[str, Any],
-) -> Outcome:
-    """ClipFeatures at some frames of the speaking face's clip; a clip without a face has no fields."""
-    if row.get("face_track_id") is None:
-        return Outcome(row["unit"], "kept")
-    track = find_tracks(people, row)[row["face_track_id"]]
-    step = max(1, round(FPS / config.frames_per_second))
-    numbers = list(range(track.start_frame, track.stop_frame, step))
-    bodies: list[Pose | None] = []
-    angles: list[tuple[float, ...]] = []
-    for number, frame in zip(numbers, read_frames(folder / f"{row['unit']}.mp4", numbers), strict=True):
-        box = track.boxes[number - track.start_frame]
-        if pose is not None:
-            bodies.append(owner_of(box, pose.estimate(frame)))
-        if faces is not None:
-            angles += head_angles(box, faces, frame)
-    fields = body_fields(config, bodies, (row["width"], row["height"])) if any(bodies) else {}
-    return Outcome(row["unit"], "kept", outputs=fields | angle_fields(angles))
-
-
-def owner_of(box: np.ndarray, bodies: Sequence[Pose]) -> Pose | None:
+def owner_of(box: np.ndarray, bodies: Sequence["Pose"]) -> "Pose | None":
     """The body whose nose lies in a face's box x0, y0, x1, y1, the surest if there are several."""
     inside = [body for body in bodies if bool(((body.points[NOSE] >= box[:2]) & (body.points[NOSE] <= box[2:])).all())]
     return max(inside, key=lambda body: float(body.scores[NOSE])) if inside else None
 
 
-def body_fields(config: FramingConfig, bodies: Sequence[Pose | None], size: tuple[int, int]) -> dict[str, Any]:
+def body_fields(config: FramingConfig, bodies: Sequence["Pose | None"], size: tuple[int, int]) -> dict[str, Any]:
     """Clip fields framing and wrist_visible_pct from a person's body in each frame looked at (None: not found)."""
 
     def seen(joints: tuple[int, ...]) -> float:
@@ -113,13 +114,13 @@ def body_fields(config: FramingConfig, bodies: Sequence[Pose | None], size: tupl
     return {"framing": framing, "wrist_visible_pct": round(100 * wrist, 2)}
 
 
-def _visible(config: FramingConfig, body: Pose, joints: tuple[int, ...], size: tuple[int, int]) -> bool:
+def _visible(config: FramingConfig, body: "Pose", joints: tuple[int, ...], size: tuple[int, int]) -> bool:
     """Whether any of the joints is sure and inside the picture: pose networks place hidden ones beyond its edge."""
     points, sure = body.points[list(joints)], body.scores[list(joints)] >= config.min_score
     return bool((sure & ((points >= 0) & (points < size)).all(axis=1)).any())
 
 
-def head_angles(box: np.ndarray, faces: FaceDetector, frame: np.ndarray) -> list[tuple[float, ...]]:
+def head_angles(box: np.ndarray, faces: "FaceDetector", frame: np.ndarray) -> list[tuple[float, ...]]:
     """Yaw, pitch and roll in degrees of the face at a track's box; empty when it is not found in this frame."""
     found = [face for face in faces.detect(frame) if face.angles is not None]
     if not found:

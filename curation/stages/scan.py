@@ -1,25 +1,32 @@
-"""What happens in the picture? One decode pass per source: shot cuts, faces, frames that repeat the one before."""
+"""Scan stage: one decode pass per source for shot cuts, faces and frames that repeat the one before."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from numpy.lib.stride_tricks import sliding_window_view
 
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.decode import planes, to_rgb
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_stored
+from common.runs import atomic_write
 from curation.config import ScanConfig
-from perception.faces.detect import FaceDetector, load_face_detector
+from curation.rows import SourceRow
+
+if TYPE_CHECKING:
+    from perception.faces.detect import FaceDetector
 
 SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
 SHOT_WINDOW = 2  # frames before and after that a change is compared with
@@ -33,40 +40,91 @@ FULL_RANGE = np.stack(
 )[None].astype(np.uint8)
 
 
-def scan_stage(config: ScanConfig, face_pack: Path | None, face_hash: str) -> Stage:
-    """The stage over probed source rows.
+class Scan(NamedTuple):
+    """What was seen of one source, frame by frame.
 
-    Outputs: `cuts` seconds at which a new shot begins; `faces` [[seconds, [[x0, y0, x1, y1], ...]], ...] px for each
-    frame looked at; `motion` per frame, the largest change of a cell of a 32x32 grid of luma (0..255) since the last.
+    `faces` [(seconds, [[x0, y0, x1, y1], ...]), ...] in pixels, for each frame that faces were looked for in; `motion`
+    of every frame but the first, the largest change of a cell of a 32x32 grid of luma (0..255) since the frame before.
     """
-    make = partial(_make, config, face_pack)
-    return Stage("scan", "2", asdict(config), {"face_detector": face_hash}, make, reads=("unit", "sha256"))
+
+    faces: list[tuple[float, list[list[float]]]]
+    motion: list[int]
 
 
-def _make(config: ScanConfig, face_pack: Path | None) -> Callable[[dict[str, Any]], Outcome]:
-    cv2.setNumThreads(1)  # the executor's processes are the parallelism
-    return partial(scan_source, config, load_face_detector(face_pack))
+SCAN_SCHEMA = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("motion", pa.list_(pa.int16())),
+        ("face_times", pa.list_(pa.float64())),
+        ("face_boxes", pa.list_(pa.list_(pa.list_(pa.float64(), 4)))),
+    ]
+)
 
 
-def scan_source(config: ScanConfig, detector: FaceDetector, row: dict[str, Any]) -> Outcome:
-    """Decode every stored frame once; rejected as truncated, unreadable or unsupported when that fails on the way."""
-    try:
-        times = index_video(row["path"]).times
-        scan = _Scan(config, detector)
-        for number, frame in enumerate(decode_stored(row["path"], config.reader)):
-            scan.look(float(times[number]), frame)
-    except MediaError as error:
-        return Outcome(row["unit"], "rejected", error.kind, str(error))
-    cuts = [round(float(times[number]), 4) for number in find_cuts(config, scan.changes)]
-    return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "faces": scan.faces, "motion": scan.motion})
+@dataclass(frozen=True)
+class ScanStage(Stage[SourceRow]):
+    """Over probed source rows: decodes every stored frame once, for shot cuts, faces and frames that repeat.
+
+    Outputs: `cuts`, seconds at which a new shot begins; `scan_file`, written into `folder`, which `read_scan` reads,
+    and `scan_sha256` of what it says. Rejected as truncated, unreadable or unsupported when decoding fails on the way.
+    """
+
+    name = "scan"
+    version = "3"
+    reads = ("unit", "sha256")
+    config: ScanConfig
+    face_detector: Weights
+    folder: Path = no_effect()
+    detector: "FaceDetector" = loaded()
+
+    def load(self) -> None:
+        """Load the face detector; without a pack OpenCV's cascade."""
+        from perception.faces.detect import load_face_detector
+
+        cv2.setNumThreads(1)  # the executor's processes are the parallelism
+        self.hold(detector=load_face_detector(self.face_detector.path))
+
+    def __call__(self, row: SourceRow) -> Outcome:
+        """Scan one source and write what was seen."""
+        try:
+            times = index_video(row["path"]).times
+            state = _ScanState(self.config, self.detector)
+            for number, frame in enumerate(decode_stored(row["path"], self.config.reader)):
+                state.add(float(times[number]), frame)
+        except MediaError as error:
+            return Outcome(row["unit"], "rejected", error.kind, str(error))
+        cuts = [round(float(times[number]), 4) for number in find_cuts(self.config, state.changes)]
+        name, digest = write_scan(self.folder, row["unit"], Scan(state.faces, state.motion))
+        return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "scan_file": name, "scan_sha256": digest})
+
+    def made(self, row: SourceRow, outcome: Outcome) -> bool:
+        """Whether the file of the scan is still there."""
+        return (self.folder / outcome.outputs["scan_file"]).is_file()
+
+
+def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:
+    """Write a scan into `folder` under a name made of its content; returns the name and the SHA-256 of the content."""
+    times, boxes = [time for time, _ in scan.faces], [boxes for _, boxes in scan.faces]
+    row = {"video_id": video_id, "motion": scan.motion, "face_times": times, "face_boxes": boxes}
+    digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()
+    name = f"{digest[:16]}.scan.parquet"
+    with atomic_write(folder / name) as temporary:
+        pq.write_table(pa.Table.from_pylist([row], SCAN_SCHEMA), temporary, compression="zstd")
+    return name, digest
+
+
+def read_scan(file: Path) -> Scan:
+    """What `write_scan` wrote. Raises FileNotFoundError."""
+    (row,) = pq.read_table(file).to_pylist()
+    return Scan(list(zip(row["face_times"], row["face_boxes"], strict=True)), row["motion"])
 
 
 @dataclass
-class _Scan:
-    """What has been seen so far of one video: of each frame a picture of 128 px, of a few the whole."""
+class _ScanState:
+    """What was seen so far of one video: of each frame an image of 128 px, of a few the whole frame."""
 
     config: ScanConfig
-    detector: FaceDetector
+    detector: "FaceDetector"
     changes: list[float] = field(default_factory=lambda: [0.0])
     faces: list[tuple[float, list[list[float]]]] = field(default_factory=list)
     motion: list[int] = field(default_factory=list)
@@ -75,8 +133,8 @@ class _Scan:
         self._before: tuple[np.ndarray, np.ndarray] | None = None
         self._next_face = 0.0
 
-    def look(self, time: float, frame: VideoFrame) -> None:
-        """Take in the next frame, shown at `time` seconds."""
+    def add(self, time: float, frame: VideoFrame) -> None:
+        """Measure the next frame, shown at `time` seconds."""
         small = small_picture(frame)
         colours = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2HSV)
         grid = cv2.resize(small[..., 0], (MOTION_GRID, MOTION_GRID), interpolation=cv2.INTER_AREA)

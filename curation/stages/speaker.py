@@ -3,36 +3,30 @@
 Every judge gives a value per face track; `choose_speaker` weighs them, and all later fields are about that face.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
 from common.media.video import decode_video
-from curation.config import PeopleConfig, SpeakerConfig
-from curation.stages.people import annotated_distances, find_tracks, people_fields
+from curation.config import SpeakerConfig
+from curation.rows import ClipRow
+from curation.stages.tracks import READS, annotated_distances, people_fields, read_tracks
 from perception.faces.crop import crop_track
 from perception.faces.tracks import Track
-from perception.sync.active_speaker import CROP_SIDE, ActiveSpeaker, load_active_speaker, speaking_scores
 from perception.sync.lips import SIDE, lip_motion
 
-Row = Mapping[str, Any]
-
-READS = ("unit", "source_sha256", "t_start", "t_end", "crop", "size", "faces", "x", "y", "point_at")
-
-
-DEFAULT_SPEAKER = SpeakerConfig()
+if TYPE_CHECKING:
+    from perception.sync.active_speaker import ActiveSpeaker
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ def choose_speaker(config: SpeakerConfig, evidence: Evidence) -> tuple[int, str]
 
 
 def speaker_fields(
-    config: SpeakerConfig, tracks: list[Track], row: Row, sync_c: Sequence[float] | None = None
+    config: SpeakerConfig, tracks: Sequence[Track], row: Mapping[str, Any], sync_c: Sequence[float] | None = None
 ) -> dict[str, Any]:
     """Clip fields of the face that speaks: those of `people_fields`, speaker_evidence, asd_speaking_pct,
     lip_agreement; and lip_motion of the face whose lips move most. Reads `speaking_pct` and `lips` of the row."""
@@ -80,61 +74,76 @@ def speaker_fields(
     }
 
 
-def lips_stage(config: SpeakerConfig, people: PeopleConfig, folder: Path) -> Stage:
-    """The stage over cut clip rows, without weights.
+@dataclass(frozen=True)
+class LipsStage(Stage[ClipRow]):
+    """Over cut clip rows, without weights. Outputs: `lips` [[motion, agreement], ...] per face track, and the fields of
+    `speaker_fields` as far as is known. A clip without a face has none."""
 
-    Outputs: `lips` [[motion, agreement], ...] per face track, and the fields of `speaker_fields` as far as is known.
-    """
-    params = {"speaker": asdict(config), "people": asdict(people)}
-    return Stage("lips", "1", params, {}, partial(_make_lips, config, people, folder), (*READS, "speaking_pct"))
+    name = "lips"
+    version = "1"
+    reads = (*READS, "x", "y", "point_at", "speaking_pct")
+    config: SpeakerConfig
+    folder: Path = no_effect()
+    tracks: Path = no_effect()
 
+    def load(self) -> None:
+        """One thread for OpenCV: the executor's processes are the parallelism."""
+        cv2.setNumThreads(1)
 
-def _make_lips(config: SpeakerConfig, people: PeopleConfig, folder: Path) -> Callable[[dict[str, Any]], Outcome]:
-    cv2.setNumThreads(1)  # the executor's processes are the parallelism
-    return partial(measure_lips, config, people, folder)
-
-
-def measure_lips(config: SpeakerConfig, people: PeopleConfig, folder: Path, row: dict[str, Any]) -> Outcome:
-    """Kept whatever is found; rejected when the source's sound cannot be read."""
-    tracks = find_tracks(people, row)
-    if not tracks:
-        return Outcome(row["unit"], "kept")
-    try:
-        wave = read_audio(row["path"], AUDIO_RATE, row["t_start"], row["t_end"])
-    except MediaError as error:
-        return Outcome(row["unit"], "rejected", error.kind, str(error))
-    found = [lip_motion(face_crops(_file(folder, row), track, SIDE), track_sound(track, wave)) for track in tracks]
-    lips = [[round(each.motion, 4), round(each.agreement, 4)] for each in found]
-    return Outcome(row["unit"], "kept", outputs={"lips": lips} | speaker_fields(config, tracks, row | {"lips": lips}))
-
-
-def active_speaker_stage(people: PeopleConfig, folder: Path, model: Path, model_hash: str) -> Stage:
-    """The stage over cut clip rows. Output: `speaking_pct` per face track, percent of its frames in which it speaks."""
-    make = partial(_make_active_speaker, people, folder, model)
-    return Stage("active_speaker", "1", {"people": asdict(people)}, {"active_speaker": model_hash}, make, READS)
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Kept whatever is found; rejected when the source's audio cannot be read."""
+        tracks = read_tracks(self.tracks, row)
+        if not tracks:
+            return Outcome(row["unit"], "kept")
+        try:
+            wave = read_audio(row["path"], AUDIO_RATE, row["t_start"], row["t_end"])
+        except MediaError as error:
+            return Outcome(row["unit"], "rejected", error.kind, str(error))
+        file = self.folder / f"{row['unit']}.mp4"
+        measured = [lip_motion(face_crops(file, track, SIDE), track_audio(track, wave)) for track in tracks]
+        lips = [[round(each.motion, 4), round(each.agreement, 4)] for each in measured]
+        fields = speaker_fields(self.config, tracks, {**row, "lips": lips})
+        return Outcome(row["unit"], "kept", outputs={"lips": lips} | fields)
 
 
-def _make_active_speaker(people: PeopleConfig, folder: Path, model: Path) -> Callable[[dict[str, Any]], Outcome]:
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return partial(measure_speaking, people, folder, load_active_speaker(model, device))
+@dataclass(frozen=True)
+class ActiveSpeakerStage(Stage[ClipRow]):
+    """Over cut clip rows. Output: `speaking_pct` per face track, percent of its frames in which it speaks."""
 
+    name = "active_speaker"
+    version = "1"
+    reads = READS
+    active_speaker: Weights
+    folder: Path = no_effect()
+    tracks: Path = no_effect()
+    net: "ActiveSpeaker" = loaded()
 
-def measure_speaking(people: PeopleConfig, folder: Path, net: ActiveSpeaker, row: dict[str, Any]) -> Outcome:
-    """Kept whatever is found; rejected when the source's sound cannot be read."""
-    tracks = find_tracks(people, row)
-    if not tracks:
-        return Outcome(row["unit"], "kept")
-    try:
-        wave = read_audio(row["path"], AUDIO_RATE, row["t_start"], row["t_end"])
-    except MediaError as error:
-        return Outcome(row["unit"], "rejected", error.kind, str(error))
-    scores = [
-        speaking_scores(net, face_crops(_file(folder, row), track, CROP_SIDE), track_sound(track, wave))
-        for track in tracks
-    ]
-    shares = [round(100 * float(np.mean(score > 0)), 2) if len(score) else 0.0 for score in scores]
-    return Outcome(row["unit"], "kept", outputs={"speaking_pct": shares})
+    def load(self) -> None:
+        """Load the network, on a GPU where there is one."""
+        import torch
+
+        from perception.sync.active_speaker import load_active_speaker
+
+        torch.set_num_threads(1)  # the executor's processes are the parallelism
+        self.hold(net=load_active_speaker(self.active_speaker.file, "cuda" if torch.cuda.is_available() else "cpu"))
+
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Kept whatever is found; rejected when the source's audio cannot be read."""
+        from perception.sync.active_speaker import CROP_SIDE, speaking_scores
+
+        tracks = read_tracks(self.tracks, row)
+        if not tracks:
+            return Outcome(row["unit"], "kept")
+        try:
+            wave = read_audio(row["path"], AUDIO_RATE, row["t_start"], row["t_end"])
+        except MediaError as error:
+            return Outcome(row["unit"], "rejected", error.kind, str(error))
+        file = self.folder / f"{row['unit']}.mp4"
+        scores = [
+            speaking_scores(self.net, face_crops(file, track, CROP_SIDE), track_audio(track, wave)) for track in tracks
+        ]
+        shares = [round(100 * float(np.mean(score > 0)), 2) if len(score) else 0.0 for score in scores]
+        return Outcome(row["unit"], "kept", outputs={"speaking_pct": shares})
 
 
 def face_crops(file: Path, track: Track, side: int) -> np.ndarray:
@@ -143,10 +152,6 @@ def face_crops(file: Path, track: Track, side: int) -> np.ndarray:
     return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
 
 
-def track_sound(track: Track, wave: np.ndarray) -> np.ndarray:
-    """The piece of the clip's sound (n,) over the frames in which a face is seen."""
+def track_audio(track: Track, wave: np.ndarray) -> np.ndarray:
+    """The piece of the clip's audio (n,) over the frames in which a face is seen."""
     return wave[track.start_frame * SAMPLES_PER_FRAME : track.stop_frame * SAMPLES_PER_FRAME]
-
-
-def _file(folder: Path, row: Row) -> Path:
-    return folder / f"{row['unit']}.mp4"

@@ -1,80 +1,88 @@
-"""Do lips and sound belong together? SyncNet on every face of a clip, and the sound moved where it is merely off.
+"""Sync stage: SyncNet on every face of a clip; the audio is moved where it is merely off, and drift is measured.
 
-Sign (measured by planted shifts in the tests): offset > 0 = the sound leads the picture, so it is delayed by `offset`.
+Sign (measured by planted shifts in the tests): offset > 0 = the audio leads the video, so it is delayed by `offset`.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from common.constants import AUDIO_RATE
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
-from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
+from curation.config import SpeakerConfig, SyncConfig
+from curation.rows import ClipRow
 from curation.stages.cut import FRAME, cut_row
-from curation.stages.people import find_tracks
-from curation.stages.speaker import DEFAULT_SPEAKER, READS, face_crops, speaker_fields, track_sound
+from curation.stages.speaker import face_crops, speaker_fields, track_audio
+from curation.stages.tracks import READS, read_tracks
 from perception.faces.tracks import Track
-from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
+
+if TYPE_CHECKING:
+    from perception.sync.syncnet import SyncNet, SyncResult
 
 
-def sync_stage(
-    config: SyncConfig,
-    people: PeopleConfig,
-    folder: Path,
-    model: Path,
-    model_hash: str,
-    speaker: SpeakerConfig = DEFAULT_SPEAKER,
-) -> Stage:
-    """The stage over cut clip rows; it may rewrite `<folder>/<clip_id>.mp4`.
+@dataclass(frozen=True)
+class SyncStage(Stage[ClipRow]):
+    """Over cut clip rows; it may rewrite `<folder>/<clip_id>.mp4`.
 
-    Outputs: clip fields sync_*, those of the speaking face, and sha256 of the file. A clip without a face has none.
+    Outputs: clip fields sync_*, those of the speaking face, `sync_scores` [[confidence, distance, offset], ...] per
+    face track, and sha256 of the file where it was rewritten. A clip without a face has none.
     """
-    params = {"sync": asdict(config), "speaker": asdict(speaker), "people": asdict(people)}
-    make = partial(_make, config, people, speaker, folder, model)
-    reads = (*READS, "sha256", "lips", "speaking_pct")
-    return Stage("sync", "3", params, {"sync_scorer": model_hash}, make, reads=reads)
+
+    name = "sync"
+    version = "3"
+    reads = (*READS, "x", "y", "point_at", "sha256", "lips", "speaking_pct")
+    config: SyncConfig
+    speaker: SpeakerConfig
+    sync_scorer: Weights
+    folder: Path = no_effect()
+    tracks: Path = no_effect()
+    net: "SyncNet" = loaded()
+
+    def load(self) -> None:
+        """Load SyncNet."""
+        import torch
+
+        from perception.sync.syncnet import load_syncnet
+
+        torch.set_num_threads(1)  # the executor's processes are the parallelism
+        self.hold(net=load_syncnet(self.sync_scorer.file))
+
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Score each face against the source's audio, correct the offset of the one that speaks and score it again.
+
+        Frames come from the clip file, audio from the source: a run killed between rewriting and recording does the
+        same again.
+        """
+        tracks = read_tracks(self.tracks, row)
+        if not tracks:
+            return Outcome(row["unit"], "kept", "no_face")
+        crops = [face_crops(self.folder / f"{row['unit']}.mp4", track, self.net.crop_size) for track in tracks]
+        scores = [self._score(*pair, _audio(row, 0)) for pair in zip(tracks, crops, strict=True)]
+        fields = speaker_fields(self.speaker, tracks, row, [result.sync_c for result in scores])
+        fields["sync_scores"] = [[round(s.sync_c, 4), round(s.sync_d, 4), s.offset] for s in scores]
+        speaker = fields["face_track_id"]
+        result, shift = scores[speaker], 0
+        file: dict[str, Any] = {}
+        if 1 <= abs(result.offset) <= self.config.max_correction and result.sync_c >= self.config.min_correction_c:
+            moved = self._score(tracks[speaker], crops[speaker], _audio(row, result.offset))
+            # A true offset all but vanishes when the audio is moved; a chance one does not.
+            if abs(moved.offset) < abs(result.offset):
+                shift, result = result.offset, moved
+                file = cut_row(self.folder, row, shift).outputs
+        return Outcome(row["unit"], "kept", outputs=fields | file | _fields(result, shift))
+
+    def _score(self, track: Track, crops: np.ndarray, wave: np.ndarray) -> "SyncResult":
+        """Scores of one face over the frames it is seen in."""
+        from perception.sync.syncnet import sync_scores
+
+        return sync_scores(self.net, crops, track_audio(track, wave), self.config.max_shift)
 
 
-def _make(
-    config: SyncConfig, people: PeopleConfig, speaker: SpeakerConfig, folder: Path, model: Path
-) -> Callable[[dict], Outcome]:
-    torch.set_num_threads(1)  # the executor's processes are the parallelism
-    return partial(score_sync, config, people, speaker, folder, load_syncnet(model))
-
-
-def score_sync(
-    config: SyncConfig, people: PeopleConfig, speaker: SpeakerConfig, folder: Path, net: SyncNet, row: dict[str, Any]
-) -> Outcome:
-    """Score each face against the source's sound, correct the offset of the one that speaks and score it again.
-
-    Picture from the clip file, sound from the source: a run killed between rewriting and recording does the same again.
-    """
-    tracks = find_tracks(people, row)
-    if not tracks:
-        return Outcome(row["unit"], "kept", "no_face")
-    crops = [face_crops(folder / f"{row['unit']}.mp4", track, net.crop_size) for track in tracks]
-    scored = [_score(config, net, *pair, _sound(row, 0)) for pair in zip(tracks, crops, strict=True)]
-    chosen = speaker_fields(speaker, tracks, row, [result.sync_c for result in scored])
-    speaking = chosen["face_track_id"]
-    result, shift = scored[speaking], 0
-    file: dict[str, Any] = {}
-    if 1 <= abs(result.offset) <= config.max_correction and result.sync_c >= config.min_correction_c:
-        moved = _score(config, net, tracks[speaking], crops[speaking], _sound(row, result.offset))
-        # A true offset all but vanishes when the sound is moved; a chance one does not.
-        if abs(moved.offset) < abs(result.offset):
-            shift, result = result.offset, moved
-            file = cut_row(folder, row, shift).outputs
-    return Outcome(row["unit"], "kept", outputs=chosen | file | _fields(result, shift))
-
-
-def _fields(result: SyncResult, shift: int) -> dict[str, Any]:
+def _fields(result: "SyncResult", shift: int) -> dict[str, Any]:
     """Clip fields sync_* of a score taken after the sound was moved by `shift` frames; offsets are the source's."""
     fields: dict[str, Any] = {
         "sync_c": round(result.sync_c, 4),
@@ -91,22 +99,14 @@ def _fields(result: SyncResult, shift: int) -> dict[str, Any]:
     return fields
 
 
-def _sound(row: dict[str, Any], shift: int) -> np.ndarray:
-    """The clip's sound (n,) delayed by `shift` frames, as `cut_clip` writes it."""
+def _audio(row: ClipRow, shift: int) -> np.ndarray:
+    """The clip's audio (n,) delayed by `shift` frames, as `cut_clip` writes it."""
     return read_audio(row["path"], AUDIO_RATE, row["t_start"] - shift * FRAME, row["t_end"] - shift * FRAME)
 
 
-def _score(config: SyncConfig, net: SyncNet, track: Track, crops: np.ndarray, wave: np.ndarray) -> SyncResult:
-    """Scores of one face over the frames it is seen in."""
-    return sync_scores(net, crops, track_sound(track, wave), config.max_shift)
-
-
 LEAST_WINDOWS = 45  # of five frames: a third must hold a syllable or two
-
 MAX_DRIFT = 15  # frames from the first window to the last
-
-LEAST_INSIDE = 0.7  # share of a line's windows that must meet sound
-
+LEAST_INSIDE = 0.7  # share of a line's windows that must meet audio
 OFF_LINE = 2.0  # frames by which the offset of a third may miss the line
 
 
@@ -132,8 +132,8 @@ def measure_drift(by_window: np.ndarray) -> Drift | None:
     if windows < LEAST_WINDOWS:
         return None
     most = shifts // 2
-    heard = np.arange(windows)[:, None] + np.arange(-most, most + 1)
-    distances = np.where((heard >= 0) & (heard < windows), by_window, np.nan)
+    reached = np.arange(windows)[:, None] + np.arange(-most, most + 1)
+    distances = np.where((reached >= 0) & (reached < windows), by_window, np.nan)
     first, middle, last = (most - int(np.nanargmin(_mean(part))) for part in np.array_split(distances, 3))
     least, _, growth, centre = min(
         (distance, abs(growth), growth, most - column)

@@ -1,57 +1,58 @@
-"""Is text burned into the picture, and how near the face? Pairs of frames over the clip; needs no weights."""
+"""Text stage: burned-in text and its nearness to the face, in pairs of frames over the clip; needs no weights."""
 
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from common.constants import FPS
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.media.video import read_frames
-from curation.config import PeopleConfig, TextConfig
-from curation.stages.people import find_tracks
+from curation.config import TextConfig
+from curation.rows import ClipRow
+from curation.stages.tracks import READS, read_tracks
 from perception.faces.tracks import Track
 from perception.text import nearness, text_mask
 
 EYES_DOWN_TO = 0.6  # of a face's box, from its top
 
 
-def text_stage(config: TextConfig, people: PeopleConfig, folder: Path) -> Stage:
-    """The stage over cut clip rows. Outputs: clip fields text_area_pct and text_near_face_pct."""
-    params = {"text": asdict(config), "people": asdict(people)}
-    reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size", "faces", "face_track_id")
-    return Stage("text", "1", params, {}, partial(_make, config, people, folder), reads=reads)
+@dataclass(frozen=True)
+class TextStage(Stage[ClipRow]):
+    """Over cut clip rows. Outputs: clip fields text_area_pct and text_near_face_pct."""
 
+    name = "text"
+    version = "1"
+    reads = (*READS, "face_track_id")
+    config: TextConfig
+    folder: Path = no_effect()
+    tracks: Path = no_effect()
 
-def _make(config: TextConfig, people: PeopleConfig, folder: Path) -> Callable[[dict[str, Any]], Outcome]:
-    cv2.setNumThreads(1)  # the executor's processes are the parallelism
-    return partial(measure_text, config, people, folder)
+    def load(self) -> None:
+        """One thread for OpenCV: the executor's processes are the parallelism."""
+        cv2.setNumThreads(1)
 
-
-def measure_text(config: TextConfig, people: PeopleConfig, folder: Path, row: dict[str, Any]) -> Outcome:
-    """Means over the clip: text in percent of the frame; and weighted by its nearness to the speaker's face, in percent
-    of the face's box (null without a face): subtitles over a chin count whole, a channel's logo hardly at all."""
-    tracks, speaker = find_tracks(people, row), row.get("face_track_id")
-    pairs = _pairs(config, row["duration"])
-    frames = read_frames(folder / f"{row['unit']}.mp4", [number for pair in pairs for number in pair])
-    covered, near_face = [], []
-    for (number, _), first, second in zip(pairs, frames[::2], frames[1::2], strict=True):
-        boxes = [_box_at(track, number) for track in tracks]
-        mask = _without_eyes(text_mask(first, second), boxes)
-        covered.append(float(mask.mean()))
-        if speaker is not None:
-            weighted = float((mask * nearness(mask.shape, boxes[speaker])).sum())
-            near_face.append(weighted / max(float(np.prod(boxes[speaker][2:] - boxes[speaker][:2])), 1.0))
-    fields = {
-        "text_area_pct": round(100 * float(np.mean(covered)), 3),
-        "text_near_face_pct": round(100 * float(np.mean(near_face)), 3) if near_face else None,
-    }
-    return Outcome(row["unit"], "kept", outputs=fields)
+    def __call__(self, row: ClipRow) -> Outcome:
+        """Means over the clip: text in percent of the frame; and weighted by its nearness to the speaker's face, in
+        percent of the face's box (null without a face): subtitles over a chin count whole, a channel's logo hardly."""
+        tracks, speaker = read_tracks(self.tracks, row), row.get("face_track_id")
+        pairs = _pairs(self.config, row["duration"])
+        frames = read_frames(self.folder / f"{row['unit']}.mp4", [number for pair in pairs for number in pair])
+        covered, near_face = [], []
+        for (number, _), first, second in zip(pairs, frames[::2], frames[1::2], strict=True):
+            boxes = [_box_at(track, number) for track in tracks]
+            mask = _without_eyes(text_mask(first, second), boxes)
+            covered.append(float(mask.mean()))
+            if speaker is not None:
+                weighted = float((mask * nearness(mask.shape, boxes[speaker])).sum())
+                near_face.append(weighted / max(float(np.prod(boxes[speaker][2:] - boxes[speaker][:2])), 1.0))
+        fields = {
+            "text_area_pct": round(100 * float(np.mean(covered)), 3),
+            "text_near_face_pct": round(100 * float(np.mean(near_face)), 3) if near_face else None,
+        }
+        return Outcome(row["unit"], "kept", outputs=fields)
 
 
 def _box_at(track: Track, frame: int) -> np.ndarray:

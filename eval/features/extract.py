@@ -3,16 +3,16 @@
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
@@ -29,50 +29,65 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ExtractJob:
-    """What a worker needs to extract the features of one run's videos; `cache` is the folder of the arrays."""
+class ExtractStage(Stage[dict[str, Any]]):
+    """Over the videos of one run (`eval.job.units_of`): fills the cache; `files` names the file of each extractor.
 
-    root: Path
-    cache: Path
+    A unit names `video audio real`, each with its hash `video_sha256 ...`, and `extractors`, those that are to look
+    at it; of these only run what the protocol asks for, weights allow and, audio or real being "", needs neither.
+    """
+
+    name = "eval"
+    version = "2"
+    reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
     config: FeatureConfig
-    models: dict[str, Path]
-    hashes: dict[str, str]
+    judges: tuple[Weights, ...]
+    root: Path = no_effect()
+    cache: Path = no_effect()
+    networks: dict[str, Extract] = loaded()  # by extractor
 
-    def make(self) -> Callable[[dict], Outcome]:
-        """The function from one unit to its Outcome; networks are loaded when they are first needed.
-
-        A unit names `video`, `audio` and `real`, each with its hash (`video_sha256` ...) and "" for none, and the
-        `extractors` to run. Those that the protocol leaves out, that lack weights or a file they read are skipped.
-        """
-        # One thread per worker: the number of threads changes the last digits of a convolution.
-        torch.set_num_threads(1)
-        loaded: dict[str, Extract] = {}
-        return partial(self._extract, loaded)
+    @property
+    def params(self) -> dict[str, Any]:
+        """The settings, and the version of every extractor."""
+        versions = {extractor.name: extractor.version for extractor in EXTRACTORS}
+        return {"config": asdict(self.config), "extractors": versions}
 
     @property
     def extractors(self) -> list[Extractor]:
         """Those that belong to the protocol and have their weights."""
-        return [e for e in EXTRACTORS if e.is_in(self.config) and not e.missing(self.hashes)]
+        return [e for e in EXTRACTORS if e.is_in(self.config) and not e.missing(self.models)]
 
-    def _extract(self, loaded: dict[str, Extract], unit: dict) -> Outcome:
-        """Fill the cache for one video; `outputs` names the cache file of each extractor."""
+    def load(self) -> None:
+        """Networks are loaded when they are first needed."""
+        import torch
+
+        # One thread per worker: the number of threads changes the last digits of a convolution.
+        torch.set_num_threads(1)
+        self.hold(networks={})
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Run every extractor that has no file in the cache yet."""
         video: DecodedVideo | None = None
         files: dict[str, str] = {}
+        paths = {weights.role: weights.file for weights in self.judges}
         for extractor in self.extractors:
-            if extractor.name not in unit["extractors"] or not all(unit[kind] for kind in extractor.reads):
+            if extractor.name not in row["extractors"] or not all(row[kind] for kind in extractor.reads):
                 continue
-            key = extractor.key(self.config, self.hashes, unit)
+            key = extractor.key(self.config, self.models, row)
             files[extractor.name] = f"{extractor.name}/{key}.npz"
             path = self.cache / files[extractor.name]
             if not is_lost(path):
                 continue
             # One decode serves every extractor; a video that is wholly in the cache is not decoded at all.
             if video is None:
-                video = decode_for_metrics(self.root, unit)
-            if extractor.name not in loaded:
-                loaded[extractor.name] = extractor.load(self.config, self.models)
-            save_arrays(path, run_extractor(loaded[extractor.name], video))
-        return Outcome(unit["unit"], "kept", outputs={"files": files})
+                video = decode_for_metrics(self.root, row)
+            if extractor.name not in self.networks:
+                self.networks[extractor.name] = extractor.load(self.config, paths)
+            save_arrays(path, run_extractor(self.networks[extractor.name], video))
+        return Outcome(row["unit"], "kept", outputs={"files": files})
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether every file of the cache is still there and sound."""
+        return not any(is_lost(self.cache / file) for file in outcome.outputs.get("files", {}).values())
 
 
 def decode_for_metrics(root: Path, unit: Mapping[str, str]) -> DecodedVideo:

@@ -1,66 +1,51 @@
-"""Where is the face of a clip, for a set that shows faces? As curation saw it, else as the detector sees it now."""
+"""Faces of a clip, for a test set that shows faces: as curation tracked them, else as the detector sees them now."""
 
-import json
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 
-from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import connection_beside
 from common.media.video import decode_video
 from common.runs import RunFolder
+from common.tracks import TRACKS_FILE
 from curation.config import PeopleConfig
-from curation.stages.people import find_tracks
+from curation.stages.cut import Piece
+from curation.stages.tracks import find_tracks
 from perception.faces.detect import FaceDetector
 
 Row = Mapping[str, Any]
-ClipFeatures = tuple[
-    float, Sequence[Sequence[float]]
-]  # seconds, and the boxes x0, y0, x1, y1 px of the faces seen then
-LOOK_SECONDS = 0.2  # between two looks for faces, where curation has not looked
+LOOK_SECONDS = 0.2  # between two frames in which faces are looked for, where curation has not
 
 
-def stored_looks(run: RunFolder, clips: Sequence[Row]) -> dict[str, list[ClipFeatures]]:
-    """clip_id -> where curation saw faces in it, on the clip's clock and in its pixels, from the ledger of the run.
+def stored_boxes(run: RunFolder, clips: Sequence[Row]) -> dict[str, str]:
+    """clip_id -> SHA-256 of the boxes that the run's track table has for the speaker of the clip.
 
-    Clips that are a crop of their source, and those whose scan is not in the ledger, are left out.
+    Clips without a face, and all clips of a run without a track table, are left out.
     """
-    by_version: dict[str, list[Row]] = {}
-    for clip in clips:
-        version = (clip["stage_versions"] or {}).get("scan")
-        if version and not clip["crop"]:
-            by_version.setdefault(version, []).append(clip)
-    found = {}
-    for version, wanted in by_version.items():
-        scanned = _scans(run.ledger, version, sorted({clip["video_id"] for clip in wanted}))
-        for clip in wanted:
-            if looks := scanned.get(clip["video_id"]):
-                start, end = clip["t_start"], clip["t_end"]
-                found[clip["clip_id"]] = [(round(t - start, 4), boxes) for t, boxes in looks if start <= t < end]
-    return found
-
-
-def _scans(ledger: Path, version: str, videos: list[str]) -> dict[str, list[ClipFeatures]]:
-    sql = f"""SELECT unit, outputs FROM ({ledger_sql(ledger_files(ledger, "scan", version))})
-              WHERE state = 'kept' AND unit IN (SELECT unit FROM wanted) ORDER BY recorded"""
-    with connection_beside(ledger) as connection:
-        connection.register("wanted", pa.table({"unit": videos}))
-        return {unit: json.loads(outputs)["faces"] for unit, outputs in connection.execute(sql).fetchall()}
+    file = run.root / TRACKS_FILE
+    if not file.exists() or not clips:
+        return {}
+    names = [clip["clip_id"] for clip in clips]
+    columns = ["clip_id", "is_speaker", "boxes"]
+    rows = pq.read_table(file, columns=columns, filters=[("clip_id", "in", names)]).to_pylist()
+    return {
+        row["clip_id"]: hashlib.sha256(repr(row["boxes"]).encode()).hexdigest() for row in rows if row["is_speaker"]
+    }
 
 
 def speaker_boxes(people: PeopleConfig, clip: Row, load: Callable[[], FaceDetector]) -> np.ndarray | None:
     """Boxes (T, 4) px of the face that curation found to speak, else of the one seen most often; None without a face.
 
-    `clip` has `path`, `duration` (s), `face_track_id` and `looks`, which is None for a clip to look at now, with the
-    detector that `load` gives. Raises what `decode_video` raises.
+    `clip` has `path`, `duration` (s), `clip_id` and `tracks`, the track table that holds it, or "" for a clip whose
+    faces are to be looked for now, with the detector that `load` gives. Raises what `decode_video` raises.
     """
-    looks = clip["looks"]
-    if looks is None:
-        frames = enumerate(decode_video(clip["path"], fps=1 / LOOK_SECONDS))
-        looks = [(number * LOOK_SECONDS, [face.box for face in load().detect(frame)]) for number, frame in frames]
-    tracks = find_tracks(people, {"duration": clip["duration"], "faces": looks})
-    speaker = clip["face_track_id"] or 0
-    return tracks[speaker if speaker < len(tracks) else 0].boxes if tracks else None
+    if clip["tracks"]:
+        only = [("clip_id", "==", clip["clip_id"]), ("is_speaker", "==", True)]
+        (row,) = pq.read_table(clip["tracks"], columns=["boxes"], filters=only).to_pylist()
+        return np.asarray(row["boxes"], np.float32).reshape(-1, 4)
+    frames = enumerate(decode_video(clip["path"], fps=1 / LOOK_SECONDS))
+    faces = [(number * LOOK_SECONDS, [list(face.box) for face in load().detect(frame)]) for number, frame in frames]
+    tracks = find_tracks(people, Piece({"duration": clip["duration"]}, faces))
+    return tracks[0].boxes if tracks else None

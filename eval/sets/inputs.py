@@ -12,7 +12,7 @@ one frame for each 40 ms of sound pairs with the rest of the clip, which is the 
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from common.clips import stream_clips
 from common.constants import AUDIO_RATE, FPS
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.audio import read_audio
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_video
 from common.media.write import write_video
-from common.runs import RunFolder, atomic_write, hash_path, sha256_file
+from common.runs import RunFolder, atomic_write, sha256_file
+from common.tracks import TRACKS_FILE
 from curation.config import PeopleConfig
 from eval.sets.catalog import (
     FACE_RULE,
@@ -46,15 +47,14 @@ from eval.sets.catalog import (
     read_test_set,
     write_test_set,
 )
-from eval.sets.faces import ClipFeatures, speaker_boxes, stored_looks
+from eval.sets.faces import speaker_boxes, stored_boxes
 from perception.faces.detect import FaceDetector, load_face_detector
 
 Row = dict[str, Any]
 SAMPLES, CLIPS = "samples.jsonl", "clips.csv"
 FILES = PICTURE, SOUND, REAL = "pictures/{}.png", "sounds/{}.wav", "real/{}.mp4"
 FIELDS = (
-    "clip_id", "video_id", "t_start", "t_end", "duration", "crop", "face_track_id", "caption", "stage_versions",
-    "bytes_uri",
+    "clip_id", "video_id", "t_start", "t_end", "duration", "crop", "caption", "bytes_uri",
 )  # fmt: skip
 
 
@@ -77,16 +77,13 @@ def write_inputs(
     faces, out = chosen.rule == FACE_RULE, out.resolve()  # workers may have another current folder
     units = plan_units(chosen, run)
     _claim(out, chosen)
-    params = {"rule": chosen.rule} | ({"people": asdict(people)} if faces else {})
-    hashes = {"face_detector": hash_path(face_detector) if face_detector else ""} if faces else {}
-    make = partial(make_worker, out, people, face_detector if faces else None)
-    reads = ("unit", "sha256", "looks", "face_track_id", "refused")
-    outcomes = run_stage(Stage("set_inputs", "1", params, hashes, make, reads), units, Ledger(out / "ledger"), executor)
-    lost = [number for number, end in enumerate(outcomes) if end.state == "kept" and not _is_whole(out, end)]
-    if lost:  # the ledger outlives a file that somebody deleted
-        again = make()
-        for number in lost:
-            outcomes[number] = again(units[number])
+    stage = InputsStage(
+        rule=chosen.rule,
+        people=people if faces else None,
+        face_detector=Weights.of("face_detector", face_detector if faces else None),
+        out=out,
+    )
+    outcomes = run_stage(stage, units, Ledger(out / "ledger"), executor)
     for outcome in outcomes:
         if outcome.state != "kept":
             for form in FILES:
@@ -109,55 +106,73 @@ def plan_units(chosen: TestSet, run: RunFolder) -> list[Row]:
             f"{run.root} has none of the {len(chosen.clips)} clips of {chosen.name}; curate their videos first (those "
             "of HDTF with sources.kind of the set's name and curation.cut.use_segments=exact)."
         )
-    looks = stored_looks(run, list(found.values())) if chosen.rule == FACE_RULE else {}
+    boxes = stored_boxes(run, list(found.values())) if chosen.rule == FACE_RULE else {}
     units = []
     for clip in chosen.clips:
         had = found.get((clip.video_id, *_milliseconds(clip.start, clip.end)))
-        units.append(_unit(chosen.rule, run, clip.clip_id, clip.video_id, had, looks))
+        units.append(_unit(chosen.rule, run, clip.clip_id, clip.video_id, had, boxes))
     return units
 
 
-def _unit(
-    rule: str, run: RunFolder, name: str, video: str, row: Row | None, looks: Mapping[str, Sequence[ClipFeatures]]
-) -> Row:
+def _unit(rule: str, run: RunFolder, name: str, video: str, row: Row | None, boxes: Mapping[str, str]) -> Row:
     """What a worker needs of one clip, and `refused` when nothing can be made of it."""
-    unit = {"unit": name, "group": video, "path": "", "sha256": "", "caption": "", "faces": rule == FACE_RULE}
-    unit |= {"looks": None, "face_track_id": None, "duration": 0.0, "refused": ""}
+    unit: Row = {"unit": name, "group": video, "path": "", "sha256": "", "caption": ""}
+    unit |= {"clip_id": "", "tracks": "", "boxes_sha256": "", "duration": 0.0, "refused": ""}
     if row is None or not (path := run.root / row["bytes_uri"]).is_file():
         return unit | {"refused": "not_in_run"}
-    seen = {"looks": looks.get(row["clip_id"]), "face_track_id": row["face_track_id"], "duration": row["duration"]}
+    digest = boxes.get(row["clip_id"], "")
+    seen = {"clip_id": row["clip_id"], "boxes_sha256": digest, "duration": row["duration"]}
+    seen |= {"tracks": str((run.root / TRACKS_FILE).resolve()) if digest else ""}
     unit |= seen | {"path": str(path.resolve()), "sha256": sha256_file(path), "caption": row["caption"] or ""}
     return unit | {"refused": "no_crop" if rule == HDTF_RULE and not row["crop"] else ""}
 
 
-def make_worker(out: Path, people: PeopleConfig, face_detector: Path | None) -> Callable[[Row], Outcome]:
-    """The function that writes the files of one clip; the detector is loaded when the first clip needs it."""
-    for form in FILES:
-        (out / form).parent.mkdir(parents=True, exist_ok=True)
-    return partial(cut_inputs, out, people, cache(partial(load_face_detector, face_detector)))
+@dataclass(frozen=True)
+class InputsStage(Stage[dict[str, Any]]):
+    """Over the units of `plan_units`: writes picture, audio and real video of one clip into `out`."""
 
+    name = "set_inputs"
+    version = "2"
+    reads = ("unit", "sha256", "boxes_sha256", "refused")
+    rule: str
+    people: PeopleConfig | None
+    face_detector: Weights
+    out: Path = no_effect()
+    detector: Callable[[], FaceDetector] = loaded()
 
-def cut_inputs(out: Path, people: PeopleConfig, load: Callable[[], FaceDetector], unit: Row) -> Outcome:
-    """Picture, sound and real video of one clip, or its rejection."""
-    name = unit["unit"]
-    if unit["refused"]:
-        told = {"not_in_run": f"no clip of this span of {unit['group']}", "no_crop": "no crop of HDTF for it"}
-        return Outcome(name, "rejected", unit["refused"], f"The run has {told[unit['refused']]}.")
-    try:
-        index = index_video(unit["path"])
-        count = len(index.sample(FPS))
-        square = None
-        if unit["faces"]:
-            boxes = speaker_boxes(people, unit, load)
-            if boxes is None:
-                return Outcome(name, "rejected", "no_face", f"No face was found through {unit['path']}.")
-            square = face_square(boxes, index.probe.height, index.probe.width)
-        if count < 2:
-            return Outcome(name, "rejected", "too_short", f"{unit['path']} has {count} frame; expected 2 and more.")
-        _write_clip(out, name, Path(unit["path"]), square)
-    except MediaError as error:
-        return Outcome(name, "rejected", error.kind, str(error))
-    return Outcome(name, "kept", outputs={"real_sha256": sha256_file(out / REAL.format(name))})
+    def load(self) -> None:
+        """Make the folders; the detector is loaded when the first clip needs it."""
+        for form in FILES:
+            (self.out / form).parent.mkdir(parents=True, exist_ok=True)
+        self.hold(detector=cache(partial(load_face_detector, self.face_detector.path)))
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Write the files of one clip, or say why not."""
+        name, path = row["unit"], row["path"]
+        if row["refused"]:
+            reasons = {"not_in_run": f"no clip of this span of {row['group']}", "no_crop": "no crop of HDTF for it"}
+            return Outcome(name, "rejected", row["refused"], f"The run has {reasons[row['refused']]}.")
+        try:
+            index = index_video(path)
+            count = len(index.sample(FPS))
+            square = None
+            if self.people is not None:
+                boxes = speaker_boxes(self.people, row, self.detector)
+                if boxes is None:
+                    return Outcome(name, "rejected", "no_face", f"No face was found through {path}.")
+                square = face_square(boxes, index.probe.height, index.probe.width)
+            if count < 2:
+                return Outcome(name, "rejected", "too_short", f"{path} has {count} frame; expected 2 and more.")
+            _write_clip(self.out, name, Path(path), square)
+        except MediaError as error:
+            return Outcome(name, "rejected", error.kind, str(error))
+        return Outcome(name, "kept", outputs={"real_sha256": sha256_file(self.out / REAL.format(name))})
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether the three files are still there, the real video unchanged."""
+        picture, sound, real = (self.out / form.format(row["unit"]) for form in FILES)
+        present = picture.exists() and sound.exists() and real.exists()
+        return present and sha256_file(real) == outcome.outputs["real_sha256"]
 
 
 def _write_clip(out: Path, name: str, clip: Path, square: tuple[int, int, int] | None) -> None:
@@ -173,12 +188,6 @@ def _write_clip(out: Path, name: str, clip: Path, square: tuple[int, int, int] |
 def _shown(clip: Path, square: tuple[int, int, int] | None) -> Iterator[np.ndarray]:
     for frame in decode_video(clip):
         yield frame if square is None else crop_face(frame, square, FACE_SIDE)
-
-
-def _is_whole(out: Path, made: Outcome) -> bool:
-    picture, sound, real = (out / form.format(made.unit) for form in FILES)
-    there = picture.exists() and sound.exists() and real.exists()
-    return there and sha256_file(real) == made.outputs["real_sha256"]
 
 
 def _claim(out: Path, chosen: TestSet) -> None:

@@ -97,7 +97,7 @@ def reselect(
 ) -> None:
     """Apply other thresholds to the stored scores and rewrite the decisions."""
     from common.runs import RunFolder
-    from curation.job import reselect as decide_again
+    from curation.decide.reselect import reselect as decide_again
 
     print("\n".join(decide_again(_thresholds(recipe, preset, settings), RunFolder(run), test_list).lines()))
 

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from common.errors import InputError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.open import MediaError
 from common.runs import atomic_write, plain
@@ -37,22 +37,12 @@ def animate_list(
 
     Returns the outcomes in order: kept, rejected (its input cannot be used) or failed. Raises what `run_stage` raises.
     """
-    weights = {role: path for role, path in models.items() if path is not None}
-    hashes = {role: model_hash(path) for role, path in weights.items()}
-    make = partial(
-        make_worker, {role: str(path) for role, path in weights.items()}, sampling, str(out), preset, measure
-    )
-    params = {"sampling": plain(sampling), "preset": preset, "measure": measure}
-    stage = Stage("animate", "1", params, hashes, make)
+    weights = tuple(Weights(role, path, model_hash(path)) for role, path in models.items() if path is not None)
+    stage = AnimateStage(sampling, preset, measure, weights, out)
     if executor.kind == "process" and not executor.workers:
         executor = replace(executor, workers=1)  # each worker holds all networks
     units = [_unit(sample) for sample in samples]
     outcomes = run_stage(stage, units, Ledger(out / "ledger"), executor)
-    lost = [n for n, end in enumerate(outcomes) if end.state == "kept" and not (out / f"{end.unit}.mp4").exists()]
-    if lost:  # the ledger outlives a file that somebody deleted
-        again = make()
-        for number in lost:
-            outcomes[number] = again(units[number])
     with atomic_write(out / RESULTS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("name", "state", "video", "message"))
@@ -62,36 +52,44 @@ def animate_list(
     return outcomes
 
 
-def make_worker(
-    weights: Mapping[str, str], sampling: GenerateConfig, out: str, preset: str, measure: bool = False
-) -> Callable[[Mapping[str, Any]], Outcome]:
-    """The function that makes one sample; weights are loaded when the first sound input needs them."""
-    models = {role: Path(path) for role, path in weights.items()} | ({} if "adapter" in weights else {"adapter": None})
-    load = cache(partial(load_avatar, models, sampling.load))
-    return partial(_make, load, models, sampling, Path(out), preset, measure)
+@dataclass(frozen=True)
+class AnimateStage(Stage[dict[str, Any]]):
+    """Over samples: writes `<out>/<name>.mp4`; rejected when a sample's inputs cannot be used."""
 
+    name = "animate"
+    version = "1"
+    sampling: GenerateConfig
+    preset: str
+    measure: bool
+    weights: tuple[Weights, ...]
+    out: Path = no_effect()
+    load_once: Callable[[], AvatarModels] = loaded()
 
-def _make(
-    load: Callable[[], AvatarModels],
-    models: Mapping[str, Path | None],
-    sampling: GenerateConfig,
-    out: Path,
-    preset: str,
-    measure: bool,
-    unit: Mapping[str, Any],
-) -> Outcome:
-    if unit["error"]:
-        return Outcome(unit["unit"], "rejected", "bad_line", unit["error"])
-    fields = unit["request"]
-    image, audio = (Path(fields[kind]) if fields[kind] else None for kind in ("image", "audio"))
-    request = Request(image, audio, fields["prompt"], fields["seconds"])
-    if unit["seed"] is not None:
-        sampling = replace(sampling, seed=unit["seed"])
-    try:
-        animate(request, sampling, models, out / f"{unit['unit']}.mp4", out / "cache", preset, load, measure)
-    except (InputError, MediaError, FileNotFoundError) as error:
-        return Outcome(unit["unit"], "rejected", "bad_input", str(error))
-    return Outcome(unit["unit"], "kept")
+    def load(self) -> None:
+        """Weights are loaded when the first sound input needs them."""
+        self.hold(load_once=cache(partial(load_avatar, self._paths(), self.sampling.load)))
+
+    def _paths(self) -> dict[str, Path | None]:
+        return {"adapter": None} | {weights.role: weights.path for weights in self.weights}
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Make one video."""
+        if row["error"]:
+            return Outcome(row["unit"], "rejected", "bad_line", row["error"])
+        fields = row["request"]
+        image, audio = (Path(fields[kind]) if fields[kind] else None for kind in ("image", "audio"))
+        request = Request(image, audio, fields["prompt"], fields["seconds"])
+        sampling = self.sampling if row["seed"] is None else replace(self.sampling, seed=row["seed"])
+        target, models = self.out / f"{row['unit']}.mp4", self._paths()
+        try:
+            animate(request, sampling, models, target, self.out / "cache", self.preset, self.load_once, self.measure)
+        except (InputError, MediaError, FileNotFoundError) as error:
+            return Outcome(row["unit"], "rejected", "bad_input", str(error))
+        return Outcome(row["unit"], "kept")
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether the video is still there."""
+        return (self.out / f"{row['unit']}.mp4").exists()
 
 
 def _unit(sample: Sample) -> dict[str, Any]:

@@ -7,8 +7,8 @@ the text-to-video model from the caption alone. All are judged against the right
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from common.clips import read_clips
 from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.video import read_video
 from common.media.write import write_video
-from common.runs import RunFolder, atomic_write, plain, sha256_file
+from common.runs import RunFolder, atomic_write, sha256_file
 from omniavatar.config import GENERATION_ROLES, GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
@@ -70,24 +70,13 @@ def make_videos(
     write_real(run, test, TRUTH, config.frames)
     write_real(run, others, FLOOR, config.frames)
     units = plan_units(config, test)
-    paths = {role: str(models[role]) for role in GENERATION_ROLES}
-    hashes = {role: model_hash(Path(path)) for role, path in paths.items()}
-    # How a long video ends is no matter of these: outcomes of a run from before there was the setting stay.
-    settings = {name: value for name, value in plain(sampling).items() if name != "full_last_chunk"}
-    params = {"sampling": settings, "frames": config.frames}
-    make = partial(make_worker, paths, sampling, run.root, config.frames)
-    stage = Stage("videos", "1", params, hashes, make)
+    stage = VideosStage(sampling, config.frames, _weights(models), run.root)
     outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
         raise VideosFailedError(
             f"{len(failed)} batches of videos failed, the first ({failed[0].unit}): {failed[0].message}"
         )
-    lost = [unit for unit in units if _is_lost(run, unit)]
-    if lost:  # the ledger outlives files that somebody deleted
-        again = make()
-        for unit in lost:
-            again(unit)
     return write_manifest(run, config, test, others, sampling.seed)
 
 
@@ -106,48 +95,67 @@ def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[
     return units
 
 
-def make_worker(
-    paths: Mapping[str, str], sampling: GenerateConfig, root: Path, frames: int
-) -> Callable[[Mapping[str, Any]], Outcome]:
-    """The function that makes one batch of videos; weights are loaded when the first batch needs them."""
-    torch.set_num_threads(1)
-
-    @cache
-    def loaded(method: str) -> AvatarModels:
-        adapter = None if method == "base" else Path(paths["adapter"])
-        return load_models(model_paths({role: Path(path) for role, path in paths.items()}, adapter), sampling.load)
-
-    return partial(
-        _make_batch, lambda method: loaded("base" if method == "base" else "adapter"), sampling, root, frames
-    )
+def _weights(models: Mapping[str, Path | None]) -> tuple[Weights, ...]:
+    paths = {role: Path(models[role] or "") for role in GENERATION_ROLES}
+    return tuple(Weights(role, path, model_hash(path)) for role, path in paths.items())
 
 
-def _make_batch(
-    loaded: Callable[[str], AvatarModels], sampling: GenerateConfig, root: Path, frames: int, unit: Mapping[str, Any]
-) -> Outcome:
-    run, method = RunFolder(Path(root)), unit["method"]
-    requests, voices = [], []
-    for row in unit["clips"]:
-        image, voice = opening(run, row["clip_id"], frames)
-        voices.append(voice)
-        heard = opening(run, row["other_clip_id"], frames)[1] if method == "swapped_audio" else voice
-        requests.append(ClipRequest(image, heard, row["caption"], row["seed"] + sampling.seed))
-    height, width = requests[0].image.shape[:2]
-    videos = generate_clips(loaded(method), requests, replace(sampling, height=height, width=width))
-    for row, voice, video in zip(unit["clips"], voices, videos, strict=True):
-        write_avatar_video(run.videos / method / f"{row['clip_id']}.mp4", video, voice)
-    return Outcome(unit["unit"], "kept")
+@dataclass(frozen=True)
+class VideosStage(Stage[dict[str, Any]]):
+    """Over the batches of `plan_units`: writes `videos/<method>/<clip_id>.mp4` of the run at `root`."""
+
+    name = "videos"
+    version = "1"
+    sampling: GenerateConfig
+    frames: int
+    weights: tuple[Weights, ...]
+    root: Path = no_effect()
+    loaded_models: Callable[[str], AvatarModels] = loaded()  # by method
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The settings. How a long video ends is no matter of these clips: outcomes of a run from before there was
+        `full_last_chunk` stay."""
+        params = super().params
+        return params | {"sampling": {k: v for k, v in params["sampling"].items() if k != "full_last_chunk"}}
+
+    def load(self) -> None:
+        """Weights are loaded when the first batch needs them: methods without an adapter have other ones."""
+        torch.set_num_threads(1)
+        paths = {weights.role: weights.file for weights in self.weights}
+
+        @cache
+        def load(adapter: Path | None) -> AvatarModels:
+            return load_models(model_paths(paths, adapter), self.sampling.load)
+
+        self.hold(loaded_models=lambda method: load(None if method == "base" else paths["adapter"]))
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Make one batch of videos."""
+        run, method = RunFolder(self.root), row["method"]
+        requests, voices = [], []
+        for clip in row["clips"]:
+            image, voice = opening(run, clip["clip_id"], self.frames)
+            voices.append(voice)
+            driving = opening(run, clip["other_clip_id"], self.frames)[1] if method == "swapped_audio" else voice
+            requests.append(ClipRequest(image, driving, clip["caption"], clip["seed"] + self.sampling.seed))
+        height, width = requests[0].image.shape[:2]
+        sampling = replace(self.sampling, height=height, width=width)
+        videos = generate_clips(self.loaded_models(method), requests, sampling)
+        for clip, voice, video in zip(row["clips"], voices, videos, strict=True):
+            write_avatar_video(run.videos / method / f"{clip['clip_id']}.mp4", video, voice)
+        return Outcome(row["unit"], "kept")
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether all videos of the batch are still there."""
+        folder = RunFolder(self.root).videos / row["method"]
+        return all((folder / f"{clip['clip_id']}.mp4").exists() for clip in row["clips"])
 
 
 def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
     others = {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"]}
     return names | others | {"seed": clip_seed(clip["clip_id"])}
-
-
-def _is_lost(run: RunFolder, unit: Mapping[str, Any]) -> bool:
-    files = [run.videos / unit["method"] / f"{row['clip_id']}.mp4" for row in unit["clips"]]
-    return not all(file.exists() for file in files)
 
 
 def _long_enough(run: RunFolder, split: str, config: VideosConfig) -> list[dict[str, Any]]:

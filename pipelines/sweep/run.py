@@ -6,7 +6,7 @@ A killed sweep resumes: finished units are skipped, and an interrupted one conti
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
+from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
-from common.progress import progress
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
 from omniavatar.config import GENERATION_ROLES, Request
@@ -70,35 +69,46 @@ def _do(
 ) -> list[Outcome]:
     """Run one kind of work on cells and return the outcomes that failed. The ledger counts attempts; the steps within a
     unit skip what is done."""
-    stage = Stage(f"sweep_{kind}", VERSIONS[kind], {}, {}, partial(make_worker, kind, config, places))
-    units = [_unit(cell) for cell in todo]
-    outcomes = run_stage(stage, units, Ledger(places.out / "ledger"), executor)
-    results = zip(todo, units, outcomes, strict=True)
-    lost = [
-        unit for cell, unit, outcome in results if outcome.state == "kept" and not _result(kind, places, cell).exists()
-    ]
-    if lost:  # the ledger outlives deleted files
-        make_again = make_worker(kind, config, places)
-        for unit in progress(lost, f"{kind} again"):
-            make_again(unit)
+    stage = CellStage(kind, config, places)
+    outcomes = run_stage(stage, [_unit(cell) for cell in todo], Ledger(places.out / "ledger"), executor)
     return [outcome for outcome in outcomes if outcome.state != "kept"]
+
+
+@dataclass(frozen=True)
+class CellStage(Stage[dict[str, Any]]):
+    """Over cells of a sweep: `kind` "rows" makes and judges the videos of a cell, "trainings" and "bases" train."""
+
+    kind: str = no_effect()
+    config: SweepConfig = no_effect()
+    places: Places = no_effect()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """One stage per kind of work."""
+        return f"sweep_{self.kind}"
+
+    @property
+    def version(self) -> str:  # type: ignore[override]
+        """Raised when what an older version left must be done again."""
+        return VERSIONS[self.kind]
+
+    def __call__(self, row: dict[str, Any]) -> Outcome:
+        """Do one row and seed."""
+        work = judge_cell if self.kind == "rows" else train_cell
+        work(self.config, self.places, self._cell(row))
+        return Outcome(row["unit"], "kept")
+
+    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+        """Whether the result of the cell is still there."""
+        return _result(self.kind, self.places, self._cell(row)).exists()
+
+    def _cell(self, row: dict[str, Any]) -> Cell:
+        return cell_of(self.config, row["row"], row["seed"], self.places)
 
 
 def _unit(cell: Cell) -> dict[str, Any]:
     named = {"unit": cell.unit, "row": cell.row, "seed": cell.seed, "long": cell.long}
     return named | {"data": cell.data, "training": cell.training, "recipe": fingerprint(plain(cell.recipe))}
-
-
-def make_worker(kind: str, config: SweepConfig, places: Places) -> Work:
-    """The function that does one row and seed."""
-    return partial(_work, judge_cell if kind == "rows" else train_cell, config, places)
-
-
-def _work(
-    work: Callable[[SweepConfig, Places, Cell], None], config: SweepConfig, places: Places, unit: Mapping[str, Any]
-) -> Outcome:
-    work(config, places, cell_of(config, unit["row"], unit["seed"], places))
-    return Outcome(unit["unit"], "kept")
 
 
 def train_cell(config: SweepConfig, places: Places, cell: Cell) -> None:

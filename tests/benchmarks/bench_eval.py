@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.executors.stage import Weights
 from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
-from eval.features.extract import ExtractJob, load_arrays
+from eval.features.extract import ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.metrics.clip_metrics import METRICS
 from miniature.weights import model_paths
@@ -57,10 +58,11 @@ def _unit(folder: Path, number: int) -> dict:
 def _pass(units: list[dict], extractors: Sequence[str]) -> dict[str, np.ndarray]:
     """ClipFeatures at every clip from a cold start; the last clip's arrays as "extractor/array"."""
     with tempfile.TemporaryDirectory() as folder:
-        job = ExtractJob(Path(), Path(folder), FeatureConfig(), MODELS, dict.fromkeys(MODELS, "miniature"))
-        look = job.make()
-        files = [look({**unit, "extractors": extractors}).outputs["files"] for unit in units][-1]
-        found = {name: load_arrays(job.cache / file) for name, file in files.items()}
+        judges = tuple(Weights(role, path, "miniature") for role, path in MODELS.items())
+        stage = ExtractStage(FeatureConfig(), judges, Path(), Path(folder))
+        stage.load()
+        files = [stage({**unit, "extractors": extractors}).outputs["files"] for unit in units][-1]
+        found = {name: load_arrays(stage.cache / file) for name, file in files.items()}
     return {f"{name}/{key}": array for name, arrays in found.items() for key, array in arrays.items()}
 
 

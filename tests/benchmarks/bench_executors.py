@@ -14,9 +14,9 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import kept_workers, run_stage
-from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from tests.benchmarks.measure import Row
+from tests.common.executors.function_stage import FunctionStage
 
 JOBS, SECONDS, ROUNDS = 12, 1.0, 3
 Unit = dict[str, object]
@@ -42,7 +42,7 @@ def pool() -> Iterator[Pool]:
 def test_two_workers(report: Callable[[Row], None], pool: Pool, kind: str, aim: float) -> None:
     """Twelve jobs of a second on two workers, each with its durable ledger row, against a bare pool."""
     units: list[Unit] = [{"unit": f"u{n}"} for n in range(JOBS)]
-    stage = Stage("wait", "1", {}, {}, make)
+    stage = FunctionStage("wait", "1", {}, {}, make)
 
     def ours() -> list[Outcome]:
         with TemporaryDirectory() as folder:

@@ -12,10 +12,10 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
-from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder
 from common.storage import Listing, Mirror, StorageError, exists, fetch, is_url, join, list_objects, publish
+from tests.common.executors.function_stage import FunctionStage
 from tests.common.object_store import object_store
 
 CONTENT = bytes(range(256)) * 5000
@@ -106,7 +106,7 @@ def make() -> object:
 def work(run: RunFolder, names: tuple[str, ...], calls: Path, count: int = 20) -> None:
     rows = [{"unit": f"u{n}", "n": n, "calls": str(calls)} for n in range(count)]
     for name in names:
-        stage = Stage(name, "1", {}, {}, make, reads=("unit", "n"))  # type: ignore[arg-type]
+        stage = FunctionStage(name, "1", {}, {}, make, reads=("unit", "n"))  # type: ignore[arg-type]
         run_stage(stage, rows, Ledger(run.ledger), ExecutorConfig(workers=1))
 
 

@@ -6,6 +6,7 @@ The face is a white square of 16 px; how white it is says how loud the voice is 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from scipy.ndimage import gaussian_filter1d
 
 from common.media.video import cut_clip, read_video
 from common.media.write import write_video
+from curation.config import PeopleConfig
+from curation.stages.cut import Piece
+from curation.stages.tracks import clip_fields, find_tracks, write_source_tracks
 from perception.faces.crop import crop_track
 from perception.sync.mfcc import mfcc
 from perception.sync.syncnet import SyncNet, SyncNetWidths, audio_windows, lip_volume
@@ -67,7 +71,7 @@ def write_talk(path: Path, talk: Talk, **options: object) -> Path:
 
 
 def clip_row(path: Path, talk: Talk, name: str = "clip") -> dict[str, object]:
-    """The row of a clip that is all of a video, as `clip_rows` makes it."""
+    """The row of a clip that is all of a video, with the `faces` that `with_tracks` makes tracks of."""
     duration = len(talk.frames) / 25
     looks = np.arange(0, duration, 0.2)
     return {
@@ -75,6 +79,16 @@ def clip_row(path: Path, talk: Talk, name: str = "clip") -> dict[str, object]:
         "t_start": 0.0, "t_end": duration, "duration": duration, "width": talk.frames.shape[2], "height": 64,
         "faces": [(float(look), [list(map(float, FACE))]) for look in looks],
     }  # fmt: skip
+
+
+def with_tracks(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a clip with the tracks of its `faces` in a file of `folder`, as the tracks stage leaves it."""
+    row = row | {"clip_id": row["unit"]}
+    piece = Piece(row, row["faces"])  # type: ignore[arg-type]
+    tracks = find_tracks(PeopleConfig(), piece)
+    file = write_source_tracks(folder, row["unit"], [piece], [tracks])
+    fields = clip_fields(piece, tracks, (row["width"], row["height"]))
+    return {name: value for name, value in row.items() if name != "faces"} | fields | {"tracks_file": file}
 
 
 @pytest.fixture(scope="session")

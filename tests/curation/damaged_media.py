@@ -18,11 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.executors.stage import Weights
 from common.media.write import write_video
-from curation.config import CutConfig, ScanConfig
-from curation.stages.cut import clip_rows, cut_row
-from curation.stages.probe import probe_source
-from curation.stages.scan import scan_source
+from curation.config import CutConfig, PeopleConfig, ScanConfig
+from curation.stages.cut import cut_row, source_fields
+from curation.stages.probe import ProbeStage
+from curation.stages.scan import ScanStage
+from curation.stages.tracks import TracksStage
 from perception.faces.detect import Face
 
 MEMORY = 2 << 30  # bytes of address space beyond what the libraries take
@@ -136,14 +138,18 @@ def verdicts(path: Path, folder: Path) -> list[str]:
     """What the stages say about one file, as far as it comes."""
     row = {"unit": path.name, "path": str(path), "source": "damaged", "row_index": None}
     said = []
-    for stage in (probe_source, lambda row: scan_source(ScanConfig(), NoFaces(), row)):
+    scan = ScanStage(ScanConfig(), Weights("face_detector", None, ""), folder / "per_frame")
+    scan.hold(detector=NoFaces())
+    stages = (ProbeStage(), scan, TracksStage(PeopleConfig(), CUT, folder / "per_frame"))
+    for stage in stages:
         outcome = stage(row)
-        said.append(outcome.reason or outcome.state)
+        if stage is not stages[-1]:
+            said.append(outcome.reason or outcome.state)
         row |= outcome.outputs
         if outcome.state != "kept":
             return said
     # At most three, as the ledger hands them out one by one.
-    clips = [clip for clip in clip_rows(CUT, row) if clip["duration"] >= CUT.min_seconds][:3]
+    clips = [source_fields(row) | clip for clip in row["rows"] if clip["duration"] >= CUT.min_seconds][:3]
     for clip in clips:
         outcome = cut_row(folder, clip)
         said.append(outcome.reason or outcome.state)

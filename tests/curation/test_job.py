@@ -18,7 +18,8 @@ from common.ledger.store import ledger_rows
 from common.query import connect
 from common.runs import RunFolder
 from curation.config import CurationConfig, SelectConfig, SourcesConfig, SpeakerConfig, SyncConfig
-from curation.job import curate, reselect
+from curation.decide.reselect import reselect
+from curation.job import curate
 from curation.reporting.summary import CurationSummary, summarise
 from tests.curation.conftest import Talk, draw_talk, write_talk
 
@@ -104,7 +105,9 @@ def test_fields_of_a_clip_are_filled_in(finished: tuple[RunFolder, CurationSumma
     assert (clean["caption"], clean["caption_model"]) == ("A white square speaks.", "sidecar")
     assert clean["dup_group"] == clean["clip_id"] == rows["copy.mp4"]["dup_group"]
     assert (clean["fps_src"], clean["width"], clean["codec"], clean["face_px"]) == (25.0, 64, "h264", 16.0)
-    assert set(clean["stage_versions"]) == {"probe", "scan", "cut", "speech", "lips", "sync", "text"}
+    assert set(clean["stage_versions"]) == {
+        "probe", "scan", "tracks", "cut", "speech", "lips", "sync", "text",
+    }  # fmt: skip
     assert (finished[0].root / clean["bytes_uri"]).is_file()
     assert rows["short.mp4"]["bytes_uri"] is None
 

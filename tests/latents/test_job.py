@@ -4,7 +4,6 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from common.shards.sample import ShardError
 from common.shards.store import ShardReader
 from latents.config import LatentsConfig
 from latents.constants import read_constants
-from latents.job import encode_clips, make_worker, placed, read_clip
+from latents.job import encode_clips, make_stage, placed, read_clip
 
 CONFIG = LatentsConfig(buckets=((32, 32), (48, 32)), references=2, samples_per_shard=2)
 HERE = ExecutorConfig(workers=1)
@@ -135,8 +134,10 @@ def test_clip_files_are_read_into_the_bucket_of_their_shape(encoder_folders: dic
 
 
 def test_the_work_can_be_sent_to_other_processes(encoder_folders: dict[str, Path], tmp_path: Path) -> None:
-    sent = pickle.loads(pickle.dumps(partial(make_worker, encoder_folders, CONFIG, str(tmp_path), read_clip)))
-    assert callable(sent())
+    stage = make_stage(CONFIG, encoder_folders, {}, RunFolder(tmp_path), HERE, read_clip)
+    sent = pickle.loads(pickle.dumps(stage))
+    sent.load()
+    assert sent == stage and sent.loaded is not None
 
 
 def test_another_audio_encoder_asks_for_no_new_pictures_where_waveforms_are_stored(

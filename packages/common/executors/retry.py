@@ -43,7 +43,7 @@ class RetryPolicy:
             before = self.known.get(index)
             deaths = 1 + (before.deaths if before and before.attempt != self._former.get(index) else 0)
             error_class = QUARANTINED if deaths > self.retry_crashes else DIED
-            outcome = replace(outcome, error_class=error_class, outputs={"deaths": deaths})
+            outcome = replace(outcome, error_class=error_class, outputs={"deaths": deaths}, outputs_json="")
         last = Last(outcome.state, outcome.attempt, outcome.error_class, deaths)
         again = PAUSE in outcome.outputs if outcome.state == "pending" else self._again(index, last)
         if again:

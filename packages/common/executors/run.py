@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +23,13 @@ from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
 from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Unit, Worker, WorkerKind
-from common.ledger.store import STATES, Ledger, Outcome, StageLedger, State, key_table
+from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, key_table
 from common.progress import ProgressBar, progress
 
 FAILED = STATES.index("failed")  # from here on a unit may be tried again
 
 
-def run_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> list[Outcome]:
+def run_stage(stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> list[Outcome]:
     """Bring every unit through `stage` and return the outcomes in the order of `units`.
 
     Units the ledger knows as kept or rejected, or as failed for good, are not touched again; pending ones are. Every
@@ -39,7 +40,9 @@ def run_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: Exe
     return list(stream_stage(stage, units, ledger, executor))
 
 
-def stream_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> Iterator[Outcome]:
+def stream_stage(
+    stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig
+) -> Iterator[Outcome]:
     """As `run_stage`, for outcomes that do not fit into memory together: all units are done before the first outcome
     comes, then they are read from the ledger piece by piece. In memory are the rows of the units and, for each, about
     100 bytes."""
@@ -47,6 +50,9 @@ def stream_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: 
     keys = _keys(stage, rows)
     with ledger.open(stage.name, stage.fingerprint) as log:
         states, unsettled = log.last(keys)
+        for index, attempt in _lost_products(stage, rows, log, keys, states):
+            # To be done again under the same attempt: nothing has failed.
+            states[index], unsettled[index] = -1, Last("pending", attempt)
         tries = RetryPolicy(unsettled, executor.retry_failed, executor.retry_crashes, executor.retry)
         todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not tries.settled(i))
         if stage.cost:
@@ -62,7 +68,7 @@ def stream_stage(stage: Stage, units: Iterable[Unit], ledger: Ledger, executor: 
 
 
 def _do(
-    stage: Stage,
+    stage: Stage[Any],
     rows: Sequence[Unit],
     hashes: pa.StringArray,
     todo: "deque[int]",
@@ -88,7 +94,20 @@ def _do(
     log.compact()
 
 
-def _keys(stage: Stage, rows: Sequence[Unit]) -> pa.Table:
+def _lost_products(
+    stage: Stage[Any], rows: Sequence[Unit], log: StageLedger, keys: pa.Table, states: np.ndarray
+) -> list[tuple[int, int]]:
+    """Position and attempt of every kept unit whose product is gone, as `Stage.made` says."""
+    kept = np.flatnonzero(states == STATES.index("kept"))
+    if type(stage).made is Stage.made or not len(kept):
+        return []
+    outcomes = zip(kept.tolist(), log.outcomes(keys.take(pa.array(kept))), strict=True)
+    return [(index, outcome.attempt) for index, outcome in outcomes if not stage.made(rows[index], outcome)]
+
+
+def _keys(stage: Stage[Any], rows: Sequence[Unit]) -> pa.Table:
+    if len(set(stage.lanes)) < len(stage.lanes):
+        raise StageError(f"Stage '{stage.name}' has the lanes {list(stage.lanes)}; every lane needs its own name.")
     hashes = np.fromiter((hash(row["unit"]) for row in rows), np.int64, len(rows))
     hashes.sort()
     if (hashes[1:] == hashes[:-1]).any():  # or, once in a while, two names of one hash
@@ -99,7 +118,7 @@ def _keys(stage: Stage, rows: Sequence[Unit]) -> pa.Table:
 
 
 def _results(
-    stage: Stage,
+    stage: Stage[Any],
     config: ExecutorConfig,
     rows: Sequence[Unit],
     todo: "deque[int]",
@@ -153,7 +172,7 @@ def kept_workers() -> Iterator[None]:
 
 
 @contextmanager
-def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
+def _crew(stage: Stage[Any], config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
     """One loaded place per lane, or as many as the executor has room for and the units need."""
     count = len(stage.lanes) or config.workers or len(os.sched_getaffinity(0))
     if config.kind == "ray":
@@ -164,8 +183,8 @@ def _crew(stage: Stage, config: ExecutorConfig, units: int) -> Iterator[list[Wor
     finished = False
     try:
         for lane in stage.lanes or [""] * min(count, units):
-            make = partial(stage.make, lane) if stage.lanes else stage.make
-            job = partial(Runner, stage.name, make, config.gpus_per_worker if config.kind == "ray" else 0.0)
+            copy = stage.in_lane(lane) if lane else stage
+            job = partial(Runner, copy, config.gpus_per_worker if config.kind == "ray" else 0.0)
             hire = InProcessWorker if alone else partial(_hire, _worker_kind(config, lane))
             slots.append(open_slot(hire, job, lane))
         yield slots

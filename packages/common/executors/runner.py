@@ -1,5 +1,6 @@
 """What a worker holds: a loaded stage that turns one unit into one measured Outcome, whatever the unit provokes."""
 
+import json
 import logging
 import resource
 import socket
@@ -8,9 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from common.executors.stage import StageError, Work
+from common.executors.dispatch import PAUSE
+from common.executors.stage import Stage, StageError
 from common.executors.workers import Unit
 from common.ledger.store import Outcome
 from common.runs import DiskFullError, disk_guard, plain
@@ -22,24 +24,23 @@ T = TypeVar("T")
 class Runner:
     """Holds the loaded stage inside a worker and turns one unit into one measured Outcome."""
 
-    def __init__(self, name: str, make: Callable[[], Work], gpus: float = 0.0) -> None:
-        self.name, self.make, self.gpus = name, make, gpus
-        self.work: Work | None = None
+    def __init__(self, stage: Stage[Any], gpus: float = 0.0) -> None:
+        self.stage, self.gpus = stage, gpus
         self.failure = "its models did not load."
 
     def load(self) -> None:
-        """Make the stage function; a failure is reported by the first attempt."""
-        self.work, error = _caught(self.make)
+        """Load the stage's models; a failure is reported by the first attempt."""
+        _, error = _caught(self.stage.load)
         self.failure = _describe(error) if error else ""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
         """Do one unit. Errors: StageError when the stage did not load; DiskFullError, which is nobody's fault."""
-        if self.work is None:
-            raise StageError(f"Stage '{self.name}' cannot start: {self.failure}")
-        work, (started, cpu) = self.work, _clock()
+        if self.failure:
+            raise StageError(f"Stage '{self.stage.name}' cannot start: {self.failure}")
+        started, cpu = _clock()
         with suppress(OSError):  # where the kernel allows it, restart the peak memory count
             Path("/proc/self/clear_refs").write_text("5")
-        outcome, error = _caught(lambda: _checked(work(unit), unit))
+        outcome, error = _caught(lambda: _sealed(self.stage(unit), unit))
         if outcome is None:
             assert error is not None
             outcome = Outcome(unit["unit"], "failed", message=_describe(error), error_class=type(error).__name__)
@@ -55,10 +56,13 @@ class Runner:
         )
 
 
-def _checked(outcome: Outcome, unit: Unit) -> Outcome:
+def _sealed(outcome: Outcome, unit: Unit) -> Outcome:
+    """The outcome with its outputs as JSON text: made here, in the worker, so that whoever records it need not."""
     if not isinstance(outcome, Outcome) or outcome.unit != unit["unit"]:
         raise TypeError(f"the stage returned {outcome!r} for the unit '{unit['unit']}'; expected an Outcome of it.")
-    return replace(outcome, outputs=plain(outcome.outputs))  # as the ledger will give them back
+    outputs = plain(outcome.outputs)
+    control = {name: outputs[name] for name in (PAUSE,) if name in outputs}
+    return replace(outcome, outputs=control, outputs_json=json.dumps(outputs))
 
 
 def _caught(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:

@@ -1,15 +1,37 @@
-"""A stage, and where it runs: what `common.executors.run` is told."""
+"""A stage: what is done to every unit, and all that its result depends on.
 
-from collections.abc import Callable
+A stage is a frozen dataclass that derives from `Stage`. Its fields are its settings, and its fingerprint is made of
+them: a field that changes where or how fast, but not what, is declared with `no_effect()`, the weights of a model are a
+`Weights`. A worker gets a pickled copy, calls `load` once, and then the stage itself with one row after the other:
+
+    @dataclass(frozen=True)
+    class SharpnessStage(Stage[ClipRow]):
+        name = "sharpness"
+        version = "1"
+        reads = ("unit", "sha256")
+        config: SharpnessConfig
+        folder: Path = no_effect()
+
+        def __call__(self, row: ClipRow) -> Outcome:
+            ...
+            return Outcome(row["unit"], "kept", outputs={"sharpness": value})
+"""
+
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 from common.errors import UserError
 from common.executors.workers import Unit
 from common.ledger.store import Outcome
-from common.runs import fingerprint
+from common.runs import fingerprint, hash_path, plain
 
-Work = Callable[[Unit], Outcome]
+Row = TypeVar("Row", bound=Mapping[str, Any])
+ROWS = "rows"  # output of a stage that makes several rows of one: a list of dicts, each with a `unit` of its own
+
+_NO_EFFECT, _LOADED = "no_effect", "loaded"
 
 
 class StageError(UserError, RuntimeError):
@@ -17,35 +39,99 @@ class StageError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What is done to every unit, and all that its result depends on.
+class Weights:
+    """The weights behind a model role. `sha256`, of the file or folder, is part of a stage's fingerprint; `path` is
+    where this machine has them. Without weights `path` is None and the hash empty."""
 
-    `make()` runs once per worker (it loads models) and returns the function from one unit row, a dict with a "unit" id,
-    to one Outcome; it must be picklable: a module-level function or a functools.partial of one. `params` (JSON values),
-    `models` (role -> content hash) and `version` make the fingerprint; `reads` names the row fields the stage depends
-    on (none = all).
+    role: str
+    path: Path | None
+    sha256: str
 
-    The rest changes how units are done, never what comes of them. `lanes`: exactly one worker for each name, whatever
-    the executor says, made by `make(lane)`. `cost`: a row field, or a function of the row, by which the longest units
-    are begun first. A unit that takes more than `timeout_seconds` (0 = none) is stopped with its worker and fails.
+    @classmethod
+    def of(cls, role: str, path: Path | None) -> "Weights":
+        """Weights with the hash of what lies at `path`. Raises FileNotFoundError."""
+        return cls(role, path, hash_path(path) if path else "")
 
-    A "pending" outcome whose outputs hold "pause_seconds" lets its worker rest so long and puts the unit at the end of
-    the queue, for any worker, with no attempt counted; any other "pending" is final for this run.
+    @property
+    def file(self) -> Path:
+        """The path of weights that are there."""
+        assert self.path is not None, f"there are no weights for {self.role}"
+        return self.path
+
+
+def no_effect(**options: Any) -> Any:
+    """A dataclass field that the result of a stage does not depend on: a folder, a device, a number of threads."""
+    return dataclasses.field(metadata={_NO_EFFECT: True}, **options)
+
+
+def loaded() -> Any:
+    """A dataclass field that `load` fills, in the worker: a network, a detector."""
+    return dataclasses.field(init=False, repr=False, compare=False, metadata={_NO_EFFECT: True, _LOADED: True})
+
+
+class Stage(Generic[Row]):
+    """Base of all stages; see the module's docstring for how to write one.
+
+    `name` and `version` (raise it when the same settings would give another result) go into the fingerprint. `reads`
+    names the row fields that the result depends on (none = all). `cost` is a row field by which the longest units are
+    begun first.
+
+    A "pending" outcome whose outputs hold "pause_seconds" lets its worker rest for that time and puts the unit at the
+    end of the queue, for any worker, with no attempt counted; any other "pending" is final for this run. A stage that
+    makes several rows of one returns them as the output `rows`.
     """
 
-    name: str
-    version: str
-    params: dict[str, Any]
-    models: dict[str, str]
-    make: Callable[..., Work]
-    reads: tuple[str, ...] = ()
-    lanes: tuple[str, ...] = ()
-    cost: str | Callable[[Unit], float] | None = None
-    timeout_seconds: float = 0.0
+    name: ClassVar[str]
+    version: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    cost: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
-        if len(set(self.lanes)) < len(self.lanes):
-            raise StageError(f"Stage '{self.name}' has the lanes {list(self.lanes)}; every lane needs its own name.")
+    def load(self) -> None:
+        """Load models into the fields declared with `loaded()`, by `hold`; called once in every worker."""
+
+    def __call__(self, row: Row) -> Outcome:
+        """Do one unit. Whatever is raised becomes a failed attempt of this unit alone."""
+        raise NotImplementedError
+
+    def made(self, row: Row, outcome: Outcome) -> bool:
+        """Whether the product of a kept outcome, such as a file, is still there; if not the unit is done again.
+
+        This is asked once for every kept unit when a run starts, and nowhere else.
+        """
+        return True
+
+    def in_lane(self, lane: str) -> "Stage[Row]":
+        """The copy of the stage for one of its lanes."""
+        return self
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Names of lanes: exactly one worker works on each, whatever the executor says. None: any number of workers."""
+        return ()
+
+    @property
+    def timeout_seconds(self) -> float:
+        """A unit that takes longer is stopped together with its worker and fails; 0 = no limit."""
+        return 0.0
+
+    def hold(self, **models: Any) -> None:
+        """Set fields declared with `loaded()`, which a frozen dataclass otherwise refuses."""
+        for name, model in models.items():
+            object.__setattr__(self, name, model)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Settings that the result depends on, as JSON values: the fields. Those of a field named `config`, the stage's
+        own section of the recipe, stand at the top level."""
+        fields = {field.name: getattr(self, field.name) for field in self._effective_fields()}
+        settings = {name: plain(value) for name, value in fields.items() if not _weights_in(value)}
+        return settings.pop("config", {}) | settings
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Role -> SHA-256 of the weights that the result depends on."""
+        fields = (getattr(self, field.name) for field in self._effective_fields())
+        return {weights.role: weights.sha256 for value in fields for weights in _weights_in(value)}
 
     @property
     def fingerprint(self) -> str:
@@ -57,8 +143,17 @@ class Stage:
         return fingerprint({name: unit.get(name) for name in self.reads} if self.reads else unit)
 
     def predicted_cost(self, unit: Unit) -> float:
-        """By what units are ordered, longest first; a row without the field comes first, for fear of the worst."""
-        if self.cost is None:
-            return 0.0
-        cost = unit.get(self.cost) if isinstance(self.cost, str) else self.cost(unit)
+        """What units are ordered by, longest first; a row without the field is of unknown cost and sorts first."""
+        cost = unit.get(self.cost) if self.cost else 0.0
         return float("inf") if cost is None else float(cost)
+
+    def _effective_fields(self) -> "list[dataclasses.Field[Any]]":
+        if not dataclasses.is_dataclass(self):
+            return []
+        return [field for field in dataclasses.fields(self) if not field.metadata.get(_NO_EFFECT)]
+
+
+def _weights_in(value: Any) -> tuple[Weights, ...]:
+    """The value of a field as weights: itself, or a tuple of them; none for any other value."""
+    items = value if isinstance(value, tuple) and value else (value,)
+    return items if all(isinstance(item, Weights) for item in items) else ()

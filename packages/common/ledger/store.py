@@ -58,6 +58,8 @@ class Outcome:
 
     `outputs` holds JSON values only: scores and references, never pixels. `seconds`, `cpu_seconds`, `gpu_seconds` (wall
     seconds x GPUs reserved), `peak_mb` (peak resident MB), `host` and `attempt` are filled in by the executor.
+    `outputs_json`: the outputs as a worker has serialised them, to be recorded as they are; `outputs` then holds no
+    more than what the executor itself reads.
     """
 
     unit: str
@@ -72,9 +74,10 @@ class Outcome:
     host: str = ""
     attempt: int = 1
     error_class: str = ""
+    outputs_json: str = ""
 
 
-OUTCOME_FIELDS = [item.name for item in fields(Outcome)]
+OUTCOME_FIELDS = [item.name for item in fields(Outcome) if item.name != "outputs_json"]
 
 
 class Last(NamedTuple):
@@ -158,7 +161,7 @@ class StageLedger:
         """
         row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
         row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": self.stage, "fingerprint": self.fingerprint}
-        row |= {"outputs": json.dumps(plain(outcome.outputs))}
+        row |= {"outputs": outcome.outputs_json or json.dumps(plain(outcome.outputs))}
         size = self._lines.append(row | {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()})
         if size >= SEAL_BYTES:
             self._seal()

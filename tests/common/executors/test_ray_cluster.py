@@ -13,9 +13,10 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import kept_workers, run_stage
-from common.executors.stage import Stage, StageError
+from common.executors.stage import StageError
 from common.ledger.store import Ledger, ledger_rows
 from common.runs import DiskFullError
+from tests.common.executors.function_stage import FunctionStage
 from tests.common.executors.test_run import (
     HERE,
     PATHS,
@@ -60,7 +61,7 @@ def test_death_of_an_actor_is_the_failure_of_its_unit_alone(tmp_path: Path, capf
 
 def test_errors_beyond_a_unit_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="^Stage 'sync' cannot start: The weights of sync_scorer are not at /nowhere"):
-        run_stage(Stage("sync", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path / "a"), RAY)
+        run_stage(FunctionStage("sync", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path / "a"), RAY)
     units: list[dict[str, Any]] = [{"unit": "b", "n": 1, "kind": "disk"}]
     with pytest.raises(DiskFullError, match="^The disk is full"):
         run(tmp_path / "b", units, RAY)
@@ -73,7 +74,7 @@ def test_kept_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
     units = [{"unit": f"u{n}"} for n in range(6)]
 
     def pids(number: int) -> set[int]:
-        outcomes = run_stage(Stage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), RAY)
+        outcomes = run_stage(FunctionStage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), RAY)
         return {outcome.outputs["pid"] for outcome in outcomes}
 
     def actors() -> set[int]:
@@ -88,7 +89,7 @@ def test_kept_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
         outcomes = run_stage(fetching(tmp_path, "a", "b", "c"), units, Ledger(tmp_path), RAY)
         assert {outcome.state for outcome in outcomes} == {"kept"}
     shared = replace(RAY, workers=0, cpus_per_worker=0.25)
-    assert len(run_stage(Stage("s3", "1", {}, {}, make_held), units, Ledger(tmp_path), shared)) == 6
+    assert len(run_stage(FunctionStage("s3", "1", {}, {}, make_held), units, Ledger(tmp_path), shared)) == 6
 
 
 ONE_CPU = """

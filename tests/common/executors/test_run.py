@@ -18,10 +18,11 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import kept_workers, run_stage, stream_stage
-from common.executors.stage import Stage, StageError
+from common.executors.stage import StageError
 from common.executors.status import read_status
 from common.ledger.store import Ledger, Outcome, ledger_rows
 from common.runs import DiskFullError, RunFolder
+from tests.common.executors.function_stage import FunctionStage
 
 HERE, POOL = ExecutorConfig(workers=1), ExecutorConfig(workers=2)
 MEASURED = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_mb": 0.0, "host": ""}
@@ -65,9 +66,10 @@ def make_deadly() -> Callable[[Row], Outcome]:
     raise AssertionError("dead")
 
 
-def judging(folder: Path, factor: float = 2.0, reads: tuple[str, ...] = ()) -> Stage:
+def judging(folder: Path, factor: float = 2.0, reads: tuple[str, ...] = (), **options: Any) -> FunctionStage:
     folder.mkdir(parents=True, exist_ok=True)
-    return Stage("judge", "1", {"factor": factor}, {}, partial(make_judge, folder / "calls", factor), reads)
+    make = partial(make_judge, folder / "calls", factor)
+    return FunctionStage("judge", "1", {"factor": factor}, {}, make, reads, **options)
 
 
 def draw_units(seed: int, count: int, kinds: tuple[str, ...] = ("keep", "reject", "raise", "exit")) -> list[Row]:
@@ -168,7 +170,7 @@ def test_retry_gives_failed_units_a_new_set_of_tries(tmp_path: Path) -> None:
 
 def test_a_unit_over_its_time_is_stopped_with_its_worker(tmp_path: Path) -> None:
     units = [{"unit": f"u{n}", "n": n, "sleep": 60.0 if n == 1 else 0.0} for n in range(4)]
-    stage = replace(judging(tmp_path), timeout_seconds=0.5)
+    stage = judging(tmp_path, timeout_seconds=0.5)
     started = time.monotonic()
     outcomes = run_stage(stage, units, Ledger(tmp_path / "ledger"), replace(HERE, retry_failed=0))
     assert [outcome.state for outcome in outcomes] == ["kept", "failed", "kept", "kept"]
@@ -177,14 +179,9 @@ def test_a_unit_over_its_time_is_stopped_with_its_worker(tmp_path: Path) -> None
     assert sorted(calls(tmp_path)) == ["u0", "u1", "u2", "u3"]
 
 
-def by_length(row: Row) -> float:
-    return float(row["n"])
-
-
-@pytest.mark.parametrize("cost", ["n", by_length])
-def test_the_longest_units_begin_first_and_the_order_of_results_stays(tmp_path: Path, cost: Any) -> None:
+def test_the_longest_units_begin_first_and_the_order_of_results_stays(tmp_path: Path) -> None:
     units = [{"unit": f"u{n}", "n": n} for n in (2, 9, 4)]
-    outcomes = run_stage(replace(judging(tmp_path), cost=cost), units, Ledger(tmp_path / "ledger"), HERE)
+    outcomes = run_stage(judging(tmp_path, cost="n"), units, Ledger(tmp_path / "ledger"), HERE)
     assert [outcome.unit for outcome in outcomes] == ["u2", "u9", "u4"] and calls(tmp_path) == ["u9", "u4", "u2"]
 
 
@@ -208,8 +205,8 @@ def make_fetch(log: Path, lane: str) -> Callable[[Row], Outcome]:
     return partial(fetch, log, lane)
 
 
-def fetching(folder: Path, *lanes: str) -> Stage:
-    return Stage("fetch", "1", {}, {}, partial(make_fetch, folder / "calls"), lanes=lanes)
+def fetching(folder: Path, *lanes: str) -> FunctionStage:
+    return FunctionStage("fetch", "1", {}, {}, partial(make_fetch, folder / "calls"), lanes=lanes)
 
 
 def test_a_lane_that_is_told_to_pause_rests_and_its_unit_goes_to_another(tmp_path: Path) -> None:
@@ -236,7 +233,7 @@ def test_when_all_lanes_rest_the_first_to_wake_goes_on(tmp_path: Path) -> None:
 def test_a_pause_is_durable(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger")
     with pytest.raises(StageError, match="every lane needs its own name"):
-        fetching(tmp_path, "a", "a")
+        run_stage(fetching(tmp_path, "a", "a"), [{"unit": "a"}], ledger, HERE)
     stage = fetching(tmp_path, "slow")
     with ledger.open(stage.name, stage.fingerprint) as log:
         log.append(("a", stage.input_hash({"unit": "a"})), Outcome("a", "pending", outputs={"pause_seconds": 3600.0}))
@@ -257,7 +254,7 @@ def test_full_disk_ends_the_run_and_is_no_unit_s_fault(tmp_path: Path, executor:
 
 @pytest.mark.parametrize("executor", [HERE, POOL])
 def test_a_stage_that_does_not_load_ends_the_run_with_its_reason(tmp_path: Path, executor: ExecutorConfig) -> None:
-    stage = Stage("sync", "1", {}, {}, make_broken)
+    stage = FunctionStage("sync", "1", {}, {}, make_broken)
     with pytest.raises(StageError, match="Stage 'sync' cannot start: The weights of sync_scorer are not at /nowhere"):
         run_stage(stage, [{"unit": "a"}], Ledger(tmp_path), executor)
     assert ledger_rows(tmp_path).num_rows == 0
@@ -265,7 +262,7 @@ def test_a_stage_that_does_not_load_ends_the_run_with_its_reason(tmp_path: Path,
 
 def test_a_stage_that_dies_loading_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="died loading its models"):
-        run_stage(Stage("sync", "1", {}, {}, make_deadly), [{"unit": "a"}], Ledger(tmp_path), POOL)
+        run_stage(FunctionStage("sync", "1", {}, {}, make_deadly), [{"unit": "a"}], Ledger(tmp_path), POOL)
 
 
 def test_unit_ids_must_be_unique_and_workers_positive(tmp_path: Path) -> None:
@@ -282,7 +279,7 @@ def test_measures_are_of_the_unit(tmp_path: Path) -> None:
         time.sleep(0.2)
         return Outcome(row["unit"], "kept")
 
-    stage = Stage("measure", "1", {}, {}, lambda: work)
+    stage = FunctionStage("measure", "1", {}, {}, lambda: work)
     big, small = run_stage(stage, [{"unit": "big"}, {"unit": "small"}], Ledger(tmp_path), HERE)
     assert small.seconds >= 0.2 > small.cpu_seconds
     assert big.peak_mb > small.peak_mb + 150
@@ -300,7 +297,7 @@ def make_held() -> Callable[[Row], Outcome]:
 def test_kept_workers_serve_one_stage_after_the_other(tmp_path: Path) -> None:
     def pids(number: int) -> set[int]:
         units = [{"unit": f"u{n}"} for n in range(12)]
-        outcomes = run_stage(Stage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), POOL)
+        outcomes = run_stage(FunctionStage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), POOL)
         return {outcome.outputs["pid"] for outcome in outcomes}
 
     with kept_workers():
@@ -312,7 +309,7 @@ def test_kept_workers_serve_one_stage_after_the_other(tmp_path: Path) -> None:
         assert not psutil.wait_procs([victim], timeout=20)[1]
         assert victim.pid not in pids(2) and len(alive()) == 2  # nobody's unit is to blame
         with pytest.raises(StageError, match="cannot start"):
-            run_stage(Stage("s9", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path), POOL)
+            run_stage(FunctionStage("s9", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path), POOL)
     assert alive() == []
     pids(4)
     assert alive() == []
@@ -421,3 +418,17 @@ def test_ctrl_c_ends_at_once_without_spam(tmp_path: Path) -> None:
     assert not psutil.wait_procs(children, timeout=20)[1]
     assert text.count("Traceback") == 1 and text.strip().endswith("KeyboardInterrupt")  # the caller's own, to catch
     assert ledger_rows(tmp_path / "ledger").num_rows >= 5
+
+
+def test_a_lost_product_is_made_again_and_no_other(tmp_path: Path) -> None:
+    """The ledger outlives the file: asked by `Stage.made`, for kept units alone, and recorded once more."""
+    units = [{"unit": name, "n": 1} for name in "abc"] + [{"unit": "d", "n": 1, "kind": "reject"}]
+    lost: set[str] = set()
+    stage = judging(tmp_path, made=lambda row, outcome: row["unit"] not in lost and outcome.outputs["score"] == 2.0)
+    first = run_stage(stage, units, Ledger(tmp_path / "ledger"), HERE)
+    assert calls(tmp_path) == ["a", "b", "c", "d"]
+    lost.add("b")
+    again = run_stage(stage, units, Ledger(tmp_path / "ledger"), HERE)
+    assert calls(tmp_path) == ["a", "b", "c", "d", "b"]
+    assert [replace(each, **MEASURED) for each in again] == [replace(each, **MEASURED) for each in first]
+    assert ledger_rows(tmp_path / "ledger").num_rows == 4

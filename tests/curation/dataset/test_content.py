@@ -10,7 +10,7 @@ from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
 from common.runs import sha256_file
-from curation.dataset.content import content_stage, hash_content
+from curation.dataset.content import ContentStage, hash_content
 from tests.curation.conftest import draw_talk, write_talk
 
 
@@ -47,8 +47,8 @@ def test_only_the_recorded_file_is_hashed(clip: Path, tmp_path: Path) -> None:
     ledger, here = Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1)
     kept = tmp_path / "kept.mp4"
     shutil.move(clip, kept)
-    (outcome,) = run_stage(content_stage(clip.parent), rows, ledger, here)
+    (outcome,) = run_stage(ContentStage(clip.parent), rows, ledger, here)
     assert outcome.state == "pending" and "run the curation job again" in outcome.message
     shutil.move(kept, clip)
-    (outcome,) = run_stage(content_stage(clip.parent), rows, ledger, here)
+    (outcome,) = run_stage(ContentStage(clip.parent), rows, ledger, here)
     assert outcome.outputs["content_sha256"] == hash_content(clip)

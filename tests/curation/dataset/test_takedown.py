@@ -14,9 +14,10 @@ from common.executors.config import ExecutorConfig
 from common.ledger.store import ledger_rows
 from common.query import connect, materialise
 from common.runs import RunFolder, read_json
+from common.tracks import TRACKS_FILE
 from curation.config import CurationConfig, SelectConfig, SourcesConfig
 from curation.dataset.takedown import begin, finish, forget_clips, left_outside, part_taken_down, still_named, tombstone
-from curation.job import curate
+from curation.job import PER_FRAME, curate
 from curation.sources.listing import list_sources
 from tests.curation.conftest import draw_talk, write_talk
 
@@ -78,7 +79,8 @@ def test_what_is_left_is_what_a_run_without_it_makes(
     materialise(run.root)
     assert clip in everything(run) and "A withdrawn face" in everything(run)
     counts = forget(run)
-    assert (counts["clip_rows"], counts["table_rows"]) == (1, 1) and counts["ledger_rows"] >= 4
+    # Of the sources, the tracks, and of the files of its scan and its tracks, which then go.
+    assert (counts["clip_rows"], counts["table_rows"]) == (1, 4) and counts["ledger_rows"] >= 4
     shutil.copytree(sources, tmp_path / "sources")
     for file in (tmp_path / "sources").glob("a_person.*"):
         file.unlink()
@@ -90,6 +92,8 @@ def test_what_is_left_is_what_a_run_without_it_makes(
     columns = [name for name in pq.read_schema(run.root / "sources.parquet").names if name != "path"]
     tables = [pq.read_table(each.root / "sources.parquet", columns=columns) for each in (run, other)]
     assert tables[0] == tables[1]
+    assert pq.read_table(run.root / TRACKS_FILE) == pq.read_table(other.root / TRACKS_FILE)
+    assert {f.name for f in (run.root / PER_FRAME).iterdir()} == {f.name for f in (other.root / PER_FRAME).iterdir()}
     said = everything(run)
     for trace in (VIDEO, "a_person", clip, "A withdrawn face"):
         assert trace not in said.replace("another_person", "")

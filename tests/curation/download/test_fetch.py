@@ -18,7 +18,7 @@ from common.ledger.store import Ledger, Outcome
 from common.runs import read_json, sha256_file
 from curation.config import CooldownConfig, DownloadConfig, EgressConfig
 from curation.download.egress import Egress
-from curation.download.fetch import Fetcher, download_stage, fetch_sources, sweep_stage
+from curation.download.fetch import DownloadStage, Fetcher, SweepStage, fetch_sources
 from curation.download.site import YT_DLP_VERSION
 from curation.sources.remote import refused_row, remote_row
 from tests.curation.conftest import draw_talk, write_talk
@@ -187,7 +187,7 @@ def test_a_file_is_fetched_again_when_it_is_damaged_or_another_is_wanted(web: We
 
 def test_a_sweep_finds_the_dead_without_fetching(web: Web, talk: bytes, tmp_path: Path) -> None:
     alive, dead = row_of("a", web.add_video("a", talk, seconds=2)), row_of("b", f"{web.address}/watch/none")
-    outcomes = run_stage(sweep_stage(CONFIG, tmp_path), [alive, dead], Ledger(tmp_path / "ledger"), ExecutorConfig())
+    outcomes = run_stage(SweepStage(CONFIG, tmp_path), [alive, dead], Ledger(tmp_path / "ledger"), ExecutorConfig())
     assert [(outcome.state, outcome.reason) for outcome in outcomes] == [("kept", ""), ("rejected", "removed")]
     assert outcomes[0].outputs["announced"]["duration"] == 2 and not list(tmp_path.glob("*.mp4"))
 
@@ -232,7 +232,7 @@ def test_a_video_waits_for_its_only_exit_and_no_attempt_is_counted(web: Web, tal
     config = replace(CONFIG, rest=CooldownConfig(cooldown_seconds=1))
     rows = [row_of("a", web.add_video("a", talk, Answer(429), OK)), row_of("b", web.add_video("b", talk))]
     begun = time.monotonic()
-    outcomes = run_stage(download_stage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
+    outcomes = run_stage(DownloadStage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
     assert [(outcome.state, outcome.attempt) for outcome in outcomes] == [("kept", 1)] * 2
     assert time.monotonic() - begun > 1
     assert [path for path, _, _ in web.asked] == ["/watch/a", "/media/a.mp4", "/watch/b", "/media/b.mp4"] + [
@@ -245,7 +245,7 @@ def test_a_refused_exit_rests_while_another_does_its_work(web: Web, talk: bytes,
     config = replace(CONFIG, exits=(bad, good), rest=CooldownConfig(cooldown_seconds=60))
     web.refused.add("127.0.0.5")
     rows = [row_of(f"v{number}", web.add_video(f"v{number}", talk)) for number in range(4)]
-    outcomes = run_stage(download_stage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
+    outcomes = run_stage(DownloadStage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
     assert [outcome.state for outcome in outcomes] == ["kept"] * 4
     assert web.clients.count("127.0.0.5") == 1  # one refusal, and not a word more
     assert read_json(tmp_path / ".exits" / "bad.json")["strikes"] == 1
@@ -260,7 +260,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
         "from tests.curation.download.test_fetch import *\n"
         "url, folder = sys.argv[1], Path(sys.argv[2])\n"
         "config = replace(CONFIG, exits=(replace(QUICK, max_bytes_per_second=100_000),))\n"
-        "run_stage(download_stage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), ExecutorConfig())\n"
+        "run_stage(DownloadStage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), ExecutorConfig())\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "packages")))}
     arguments = [sys.executable, "-c", code, url, str(folder)]
@@ -273,7 +273,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
         process.send_signal(signal.SIGKILL)
     had = part.stat().st_size
     assert not (folder / "v.mp4").exists()
-    stage = download_stage(CONFIG, folder)
+    stage = DownloadStage(CONFIG, folder)
     [outcome] = run_stage(stage, [row_of("v", url)], Ledger(folder / "ledger"), ExecutorConfig())
     assert outcome.state == "kept" and outcome.outputs["sha256"] == sha256_file(folder / "v.mp4")
     assert (folder / "v.mp4").read_bytes() == body

@@ -7,7 +7,8 @@ import pytest
 from curation.config import CutConfig
 from curation.sources.hdtf import SUBSETS, fit_crops, list_hdtf, list_hdtf_set
 from curation.sources.remote import WATCH, SourcesError
-from curation.stages.cut import clip_rows
+from curation.stages.cut import split_source
+from curation.stages.scan import Scan
 
 RD = {
     "video_url": f"Radio1 {WATCH}aaaaaaaaaaa\nRadio2 {WATCH}bbbbbbbbbbb&t=6s\nRadio24 {WATCH}ccccccccccc\n",
@@ -147,9 +148,9 @@ def test_fifteen_seconds_of_every_video(folder: Path) -> None:
 
 def test_a_span_becomes_one_clip_of_its_length(folder: Path) -> None:
     row = list_hdtf_set("hdtf100", folder)[0]
-    probed = {"path": "x", "sha256": "s", "duration": 300.0, "cuts": [25.0], "motion": [9] * 300, "faces": []}
-    probed |= {"fps": 25.0, "width": 1280, "height": 720, "codec": "h264", "audio_rate": 44100}
-    clips = clip_rows(CutConfig(use_segments="exact"), row | probed | {"video_start": 0.0, "audio_start": 0.0})
+    probed = {"duration": 300.0, "cuts": [25.0], "width": 1280, "height": 720}
+    pieces = split_source(CutConfig(use_segments="exact"), row | probed, Scan([], [9] * 300))
+    clips = [piece.row for piece in pieces]
     (segment,) = row["segments"]
     assert [(clip["t_start"], clip["t_end"], clip["size"]) for clip in clips] == [
         (segment["start"], segment["end"], [512, 512])

@@ -1,13 +1,15 @@
 """Where a caption comes from is part of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
+from common.executors.stage import Weights
 from common.ledger.store import Ledger
 from common.media.video import read_frames
 from curation.config import PROMPT, CaptionConfig
-from curation.stages.captions import caption_fields, captions_stage
+from curation.stages.captions import CaptionsStage, caption_fields
 from curation.stages.cut import cut_row
 from perception.captions import load_captioner
 from tests.curation.conftest import clip_row, draw_talk, write_talk
@@ -41,7 +43,7 @@ def test_the_stage_asks_the_captioner_about_frames_of_the_clip(tmp_path: Path) -
     row = clip_row(write_talk(tmp_path / "source.mp4", talk), talk)
     cut_row(tmp_path / "clips", row)
     config = CaptionConfig(frames=3, max_tokens=6)
-    stage = captions_stage(config, tmp_path / "clips", model, "0123456789abcdef")
+    stage = CaptionsStage(config, Weights("captioner", model, "0123456789abcdef"), tmp_path / "clips")
     (outcome,) = run_stage(stage, [row], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
     frames = list(read_frames(tmp_path / "clips" / "clip.mp4", [0, 39, 79]))
     assert outcome.outputs["caption"] != load_captioner(model).describe(frames[:1], PROMPT, 6)
@@ -51,6 +53,6 @@ def test_the_stage_asks_the_captioner_about_frames_of_the_clip(tmp_path: Path) -
         "caption_prompt": PROMPT,
         "caption_decoding": "greedy, at most 6 tokens, 3 frames",
     }
-    other = captions_stage(CaptionConfig(frames=3, max_tokens=6, prompt="Who?"), tmp_path / "clips", model, "0123")
-    same = captions_stage(CaptionConfig("Other words.", 3, max_tokens=6), tmp_path, model, "0123456789abcdef")
+    other = replace(stage, config=CaptionConfig(frames=3, max_tokens=6, prompt="Who?"))
+    same = replace(stage, config=CaptionConfig("Other words.", 3, max_tokens=6), folder=tmp_path)
     assert stage.fingerprint != other.fingerprint and stage.fingerprint == same.fingerprint

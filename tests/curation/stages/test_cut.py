@@ -12,7 +12,8 @@ from common.media.video import read_video
 from common.media.write import write_video
 from common.runs import sha256_file
 from curation.config import CutConfig
-from curation.stages.cut import clip_rows, cut_row, cut_stage, split_shots
+from curation.stages.cut import CutStage, cut_row, source_fields, split_shots, split_source
+from curation.stages.scan import Scan
 from tests.common.media.test_video import click_times, clicks, number_of, numbered
 from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
 
@@ -26,6 +27,12 @@ def source(**changes: object) -> dict:
         "audio_start": 0.0, "cuts": [4.0], "faces": [], "motion": [10] * 199,
     }  # fmt: skip
     return row | changes
+
+
+def clip_rows(config: CutConfig, source: dict) -> list[dict]:
+    """The rows of the clips of a source, each with the `faces` in it."""
+    pieces = split_source(config, source, Scan(source["faces"], source["motion"]))  # type: ignore[arg-type]
+    return [{**source_fields(source), **piece.row, "faces": piece.faces} for piece in pieces]  # type: ignore[arg-type]
 
 
 def test_a_short_video_is_one_clip() -> None:
@@ -182,6 +189,6 @@ def test_a_crop_is_cut_out_of_the_picture_and_resized(tmp_path: Path) -> None:
 
 
 def test_another_crop_is_another_cut(tmp_path: Path) -> None:
-    stage = cut_stage(tmp_path)
+    stage = CutStage(tmp_path)
     row = {"unit": "a", "source_sha256": "b", "t_start": 0.0, "t_end": 2.0, "crop": None, "size": None}
     assert stage.input_hash(row) != stage.input_hash(row | {"crop": [0, 0, 8, 8]})

@@ -8,22 +8,23 @@ import pytest
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
-from curation.config import FramingConfig, PeopleConfig
+from curation.config import FramingConfig
 from curation.stages.cut import cut_row
 from curation.stages.framing import (
+    FramingStage,
     angle_fields,
     body_fields,
     framing_fields,
-    framing_roles,
-    framing_stage,
+    framing_judges,
     head_angles,
     owner_of,
 )
+from curation.stages.tracks import room_below
 from miniature.weights import weights_dir
 from perception.faces.detect import load_face_detector
 from perception.faces.tracks import Track
 from perception.pose import DETECTOR_FILE, POINTS, POSE_FILE, Pose
-from tests.curation.conftest import FACE, clip_row, draw_talk, write_talk
+from tests.curation.conftest import FACE, clip_row, draw_talk, with_tracks, write_talk
 from tests.drawn_face_pack import write_face_pack
 from tests.perception.faces.test_detect import write_landmarks
 from tests.perception.small_networks import write_constant
@@ -41,12 +42,12 @@ def _track(top: float, bottom: float) -> Track:
     [(40, 320, "head"), (100, 240, "head"), (60, 180, "semi"), (50, 110, "semi"), (10, 55, "full")],
 )
 def test_framing_by_what_fits_below_the_chin(top: float, bottom: float, framing: str) -> None:
-    row = {"face_track_id": 0, "height": 480}
-    assert framing_fields(CONFIG, [_track(top, bottom)], row) == {"framing": framing}
+    row = {"face_track_id": 0, "room_below": [room_below(_track(top, bottom), 480)]}
+    assert framing_fields(CONFIG, row) == {"framing": framing}
 
 
 def test_no_face_has_no_framing() -> None:
-    assert framing_fields(CONFIG, [], {"face_track_id": None, "height": 480}) == {"framing": None}
+    assert framing_fields(CONFIG, {"face_track_id": None}) == {"framing": None}
 
 
 def _body(nose: tuple[float, float] = (320, 80), **joints: tuple[float, float]) -> Pose:
@@ -103,10 +104,9 @@ def test_the_stage_looks_at_the_speaking_face(estimator: Path, tmp_path: Path) -
     row = clip_row(write_talk(tmp_path / "source.mp4", talk), talk) | {"face_track_id": 0}
     cut_row(tmp_path / "clips", row)
     nobody = row | {"unit": "nobody", "face_track_id": None}
-    found = framing_roles({"pose": estimator, "face_detector": pack})
-    stage = framing_stage(
-        CONFIG, PeopleConfig(), tmp_path / "clips", {role: (path, "abc") for role, path in found.items()}
-    )
+    judges = framing_judges({"pose": estimator, "face_detector": pack})
+    stage = FramingStage(CONFIG, judges, tmp_path / "clips", tmp_path)
+    row, nobody = with_tracks(tmp_path, row), with_tracks(tmp_path, nobody)
     seen, unseen = run_stage(stage, [row, nobody], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
     assert (seen.outputs["framing"], seen.outputs["wrist_visible_pct"]) == ("semi", 100)
     for angle, degrees in (("yaw", 30), ("pitch", -5), ("roll", 2)):
@@ -130,7 +130,8 @@ def test_percentiles_in_closed_form() -> None:
 
 def test_what_is_absent_is_not_asked(tmp_path: Path) -> None:
     pack = weights_dir() / "insightface"  # brings no 1k3d68.onnx
-    assert framing_roles({"face_detector": pack, "pose": None}) == {}
+    assert framing_judges({"face_detector": pack, "pose": None}) == ()
     (tmp_path / "1k3d68.onnx").touch()
-    models = {"face_detector": tmp_path, "pose": tmp_path / "dwpose"}
-    assert framing_roles(models) == {"face_detector": tmp_path, "pose": tmp_path / "dwpose"}
+    (tmp_path / "dwpose").mkdir()
+    judges = framing_judges({"face_detector": tmp_path, "pose": tmp_path / "dwpose"})
+    assert {judge.role: judge.path for judge in judges} == {"face_detector": tmp_path, "pose": tmp_path / "dwpose"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.stages.probe import probe_source
+from curation.stages.probe import ProbeStage
 from tests.curation.conftest import draw_talk, write_talk
 
 
@@ -14,7 +14,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def probed(path: Path):
-    return probe_source({"unit": path.name, "path": str(path)})
+    return ProbeStage()({"unit": path.name, "path": str(path)})
 
 
 def test_a_good_file_is_described(good: Path) -> None:

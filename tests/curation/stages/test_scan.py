@@ -1,6 +1,5 @@
 """One pass finds the planted cut, the faces and the frames that repeat."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ from scenedetect import detect
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
 
+from common.executors.stage import Weights
 from common.media.video import decode_stored
 from common.media.write import write_video
 from curation.config import ScanConfig
 from curation.stages import scan as module
-from curation.stages.scan import find_cuts, scan_source, small_picture
+from curation.stages.scan import ScanStage, find_cuts, read_scan, small_picture
 from miniature.world.clips import draw_clip
 from perception.faces.detect import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
@@ -26,9 +26,11 @@ def scan(face_pack: Path):
     detector = load_face_detector(face_pack)
 
     def run(path: Path, **options: Any) -> dict:
-        outcome = scan_source(ScanConfig(**options), detector, {"unit": path.name, "path": str(path)})
-        assert outcome.state == "kept"
-        return outcome.outputs
+        stage = ScanStage(ScanConfig(**options), Weights("face_detector", None, ""), path.parent / "per_frame")
+        stage.hold(detector=detector)
+        outcome = stage({"unit": path.name, "path": str(path)})
+        assert outcome.state == "kept" and stage.made({}, outcome)
+        return outcome.outputs | read_scan(stage.folder / outcome.outputs["scan_file"])._asdict()
 
     return run
 
@@ -87,8 +89,9 @@ def test_a_file_that_breaks_on_the_way_is_refused(face_pack: Path, tmp_path: Pat
     middle = content.index(b"mdat") + len(content) // 2
     content[middle:-100] = bytes(len(content) - 100 - middle)
     path.write_bytes(content)
-    look = partial(scan_source, ScanConfig(), load_face_detector(face_pack))
-    outcome = look({"unit": "broken", "path": str(path)})
+    stage = ScanStage(ScanConfig(), Weights("face_detector", face_pack, ""), tmp_path)
+    stage.load()
+    outcome = stage({"unit": "broken", "path": str(path)})
     assert outcome.state == "rejected" and outcome.reason in ("unreadable", "truncated")
 
 

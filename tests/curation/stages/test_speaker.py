@@ -8,22 +8,23 @@ import pytest
 
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
+from common.executors.stage import Weights
 from common.ledger.store import Ledger
 from curation.config import PeopleConfig, SpeakerConfig
-from curation.stages.cut import cut_row
-from curation.stages.people import find_tracks
+from curation.stages.cut import Piece, cut_row
 from curation.stages.speaker import (
+    ActiveSpeakerStage,
     Evidence,
-    active_speaker_stage,
+    LipsStage,
     choose_speaker,
     face_crops,
-    lips_stage,
     speaker_fields,
 )
+from curation.stages.tracks import find_tracks
 from miniature.world.clips import draw_clip
 from miniature.world.planted import FAULTS, Truth
 from tests.changing_face import write_active_speaker
-from tests.curation.conftest import Talk, clip_row, write_talk
+from tests.curation.conftest import Talk, clip_row, with_tracks, write_talk
 
 CONFIG = SpeakerConfig()
 STILL, MOVING = (0.1, 0.9), (0.8, 0.3)
@@ -65,19 +66,23 @@ def pair(tmp_path: Path) -> Callable[[bool], dict]:
 
 
 def test_lips_alone_tell_speaker_from_listener(pair: Callable[[bool], dict], tmp_path: Path) -> None:
-    stage = lips_stage(CONFIG, PeopleConfig(), tmp_path / "clips")
+    stage = LipsStage(CONFIG, tmp_path / "clips", tmp_path)
     row = pair(True) | {"x": 0.75, "y": 0.47}
-    (outcome,) = run_stage(stage, [row], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
+    (outcome,) = run_stage(stage, [with_tracks(tmp_path, row)], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
     fields = outcome.outputs
-    right = next(n for n, track in enumerate(find_tracks(PeopleConfig(), row)) if track.boxes[0, 0] > 60)
+    right = next(
+        n for n, track in enumerate(find_tracks(PeopleConfig(), Piece(row, row["faces"]))) if track.boxes[0, 0] > 60
+    )
     assert (fields["face_track_id"], fields["speaker_evidence"]) == (right, "lips")
     assert fields["lips"][right][0] == fields["lip_motion"] > 0.55 and fields["lips"][1 - right][0] < 0.4
     assert fields["xy_agreement"] < 0.03 and fields["n_faces_median"] == 2 and fields["asd_speaking_pct"] is None
 
 
 def test_two_listeners(pair: Callable[[bool], dict], tmp_path: Path) -> None:
-    stage = lips_stage(CONFIG, PeopleConfig(), tmp_path / "clips")
-    (outcome,) = run_stage(stage, [pair(False)], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
+    stage = LipsStage(CONFIG, tmp_path / "clips", tmp_path)
+    (outcome,) = run_stage(
+        stage, [with_tracks(tmp_path, pair(False))], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1)
+    )
     assert outcome.outputs["speaker_evidence"] == "none" and outcome.outputs["lip_motion"] < 0.4
 
 
@@ -91,9 +96,10 @@ def test_the_network_s_word_is_stored_for_every_face(tmp_path: Path) -> None:
     row["faces"] = [(time, [[14, 8, 50, 52], [78, 8, 114, 52]]) for time, _ in row["faces"][:4]]
     row |= {"t_end": 0.8, "duration": 0.8}  # the network is large for one core
     cut_row(tmp_path / "clips", row)
-    stage = active_speaker_stage(PeopleConfig(), tmp_path / "clips", write_active_speaker(tmp_path / "a.model"), "abc")
-    (outcome,) = run_stage(stage, [row], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
-    tracks = find_tracks(PeopleConfig(), row)
+    weights = Weights("active_speaker", write_active_speaker(tmp_path / "a.model"), "abc")
+    stage = ActiveSpeakerStage(weights, tmp_path / "clips", tmp_path)
+    (outcome,) = run_stage(stage, [with_tracks(tmp_path, row)], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
+    tracks = find_tracks(PeopleConfig(), Piece(row, row["faces"]))
     left = next(number for number, track in enumerate(tracks) if track.boxes[0, 0] < 60)
     assert outcome.outputs["speaking_pct"][left] > 80 and outcome.outputs["speaking_pct"][1 - left] < 20
     fields = speaker_fields(CONFIG, tracks, row | outcome.outputs, sync_c=[5.0, 9.0])
@@ -103,18 +109,19 @@ def test_the_network_s_word_is_stored_for_every_face(tmp_path: Path) -> None:
 
 def test_a_clip_without_a_face_and_one_without_sound(pair: Callable[[bool], dict], tmp_path: Path) -> None:
     row = pair(True)
-    stage = lips_stage(CONFIG, PeopleConfig(), tmp_path / "clips")
+    stage = LipsStage(CONFIG, tmp_path / "clips", tmp_path)
     mute = Talk(np.zeros((75, 64, 128, 3), np.uint8), None, np.zeros(75))  # type: ignore[arg-type]
     rows = [
         row | {"unit": "empty", "faces": []},
         row | {"unit": "mute", "path": str(write_talk(tmp_path / "mute.mp4", mute)), "source_sha256": "mute"},
     ]
+    rows = [with_tracks(tmp_path, row) for row in rows]
     empty, silent = run_stage(stage, rows, Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
     assert (empty.state, empty.outputs) == ("kept", {}) and (silent.state, silent.reason) == ("rejected", "no_audio")
 
 
 def test_a_face_is_taken_over_its_own_frames(pair: Callable[[bool], dict], tmp_path: Path) -> None:
     row = pair(True)
-    track = find_tracks(PeopleConfig(), row)[0]
+    track = find_tracks(PeopleConfig(), Piece(row, row["faces"]))[0]
     crops = face_crops(tmp_path / "clips" / "clip.mp4", track, 96)
     assert crops.shape == (len(track.boxes), 96, 96, 3)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from common.constants import AUDIO_RATE
+from common.executors.stage import Weights
 from common.media.audio import read_audio
 from common.media.video import cut_clip
 from common.runs import sha256_file
-from curation.config import PeopleConfig, SpeakerConfig, SyncConfig
+from curation.config import SpeakerConfig, SyncConfig
 from curation.stages.cut import cut_row
-from curation.stages.sync import measure_drift, score_sync
+from curation.stages.sync import SyncStage, measure_drift
 from perception.sync.syncnet import load_syncnet
-from tests.curation.conftest import clip_row, draw_talk, write_talk
+from tests.curation.conftest import clip_row, draw_talk, with_tracks, write_talk
 
 CONFIG = SyncConfig(min_correction_c=0.3)
 SPEAKER = SpeakerConfig(min_sync_c=0.3)
@@ -29,7 +30,9 @@ def score(tmp_path: Path, syncnet_file: Path) -> Callable[..., dict]:
     def run(row: dict, config: SyncConfig = CONFIG) -> dict:
         if "sha256" not in row:
             row |= cut_row(tmp_path / "clips", row).outputs
-        return score_sync(config, PeopleConfig(), SPEAKER, tmp_path / "clips", net, row).outputs
+        stage = SyncStage(config, SPEAKER, Weights("sync_scorer", syncnet_file, ""), tmp_path / "clips", tmp_path)
+        stage.hold(net=net)
+        return stage(with_tracks(tmp_path, row)).outputs
 
     return run
 

@@ -9,12 +9,12 @@ import pytest
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
-from curation.config import PeopleConfig, TextConfig
+from curation.config import TextConfig
 from curation.stages.cut import cut_row
-from curation.stages.text import text_stage
+from curation.stages.text import TextStage
 from miniature.world.clips import draw_clip
 from miniature.world.planted import write_text
-from tests.curation.conftest import Talk, clip_row, write_talk
+from tests.curation.conftest import Talk, clip_row, with_tracks, write_talk
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def measure(tmp_path: Path) -> Callable[..., dict]:
         times = [(time, [clip.boxes[round(time * 25)].tolist()]) for time, _ in row["faces"]]
         row |= {"faces": times if face else []}
         cut_row(tmp_path / "clips", row)
-        stage = text_stage(TextConfig(), PeopleConfig(), tmp_path / "clips")
-        (outcome,) = run_stage(stage, [row], Ledger(tmp_path / name), ExecutorConfig(workers=1))
+        stage = TextStage(TextConfig(), tmp_path / "clips", tmp_path)
+        (outcome,) = run_stage(stage, [with_tracks(tmp_path, row)], Ledger(tmp_path / name), ExecutorConfig(workers=1))
         return outcome.outputs
 
     return run
@@ -71,6 +71,8 @@ def test_the_shortest_clip_has_one_pair(tmp_path: Path) -> None:
         Talk(frames, frames, frames),
     )
     cut_row(tmp_path / "clips", row)
-    stage = text_stage(TextConfig(), PeopleConfig(), tmp_path / "clips")
-    (outcome,) = run_stage(stage, [row | {"faces": []}], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
+    stage = TextStage(TextConfig(), tmp_path / "clips", tmp_path)
+    (outcome,) = run_stage(
+        stage, [with_tracks(tmp_path, row | {"faces": []})], Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1)
+    )
     assert outcome.state == "kept" and outcome.outputs["text_area_pct"] == 0

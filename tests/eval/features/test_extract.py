@@ -12,7 +12,7 @@ from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
 from eval.features import extract
-from eval.features.extract import ExtractJob, decode_for_metrics, load_arrays, run_extractor, save_arrays
+from eval.features.extract import ExtractStage, decode_for_metrics, load_arrays, run_extractor, save_arrays
 from eval.features.extractors import EXTRACTORS, DecodedVideo
 from eval.features.records import UnscorableError
 from perception.faces.detect import Face
@@ -92,19 +92,23 @@ def test_one_decode_serves_all_and_only_what_is_lost_is_done_again(
     monkeypatch.setattr(
         extract, "decode_for_metrics", lambda root, unit: decoded.append(unit["unit"]) or read(root, unit)
     )
-    job = ExtractJob(tmp_path, tmp_path / "cache", FeatureConfig(), {}, {})
-    files = job.make()(unit).outputs["files"]
+    stage = ExtractStage(FeatureConfig(), (), tmp_path, tmp_path / "cache")
+    stage.load()
+    files = stage(unit).outputs["files"]
     assert set(files) == {"course", "fidelity"} and decoded == ["a"]  # no sound, no weights for FID
-    assert job.make()(unit).outputs["files"] == files and decoded == ["a"]
+    outcome = stage(unit)
+    assert outcome.outputs["files"] == files and decoded == ["a"] and stage.made(unit, outcome)
     course = tmp_path / "cache" / files["course"]
     before = {name: array.tolist() for name, array in load_arrays(course).items()}
     course.unlink()
-    job.make()(unit)
+    assert not stage.made(unit, outcome)
+    stage(unit)
     assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and decoded == ["a", "a"]
     spoilt = bytearray(course.read_bytes())
     spoilt[len(spoilt) // 2] ^= 1
     course.write_bytes(bytes(spoilt))
-    job.make()(unit)
+    assert not stage.made(unit, outcome)
+    stage(unit)
     assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and len(decoded) == 3
 
 

@@ -3,9 +3,15 @@
 import pytest
 
 from curation.config import PeopleConfig
-from curation.stages.people import annotated_distances, find_tracks, people_fields
+from curation.stages.cut import Piece
+from curation.stages.tracks import annotated_distances, find_tracks, people_fields
+from perception.faces.tracks import Track
 
 LEFT, RIGHT = [10.0, 10.0, 30.0, 34.0], [60.0, 10.0, 76.0, 26.0]
+
+
+def tracks_of(clip: dict, config: PeopleConfig) -> list[Track]:
+    return find_tracks(config, Piece(clip, clip["faces"]))  # type: ignore[arg-type]
 
 
 def row(boxes_of, looks: int = 15) -> dict:
@@ -15,7 +21,7 @@ def row(boxes_of, looks: int = 15) -> dict:
 
 def test_one_face_seen_all_the_time() -> None:
     clip = row(lambda look: [LEFT])
-    (track,) = find_tracks(PeopleConfig(), clip)
+    (track,) = tracks_of(clip, PeopleConfig())
     assert (track.start_frame, track.stop_frame) == (0, 75)  # held to the end, four frames after the last look
     assert people_fields([track], clip) == {
         "n_faces_median": 1.0, "face_track_id": 0, "face_px": 24.0, "face_area_pct": pytest.approx(9.6),
@@ -25,7 +31,7 @@ def test_one_face_seen_all_the_time() -> None:
 
 def test_two_faces_and_the_one_that_speaks() -> None:
     clip = row(lambda look: [LEFT, RIGHT])
-    tracks = find_tracks(PeopleConfig(), clip)
+    tracks = tracks_of(clip, PeopleConfig())
     speaker = next(number for number, track in enumerate(tracks) if track.boxes[0, 0] == 60)
     fields = people_fields(tracks, clip, speaker)
     assert fields["n_faces_median"] == 2 and fields["face_track_id"] == speaker and fields["face_px"] == 16
@@ -33,23 +39,23 @@ def test_two_faces_and_the_one_that_speaks() -> None:
 
 def test_a_face_that_is_missed_now_and_then_stays_one_person() -> None:
     clip = row(lambda look: [] if look % 3 == 1 else [LEFT])
-    assert people_fields(find_tracks(PeopleConfig(), clip), clip)["n_faces_median"] == 1
+    assert people_fields(tracks_of(clip, PeopleConfig()), clip)["n_faces_median"] == 1
 
 
 def test_a_pattern_that_passes_for_a_face_now_and_then_is_nobody() -> None:
     clip = row(lambda look: [LEFT, RIGHT] if look % 3 == 0 else [LEFT])
-    assert people_fields(find_tracks(PeopleConfig(), clip), clip)["n_faces_median"] == 1
+    assert people_fields(tracks_of(clip, PeopleConfig()), clip)["n_faces_median"] == 1
 
 
 def test_somebody_who_only_passes_by_does_not_count() -> None:
     clip = row(lambda look: [LEFT, RIGHT] if look < 5 else [LEFT])
-    assert len(find_tracks(PeopleConfig(max_gap=0.4), clip)) == 1
-    assert len(find_tracks(PeopleConfig(max_gap=0.4, min_share=0.25), clip)) == 2
+    assert len(tracks_of(clip, PeopleConfig(max_gap=0.4))) == 1
+    assert len(tracks_of(clip, PeopleConfig(max_gap=0.4, min_share=0.25))) == 2
 
 
 def test_nobody() -> None:
     clip = row(lambda look: [])
-    assert people_fields(find_tracks(PeopleConfig(), clip), clip) == {
+    assert people_fields(tracks_of(clip, PeopleConfig()), clip) == {
         "n_faces_median": 0.0, "face_track_id": None, "face_px": None, "face_area_pct": None,
         "xy_agreement": None,
     }  # fmt: skip
@@ -57,7 +63,7 @@ def test_nobody() -> None:
 
 def test_distance_from_the_annotated_point_in_closed_form() -> None:
     clip = row(lambda look: [LEFT, RIGHT]) | {"x": 0.2, "y": 0.74}
-    tracks = find_tracks(PeopleConfig(), clip)
+    tracks = tracks_of(clip, PeopleConfig())
     near = next(number for number, track in enumerate(tracks) if track.boxes[0, 0] == 10)
     distances = annotated_distances(tracks, clip)  # LEFT is centred at (0.2, 0.44), RIGHT at (0.68, 0.36)
     assert distances is not None
@@ -67,6 +73,6 @@ def test_distance_from_the_annotated_point_in_closed_form() -> None:
 
 def test_the_point_holds_at_its_own_moment() -> None:
     clip = row(lambda look: [[side + 2.0 * look for side in LEFT]]) | {"x": 0.4, "y": 0.84}
-    (track,) = find_tracks(PeopleConfig(min_overlap=0.3), clip)
+    (track,) = tracks_of(clip, PeopleConfig(min_overlap=0.3))
     assert annotated_distances([track], clip | {"point_at": 2.0}) == [pytest.approx(0.0)]
     assert annotated_distances([track], clip)[0] > 0.4 and annotated_distances([track], clip | {"x": None}) is None

@@ -1,0 +1,152 @@
+"""Rows that travel between stages: a source video, and a clip of it, field by field.
+
+A `ClipRow` has the fields of the clip table (`common.clips.CLIP_FIELDS`) and those that stages hand to each other.
+What there is one value of per frame lies in files that a row names: `scan_file`, `tracks_file`.
+"""
+
+from typing import Any, TypedDict
+
+Segment = dict[str, Any]  # see `curation.sources.remote.remote_row`
+
+
+class _ProbeFields(TypedDict, total=False):
+    """What `common.media.index.Probe` says of a source."""
+
+    duration: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    codec: str
+    audio_codec: str
+    audio_rate: int
+    video_start: float
+    audio_start: float
+    variable_frame_rate: bool
+    max_frame_gap: float
+    has_audio: bool
+
+
+class SourceRow(_ProbeFields, total=False):
+    """One source video. `unit` is its id; a video to be fetched has a `url` and, once it is here, a `path`."""
+
+    unit: str
+    path: str
+    url: str
+    source: str
+    row_index: int | None
+    caption: str | None
+    segments: list[Segment]
+    refused: dict[str, str]
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    # of the download: name in the folder, when it was asked for (UTC), through which egress
+    file: str
+    asked: str
+    exit: str
+    # of the scan: seconds at which a shot begins, and the file of what it saw frame by frame
+    cuts: list[float]
+    scan_file: str
+    scan_sha256: str
+    decision: str
+    reasons: list[str]
+    message: str
+
+
+class ClipRow(TypedDict, total=False):
+    """One clip. `unit` is its clip_id."""
+
+    unit: str
+    path: str  # of the source video
+    source_sha256: str
+    size: list[int] | None  # width, height of a cropped clip; null = as the source
+    x: float | None  # annotated face centre, fractions of the clip's frame
+    y: float | None
+    point_at: float | None  # seconds on the clip's clock
+    tracks_file: str
+    tracks_sha256: str  # of the boxes of this clip's tracks
+    people: dict[str, Any]  # the fields about faces as long as nobody has said who speaks
+    room_below: list[float]  # per track: heights of the face that fit below the chin, median
+    speaking_pct: list[float]  # per track
+    lips: list[list[float]]  # per track: motion, agreement
+    sync_scores: list[list[float]]  # per track: confidence, distance, offset
+    cut_sha256: str
+    hashes: list[str]
+    loudness: list[int]
+    message: str
+    # the clip table
+    clip_id: str
+    video_id: str
+    source: str
+    row_index: int | None
+    t_start: float
+    t_end: float
+    duration: float
+    fps_src: float
+    width: int
+    height: int
+    crop: list[int] | None
+    codec: str
+    audio_rate: int
+    video_start_pts: float
+    audio_start_pts: float
+    shot_id: int
+    face_track_id: int | None
+    n_faces_median: float
+    face_px: float | None
+    face_area_pct: float | None
+    yaw_p05: float
+    yaw_p50: float
+    yaw_p95: float
+    pitch_p05: float
+    pitch_p50: float
+    pitch_p95: float
+    roll_p05: float
+    roll_p50: float
+    roll_p95: float
+    xy_agreement: float | None
+    framing: str | None
+    wrist_visible_pct: float
+    sync_c: float
+    sync_c_valid: float
+    sync_d: float
+    sync_offset: int
+    sync_offset_applied: int
+    sync_windows: int
+    sync_offset_first: int
+    sync_offset_middle: int
+    sync_offset_last: int
+    sync_drift: int | None
+    sync_drift_c: float
+    speaker_evidence: str
+    lip_motion: float | None
+    lip_agreement: float | None
+    asd_speaking_pct: float | None
+    iqa_1to5: float
+    ase_1to5: float
+    iqa_variant: str
+    text_area_pct: float
+    text_near_face_pct: float | None
+    sharpness: float
+    static_pct: float | None
+    speech_pct: float
+    snr_db: float
+    music_ratio: float
+    clipping_pct: float
+    loudness_lufs: float | None
+    silence_start: float
+    silence_end: float
+    dup_group: str | None
+    test_overlap: str | None
+    caption: str | None
+    caption_model: str | None
+    caption_prompt: str
+    caption_decoding: str
+    split: str
+    decision: str
+    reasons: list[str]
+    stage_versions: dict[str, str]
+    bytes_uri: str
+    sha256: str
+    run_id: str

@@ -1,0 +1,71 @@
+"""The track table: one row per face track of a clip, with its boxes and what each judge says of it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.runs import atomic_write, disk_guard
+
+TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
+BOXES = pa.list_(pa.list_(pa.float32(), 4))
+
+# What each field means, with its unit; a judge that was not asked, or that could not be, leaves null.
+TRACK_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("clip_id", TEXT, "the clip, as in the clip table"),
+    ("track_id", INT, "number of the track within the clip, the face seen most often first; clips.face_track_id"),
+    ("video_id", TEXT, "id of the source video"),
+    ("start_frame", INT, "first frame of the clip, at 25 fps, in which the face is tracked"),
+    ("stop_frame", INT, "one past the last such frame"),
+    ("detections", INT, "frames in which the face was detected; boxes in between are interpolated"),
+    ("boxes", BOXES, "x0, y0, x1, y1 in pixels of the clip's frame, for every frame from start_frame on"),
+    ("is_speaker", pa.bool_(), "whether this face is taken for the one that speaks"),
+    ("asd_speaking_pct", REAL, "percent of its frames in which the active-speaker network sees it speak"),
+    ("sync_c", REAL, "SyncNet confidence against the source's audio"),
+    ("sync_d", REAL, "SyncNet distance"),
+    ("sync_offset", INT, "frames by which the source's audio is off, by this face"),
+    ("lip_motion", REAL, "how much the lips move; see perception.sync.lips"),
+    ("lip_agreement", REAL, "correlation of the lips' motion with the loudness"),
+    ("xy_distance", REAL, "distance from the data set's annotated point, fraction of the frame"),
+)
+TRACK_FORMAT = 1
+TRACK_SCHEMA = pa.schema(
+    [pa.field(name, kind, metadata={"meaning": text}) for name, kind, text in TRACK_FIELDS],
+    metadata={"format": f"tracks {TRACK_FORMAT}"},
+)
+TRACKS_FILE = "tracks.parquet"
+ORDER = "clip_id, track_id"
+
+
+def write_tracks(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the track table, sorted by clip and track; equal rows give equal bytes. Fields left out of a row are null.
+
+    The rows are taken one by one and never all held in memory. Raises DiskFullError.
+    """
+    path = Path(path)
+    unsorted = path.with_name(f".{path.stem}.unsorted{path.suffix}")
+    try:
+        with disk_guard(unsorted):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(unsorted, TRACK_SCHEMA, compression="zstd") as writer:
+                iterator = iter(rows)
+                while piece := list(islice(iterator, BATCH_ROWS)):
+                    writer.write_batch(pa.RecordBatch.from_pylist(piece, TRACK_SCHEMA))
+        with connection_beside(path.parent) as connection, atomic_write(path) as temporary:
+            ordered = connection.sql(f"FROM read_parquet({quoted(unsorted)}) ORDER BY {ORDER}")
+            with pq.ParquetWriter(temporary, TRACK_SCHEMA, compression="zstd") as writer:
+                for batch in batches(ordered, TRACK_SCHEMA):
+                    writer.write_batch(batch)
+    finally:
+        unsorted.unlink(missing_ok=True)
+
+
+def stream_tracks(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The rows of a track table as dicts, read piece by piece. Raises FileNotFoundError."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
