@@ -1,12 +1,12 @@
-"""Where and how the sound enters the transformer: the paper's way and the two it is compared with.
+"""Audio layers of the transformer: the paper's, and the two variants it is compared with.
 
 Shapes: B batch, T latent frames, P = (h/2) * (w/2) tokens of a latent frame, F pixel frames, C audio width, N blocks.
 
-"multi"            one projection of the packed sound for each block 2 .. N/2: the paper's multi-hierarchical embedding
+"multi"            one projection of the packed audio for each block 2 .. N/2: the paper's multi-hierarchical embedding
 "single"           one projection, at the middle block alone: the ablation row "single-layer" of the paper
 "cross_attention"  in each block 2 .. N/2 the tokens attend to the four audio states of their own latent frame
 
-What a layer gives is added to the tokens before its block runs, and is zero for a fresh layer.
+The output of a layer is added to the tokens before its block runs; it is zero for a new layer.
 """
 
 from typing import get_args
@@ -23,7 +23,7 @@ HEAD_DIM = 64  # of the cross-attention
 
 
 class FrameProjection(nn.Module):
-    """W s + b of the packed sound s: every token of a latent frame gets the same vector. Zero at the start."""
+    """W s + b of the packed audio s: every token of a latent frame gets the same vector. Zero at initialisation."""
 
     def __init__(self, hidden: int, dim: int):
         super().__init__()
@@ -36,13 +36,13 @@ class FrameProjection(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """The tokens of a latent frame attend to its audio tokens, in a width shared by all blocks. Zero at the start."""
+    """Attention from the tokens of a latent frame to its audio tokens. Zero at initialisation."""
 
     def __init__(self, hidden: int, dim: int):
         super().__init__()
         self.heads = hidden // HEAD_DIM if hidden % HEAD_DIM == 0 else 1
         self.q, self.o = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        # A bias of the key adds the same to every score of a query: softmax takes it out again.
+        # No bias of the key: it would add the same to every score of a query, which softmax cancels.
         self.k, self.v = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden)
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.o.bias)
@@ -61,10 +61,10 @@ class FrameAttention(nn.Module):
 def audio_modules(
     entry: AudioEntry, num_layers: int, dim: int, audio_dim: int, hidden: int | None = None
 ) -> tuple[AudioPack | AudioTokens, nn.ModuleList]:
-    """What packs the sound, and one layer for each block of `audio_blocks`, which answers zero.
+    """The module that packs the audio, and one new audio layer for each block of `audio_blocks`.
 
-    `hidden`: width of the packed sound; None is 32 (the published one), and 512 for the cross-attention, whose
-    parameters then stay below those of the LoRA at 14B. Raises ValueError for an entry that is none of the three.
+    `hidden`: width of the packed audio; None is 32 (the published one), and 512 for the cross-attention, which then has
+    fewer parameters than the LoRA at 14B. Raises ValueError for an entry that is none of the three.
     """
     blocks = audio_blocks(num_layers, entry)
     if entry == "cross_attention":
@@ -77,12 +77,12 @@ def audio_modules(
 
 
 def audio_tensor_names(entry: AudioEntry, num_layers: int) -> list[str]:
-    """Every tensor the audio modules have in a model and in an adapter file."""
+    """Names of all tensors of the audio modules, in a model and in an adapter file."""
     with torch.device("meta"):
         pack, layers = audio_modules(entry, num_layers, dim=1, audio_dim=1, hidden=1)
     return [f"audio_proj.{name}" for name in pack.state_dict()] + [f"audio_cond_projs.{n}" for n in layers.state_dict()]
 
 
 def audio_width(projection: Tensor, entry: AudioEntry) -> int:
-    """Width C of the audio states for which `audio_proj.proj.weight` (hidden, inputs) was made."""
+    """Width C of the audio states that `audio_proj.proj.weight` (hidden, inputs) takes."""
     return projection.shape[1] // (1 if entry == "cross_attention" else FRAMES_PER_LATENT)

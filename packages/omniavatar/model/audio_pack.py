@@ -1,4 +1,4 @@
-"""AudioPack: wav2vec2 states at the frame rate of the picture -> what a latent frame hears.
+"""Audio pack: wav2vec2 states at the video's frame rate -> one vector, or four tokens, per latent frame.
 
 Shapes: B batch, F pixel frames (4n + 1), T = (F + 3) / 4 latent frames, C audio width.
 """
@@ -28,9 +28,9 @@ class AudioPack(nn.Module):
 
 
 class AudioTokens(nn.Module):
-    """(B, F, C) audio states -> (B, T, 4, hidden): the pixel frames of a latent frame as tokens to attend to.
+    """(B, F, C) audio states -> (B, T, 4, hidden): a token for each pixel frame of a latent frame.
 
-    The pack of the "cross_attention" entry. A learned vector per place tells the four apart.
+    For the "cross_attention" entry. A learned position embedding tells the four apart.
     """
 
     def __init__(self, in_dim: int, hidden: int):
@@ -51,6 +51,6 @@ def group_by_latent(audio: Tensor, width: int) -> Tensor:
     frames, found = audio.shape[1:]
     if frames % FRAMES_PER_LATENT != 1 or found != width:
         raise ValueError(f"Audio of shape {tuple(audio.shape)}; expected (batch, 4n + 1 frames, {width}).")
-    # The first latent frame stands for one pixel frame: repeat its sound to make four of it.
+    # The first latent frame covers one pixel frame: its audio state is repeated to make four.
     first = audio[:, :1].expand(-1, FRAMES_PER_LATENT - 1, -1)
     return torch.cat([first, audio], dim=1).unflatten(1, (-1, FRAMES_PER_LATENT))

@@ -1,7 +1,7 @@
-"""What is kept from step to step: the caption as the blocks attend to it, the packed sound, what the blocks added last.
+"""Caches of sampling: KV cache of the text in cross-attention, packed audio, residual of the blocks.
 
-The first two are the same at every step and change nothing; the third stands in for steps that are not computed.
-Shapes: B batch, n text tokens, D text width, S tokens, H heads, F pixel frames, T latent frames, C audio width.
+The first two are the same at every step and do not change the output; the residual replaces the blocks in skipped
+steps. Shapes: B batch, n text tokens, D text width, S tokens, H heads, F pixel frames, T latent frames, C audio width.
 """
 
 from typing import Any
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 
 class CachedText:
-    """A caption (B, n, D) that keeps what the model makes of it: its embedding, and key and value of every block.
+    """Text states (B, n, D) with their embedding and the keys and values of every block (a KV cache).
 
-    A block's are made when it is first asked and stay: at 14B in half precision 0.4 GB for a caption of 512 tokens.
-    Belongs to one model; what it keeps has no gradient.
+    Computed on first use and kept: 0.4 GB for 512 tokens at 14B in half precision. Valid for one model; no gradient.
     """
 
     def __init__(self, states: Tensor) -> None:
@@ -25,7 +24,7 @@ class CachedText:
         self._keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def embed(self, embedder: nn.Module, dtype: torch.dtype) -> Tensor:
-        """The caption in the width of the blocks, (B, n, dim); the embedder works in `dtype`."""
+        """The text in the width of the blocks, (B, n, dim); the embedder works in `dtype`."""
         if self._embedded is None:
             self._embedded = embedder(self.states.to(dtype)).detach()
         return self._embedded
@@ -39,23 +38,23 @@ class CachedText:
 
 
 class CachedAudio:
-    """wav2vec2 states (B, F, C) that keep what the audio pack makes of them."""
+    """wav2vec2 states (B, F, C) with their packed form, computed once."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
         self._packed: Tensor | None = None
 
     def packed(self, pack: nn.Module) -> Tensor:
-        """The packed sound (B, T, ...), without gradient."""
+        """The packed audio (B, T, ...), without gradient."""
         if self._packed is None:
             self._packed = pack(self.states).detach()
         return self._packed
 
 
 class ResidualCache:
-    """What all blocks together added to the tokens, `value` (B, S, dim), the last time they ran; None before.
+    """Residual of all blocks together, `value` (B, S, dim), from the last step they ran in; None before the first.
 
-    With `reuse` it is added once more in their place.
+    With `reuse` the model adds it to the tokens instead of running the blocks.
     """
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class ResidualCache:
 
 
 class TextAttention(WanAttnProcessor):
-    """Cross-attention of a diffusers Wan block, to a caption of which it may have kept key and value."""
+    """Cross-attention of a diffusers Wan block, with cached keys and values where the text is a CachedText."""
 
     def __call__(
         self,

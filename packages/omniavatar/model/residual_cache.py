@@ -1,9 +1,9 @@
-"""Steps that are not computed: what the blocks added to the tokens one step before is added once more.
+"""Skipped steps (TeaCache): the residual of the blocks is reused while it is predicted to change little.
 
-How much that changes from step to step is foretold by the timestep alone: a polynomial, fitted once per model, of the
-relative change of the modulation made from it. So which steps are computed is known before the first.
-Source: TeaCache (arXiv 2411.19108), whose polynomials for Wan2.1 these are; with them users of the released code take
-thresholds of 0.05 to 0.15. The picture becomes another one: figures are in the README.
+The change from step to step is predicted from the timestep alone, by a polynomial, fitted once per model, of the
+relative change of the modulation. So the steps to compute are known before the first one.
+Source: TeaCache (arXiv 2411.19108), with its polynomials for Wan2.1; users of the released code set thresholds of 0.05
+to 0.15. The video changes: figures are in the README.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,7 @@ POLYNOMIALS = {
 
 
 class Change(NamedTuple):
-    """Relative L1 changes from one computed step of a pass to the next: of the modulation, and of what the blocks added
-    to the tokens."""
+    """Relative L1 changes from one computed step of a branch to the next: of the modulation, and of the residual."""
 
     modulation: float
     residual: float
@@ -45,7 +44,7 @@ def polynomial_of(model: AvatarTransformer) -> tuple[float, ...]:
     if size not in POLYNOMIALS:
         raise ValueError(
             f"cache_threshold needs a polynomial, and none is known for {size[0]} blocks of width {size[1]}; set "
-            "cache_polynomial to what `omniavatar calibrate` finds, or cache_threshold to 0."
+            "cache_polynomial to the one that `omniavatar calibrate` fits, or cache_threshold to 0."
         )
     return POLYNOMIALS[size]
 
@@ -60,8 +59,8 @@ def modulation_changes(model: AvatarTransformer, steps: int, shift: float) -> li
 
 
 def plan_steps(changes: Sequence[float], threshold: float, polynomial: Sequence[float]) -> list[bool]:
-    """Whether each of len(changes) + 1 steps is computed: the first, the last, and every one at which the foretold
-    changes since the step computed last reach `threshold`; 0 computes all."""
+    """Whether each of len(changes) + 1 steps is computed: the first, the last, and every step at which the predicted
+    changes since the last computed step add up to `threshold`; 0 computes all."""
     computed, gathered = [True], 0.0
     for change in changes:
         gathered += float(np.polyval(polynomial, change))
@@ -74,39 +73,39 @@ def plan_steps(changes: Sequence[float], threshold: float, polynomial: Sequence[
 
 @contextmanager
 def measured_changes(model: AvatarTransformer) -> Iterator[list[Change]]:
-    """A list that every change is added to while this context is open, of sampling that computes every step but keeps
-    residuals: a `cache_threshold` of 1 with the `cache_polynomial` (1,)."""
-    found: list[Change] = []
+    """A list to which changes are appended while the context is open. Sampling has to compute every step and store
+    residuals: `cache_threshold` 1 with the `cache_polynomial` (1,)."""
+    changes: list[Change] = []
     last: WeakKeyDictionary[ResidualCache, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
-    def look(_: Any, given: tuple[Any, ...], out: Tensor) -> None:
-        timestep, residual = given[1], given[-1]
+    def record(_: Any, arguments: tuple[Any, ...], out: Tensor) -> None:
+        timestep, residual = arguments[1], arguments[-1]
         if residual is None:
             return
         now = model.modulation(timestep[:1]), residual.value
         if residual in last:
             modulation, added = last[residual]
-            found.append(Change(_change(modulation, now[0]), _change(added, now[1], model.dit.ranks)))
+            changes.append(Change(_change(modulation, now[0]), _change(added, now[1], model.dit.ranks)))
         last[residual] = now
 
-    hook = model.dit.register_forward_hook(look)
+    hook = model.dit.register_forward_hook(record)
     try:
-        yield found
+        yield changes
     finally:
         hook.remove()
 
 
 def fit_polynomial(changes: Sequence[Change]) -> tuple[float, ...]:
-    """The polynomial of a model, from what `measured_changes` saw. Raises ValueError for fewer than six steps."""
-    seen = len({change.modulation for change in changes})
-    if seen <= DEGREE:
-        raise InputError(f"{seen} changes from step to step were measured; expected {DEGREE + 1}: {DEGREE + 2} steps.")
+    """The polynomial of a model, fitted to `measured_changes`. Raises ValueError for fewer than six steps."""
+    count = len({change.modulation for change in changes})
+    if count <= DEGREE:
+        raise InputError(f"{count} changes from step to step were measured; expected {DEGREE + 1}: {DEGREE + 2} steps.")
     modulation, residual = np.array(changes).T
     return tuple(float(factor) for factor in np.polyfit(modulation, residual, DEGREE))
 
 
 def _change(before: Tensor, now: Tensor, ranks: SequenceGroup | None = None) -> float:
-    """Relative L1 change, of all tokens where `ranks` hold a part each."""
+    """Relative L1 change; over the tokens of all `ranks` where these share a sample."""
     sums = torch.stack([torch.linalg.vector_norm(x, 1, dtype=torch.float32) for x in (now - before, before)])
     difference, size = (ranks.total(sums) if ranks else sums).tolist()
     return float(difference / size)

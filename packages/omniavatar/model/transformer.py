@@ -1,4 +1,4 @@
-"""The Wan2.1 video transformer with the audio entry points of OmniAvatar.
+"""The Wan2.1 video transformer with OmniAvatar's audio layers.
 
 Shapes: B batch, T latent frames, h w latent height and width, n text tokens, D text width,
 F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N blocks.
@@ -28,13 +28,14 @@ from omniavatar.weights.tensor_files import CheckpointError, build_empty, fill_m
 
 
 class AudioConditionedWan(WanTransformer3DModel):
-    """diffusers' Wan transformer, some of whose blocks are preceded by an audio layer.
+    """diffusers' Wan transformer with an audio layer before some of its blocks.
 
-    The loop is explicit, not made of hooks: the sound and the layer that hears it are arguments, so recomputation
-    under gradient checkpointing and parameter gathering under ZeRO-3 see the same data flow as the forward pass.
+    The loop over blocks is explicit instead of made of hooks: packed audio and audio layer are arguments of a block, so
+    recomputation under gradient checkpointing and parameter gathering under ZeRO-3 see the data flow of the forward
+    pass.
     """
 
-    ranks: SequenceGroup | None = None  # that hold each sample together; None: this rank alone
+    ranks: SequenceGroup | None = None  # the ranks that share the tokens of each sample; None: no sharing
 
     def forward(
         self,
@@ -45,16 +46,16 @@ class AudioConditionedWan(WanTransformer3DModel):
         layers: Mapping[int, nn.Module] | None = None,
         residual: ResidualCache | None = None,
     ) -> Tensor:
-        """(B, in, T, h, w), (B,), (B, n, D), packed sound (B, T, ...), {block: layer} -> (B, out, T, h, w).
+        """(B, in, T, h, w), (B,), (B, n, D), packed audio (B, T, ...), {block: layer} -> (B, out, T, h, w).
 
-        With `residual` the blocks run only where it has nothing to reuse, and what they add is left in it.
+        With `residual` the blocks are skipped where it has a value to reuse, else what they add is stored in it.
         """
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)]
         rotary = self.rope(latents)
         tokens = self.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()  # (B, S, dim)
         span = TokenSpan(grid[1] * grid[2])
         count = tokens.shape[1]
-        if self.ranks is not None:
+        if self.ranks is not None:  # from here on only this rank's part of the tokens, until `whole`
             tokens = self.ranks.part(tokens)
             cosine, sine = rotary
             rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
@@ -73,21 +74,22 @@ class AudioConditionedWan(WanTransformer3DModel):
         return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
 
     def _embed(self, timestep: Tensor, text: Tensor | CachedText) -> tuple[Tensor, Tensor, Tensor | CachedText]:
-        """Time (B, dim), the modulation (B, 6, dim) made from it, and the caption as the blocks take it."""
+        """Time embedding (B, dim), the modulation (B, 6, dim) made from it, and the text as the blocks take it."""
         embedder = self.condition_embedder
-        words = text
+        states = text
         if isinstance(text, CachedText):
             dtype = embedder.text_embedder.linear_1.weight.dtype
             text.embed(embedder.text_embedder, dtype)
-            words = text.states[:, :0].to(dtype)
-        time, projection, words, _ = embedder(timestep, words)
-        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, CachedText) else words
+            # diffusers embeds time and text in one call: it gets no tokens, their embedding is in the cache.
+            states = text.states[:, :0].to(dtype)
+        time, projection, states, _ = embedder(timestep, states)
+        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, CachedText) else states
 
-    def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *given: Any) -> Tensor:
-        """Tokens (B, s, dim) after every block; `given` are the arguments all of them share."""
+    def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *shared: Any) -> Tensor:
+        """Tokens (B, s, dim) after all blocks; `shared` are the arguments that all blocks get."""
         recompute = torch.is_grad_enabled() and self.gradient_checkpointing
         for index, block in enumerate(self.blocks):
-            step = (block, tokens, layers.get(index), *given)
+            step = (block, tokens, layers.get(index), *shared)
             tokens = self._gradient_checkpointing_func(_run_block, *step) if recompute else _run_block(*step)
         return tokens
 
@@ -97,7 +99,7 @@ class AudioConditionedWan(WanTransformer3DModel):
 
 
 class TokenSpan(NamedTuple):
-    """Where given tokens lie in their sample: tokens of one latent frame, and number of the first given one."""
+    """Position of a rank's tokens in their sample: tokens per latent frame, and index of the rank's first token."""
 
     per_frame: int
     first: int = 0
@@ -113,32 +115,35 @@ def _run_block(
     packed: Tensor | None,
     span: TokenSpan,
 ) -> Tensor:
-    """One block on tokens (B, s, dim), after its audio layer, if it has one, has added to the tokens of each frame."""
+    """One block on tokens (B, s, dim), preceded by its audio layer if it has one."""
     if layer is not None and packed is not None:
         tokens = _inject_audio(layer, tokens, packed, span)
     return block(tokens, text, modulation, rotary)
 
 
 def _inject_audio(layer: nn.Module, tokens: Tensor, packed: Tensor, span: TokenSpan) -> Tensor:
-    """Tokens (B, s, dim), which may begin and end within a frame, with what the layer adds to them."""
+    """Tokens (B, s, dim) plus the output of the audio layer, which works frame by frame.
+
+    A rank's part may start and end within a latent frame, so it is padded to whole frames and cut again.
+    """
     before = span.first % span.per_frame
     after = -(before + tokens.shape[1]) % span.per_frame
     whole = functional.pad(tokens, (0, 0, before, after)) if before or after else tokens
     by_frame = whole.unflatten(1, (-1, span.per_frame))
     first = span.first // span.per_frame
     packed = packed[:, first : first + by_frame.shape[1]]
-    if packed.shape[1] < by_frame.shape[1]:  # behind the last frame are tokens that only fill up a rank's part
+    if packed.shape[1] < by_frame.shape[1]:  # tokens after the last frame are padding of a rank's part
         silent = packed.new_zeros(packed.shape[0], by_frame.shape[1] - packed.shape[1], *packed.shape[2:])
         packed = torch.cat([packed, silent], dim=1)
-    attended = (by_frame + layer(by_frame, packed).to(tokens.dtype)).flatten(1, 2)
-    return attended[:, before : before + tokens.shape[1]]
+    conditioned = (by_frame + layer(by_frame, packed).to(tokens.dtype)).flatten(1, 2)
+    return conditioned[:, before : before + tokens.shape[1]]
 
 
 class AvatarTransformer(nn.Module):
     """Wan2.1 transformer, plain (text to video) or with the 33-channel input and the audio layers of OmniAvatar.
 
-    `round_timestep` (off) rounds the timestep to bfloat16 before its embedding: upstream does, in training and
-    sampling, so its released weights come out closest with it.
+    `round_timestep` (off) rounds the timestep to bfloat16 before its embedding, as upstream does in training and
+    sampling: set it for the released weights.
     """
 
     def __init__(self, dit: AudioConditionedWan):
@@ -162,17 +167,17 @@ class AvatarTransformer(nn.Module):
         return self.audio_proj.in_dim if self.audio_proj is not None else 0
 
     def set_gradient_checkpointing(self, mode: Recompute) -> None:
-        """Keep every activation of a block ("none"), its input alone ("full"), or also what attention gave."""
+        """Store every activation of a block ("none"), its input alone ("full"), or also the attention output."""
         if mode == "none":
             self.dit.disable_gradient_checkpointing()
         else:
             self.dit.enable_gradient_checkpointing(recomputing(mode))
 
     def share_sequence(self, ranks: SequenceGroup) -> None:
-        """Hold every sample together with the other `ranks` from now on: all give the same inputs and get the same.
+        """Share the tokens of every sample among `ranks` from now on: all pass the same inputs and get the same output.
 
-        Each has the gradient by way of its own tokens, times the number of ranks: their mean is the gradient.
-        Raises ValueError when the heads cannot be dealt to the ranks.
+        The gradient of a rank covers its own tokens, times the number of ranks: the mean over ranks is the gradient.
+        Raises ValueError unless the number of ranks divides the number of heads.
         """
         heads = self.dit.config.num_attention_heads
         if heads % ranks.size:
@@ -194,8 +199,8 @@ class AvatarTransformer(nn.Module):
         """Velocity (B, 16, T, h, w), noise minus data, for noisy latents (B, 16, T, h, w) at timestep (B,) in 0..1000.
 
         text (B, n, D) zero-padded; condition (B, 17, T, h, w) from `build_condition`, required by the avatar model and
-        refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: the sound has a bias).
-        What is kept of text, audio and blocks between calls belongs to sampling and has no gradient.
+        refused by the plain one; audio (B, F, C), None skips the audio layers (zeros do not: packing has a bias).
+        CachedText, CachedAudio and `residual` keep values between calls; they are for sampling and have no gradient.
         Source: paper section 3.2 and 3.3. Raises ValueError when inputs do not belong to this kind of model.
         """
         states = audio.states if isinstance(audio, CachedAudio) else audio
@@ -221,9 +226,9 @@ class AvatarTransformer(nn.Module):
         )
 
     def modulation(self, timestep: Tensor) -> Tensor:
-        """What a timestep (B,) in 0..1000 shifts and scales the tokens by in every block: (B, 6, dim)."""
-        nothing = CachedText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
-        return self.dit._embed(self._cast_timestep(timestep), nothing)[1]
+        """Shifts, scales and gates (B, 6, dim) of every block for a timestep (B,) in 0..1000."""
+        no_text = CachedText(timestep.new_zeros(len(timestep), 0, self.dit.config.text_dim))
+        return self.dit._embed(self._cast_timestep(timestep), no_text)[1]
 
     def _cast_timestep(self, timestep: Tensor) -> Tensor:
         return (timestep.to(torch.bfloat16) if self.round_timestep else timestep).float()
@@ -239,16 +244,16 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
-def build_condition(reference: Tensor, latent_frames: int, given: int | Tensor) -> Tensor:
+def build_condition(reference: Tensor, latent_frames: int, prefix_latents: int | Tensor) -> Tensor:
     """(B, 16, 1, h, w) reference latent -> (B, 17, T, h, w): the reference in every frame and the mask.
 
-    `given`: number of leading latent frames that are handed in clean, one int or one per sample (B,); there the mask
-    is 0, elsewhere 1. Source: paper section 3.3; the mask channel is in the released code only.
+    `prefix_latents`: number of leading latent frames that are given clean, one int or one per sample (B,); there the
+    mask is 0, elsewhere 1. Source: paper section 3.3; the mask channel is in the released code only.
     """
     batch, _, _, height, width = reference.shape
-    given = torch.as_tensor(given, device=reference.device).expand(batch)
+    prefix = torch.as_tensor(prefix_latents, device=reference.device).expand(batch)
     frames = torch.arange(latent_frames, device=reference.device)
-    mask = (frames[None] >= given[:, None]).to(reference.dtype)[:, None, :, None, None]
+    mask = (frames[None] >= prefix[:, None]).to(reference.dtype)[:, None, :, None, None]
     repeated = reference.expand(-1, -1, latent_frames, -1, -1)
     return torch.cat([repeated, mask.expand(-1, -1, -1, height, width)], dim=1)
 
@@ -263,9 +268,9 @@ def load_base(
 ) -> AvatarTransformer:
     """Load a plain Wan text-to-video transformer from a folder in diffusers or in original Wan layout.
 
-    Shards are streamed: peak memory is the model and one shard; on device "meta" only headers are read and checked, and
+    Shards are streamed: peak memory is the model and one shard. On device "meta" only headers are read and checked, and
     the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
-    so for every `dtype`. Raises FileNotFoundError, CheckpointError.
+    float32 for every `dtype`. Raises FileNotFoundError, CheckpointError.
     """
     config = base_config(folder)
     dit = build_empty(lambda: AudioConditionedWan.from_config(config))
@@ -285,9 +290,9 @@ def base_config(folder: Path | str) -> dict[str, Any]:
 
 
 def base_tensors(folder: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) in the files of a base, called as diffusers does; on device "meta" without values.
+    """Every (name, tensor) in the files of a base, under diffusers' names; on device "meta" without values.
 
-    The order is that of the files. Raises FileNotFoundError, CheckpointError.
+    In the order of the files. Raises FileNotFoundError, CheckpointError.
     """
     original = _is_original(folder)
     for name, tensor in read_tensors(folder, device):
@@ -321,7 +326,7 @@ def _config_from_original(config: dict[str, Any], source: Path) -> dict[str, Any
 
 
 def config_to_original(dit: AudioConditionedWan) -> dict[str, Any]:
-    """The `config.json` that goes beside an original Wan file. Raises ValueError for what that format cannot say."""
+    """The `config.json` beside an original Wan file. Raises ValueError for settings that format does not have."""
     config = dit.config
     original = {
         "_class_name": "WanModel",
@@ -338,7 +343,7 @@ def config_to_original(dit: AudioConditionedWan) -> dict[str, Any]:
         "eps": config.eps,
     }
     again = build_empty(lambda: AudioConditionedWan.from_config(_config_from_original(original, Path())))
-    # The length of the rotary table is how far positions may go, not what they mean.
+    # The length of the rotary table limits positions and does not change their meaning.
     refuse_unsaid(config, again.config, but={"rope_max_seq_len"})
     return original
 
@@ -346,11 +351,12 @@ def config_to_original(dit: AudioConditionedWan) -> dict[str, Any]:
 def to_avatar(
     base: AvatarTransformer, audio_dim: int, hidden: int | None = None, entry: AudioEntry = "multi"
 ) -> AvatarTransformer:
-    """Turn a plain model, in place, into the avatar model: 33 input channels, and the modules by which sound enters.
+    """Turn a plain model, in place, into the avatar model: 33 input channels and the audio modules.
 
-    `hidden`: width of the packed sound, None for the entry's own (32 where it is packed, as published). The new patch
-    channels and what the audio layers give are zero, so the first output equals the base's exactly; gradients reach
-    both at once. (Upstream zeroes the LayerNorm of the pack instead and draws the new channels at random.)
+    `hidden`: width of the packed audio, None for the default of the audio entry (32 where it is packed, as published).
+    The new patch channels and the output of the audio layers are zero, so the first output equals the base's exactly,
+    while both get gradients from the first step. (Upstream zeroes the LayerNorm of the pack instead and initialises the
+    new channels at random.)
     Raises ValueError for an unknown entry.
     """
     dit, patch = base.dit, base.dit.patch_embedding
