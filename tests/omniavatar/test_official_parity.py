@@ -6,7 +6,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.model.adapter import inject_lora, lora_layers, merge_lora, unmerge_lora
+from omniavatar.model.adapter import inject_lora, lora_layers, merge_lora
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from omniavatar.weights.checkpoints import to_official_name
 
@@ -171,5 +171,6 @@ def test_lora_active_merged_and_taken_out_again(avatar: AvatarTransformer) -> No
     assert (avatar(latents, timestep, text, condition, audio) - expected).abs().max() < 2e-5
     merge_lora(avatar)
     assert (avatar(latents, timestep, text, condition, audio) - expected).abs().max() < 2e-5
-    unmerge_lora(avatar)
+    for layer in lora_layers(avatar):
+        layer.unmerge()
     assert (avatar(latents, timestep, text, condition, audio) - expected).abs().max() < 2e-5

@@ -1,4 +1,4 @@
-"""The frozen wav2vec2 at the frame rate of the picture: 640 samples of 16 kHz sound per frame of 25 fps video."""
+"""The frozen wav2vec2 at the video's frame rate: one state per 640 samples of 16 kHz audio, 25 per second."""
 
 import math
 from pathlib import Path
@@ -18,9 +18,9 @@ _TRAINING_ONLY = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "maske
 
 
 class AudioEncoder:
-    """wav2vec2 whose convolution features are stretched to 25 per second before its transformer.
+    """wav2vec2 whose convolution features are interpolated to 25 per second before its transformer.
 
-    So the transformer runs at half its usual rate: criticised, and required for the released weights. Always float32.
+    So the transformer runs at half the rate it was trained at, which the released weights require. Always float32.
     Source: OmniAvatar/models/wav2vec.py; the hook gives the same numbers with the stock class.
     """
 
@@ -32,23 +32,23 @@ class AudioEncoder:
 
     @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor, frames: int | None = None) -> Tensor:
-        """Mono 16 kHz sound (N,) -> (F, (L + 2) * D) float32, F = ceil(N / 640) or the larger `frames` (then silence).
+        """Mono 16 kHz audio (N,) -> (F, (L + 2) * D) float32, F = ceil(N / 640), or `frames` with silence at the end.
 
         Channel order: last hidden state, then hidden states 0..L (0 is before the first layer). Encode a whole clip at
-        once and slice: every frame attends to all others. Raises ValueError for sound that is empty or not (N,).
+        once and slice: every frame attends to all others. Raises ValueError for a wave that is empty or not (N,).
         """
         samples = torch.as_tensor(wave, dtype=torch.float32)
         if samples.ndim != 1 or not len(samples):
-            raise ValueError(f"Sound of shape {tuple(samples.shape)}; expected (samples,) of mono 16 kHz, not empty.")
+            raise ValueError(f"Audio of shape {tuple(samples.shape)}; expected (samples,) of mono 16 kHz, not empty.")
         frames = max(frames or 0, math.ceil(len(samples) / SAMPLES_PER_FRAME))
-        # Padded after normalisation: the silence added is exactly zero.
+        # Padded after normalisation, so that the padding is exactly zero.
         samples = pad(normalise(samples), (0, frames * SAMPLES_PER_FRAME - len(samples)))
         output = self.model(samples[None].to(self.model.device), output_hidden_states=True)
         return torch.cat([output.last_hidden_state, *output.hidden_states], dim=-1)[0]
 
 
 def normalise(samples: Tensor) -> Tensor:
-    """Zero mean, unit variance over the whole sound, as Wav2Vec2FeatureExtractor does."""
+    """Zero mean, unit variance over the whole wave, as Wav2Vec2FeatureExtractor does."""
     return (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
 
 
@@ -63,7 +63,7 @@ def drop_duplicate(features: Tensor, hidden_size: int) -> Tensor:
 
 
 def restore_duplicate(features: Tensor, audio_dim: int) -> Tensor:
-    """(..., (L + 1) * D) as stored -> (..., audio_dim = (L + 2) * D) as the model hears it."""
+    """(..., (L + 1) * D) as stored -> (..., audio_dim = (L + 2) * D) as the model takes it."""
     return torch.cat([features, features[..., : audio_dim - features.shape[-1]]], dim=-1)
 
 
@@ -75,7 +75,7 @@ def load_audio_encoder(folder: Path | str, device: torch.device | str = "cpu") -
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise MissingFileError(f"{folder} has no config.json; expected a transformers wav2vec2 folder.")
-    # Without masking the model has no masking vector: it serves pretraining, and the published base-960h lacks it.
+    # Without masking the model has no masking vector: it is for pretraining, and the published base-960h has none.
     config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
     model = build_empty(lambda: Wav2Vec2Model(config))
     named = ((audio_to_transformers(name), tensor) for name, tensor in read_tensors(folder, device))

@@ -1,4 +1,4 @@
-"""The frozen umT5 encoder: captions -> one vector per token, trimmed to the caption's own length."""
+"""The frozen umT5 encoder: prompts -> one vector per token, without padding."""
 
 import copy
 import html
@@ -26,31 +26,31 @@ from omniavatar.weights.tensor_files import (
 
 LONGEST_TEXT = 512
 _TIED = frozenset({"encoder.embed_tokens.weight"})
-# What a umT5 encoder computes depends on these alone.
+# The config keys that determine the output of a umT5 encoder.
 _SIZES = ["vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj", "layer_norm_epsilon"]
 _SIZES += ["relative_attention_num_buckets", "relative_attention_max_distance"]
 
 
 def clean_text(text: str) -> str:
-    """Mend mis-decoded characters, resolve HTML entities (twice, as Wan does) and collapse white space."""
+    """Repair mis-decoded characters, resolve HTML entities (twice, as Wan does) and collapse white space."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 
 class TextEncoder:
-    """umT5 and its tokenizer. Tokens beyond a caption's length are never stored: `pad_text` puts the zeros back."""
+    """umT5 and its tokenizer. Padding is not part of its output: `pad_text` adds the zeros."""
 
     def __init__(self, model: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
-        # Tokenizers without a length of their own report a number beyond any text.
+        # Tokenizers without a maximum length report a huge number.
         self.text_length = min(int(tokenizer.model_max_length), LONGEST_TEXT)
         self.dim: int = model.config.d_model
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 16) -> list[Tensor]:
-        """Captions -> float32 (n, dim) each, n <= text_length tokens with the closing one, in the order given.
+        """Prompts -> float32 (n, dim) each, n <= text_length tokens including the closing one, in the same order.
 
-        Captions of similar length share a batch, so little is computed on padding.
+        Prompts of similar length share a batch, so little is computed on padding.
         """
         ids = [self._tokens(prompt) for prompt in prompts]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -117,16 +117,16 @@ def save_text_encoder(
     dtype: torch.dtype | None = None,
     layout: Literal["transformers", "original"] = "transformers",
 ) -> None:
-    """Write umT5 as a transformers folder, or as the one `.pth` file of the original layout; the tokenizer stays out.
+    """Write umT5 as a transformers folder, or as the one `.pth` file of the original layout, without the tokenizer.
 
-    Raises ValueError when the original layout, which holds no config, cannot say what this model is; CheckpointError
-    for NaN, DiskFullError.
+    Raises ValueError when the original layout, which has no config, cannot represent this model; CheckpointError for
+    NaN, DiskFullError.
     """
     path, config = Path(path), encoder.model.config
     state = {name: tensor for name, tensor in encoder.model.state_dict().items() if name not in _TIED}
     if layout == "original":
-        told = _config_from_original(state)
-        refuse_unsaid({key: getattr(config, key) for key in _SIZES}, {key: getattr(told, key) for key in _SIZES})
+        read_back = _config_from_original(state)
+        refuse_unsaid({key: getattr(config, key) for key in _SIZES}, {key: getattr(read_back, key) for key in _SIZES})
         write_torch_file(path, {text_to_original(name): tensor for name, tensor in state.items()}, dtype)
     else:
         write_shards(path, state, "model", dtype)
@@ -136,7 +136,7 @@ def save_text_encoder(
 
 
 def _config_from_original(tensors: Mapping[str, Tensor]) -> UMT5Config:
-    """umT5's shape read from tensors; those of umT5-XXL stand in where one is absent, and the strict load says so."""
+    """umT5's sizes read from tensors. Where one is absent that of umT5-XXL is used, and the strict load reports it."""
 
     def size(name: str, axis: int, default: int) -> int:
         return tensors[name].shape[axis] if name in tensors else default

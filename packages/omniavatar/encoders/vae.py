@@ -1,4 +1,4 @@
-"""The frozen Wan video autoencoder behind two calls, on normalised latents.
+"""The frozen Wan video autoencoder: encode and decode, on normalised latents.
 
 Shapes: B batch, F = 4(T - 1) + 1 pixel frames, T latent frames, H = 8 h, W = 8 w.
 """
@@ -44,7 +44,7 @@ def plan_tiles(height: int, width: int, largest: int = LARGEST_TILE) -> Tiles | 
     """The cheapest grid of tiles of at most `largest` latents each, neighbours sharing OVERLAP; None: one is enough.
 
     `height`, `width` in latents, 60 x 104 at 480p: four strips of 32 columns, 1.17 of the arithmetic. Shared rows and
-    columns are worked out in both tiles and blended linearly. Raises ValueError when no grid is that fine.
+    columns are computed in both tiles and blended linearly. Raises ValueError when no grid is that fine.
     """
     if height * width <= largest:
         return None
@@ -61,7 +61,7 @@ def plan_tiles(height: int, width: int, largest: int = LARGEST_TILE) -> Tiles | 
 
 
 def _cuts(length: int) -> list[tuple[int, int]]:
-    """(number of tiles, step) of every way to cut a side such that the last tile holds all that it shares."""
+    """(number of tiles, step) of every way to cut a side such that the last tile covers its whole overlap."""
     steps = [(number, math.ceil(length / number)) for number in range(1, max(length // OVERLAP, 1) + 1)]
     return [(number, step) for number, step in steps if number == 1 or length - (number - 1) * step >= OVERLAP]
 
@@ -73,7 +73,7 @@ def _tile(length: int, step: int) -> int:
 class WanVAE(nn.Module):
     """AutoencoderKLWan of any topology (Wan2.1, or with pixel patches as in Wan2.2), used without sampling noise.
 
-    Causal in time: the first k latents depend on the first 4k - 3 frames alone, and the other way round.
+    Causal in time: the first k latents depend only on the first 4k - 3 frames, and these frames only on those latents.
     """
 
     mean: Tensor  # (1, 16, 1, 1, 1)
@@ -94,14 +94,15 @@ class WanVAE(nn.Module):
         return 2 ** sum(config.temperal_downsample), space, space
 
     def set_tiling(self, enabled: bool, largest_tile: int = LARGEST_TILE) -> None:
-        """Work on overlapping tiles of at most `largest_tile` latents: less memory, slightly other latents and pixels.
+        """Use overlapping tiles of at most `largest_tile` latents: less memory, slightly different latents and pixels.
 
-        Pictures of one tile come out as without. Off for extraction: the transformer should see what the VAE sees.
+        Videos that fit one tile are not changed. Off for the extraction of latents, so that training sees exact ones.
         """
         self.largest_tile = largest_tile if enabled else None
 
     def _tile(self, height: int, width: int, unit: int) -> None:
-        """Set the tiles for one call on `height` x `width` latents; `unit` is what the model counts per latent."""
+        """Set the tiles for one call on `height` x `width` latents; `unit` is the number of the model's rows a
+        latent."""
         tiles = plan_tiles(height, width, self.largest_tile) if self.largest_tile else None
         if tiles is None:
             self.model.disable_tiling()
@@ -120,7 +121,7 @@ class WanVAE(nn.Module):
                 f"A video of {frames} frames, {rows}x{columns}; expected {time}n + 1 frames and sizes in multiples of "
                 f"{height}x{width}: trim or resize it."
             )
-        # Encoding, the model counts after pixels were folded into channels; decoding, before.
+        # In encoding, the model counts rows after folding pixels into channels; in decoding, before.
         self._tile(rows // height, columns // width, height // (self.model.config.patch_size or 1))
         mode = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()
         return (mode - self.mean) / self.std
@@ -163,7 +164,7 @@ def save_vae(
 ) -> None:
     """Write a diffusers folder, or the one file (`Wan2.1_VAE.pth`) of the original layout, whole or not at all.
 
-    Raises ValueError when the original layout, which knows only the Wan2.1 topology and its statistics, cannot hold
+    Raises ValueError when the original layout, which only has the Wan2.1 topology and its statistics, cannot represent
     this VAE; CheckpointError for NaN, DiskFullError.
     """
     path, state = Path(path), vae.model.state_dict()
@@ -178,7 +179,7 @@ def save_vae(
 
 def _config_from_original(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     first, latent = tensors.get("encoder.conv_in.weight"), tensors.get("post_quant_conv.weight")
-    # With either absent the defaults stand, and the strict load lists what the file lacks.
+    # Where either is absent the defaults are used, and the strict load lists what is missing.
     return {
         **({"base_dim": first.shape[0]} if first is not None else {}),
         **({"z_dim": latent.shape[0]} if latent is not None else {}),

@@ -1,4 +1,4 @@
-"""What is trained on top of the frozen video model: LoRA, the patch embedding and the audio modules."""
+"""The adapter, trained on top of the frozen video model: LoRA, patch embedding and audio modules."""
 
 from typing import TypeVar
 
@@ -12,14 +12,14 @@ Model = TypeVar("Model", bound=nn.Module)  # an AvatarTransformer
 
 # Ten linears per block: q, k, v, o of both attentions and the two of the feed-forward (paper section 3.4).
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-# Trained whole beside LoRA: they did not exist, or not with these inputs, in the base model.
+# Trained in full beside LoRA: the base model does not have them, or not with these inputs.
 _WHOLE = ("dit.patch_embedding.", "audio_proj.", "audio_cond_projs.")
 
 
 def inject_lora(model: Model, rank: int = 128, alpha: float = 64.0) -> Model:
     """Put LoRA of the given rank on every target, in place; the update is scaled by alpha / rank (0.5) and starts at 0.
 
-    Everything but LoRA stops to require gradients: call `mark_trainable` next. Raises ValueError when done already.
+    Everything but LoRA stops requiring gradients: call `mark_trainable` next. Raises ValueError for a model with LoRA.
     """
     if lora_layers(model):
         raise ValueError("The model has LoRA layers already; load a fresh base to inject others.")
@@ -30,7 +30,7 @@ def inject_lora(model: Model, rank: int = 128, alpha: float = 64.0) -> Model:
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
-    """Every layer that carries a LoRA, in order."""
+    """All layers with LoRA, in order."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
@@ -42,28 +42,22 @@ def is_trained(name: str, variant: Variant) -> bool:
 
 
 def mark_trainable(model: nn.Module, variant: Variant) -> list[str]:
-    """Set requires_grad by variant and return the names trained.
+    """Set requires_grad by variant and return the names of the trained parameters.
 
     "lora": LoRA, patch embedding, audio modules (the paper's). "frozen_dit": the same without LoRA. "full": all weights
-    of the avatar model. "base": all weights of the plain text-to-video model. Raises ValueError when the model lacks,
-    or has too much, for the variant.
+    of the avatar model. "base": all weights of the plain text-to-video model. Raises ValueError when the model does not
+    have exactly the modules of the variant.
     """
     has_lora = bool(lora_layers(model))
     if model.has_audio == (variant == "base") or has_lora != (variant == "lora"):
         found = f"{'an avatar' if model.has_audio else 'a plain'} model {'with' if has_lora else 'without'} LoRA"
-        raise ValueError(f"Variant {variant!r} was asked of {found}; use to_avatar and inject_lora to match it.")
+        raise ValueError(f"Variant {variant!r} does not fit {found}; use to_avatar and inject_lora to match it.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name, variant))
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add every LoRA update to the weights it modifies: same output, no extra matrix products. Reversible."""
+    """Add every LoRA update to the weights it modifies: same output, no extra matrix products."""
     for layer in lora_layers(model):
         layer.merge()
-
-
-def unmerge_lora(model: nn.Module) -> None:
-    """Take the updates out of the weights again (exact to rounding)."""
-    for layer in lora_layers(model):
-        layer.unmerge()

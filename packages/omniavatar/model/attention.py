@@ -1,6 +1,6 @@
-"""Which kernel computes attention: torch's own, or a faster one that is installed and answers here.
+"""Choice of the attention kernel: torch's own, or a faster one that is installed and runs on this device.
 
-diffusers' dispatcher knows the kernels and what each requires; a call on one token shows whether one runs on this
+diffusers' dispatcher knows the kernels and their requirements; a call on one token shows whether a kernel runs on this
 device in this precision.
 """
 
@@ -12,20 +12,20 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from common.errors import InputError
 from omniavatar.model.transformer import AvatarTransformer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 NATIVE = AttentionBackendName.NATIVE.value
 _FASTER_AND_EXACT = (AttentionBackendName._FLASH_3.value, AttentionBackendName.FLASH.value)
 
 
 def choose_attention(model: AvatarTransformer, name: str = "auto") -> str:
-    """Let `model` compute attention by the named kernel of diffusers' dispatcher, and return its name.
+    """Set the attention kernel of `model`, by its name in diffusers' dispatcher, and return the name.
 
     "native" is torch's scaled_dot_product_attention, on every device. "auto": on CUDA in half precision
-    flash-attention 3, else 2, where installed; "native" otherwise. Kernels that round (sage) are used by name only,
-    those fetched from a hub never. A model with weights to train stays with torch's own kernels: flash-attention 3 has
-    no backward pass there, and the others refuse what autocast hands them.
-    Raises ValueError, and changes nothing, when the kernel is unknown, not installed or does not run here.
+    flash-attention 3, else 2, where installed; "native" otherwise. Kernels that quantise (sage) are used by name only,
+    those fetched from a hub never. A model with weights to train uses torch's own kernels: flash-attention 3 has no
+    backward pass in diffusers, and the others do not accept the dtypes of autocast.
+    Raises ValueError, and changes nothing, when the kernel is unknown, not installed or does not run on this device.
     """
     if name == "auto":
         chosen = next((faster for faster in _candidates(model) if _why_not(model, faster) is None), NATIVE)
@@ -35,10 +35,10 @@ def choose_attention(model: AvatarTransformer, name: str = "auto") -> str:
         if reason is not None:
             raise InputError(f"Attention {name!r} cannot be used: {reason} Use 'auto' or 'native'.")
     if chosen != _current(model):
-        # The context puts back the default of the process, which diffusers changes beside the model's own.
+        # The context restores the default of the process, which diffusers changes along with the model's.
         with attention_backend(AttentionBackendName.NATIVE):
             model.dit.set_attention_backend(chosen)
-    log.info("attention is computed by %s", chosen)
+    logger.info("attention is computed by %s", chosen)
     return chosen
 
 
@@ -57,12 +57,12 @@ def _current(model: AvatarTransformer) -> str:
 
 
 def _why_not(model: AvatarTransformer, name: str) -> str | None:
-    """One sentence that says why this kernel cannot compute the model's attention; None when it can."""
+    """Why this kernel cannot compute the model's attention, as one sentence; None when it can."""
     names = [backend.value for backend in AttentionBackendName if "hub" not in backend.value]
     if name not in names:
         return f"expected one of {', '.join(names)}."
     if "native" not in name and _trains(model):
-        return "the model has weights to train, and those need one of torch's own kernels."
+        return "the model has weights to train, which needs one of torch's own kernels."
     block = model.dit.blocks[0].attn1
     like = block.norm_q.weight
     probe = torch.zeros(1, 1, block.heads, block.inner_dim // block.heads, dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what the backward pass computes again instead of keeping."""
+"""Gradient checkpointing: which activations the backward pass recomputes instead of storing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +26,11 @@ _ATTENTION = frozenset(
 
 
 def recomputing(mode: Literal["full", "selective", "offload"]) -> Callable[..., Tensor]:
-    """A function `run(step, module, tokens, *arguments)`: `step` of these, computed again in the backward pass.
+    """A function `run(step, module, tokens, *arguments)` that calls `step` and recomputes it in the backward pass.
 
-    "full" keeps the arguments alone. "selective" also keeps what self-attention gave, one more tensor of the size of
-    the tokens, and spares its second computation: at 30,000 tokens half of a block's work. "offload" keeps the tokens
-    in the memory of the host instead of the device's.
+    "full" stores only the arguments. "selective" also stores the output of self-attention, one more tensor of the size
+    of the tokens, and saves its second computation: at 30,000 tokens half of a block's work. "offload" stores the
+    tokens in host memory instead of the device's.
     """
     if mode == "full":
         return partial(checkpoint, use_reentrant=False)
@@ -43,14 +43,14 @@ def recomputing(mode: Literal["full", "selective", "offload"]) -> Callable[..., 
 def _keep_self_attention(
     context: SelectiveCheckpointContext, op: torch._ops.OpOverload, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
-    # As many keys as queries. Attention to text or sound has few keys: computed again in less time than it takes room.
+    # As many keys as queries. Attention to text or audio has few keys and is cheap to recompute.
     keeps = op in _ATTENTION and args[0].shape[-2] == args[1].shape[-2]
     return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _offloaded(step: Callable[..., Tensor], module: Any, tokens: Tensor, *arguments: Any) -> Tensor:
     def pack(kept: Tensor) -> tuple[torch.device, Tensor]:
-        # Only the tokens are large; text and rotations are the same tensors in every block, and stay where they are.
+        # Only the tokens are large. Text and rotary tables are the same tensors in every block and stay on the device.
         return kept.device, _on_host(kept) if kept.data_ptr() == address and kept.shape == tokens.shape else kept
 
     def unpack(packed: tuple[torch.device, Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
-"""One sample on several ranks: each holds a part of its tokens, and self-attention sees them all (Ulysses).
+"""Sequence parallelism (Ulysses): each rank holds a part of the tokens of a sample, self-attention sees them all.
 
 Shapes: B samples, S tokens of a sample, P ranks of a group, s = ceil(S / P) tokens of a rank, H heads, D of a head.
-Everything that works on each token alone is given (B, s, ...). For self-attention the ranks exchange, so that each has
-all S tokens of H / P heads. The s P - S tokens that fill up the last parts are never attended to and never seen.
+Operations on single tokens get (B, s, ...). For self-attention the ranks exchange, so that each has all S tokens of
+H / P heads. The s P - S tokens that pad the last parts are cut off before attention and in the output.
 Source: DeepSpeed Ulysses (arXiv 2309.14509).
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 class Rotary(NamedTuple):
-    """Tables (1, s, 1, D) for a rank's part of `tokens` tokens. The count travels along as blocks are run again."""
+    """Tables (1, s, 1, D) for a rank's part of `tokens` tokens; the count is here because blocks may be recomputed."""
 
     cosine: Tensor
     sine: Tensor
@@ -24,25 +24,25 @@ class Rotary(NamedTuple):
 
 
 class SequenceGroup:
-    """The ranks that hold one sample together; every method is called by all of them."""
+    """The ranks that share the tokens of each sample; all of them have to call each method together."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def part(self, x: Tensor) -> Tensor:
-        """Own part of what every rank has whole: (B, S, ...) -> (B, s, ...), filled up with zeros."""
+        """This rank's part of a tensor that every rank has whole: (B, S, ...) -> (B, s, ...), zero-padded."""
         length = -(-x.shape[1] // self.size)
         own = x[:, self.rank * length : (self.rank + 1) * length]
-        return _filled(own, length)
+        return _padded(own, length)
 
     def whole(self, part: Tensor, tokens: int) -> Tensor:
-        """All parts together, on every rank: (B, s, ...) -> (B, S, ...)."""
+        """The parts of all ranks, gathered on every rank: (B, s, ...) -> (B, S, ...)."""
         gathered: Tensor = _Gather.apply(part, self)
         return gathered.flatten(0, 1).unflatten(0, (self.size, -1)).transpose(0, 1).flatten(1, 2)[:, :tokens]
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of every rank's `x`, without gradient."""
+        """The sum of `x` over ranks, without gradient."""
         summed = x.clone()
         dist.all_reduce(summed, group=self.group)
         return summed
@@ -55,12 +55,12 @@ class SequenceGroup:
     def tokens_for_heads(self, x: Tensor) -> Tensor:
         """(B, S, H / P, D), all tokens of own heads -> (B, s, H, D), own tokens."""
         length = -(-x.shape[1] // self.size)
-        by_rank = _filled(x, self.size * length).unflatten(1, (self.size, -1)).movedim(1, 0)
+        by_rank = _padded(x, self.size * length).unflatten(1, (self.size, -1)).movedim(1, 0)
         return _Exchange.apply(by_rank, self).movedim(0, 2).flatten(2, 3)
 
 
 class _Exchange(torch.autograd.Function):
-    """(P, ...) -> (P, ...): entry r goes to rank r, and what rank r sent comes to be entry r. Its own inverse."""
+    """All-to-all (P, ...) -> (P, ...): entry r is sent to rank r and replaced by what rank r sent. Its own inverse."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: SequenceGroup) -> Tensor:
@@ -80,9 +80,10 @@ def _exchanged(x: Tensor, ranks: SequenceGroup) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """(...) -> (P, ...). All ranks go on to compute the same loss from it, and the engine averages their gradients.
+    """All-gather (...) -> (P, ...). All ranks compute the same loss from it, and the engine averages their gradients.
 
-    Each has the gradient by way of its own part alone: the sum over the group is right, the mean P times too small.
+    The gradient of a rank covers its own part alone: their sum is right, their mean P times too small, so it is scaled
+    by P.
     """
 
     @staticmethod
@@ -97,14 +98,14 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.ranks.rank] * ctx.ranks.size, None
 
 
-def _filled(x: Tensor, length: int) -> Tensor:
-    """(B, up to `length`, ...) -> (B, length, ...) with zeros at the end."""
+def _padded(x: Tensor, length: int) -> Tensor:
+    """(B, up to `length`, ...) -> (B, length, ...), zero-padded at the end."""
     missing = length - x.shape[1]
     return functional.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else x
 
 
 class SharedSelfAttention:
-    """Self-attention of a diffusers Wan block over tokens that lie on several ranks: the processor of its `attn1`."""
+    """Self-attention of a diffusers Wan block over tokens shared by several ranks: the processor of its `attn1`."""
 
     _attention_backend: Any = None  # diffusers sets both on every processor
     _parallel_config: Any = None
@@ -116,14 +117,14 @@ class SharedSelfAttention:
         """(B, s, dim) -> (B, s, dim)."""
         value = attention.to_v(hidden).unflatten(2, (attention.heads, -1))
         query, key = (
-            # In the precision that attention works in, so that no more is sent than it will use.
+            # Cast to the precision of attention, so that no more than needed is sent.
             _rotated(norm(linear(hidden)).unflatten(2, (attention.heads, -1)), rotary).to(value.dtype)
             for norm, linear in ((attention.norm_q, attention.to_q), (attention.norm_k, attention.to_k))
         )
-        sent = torch.cat([query, key, value], dim=-1)
-        query, key, value = self.ranks.heads_for_tokens(sent, rotary.tokens).chunk(3, dim=-1)
-        seen = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return self._out(attention.to_out, self.ranks.tokens_for_heads(seen).flatten(2, 3))
+        fused = torch.cat([query, key, value], dim=-1)  # one exchange instead of three
+        query, key, value = self.ranks.heads_for_tokens(fused, rotary.tokens).chunk(3, dim=-1)
+        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return self._out(attention.to_out, self.ranks.tokens_for_heads(attended).flatten(2, 3))
 
     @staticmethod
     def _out(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
@@ -133,7 +134,7 @@ class SharedSelfAttention:
 
 
 def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
-    """(B, s, H, D) with each pair of neighbours turned by its angle."""
+    """(B, s, H, D) with rotary embedding: each pair of neighbouring channels rotated by its angle."""
     cosine, sine = rotary.cosine[..., 0::2], rotary.sine[..., 1::2]
     first, second = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

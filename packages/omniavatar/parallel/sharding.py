@@ -1,6 +1,6 @@
-"""Weights in pieces: each process keeps its part of every block, and all gather a block while it runs.
+"""Sharded weights for inference: each process keeps its part of every block, and blocks are gathered as they run.
 
-Two blocks are whole at a time: the next is gathered while one runs. It is torch's `fully_shard`, without its training.
+Two blocks are whole at a time: the next is gathered while one runs. Uses torch's `fully_shard` (FSDP2).
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,11 @@ from omniavatar.parallel.sequence import SequenceGroup
 def shard_blocks(
     model: nn.Module, blocks: Iterable[nn.Module], ranks: SequenceGroup, device: torch.device, on_host: bool = False
 ) -> None:
-    """Keep of each of these `blocks` of `model` this process's part on `device`, or in the memory of the host; move
-    what else it has to `device` whole.
+    """Keep this process's part of each of these `blocks` of `model` on `device`, or in host memory; move the other
+    parameters to `device` whole.
 
-    For a model that is not trained, called by all `ranks` alike from now on and always in inference mode. No more than
-    one block is on the device whole meanwhile, and nothing waits for another process. Weights must not be replaced
-    afterwards.
+    For inference: all `ranks` have to call the model alike, in inference mode. Sharding itself holds at most one whole
+    block on the device and does not wait for other processes. Weights must not be replaced afterwards.
     """
     mesh = DeviceMesh.from_group(ranks.group, device.type)
     where = CPUOffloadPolicy(pin_memory=device.type == "cuda") if on_host else OffloadPolicy()
@@ -31,5 +30,5 @@ def shard_blocks(
         fully_shard(block, mesh=mesh, reshard_after_forward=True, offload_policy=where)
     for parameter in rest:
         parameter.data = parameter.data.to(device)
-    # Blocks below one root know which of them is next.
+    # Blocks under one root prefetch the next one.
     fully_shard(model, mesh=mesh, offload_policy=where, ignored_params=rest)

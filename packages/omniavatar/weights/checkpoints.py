@@ -1,4 +1,4 @@
-"""Files of trained weights: the official OmniAvatar adapter in and out, and plain base models.
+"""Adapter files in the official OmniAvatar format, and folders of base models.
 
 An adapter folder holds `pytorch_model.pt` (a flat dict of tensors under original Wan names) and `config.json`. Files
 are complete or refused: the official loader ignores what it does not know and runs on memory it never filled.
@@ -40,16 +40,16 @@ _WAV2VEC2_BASE_DIM = 14 * 768
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What `config.json` says about the weights beside it. "frozen_dit" (no LoRA) is ours, the others are official."""
+    """The `config.json` beside adapter weights. "frozen_dit" (no LoRA) is our own, the others are official."""
 
     architecture: Literal["lora", "full", "frozen_dit"] = "lora"
     rank: int = 128
     alpha: float = 64.0
-    hidden: int | None = None  # width of the packed sound; None is what the audio entry has by itself
+    hidden: int | None = None  # width of the packed audio; None is the default of the audio entry
     audio_entry: AudioEntry = "multi"
 
     def to_json(self, in_channels: int) -> dict[str, Any]:
-        """The keys of the published files; audio width and audio entry are left out at their defaults, as there."""
+        """The keys of the published files; audio width and audio entry are omitted at their defaults, as there."""
         official: dict[str, Any] = {
             "i2v": True,
             "use_audio": True,
@@ -66,7 +66,7 @@ class AdapterConfig:
 
     @staticmethod
     def from_json(official: dict[str, Any], source: Path) -> "AdapterConfig":
-        """Read the published keys. Raises CheckpointError for an architecture or LoRA targets we do not know."""
+        """Read the published keys. Raises CheckpointError for an unknown architecture or LoRA targets."""
         architecture = official.get("train_architecture", "lora")
         targets = official.get("lora_target_modules", _OFFICIAL_TARGETS)
         problems = []
@@ -110,16 +110,16 @@ def to_our_name(name: str) -> str:
 
 
 def adapter_tensors(model: AvatarTransformer, architecture: Literal["lora", "full", "frozen_dit"]) -> dict[str, Tensor]:
-    """The tensors of a model, by our names, that belong into an adapter file of this architecture.
+    """The tensors of a model, by our names, that an adapter file of this architecture contains.
 
-    "full" takes a model that was trained whole, or one whose LoRA is merged (`merge_lora`): the LoRA itself stays out.
+    "full" is for a model that was trained in full, or one whose LoRA is merged (`merge_lora`), without the LoRA itself.
     Raises ValueError for "full" when it is not merged.
     """
     state = {name: value for name, value in model.state_dict().items() if is_trained(name, architecture)}
     if architecture != "full":
         return state
     if not all(layer.merged for layer in lora_layers(model)):
-        raise ValueError("A full file holds no LoRA; call merge_lora first, or save the architecture 'lora'.")
+        raise ValueError("A full file contains no LoRA; call merge_lora first, or save the architecture 'lora'.")
     return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
 
 
@@ -131,8 +131,8 @@ def save_adapter(
 ) -> None:
     """Write an adapter folder in the official format from a model, or from its trained tensors by our names.
 
-    `dtype` (bfloat16 as published, or float32) converts; None stores as they are. Each file appears whole or not at
-    all, the config last. Raises CheckpointError when the set is not complete or holds NaN, DiskFullError.
+    `dtype` (bfloat16 as published, or float32) converts; None does not. Each file is written atomically, the config
+    last. Raises CheckpointError when the set is not complete or has NaN, DiskFullError.
     """
     folder = Path(folder)
     if isinstance(weights, AvatarTransformer):
@@ -156,7 +156,7 @@ def _count_layers(names: Mapping[str, Tensor]) -> int:
 def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransformer:
     """Load an official adapter folder into a base, in place, adding the avatar input, audio modules and LoRA first.
 
-    A model that has them already (training resumed) must have the same sizes; for a model on device "meta" only the
+    A model that has them already (resumed training) must have the same sizes; for a model on device "meta" only the
     header of the file is read and checked. Raises FileNotFoundError, and CheckpointError that lists everything missing,
     unexpected, mis-shaped or not finite.
     """
@@ -192,9 +192,9 @@ def save_base(
 ) -> None:
     """Write a plain base as a diffusers WanTransformer3DModel folder or as the authors' own (config last).
 
-    Both hold `diffusion_pytorch_model*.safetensors`, with an index when there are several; they differ in the names of
-    tensors and in the words of `config.json`. Raises ValueError for a model with LoRA or audio modules (those go into
-    an adapter file) or one that the original layout cannot describe, CheckpointError for NaN, DiskFullError.
+    Both contain `diffusion_pytorch_model*.safetensors`, with an index when there are several; they differ in tensor
+    names and in the keys of `config.json`. Raises ValueError for a model with LoRA or audio modules (these belong in an
+    adapter file) or one that the original layout cannot represent, CheckpointError for NaN, DiskFullError.
     """
     if model.has_audio or lora_layers(model):
         raise ValueError("save_base writes plain text-to-video models; use save_adapter for what was trained on top.")

@@ -1,8 +1,8 @@
-"""A LoRA that somebody trained for the base, such as one that needs few steps, added to the weights of a model.
+"""Third-party LoRAs for the base, such as few-step ones, merged into a model; and adapters in diffusers' LoRA format.
 
-Files call tensors as the authors of Wan2.1 or as diffusers do, behind `diffusion_model.`, `transformer.` or
+Tensor names of third-party files are those of Wan2.1 or of diffusers, after `diffusion_model.`, `transformer.` or
 `base_model.model.`: pairs `<layer>.lora_down.weight` and `.lora_up.weight` (or `.lora_A`, `.lora_B`) with `.alpha` if
-it is not the rank, and whole differences `<layer>.diff` of a weight and `<layer>.diff_b` of a bias.
+it is not the rank, and full differences `<layer>.diff` of a weight and `<layer>.diff_b` of a bias.
 """
 
 import json
@@ -40,9 +40,9 @@ _PARTS = {
 def merge_extra_lora(model: AvatarTransformer, path: Path | str, scale: float = 1.0) -> None:
     """Add `scale` times the update in a file to the weights of `model`, in place, in their own precision.
 
-    An adapter that the model has stays as it is: both updates add up. A difference for the patch embedding of the base
-    goes to the channels of the noisy latent. Raises FileNotFoundError, and CheckpointError that lists every tensor that
-    is unknown, incomplete, mis-shaped or not finite; then nothing is changed.
+    The model's adapter is not touched: both updates add up. A difference for the patch embedding of the base is added
+    to the channels of the noisy latent. Raises FileNotFoundError, and CheckpointError that lists every tensor that is
+    unknown, incomplete, mis-shaped or not finite; then nothing is changed.
     """
     layers, problems = _read(path)
     updates: list[tuple[Tensor, Tensor]] = []
@@ -59,7 +59,7 @@ def merge_extra_lora(model: AvatarTransformer, path: Path | str, scale: float = 
 
 
 def _read(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """{Layer in diffusers' words: {part: tensor}} of a file, and what is wrong with it."""
+    """{diffusers' layer name: {part: tensor}} of a file, and its problems."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     problems = []
     for name, tensor in read_tensors(path):
@@ -81,8 +81,8 @@ def _stored_ratio(path: Path | str) -> float:
     if Path(path).suffix != ".safetensors":
         return 1.0
     with safe_open(path, framework="pt") as opened:
-        said = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    return float(said.get("transformer.lora_alpha", 1)) / float(said.get("transformer.r", 1))
+        metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    return float(metadata.get("transformer.lora_alpha", 1)) / float(metadata.get("transformer.r", 1))
 
 
 def _layer(model: AvatarTransformer, name: str) -> nn.Module:
@@ -91,27 +91,27 @@ def _layer(model: AvatarTransformer, name: str) -> nn.Module:
 
 
 def _updates(layer: nn.Module, parts: Mapping[str, Tensor], ratio: float) -> list[tuple[Tensor, Tensor]]:
-    """(Parameter, what to add to it in float32) of one layer. Raises AttributeError, ValueError."""
-    found: list[tuple[Tensor, Tensor]] = []
+    """(Parameter, update in float32) pairs of one layer. Raises AttributeError, ValueError."""
+    updates: list[tuple[Tensor, Tensor]] = []
     if parts.keys() & {"down", "up", "alpha"}:
         if not parts.keys() >= {"down", "up"}:
             raise ValueError(f"has only {', '.join(sorted(parts))} of a LoRA; expected both matrices")
         down, up = parts["down"].float(), parts["up"].float()
         if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
             raise ValueError(f"matrices {tuple(down.shape)} and {tuple(up.shape)} do not belong together")
-        share = parts["alpha"].item() / len(down) if "alpha" in parts else ratio
-        found.append((layer.get_parameter("weight"), share * (up @ down)))
+        factor = parts["alpha"].item() / len(down) if "alpha" in parts else ratio
+        updates.append((layer.get_parameter("weight"), factor * (up @ down)))
     for kind in ("weight", "bias"):
         if kind in parts:
-            found.append((_first_channels(layer.get_parameter(kind), parts[kind]), parts[kind].float()))
-    for target, update in found:
+            updates.append((_first_channels(layer.get_parameter(kind), parts[kind]), parts[kind].float()))
+    for target, update in updates:
         if target.shape != update.shape:
             raise ValueError(f"the update is {tuple(update.shape)}, the parameter {tuple(target.shape)}")
-    return found
+    return updates
 
 
 def _first_channels(target: Tensor, update: Tensor) -> Tensor:
-    """The part of a patch embedding (dim, channels, 1, 2, 2) that the base had; any other target as it is."""
+    """The channels of a patch embedding (dim, channels, 1, 2, 2) that the base has; any other target unchanged."""
     return target[:, : update.shape[1]] if target.ndim == update.ndim == 5 else target
 
 
@@ -119,13 +119,13 @@ LORA_FILE = LORA_WEIGHT_NAME_SAFE
 
 MODULES_FILE = "avatar_modules.safetensors"
 
-_INFIX = ".default."  # peft's name of the adapter, which files of diffusers leave out
+_INFIX = ".default."  # peft's name of the adapter, which diffusers' files do not contain
 
 
 def save_diffusers_lora(
     tensors: Mapping[str, Tensor], folder: Path, rank: int, alpha: float, dtype: torch.dtype
 ) -> None:
-    """Write both files from a LoRA's trained tensors by our names, converted to `dtype`, into an existing folder."""
+    """Write LoRA and audio modules from trained tensors by our names, as `dtype`, into two files of a folder."""
     lora, modules = _split(tensors)
     settings = {"r": rank, "lora_alpha": alpha, "target_modules": list(LORA_TARGETS)}
     WanLoraLoaderMixin.save_lora_weights(

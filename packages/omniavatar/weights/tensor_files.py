@@ -1,7 +1,7 @@
-"""Weight files: read and written tensor by tensor, whatever does not fit refused, pickled code never run.
+"""Weight files: streamed reading and atomic writing of tensors, strict checks, no execution of pickled code.
 
-Files are mapped into memory, not copied there: a tensor nobody looks at costs nothing, and on device "meta", where
-names, shapes and types are all there is, a folder of any size is checked at once.
+Files are memory-mapped: an unused tensor costs nothing, and on device "meta", where only names, shapes and types are
+read, a folder of any size is checked in seconds.
 """
 
 import json
@@ -37,9 +37,9 @@ class CheckpointError(UserError, ValueError):
 def read_tensors(path: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) from a `.pt`/`.pth`/`.bin`/`.safetensors` file or a folder of safetensors shards.
 
-    Shards are opened one after the other, so memory holds what the caller keeps plus one shard; on device "meta" only
-    headers are read. A tensor kept as it came stays a private map of its file: replace files, never write into them.
-    Raises FileNotFoundError when there is nothing to read, CheckpointError when a file is broken or holds code.
+    Shards are opened one after the other, so memory holds the tensors the caller keeps plus one shard; on device "meta"
+    only headers are read. A tensor that is not copied remains a map of its file: replace files, never write into them.
+    Raises FileNotFoundError when there is nothing to read, CheckpointError when a file is broken or contains code.
     """
     path = Path(path)
     if not path.exists():
@@ -84,12 +84,12 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_torch_file(file: Path) -> dict[str, Tensor]:
-    """The flat name -> tensor dict of a torch file, read without running code from it. Raises CheckpointError."""
+    """The flat name -> tensor dict of a torch file, read without running its code. Raises CheckpointError."""
     whole = zipfile.is_zipfile(file)
     if not whole and _begins_as_zip(file):
-        raise CheckpointError(file, ["is cut short: the directory at its end is not there; fetch it again"])
+        raise CheckpointError(file, ["is truncated: the directory at its end is missing; fetch it again"])
     try:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
     except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -116,7 +116,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def write_torch_file(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a flat name -> tensor dict with sorted names, whole or not at all; `dtype` converts, None does not.
+    """Write a flat name -> tensor dict with sorted names, atomically; `dtype` converts, None does not.
 
     Raises CheckpointError for tensors that are empty (device meta) or not finite, DiskFullError.
     """
@@ -135,7 +135,7 @@ def write_shards(
 ) -> None:
     """Write `<stem>.safetensors`, or its shards and then their index; one shard at a time is converted to `dtype`.
 
-    Files left from another split under this stem are removed. Raises as `write_torch_file` does.
+    Files of another split under this stem are removed. Raises as `write_torch_file` does.
     """
     folder = Path(folder)
     _refuse_broken(folder, tensors)
@@ -168,39 +168,39 @@ def _on_cpu(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _own_storage(tensor: Tensor) -> Tensor:
-    """torch.save writes whole storages: a tensor that is a part of one, as of a mapped shard, is copied out of it."""
+    """A copy of a tensor that is a part of its storage, such as a mapped shard: torch.save writes whole storages."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def refuse_unsaid(config: Mapping[str, Any], read_back: Mapping[str, Any], but: Set[str] = frozenset()) -> None:
-    """Raise ValueError when a model's config differs from what a reader of its original file would take it for.
+    """Raise ValueError when a model's config differs from the config that a reader infers from its original file.
 
-    The original files of Wan say little about themselves; keys in `but` and those with a leading _ may differ.
+    The original files of Wan contain few settings; keys in `but` and those with a leading _ may differ.
     """
-    meant, understood = plain(dict(config)), plain(dict(read_back))
-    differing = {key: meant[key] for key in meant if key[0] != "_" and meant[key] != understood.get(key)}
+    own, inferred = plain(dict(config)), plain(dict(read_back))
+    differing = {key: own[key] for key in own if key[0] != "_" and own[key] != inferred.get(key)}
     unsaid = {key: value for key, value in differing.items() if key not in but}
     if unsaid:
-        raise InputError(f"The original layout has no word for {unsaid}; save this model in the other layout.")
+        raise InputError(f"The original layout cannot represent {unsaid}; save this model in the other layout.")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Neither NaN nor infinity in it, found without a temporary of its size; a tensor without data (meta) passes."""
+    """Whether a tensor has neither NaN nor infinity, without a temporary of its size; True for one without data."""
     if tensor.is_meta or not tensor.numel():
         return True
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor.detach()))
 
 
 def build_empty(build: Callable[[], M]) -> M:
-    """Build a module whose parameters take no memory (meta device); buffers, such as RoPE tables, are real."""
+    """A module whose parameters take no memory (meta device); buffers, such as RoPE tables, are real."""
     with init_empty_weights(include_buffers=False):
         return build()
 
 
 def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Every difference between wanted names and shapes and given tensors: missing, unexpected, shape, type, NaN.
+    """All differences between expected names and shapes and `tensors`: missing, unexpected, shape, type, NaN.
 
-    Tensors on device "meta" have no values to look at; all else is checked.
+    Values of tensors on device "meta" are not checked.
     """
     problems = [f"missing: {name} {tuple(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
@@ -220,9 +220,9 @@ def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rename_problems(problems: Iterable[str], name_in_file: Callable[[str], str]) -> list[str]:
-    """Problems as `check_tensors` words them, the tensor called as its file does."""
-    words = (problem.split(" ", 2) for problem in problems)
-    return [f"{kind} {name_in_file(name)} {rest}" for kind, name, rest in words]
+    """Problems of `check_tensors` with the names that the tensors have in their file."""
+    parts = (problem.split(" ", 2) for problem in problems)
+    return [f"{kind} {name_in_file(name)} {rest}" for kind, name, rest in parts]
 
 
 def fill_module(
@@ -233,18 +233,18 @@ def fill_module(
     tied: frozenset[str] = frozenset(),
     name_in_file: Callable[[str], str] = str,
 ) -> None:
-    """Put tensors into a module built empty, strictly: all of them or a CheckpointError that lists every problem.
+    """Load tensors into a module built by `build_empty`, strictly: raises CheckpointError that lists every problem.
 
     `dtype_of` gives the storage type by parameter name; names in `tied` may be absent (they share another tensor).
-    `source` is the file or folder they come from, `name_in_file` what a parameter is called there; errors name both.
+    `source` is the file or folder of the tensors, `name_in_file` maps a parameter to its name there; errors show both.
     Tensors on device "meta" leave the module empty.
     """
-    # Copied as they are read: one tensor left as a map of its file would keep all of the file's pages in memory.
-    given = {name: _converted(tensor, dtype_of(name)) for name, tensor in tensors}
+    # Copied as they are read: a single tensor that stays mapped would keep all pages of its file in memory.
+    copied = {name: _converted(tensor, dtype_of(name)) for name, tensor in tensors}
     state = module.state_dict()
-    expected = {name: value.shape for name, value in state.items() if name in given or name not in tied}
-    problems = check_tensors(expected, given)
+    expected = {name: value.shape for name, value in state.items() if name in copied or name not in tied}
+    problems = check_tensors(expected, copied)
     if problems:
         raise CheckpointError(weights_file(source), rename_problems(problems, name_in_file))
-    module.load_state_dict(given, strict=not tied, assign=True)
+    module.load_state_dict(copied, strict=not tied, assign=True)
     module.requires_grad_(True)

@@ -32,7 +32,7 @@ def test_frozen_full_and_base(avatar: AvatarTransformer, base: AvatarTransformer
 
 def test_a_variant_that_does_not_fit_the_model_is_refused(avatar: AvatarTransformer, base: AvatarTransformer) -> None:
     for model, variant in ((avatar, "base"), (avatar, "lora"), (base, "full"), (base, "frozen_dit")):
-        with pytest.raises(ValueError, match=f"Variant '{variant}' was asked of a"):
+        with pytest.raises(ValueError, match=f"Variant '{variant}' does not fit a"):
             mark_trainable(model, variant)
     inject_lora(avatar, rank=2, alpha=1.0)
     with pytest.raises(ValueError, match="with LoRA"):

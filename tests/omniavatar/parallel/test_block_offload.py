@@ -40,6 +40,6 @@ def test_two_blocks_are_there_at_a_time() -> None:
     there = []
     for here in chain:
         here.enter()
-        there.append([len(each._here) for each in chain])
+        there.append([len(each._on_device) for each in chain])
         here.leave()
     assert there == [[2, 2, 0], [0, 2, 2], [2, 0, 2]]
