@@ -135,7 +135,7 @@ class LatentsStage(Stage[dict[str, Any]]):
             write_parts(file, parts)
         return Outcome(row["unit"], "kept", outputs=meta | {"sha256": digest.hexdigest()})
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the encoded clip is still in the cache, or in the shards already."""
         return self.packed or cached(self.cache, row["unit"]).exists()
 

@@ -52,7 +52,7 @@ class DrawStage(Stage[dict[str, Any]]):
         height, width = clip.frames.shape[1:3]
         return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(path), "height": height, "width": width})
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the file is still there."""
         return (self.folder / f"{row['clip_id']}.mp4").exists()
 

@@ -180,7 +180,7 @@ class RebuildStage(Stage[Row]):
         why = "coded otherwise" if row["same_source"] else "another source file"
         return Outcome(row["unit"], "kept", outputs={"state": CHANGED, "why": why})
 
-    def made(self, row: Row, outcome: Outcome) -> bool:
+    def product_exists(self, row: Row, outcome: Outcome) -> bool:
         """Whether the clip file is still there."""
         return (self.folder / f"{row['unit']}.mp4").exists()
 

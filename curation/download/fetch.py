@@ -110,7 +110,7 @@ class DownloadStage(SweepStage):
         """Fetch one video."""
         return self.fetcher.download(row)
 
-    def made(self, row: Row, outcome: Outcome) -> bool:
+    def product_exists(self, row: Row, outcome: Outcome) -> bool:
         """Whether the file is still there, whole."""
         file = self.folder / outcome.outputs["file"]
         return file.is_file() and file.stat().st_size == outcome.outputs["bytes"]

@@ -49,7 +49,7 @@ class FetchStage(Stage[Row]):
         file = fetch(row["url"], self.folder)
         return Outcome(row["unit"], "kept", outputs={"file": file.name, "bytes": file.stat().st_size})
 
-    def made(self, row: Row, outcome: Outcome) -> bool:
+    def product_exists(self, row: Row, outcome: Outcome) -> bool:
         """Whether the file is still there, whole."""
         file = self.folder / outcome.outputs["file"]
         return file.is_file() and file.stat().st_size == outcome.outputs["bytes"]

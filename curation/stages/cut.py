@@ -163,7 +163,7 @@ class CutStage(Stage[ClipRow]):
             return outcome
         return replace(outcome, outputs=outcome.outputs | fingerprint_clip(self.folder / f"{row['unit']}.mp4"))
 
-    def made(self, row: ClipRow, outcome: Outcome) -> bool:
+    def product_exists(self, row: ClipRow, outcome: Outcome) -> bool:
         """Whether the clip file is still there; what is in it is checked against the table at the end of the job."""
         return (self.folder / f"{row['unit']}.mp4").exists()
 

@@ -97,7 +97,7 @@ class ScanStage(Stage[SourceRow]):
         name, digest = write_scan(self.folder, row["unit"], Scan(state.faces, state.motion))
         return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "scan_file": name, "scan_sha256": digest})
 
-    def made(self, row: SourceRow, outcome: Outcome) -> bool:
+    def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
         """Whether the file of the scan is still there."""
         return (self.folder / outcome.outputs["scan_file"]).is_file()
 

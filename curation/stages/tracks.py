@@ -65,7 +65,7 @@ class TracksStage(Stage[SourceRow]):
         ]
         return Outcome(row["unit"], "kept", outputs={"tracks_file": file, ROWS: rows})
 
-    def made(self, row: SourceRow, outcome: Outcome) -> bool:
+    def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
         """Whether the file of the tracks is still there."""
         return (self.folder / outcome.outputs["tracks_file"]).is_file()
 

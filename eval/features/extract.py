@@ -85,7 +85,7 @@ class ExtractStage(Stage[dict[str, Any]]):
             save_arrays(path, run_extractor(self.networks[extractor.name], video))
         return Outcome(row["unit"], "kept", outputs={"files": files})
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether every file of the cache is still there and sound."""
         return not any(is_lost(self.cache / file) for file in outcome.outputs.get("files", {}).values())
 

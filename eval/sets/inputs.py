@@ -168,7 +168,7 @@ class InputsStage(Stage[dict[str, Any]]):
             return Outcome(name, "rejected", error.kind, str(error))
         return Outcome(name, "kept", outputs={"real_sha256": sha256_file(self.out / REAL.format(name))})
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the three files are still there, the real video unchanged."""
         picture, sound, real = (self.out / form.format(row["unit"]) for form in FILES)
         present = picture.exists() and sound.exists() and real.exists()

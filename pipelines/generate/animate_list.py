@@ -87,7 +87,7 @@ class AnimateStage(Stage[dict[str, Any]]):
             return Outcome(row["unit"], "rejected", "bad_input", str(error))
         return Outcome(row["unit"], "kept")
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the video is still there."""
         return (self.out / f"{row['unit']}.mp4").exists()
 

@@ -146,7 +146,7 @@ class VideosStage(Stage[dict[str, Any]]):
             write_avatar_video(run.videos / method / f"{clip['clip_id']}.mp4", video, voice)
         return Outcome(row["unit"], "kept")
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether all videos of the batch are still there."""
         folder = RunFolder(self.root).videos / row["method"]
         return all((folder / f"{clip['clip_id']}.mp4").exists() for clip in row["clips"])

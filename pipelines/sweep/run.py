@@ -98,7 +98,7 @@ class CellStage(Stage[dict[str, Any]]):
         work(self.config, self.places, self._cell(row))
         return Outcome(row["unit"], "kept")
 
-    def made(self, row: dict[str, Any], outcome: Outcome) -> bool:
+    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the result of the cell is still there."""
         return _result(self.kind, self.places, self._cell(row)).exists()
 

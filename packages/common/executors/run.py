@@ -97,12 +97,12 @@ def _do(
 def _lost_products(
     stage: Stage[Any], rows: Sequence[Unit], log: StageLedger, keys: pa.Table, states: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Position and attempt of every kept unit whose product is gone, as `Stage.made` says."""
+    """Position and attempt of every kept unit whose product is gone, as `Stage.product_exists` says."""
     kept = np.flatnonzero(states == STATES.index("kept"))
-    if type(stage).made is Stage.made or not len(kept):
+    if type(stage).product_exists is Stage.product_exists or not len(kept):
         return []
     outcomes = zip(kept.tolist(), log.outcomes(keys.take(pa.array(kept))), strict=True)
-    return [(index, outcome.attempt) for index, outcome in outcomes if not stage.made(rows[index], outcome)]
+    return [(index, outcome.attempt) for index, outcome in outcomes if not stage.product_exists(rows[index], outcome)]
 
 
 def _keys(stage: Stage[Any], rows: Sequence[Unit]) -> pa.Table:

@@ -93,7 +93,7 @@ class Stage(Generic[Row]):
         """Do one unit. Whatever is raised becomes a failed attempt of this unit alone."""
         raise NotImplementedError
 
-    def made(self, row: Row, outcome: Outcome) -> bool:
+    def product_exists(self, row: Row, outcome: Outcome) -> bool:
         """Whether the product of a kept outcome, such as a file, is still there; if not the unit is done again.
 
         This is asked once for every kept unit when a run starts, and nowhere else.

@@ -24,11 +24,11 @@ class FunctionStage(Stage[Unit]):
         lanes: tuple[str, ...] = (),
         cost: str = "",
         timeout_seconds: float = 0.0,
-        made: Callable[[Unit, Outcome], bool] | None = None,
+        product_exists: Callable[[Unit, Outcome], bool] | None = None,
     ) -> None:
         self.name, self.version, self.reads, self.cost = name, version, reads, cost  # type: ignore[misc]
         self._params, self._models, self._make, self._lane = params, models, make, ""
-        self._lanes, self._timeout, self._made = lanes, timeout_seconds, made
+        self._lanes, self._timeout, self._exists = lanes, timeout_seconds, product_exists
 
     def load(self) -> None:
         self._work = self._make(self._lane) if self._lane else self._make()
@@ -36,8 +36,8 @@ class FunctionStage(Stage[Unit]):
     def __call__(self, row: Unit) -> Outcome:
         return self._work(row)
 
-    def made(self, row: Unit, outcome: Outcome) -> bool:
-        return self._made(row, outcome) if self._made else True
+    def product_exists(self, row: Unit, outcome: Outcome) -> bool:
+        return self._exists(row, outcome) if self._exists else True
 
     def in_lane(self, lane: str) -> "FunctionStage":
         stage = copy.copy(self)

@@ -421,10 +421,12 @@ def test_ctrl_c_ends_at_once_without_spam(tmp_path: Path) -> None:
 
 
 def test_a_lost_product_is_made_again_and_no_other(tmp_path: Path) -> None:
-    """The ledger outlives the file: asked by `Stage.made`, for kept units alone, and recorded once more."""
+    """The ledger outlives the file: asked by `Stage.product_exists`, for kept units alone, and recorded once more."""
     units = [{"unit": name, "n": 1} for name in "abc"] + [{"unit": "d", "n": 1, "kind": "reject"}]
     lost: set[str] = set()
-    stage = judging(tmp_path, made=lambda row, outcome: row["unit"] not in lost and outcome.outputs["score"] == 2.0)
+    stage = judging(
+        tmp_path, product_exists=lambda row, outcome: row["unit"] not in lost and outcome.outputs["score"] == 2.0
+    )
     first = run_stage(stage, units, Ledger(tmp_path / "ledger"), HERE)
     assert calls(tmp_path) == ["a", "b", "c", "d"]
     lost.add("b")

@@ -29,7 +29,7 @@ def scan(face_pack: Path):
         stage = ScanStage(ScanConfig(**options), Weights("face_detector", None, ""), path.parent / "per_frame")
         stage.hold(detector=detector)
         outcome = stage({"unit": path.name, "path": str(path)})
-        assert outcome.state == "kept" and stage.made({}, outcome)
+        assert outcome.state == "kept" and stage.product_exists({}, outcome)
         return outcome.outputs | read_scan(stage.folder / outcome.outputs["scan_file"])._asdict()
 
     return run

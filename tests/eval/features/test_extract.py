@@ -97,17 +97,17 @@ def test_one_decode_serves_all_and_only_what_is_lost_is_done_again(
     files = stage(unit).outputs["files"]
     assert set(files) == {"course", "fidelity"} and decoded == ["a"]  # no sound, no weights for FID
     outcome = stage(unit)
-    assert outcome.outputs["files"] == files and decoded == ["a"] and stage.made(unit, outcome)
+    assert outcome.outputs["files"] == files and decoded == ["a"] and stage.product_exists(unit, outcome)
     course = tmp_path / "cache" / files["course"]
     before = {name: array.tolist() for name, array in load_arrays(course).items()}
     course.unlink()
-    assert not stage.made(unit, outcome)
+    assert not stage.product_exists(unit, outcome)
     stage(unit)
     assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and decoded == ["a", "a"]
     spoilt = bytearray(course.read_bytes())
     spoilt[len(spoilt) // 2] ^= 1
     course.write_bytes(bytes(spoilt))
-    assert not stage.made(unit, outcome)
+    assert not stage.product_exists(unit, outcome)
     stage(unit)
     assert {name: array.tolist() for name, array in load_arrays(course).items()} == before and len(decoded) == 3
 
