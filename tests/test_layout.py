@@ -1,6 +1,8 @@
 """The house rules as tests: floors, no cycles, engines at the edge, and what no file of the tree may do."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -222,3 +224,22 @@ def test_tests_mirror_the_source() -> None:
     present = mirrored & set(own_tests())
     missing = sorted(mirrored - present)
     assert len(present) >= 0.7 * len(mirrored), f"{len(present)} of {len(mirrored)} have one, these have not: {missing}"
+
+
+HEAVY = ("torch", "deepspeed", "transformers", "diffusers", "cv2", "matplotlib", "ray", "sklearn", "peft")
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("pipelines.recipe", 0.7), ("pipelines.cli.main", 1.2)])
+def test_configuration_is_apart_from_engines(name: str, seconds: float) -> None:
+    code = f"import sys, time, {name}; print(time.process_time(), *({HEAVY} & sys.modules.keys()))"
+    code = code.replace(f"{HEAVY}", f"set({HEAVY})")
+    best, loaded = 60.0, [""]
+    for _ in range(2):  # CPU time varies on a busy machine: the better of two
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+        spent, *loaded = done.stdout.split()
+        best = min(best, float(spent))
+    assert loaded == [] and best < seconds
+
+
+def test_every_package_is_typed() -> None:
+    assert [name for name, folder in FOLDERS.items() if not (folder / "py.typed").is_file()] == []

@@ -36,7 +36,9 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 DATABASE = "run.duckdb"
-PROBED = "SELECT unit AS video_id, state, reason, message, outputs, fingerprint FROM outcomes WHERE stage = 'probe'"
+PROBED = """SELECT unit AS video_id, state, reason, message, outputs, fingerprint,
+            try_cast(json_extract_string(outputs, '$.duration') AS DOUBLE) AS duration
+            FROM outcomes WHERE stage = 'probe'"""
 
 
 class QueryError(UserError, ValueError):

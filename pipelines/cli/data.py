@@ -156,7 +156,7 @@ def diff(
 @app.command(rich_help_panel=CURATE)
 def rebuild(
     version: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`")],
-    run: ExistingRunOption = Path("runs/rebuilt"),
+    run: Annotated[Path, typer.Option("--run", help="run folder to write")] = Path("runs/rebuilt"),
     videos: Annotated[str, typer.Option(help="folder that holds some of the videos; the rest is downloaded")] = "",
     recipe: RecipeOption = "folder",
     settings: SetOption = None,

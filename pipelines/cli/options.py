@@ -5,11 +5,22 @@ from typing import Annotated
 
 import typer
 
+from common.errors import MissingFileError
+
 RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Generate", "Evaluate", "Models"
+
+
+def _existing(run: Path) -> Path:
+    if not run.is_dir():
+        raise MissingFileError(f"There is no run folder at {run}; give the folder that a run has written to.")
+    return run
+
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="run folder (default: runs/<recipe name>)")]
-ExistingRunOption = Annotated[Path, typer.Option("--run", help="run folder that a command has written to")]
+ExistingRunOption = Annotated[
+    Path, typer.Option("--run", help="run folder that a command has written to", callback=_existing)
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="override a key of the recipe: section.key=value; may be repeated")
 ]

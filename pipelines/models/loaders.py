@@ -1,6 +1,7 @@
 """One loader for each role: what must load, and fit the roles loaded before it, for the weights to be right.
 
-Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory.
+Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory. The
+judges are imported when a recipe names their weights: checking those of generation needs no extra.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,13 +23,6 @@ from omniavatar.encoders.vae import load_vae
 from omniavatar.model.transformer import load_base
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, load_adapter
 from omniavatar.weights.tensor_files import read_tensors
-from perception.faces.detect import load_face_detector
-from perception.faces.identity import load_face_identity
-from perception.features.nets import check_feature_net
-from perception.pose import DETECTOR_FILE, POSE_FILE, load_pose_estimator
-from perception.quality.qalign import check_qalign
-from perception.sync.active_speaker import load_active_speaker
-from perception.sync.syncnet import load_syncnet
 
 
 @dataclass(frozen=True)
@@ -114,16 +108,22 @@ def _expect(what: str, found: int, who: str, wanted: int) -> None:
 
 
 def _sync_scorer(path: Path, earlier: Earlier) -> Loaded:
+    from perception.sync.syncnet import load_syncnet
+
     net = load_syncnet(path)
     return Loaded(path, net, net.state_dict().values())
 
 
 def _active_speaker(path: Path, earlier: Earlier) -> Loaded:
+    from perception.sync.active_speaker import load_active_speaker
+
     net = load_active_speaker(path)
     return Loaded(path, net, net.state_dict().values())
 
 
 def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
+    from perception.quality.qalign import check_qalign
+
     check_qalign(path)
     return Loaded(path, tensors=_headers(path))
 
@@ -140,14 +140,20 @@ def _captioner(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _face_detector(path: Path, earlier: Earlier) -> Loaded:
+    from perception.faces.detect import load_face_detector
+
     return Loaded(path, load_face_detector(path), _onnx_tensors(sorted(path.glob("*.onnx"))))
 
 
 def _face_identity(path: Path, earlier: Earlier) -> Loaded:
+    from perception.faces.identity import load_face_identity
+
     return Loaded(path, load_face_identity(path), _onnx_tensors([path]))
 
 
 def _pose(path: Path, earlier: Earlier) -> Loaded:
+    from perception.pose import DETECTOR_FILE, POSE_FILE, load_pose_estimator
+
     return Loaded(path, load_pose_estimator(path), _onnx_tensors([path / DETECTOR_FILE, path / POSE_FILE]))
 
 
@@ -162,11 +168,15 @@ def _onnx_tensors(files: Iterable[Path]) -> list[Tensor]:
 
 
 def _fid_features(path: Path, earlier: Earlier) -> Loaded:
+    from perception.features.nets import check_feature_net
+
     net = check_feature_net(path, "frames")
     return Loaded(path, net, net.state_dict().values())
 
 
 def _fvd_features(path: Path, earlier: Earlier) -> Loaded:
+    from perception.features.nets import check_feature_net
+
     net = check_feature_net(path, "videos")
     return Loaded(path, net, net.state_dict().values())
 

@@ -1,8 +1,11 @@
+import resource
 import subprocess
 import sys
 
 import pytest
 
+from common.clips import write_clips
+from common.errors import EXTRA_OF
 from tests.pipelines.command_line import run_here
 
 
@@ -84,3 +87,73 @@ def test_what_curating_a_list_takes_is_said_without_a_download(tmp_path):
     assert (tmp_path / "run" / "report" / "plan.json").exists()
     done = run_here("status", "--run", tmp_path / "run")
     assert done.returncode == 0 and "no stage has begun yet" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run folder with a clip table and a source folder with one file."""
+    run = tmp_path_factory.mktemp("small") / "run"
+    write_clips(run / "clips.parquet", [{"clip_id": "c", "duration": 3.0, "decision": "kept", "reasons": []}])
+    (run / "sources").mkdir()
+    (run / "sources" / "a.mp4").write_bytes(b"0")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("status --run RUN", 0),
+        ("query", 0),
+        ("query states --run RUN", 0),
+        ("yield --run RUN", 0),
+        ("plan --set sources.path=RUN/sources", 0),
+        ("run --recipe demo --set train.stepz=1", 1),
+        ("reselect --run RUN/absent", 1),
+    ],
+)
+def test_questions_and_mistakes_are_answered_within_a_second_of_cpu(command, code, small_run):
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent()
+    done = _omniavatar(*command.replace("RUN", str(small_run)).split())
+    assert done.returncode == code, done.stderr
+    assert spent() - before < 1.5
+
+
+WITHOUT_EXTRAS = """
+import sys
+from importlib.machinery import PathFinder
+
+find, absent = PathFinder.find_spec, set({absent})
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.partition(".")[0] in absent else find(name, *rest)
+)
+from pipelines.cli.main import main
+main()
+"""
+
+
+def _base_installation(*arguments):
+    """A command where no library of an extra can be imported."""
+    command = [sys.executable, "-c", WITHOUT_EXTRAS.format(absent=sorted(EXTRA_OF)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def test_the_base_installation_generates(tmp_path):
+    inputs = ("--prompt", "a man", "--seconds", "0.2", "--out", str(tmp_path / "a.mp4"), "--run", str(tmp_path))
+    done = _base_installation("generate", *inputs, "--set", "generate.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [(("curate", "--recipe", "demo"), "curate"), (("run", "--recipe", "demo", "--ray", "local"), "cluster")],
+)
+def test_a_command_without_its_extra_says_the_line_that_adds_it(command, extra, tmp_path):
+    done = _base_installation(*command, "--run", str(tmp_path))
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: This command needs ")
+    assert f"pip install 'omniavatar-stack[{extra}]'" in last or extra == "cluster"
