@@ -1,1 +1,1 @@
-"""Kept clips in, shards out: everything the frozen encoders can say about a clip, computed once."""
+"""Latents job: kept clips in, shards with the outputs of the frozen encoders out."""

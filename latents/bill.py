@@ -1,4 +1,4 @@
-"""What a latents job has made and what it took: one line of `logs/latents.jsonl` a job."""
+"""Bill of a latents job: bytes by kind and seconds of encoding, one line of `logs/latents.jsonl` per job."""
 
 import logging
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Bill:
 
 
 def make_bill(shards: Path, outcomes: Sequence[Outcome]) -> Bill:
-    """From the index of finished shards and what the ledger says of their clips."""
+    """The bill from the index of finished shards and the ledger rows of their clips."""
     index = read_index(shards)
     sums = {
         name: pc.sum(index[name]).as_py() or 0 for name in ("size", "seconds", *(f"{kind}_bytes" for kind in KINDS))
@@ -67,7 +67,7 @@ def make_bill(shards: Path, outcomes: Sequence[Outcome]) -> Bill:
 
 
 def write_bill(run: RunFolder, outcomes: Sequence[Outcome]) -> None:
-    """Say the bill of `run.shards` and append it to the log."""
+    """Log the bill of `run.shards` and append it to the file."""
     bill = make_bill(run.shards, outcomes)
     logger.info("%s", bill.line())
     log = JsonLines(run.logs / LOG)

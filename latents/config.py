@@ -12,9 +12,9 @@ AudioKind = Literal["features", "waveform"]
 class LatentsConfig:
     """Buckets are (height, width) in pixels, multiples of 16; the defaults are the "480p" set of the paper's system.
 
-    `audio` "waveform" stores 16 kHz sound instead of wav2vec2 states, 32 kB a second instead of 500; training then runs
+    `audio` "waveform" stores 16 kHz audio instead of wav2vec2 states, 32 kB a second instead of 500; training then runs
     wav2vec2. `device` "auto" is a GPU where there is one (on Ray: where `gpus_per_worker` reserves one), `dtype` "auto"
-    bf16 there and fp32 on a CPU. Both change the bytes: latents of another kind of device are encoded anew.
+    is bf16 there and fp32 on a CPU. Both change the bytes: on another kind of device latents are encoded again.
     """
 
     buckets: tuple[tuple[int, int], ...] = ((400, 720), (720, 720), (720, 400))

@@ -94,7 +94,7 @@ def write_constants(folder: Path, constants: Constants) -> None:
         save_file(tensors, path)
 
 
-def read_widths(folder: Path) -> tuple[int, int]:
+def stored_widths(folder: Path) -> tuple[int, int]:
     """Text length and audio width of a shard folder, without torch. Raises what `read_constants` raises."""
     tensors = _read(folder)
     return int(tensors["text_length"]), int(tensors["audio_dim"])

@@ -1,8 +1,8 @@
-"""One clip through the frozen encoders: a pure function from picture, sound and caption to the tensors of a sample.
+"""Encoding of one clip: a pure function from frames, audio and caption to the tensors of a sample.
 
 Shapes: N video frames, F = 4 (T - 1) + 1 of them kept, T latent frames, h w latent height and width, K references,
 n caption tokens, D text width, C - D stored audio width. Clips are encoded one by one: batched, the last bits of a clip
-would depend on its neighbours, and the bytes of a shard on which clips were left when a job was killed.
+would depend on its neighbours, and the bytes of a shard on which clips remained when a job was killed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 
 @dataclass(frozen=True)
 class Encoders:
-    """The frozen models, how many reference frames of a clip are kept, and as what its sound is."""
+    """The frozen models, the number of reference frames per clip, and the kind of audio that is stored."""
 
     vae: WanVAE
     text: TextEncoder
@@ -58,15 +58,15 @@ def load_encoders(
 
 
 def make_constants(models: Mapping[str, Path], stored_audio: AudioKind, audio_encoder: str) -> Constants:
-    """What training must know about these encoders; `audio_encoder` is the content hash. Always the same bytes: on the
-    CPU in float32. Raises what `load_encoders` raises."""
+    """Constants of these encoders for training; `audio_encoder` is the content hash. Computed on the CPU in float32, so
+    the bytes are always the same. Raises what `load_encoders` raises."""
     text = load_text_encoder(models["text_encoder"], models["tokenizer"])
     width = load_audio_encoder(models["audio_encoder"], "meta").feature_dim
     return Constants(text.encode([""])[0], text.text_length, width, stored_audio, audio_encoder)
 
 
 def encoder_hashes(models: Mapping[str, Path]) -> dict[str, str]:
-    """Content hash of each encoder, by role. Raises FileNotFoundError naming the role that is absent."""
+    """Content hash of each encoder, by role. Raises FileNotFoundError naming an absent role."""
     missing = [role for role in ENCODER_ROLES if not models.get(role) or not Path(models[role]).exists()]
     if missing:
         raise MissingFileError(
@@ -84,8 +84,8 @@ def encode_clip(
 
     frames (N, H, W, 3) uint8 RGB at 25 fps in the size of their bucket, wave (samples,) float32 at 16 kHz from the
     first frame on. Returns float16 latents (16, T, h, w), references (K, 16, h, w), text (n, D), audio (F, C - D) or
-    the int16 waveform (640 N,). The clip is cut to 4n + 1 frames from its start; the sound is encoded over all N frames
-    before it is cut, so a waveform is stored of all of them.
+    the int16 waveform (640 N,). The clip is cut to 4n + 1 frames from its start. Audio is encoded over all N frames and
+    then cut, so a waveform is stored for all of them.
     """
     kept = (len(frames) - 1) // 4 * 4 + 1
     video = to_video(frames[:kept], encoders.vae.mean.device)
@@ -111,20 +111,20 @@ def to_video(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 def encode_references(encoders: Encoders, video: Tensor) -> Tensor:
     """Latents (K, 16, h, w) of K single frames spread over video (1, 3, F, H, W), the first frame first."""
     chosen = np.linspace(0, video.shape[2] - 1, encoders.references).round().astype(int)
-    pictures = video[0, :, chosen].transpose(0, 1)[:, :, None]  # (K, 3, 1, H, W)
-    return encoders.vae.encode(pictures)[:, :, 0]
+    images = video[0, :, chosen].transpose(0, 1)[:, :, None]  # (K, 3, 1, H, W)
+    return encoders.vae.encode(images)[:, :, 0]
 
 
 def encode_audio(encoder: AudioEncoder, samples: np.ndarray) -> Tensor:
     """wav2vec2 states (N, C - D) of a whole clip of 640 N int16 samples, without the layer that is stored twice.
 
-    Exactly as long as the picture, so that nothing is stretched; of 16 bits, so that a stored waveform gives the same.
+    As long as the video, so that nothing is resampled; of 16 bits, so that a stored waveform gives the same states.
     """
     return drop_duplicate(encoder.encode(to_wave(torch.from_numpy(samples))), encoder.hidden_size)
 
 
 def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) of the nearest shape, then of the nearest size (spec omniavatar 3.3: nearest h/w ratio)."""
+    """The (height, width) of the nearest aspect ratio, then of the nearest size (spec omniavatar 3.3)."""
 
     def distance(bucket: tuple[int, int]) -> tuple[float, float]:
         shape = abs(log(bucket[0] / bucket[1]) - log(height / width))
@@ -140,10 +140,10 @@ def fit_frames(frames: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
         return frames
     scale = max(bucket[0] / height, bucket[1] / width)
     size = (max(round(height * scale), bucket[0]), max(round(width * scale), bucket[1]))
-    top, left = (size[0] - bucket[0]) // 2, (size[1] - bucket[1]) // 2
+    top, margin = (size[0] - bucket[0]) // 2, (size[1] - bucket[1]) // 2
     fitted = np.empty((len(frames), *bucket, 3), np.uint8)
     for i, frame in enumerate(frames):
-        picture = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-        picture = interpolate(picture, size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
-        fitted[i] = picture[:, top : top + bucket[0], left : left + bucket[1]].permute(1, 2, 0).numpy()
+        image = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+        image = interpolate(image, size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
+        fitted[i] = image[:, top : top + bucket[0], margin : margin + bucket[1]].permute(1, 2, 0).numpy()
     return fitted

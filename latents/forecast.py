@@ -1,4 +1,4 @@
-"""What encoding clips will take, before it is begun: bytes from arithmetic, hours from what one clip took."""
+"""Forecast of a latents job: bytes from arithmetic, hours from a measured speed."""
 
 import time
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ PROBES = (5, 13)  # frames
 
 
 class Length(NamedTuple):
-    """A clip, as far as its bytes depend on it: seconds, and pixels before it is fitted to a bucket."""
+    """The size of a clip: seconds, and pixels before it is fitted to a bucket."""
 
     seconds: float
     height: int
@@ -30,15 +30,15 @@ class Length(NamedTuple):
 
 @dataclass(frozen=True)
 class Widths:
-    """Numbers a frame or a token is stored as; the defaults are the published models' (umT5-XXL, wav2vec2-base)."""
+    """Values per stored frame or token; the defaults are the published models' (umT5-XXL, wav2vec2-base)."""
 
     text: int = 4096
-    audio: int = 13 * 768  # without the twin layer
+    audio: int = 13 * 768  # without the duplicated layer
     text_tokens: int = 110  # of a caption, on average
 
 
 class Speed(NamedTuple):
-    """Seconds of one worker: for a clip of any length, and for a megapixel of one frame."""
+    """Seconds of one worker: per clip, and per megapixel of one frame."""
 
     clip: float
     megapixel_frame: float
@@ -60,13 +60,13 @@ class Forecast:
         return sum(self.kinds.values()) + self.clips * PER_SAMPLE
 
     def lines(self, workers: int = 1) -> list[str]:
-        """A line for the whole, one a kind, one for the time."""
+        """Lines for the total, for each kind, and for the time."""
         per_clip = self.total_bytes / 1e6 / max(self.clips, 1)
         lines = [f"{self.clips} clips, {self.hours:.4g} h of video: {self.total_bytes / 1e9:.4g} GB"]
         lines += [f"  {kind:<10} {size / 1e9:>10.4g} GB" for kind, size in self.kinds.items()]
-        lines += [f"  {per_clip:.3g} GB per 1000 clips; as much again in cache/ until the shards are packed"]
+        lines += [f"  {per_clip:.3g} GB per 1000 clips; as much again in cache/, which may be deleted after packing"]
         if self.seconds is None:
-            return [*lines, "time unknown: name a run that has encoded clips, or measure with --probe"]
+            return [*lines, "time unknown: give a run that has encoded clips, or measure with --probe"]
         days = self.seconds / workers / 86400
         return [*lines, f"{self.seconds / 3600:.4g} worker hours, {days:.3g} days with {workers} at a time"]
 
@@ -90,7 +90,7 @@ def forecast(clips: Iterable[Length], config: LatentsConfig, widths: Widths, spe
 
 
 def read_widths(text_encoder: Path | None, audio_encoder: Path | None) -> Widths:
-    """Widths of the models of a recipe, from their `config.json`; the published ones' for a model that is not there."""
+    """Widths of the models of a recipe, from their `config.json`; the published ones' where a model is absent."""
     widths = Widths()
     text, audio = (folder / "config.json" if folder else None for folder in (text_encoder, audio_encoder))
     states = read_json(audio) if audio and audio.exists() else None
@@ -101,13 +101,13 @@ def read_widths(text_encoder: Path | None, audio_encoder: Path | None) -> Widths
 
 
 def probe(encoders: Encoders, bucket: tuple[int, int]) -> Speed:
-    """How fast this machine is: two short clips of noise are encoded, the faster of two times each."""
+    """Speed of this machine, from encoding two short clips of noise, the faster of two runs each."""
 
     def seconds(frames: int) -> float:
-        pictures = np.random.default_rng(0).integers(0, 256, (frames, *bucket, 3)).astype(np.uint8)
+        frames_of_noise = np.random.default_rng(0).integers(0, 256, (frames, *bucket, 3)).astype(np.uint8)
         wave = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
         begin = time.perf_counter()
-        encode_clip(encoders, pictures, wave, "a person speaks")
+        encode_clip(encoders, frames_of_noise, wave, "a person speaks")
         return time.perf_counter() - begin
 
     seconds(PROBES[0])  # the first is slower than any later one
@@ -117,5 +117,5 @@ def probe(encoders: Encoders, bucket: tuple[int, int]) -> Speed:
 
 
 def even_lengths(clips: int, hours: float, bucket: tuple[int, int]) -> list[Length]:
-    """So many clips of one length and size, of `hours` together."""
+    """`clips` clips of equal length and size, of `hours` altogether."""
     return [Length(ceil(hours * 3600 / clips * FPS) / FPS, *bucket)] * clips

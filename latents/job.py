@@ -1,7 +1,7 @@
-"""Kept clips -> shards: each clip is encoded once, by any number of workers, then packed in the order of the names.
+"""START HERE. Latents job: encodes each kept clip once, on any number of workers, and packs the results into shards.
 
-Workers write one file per clip below `cache/latents/`; the shards are packed from these files, so that their bytes do
-not depend on who encoded what when. A killed job goes on at the next clip.
+Workers write one file per clip below `cache/latents/`; the shards are packed from these files in the order of clip_id,
+so their bytes do not depend on the distribution of work. A killed job resumes at the next clip.
 """
 
 import hashlib
@@ -62,9 +62,9 @@ def encode_clips(
 ) -> list[Outcome]:
     """Encode clip rows into `run.shards`; a clip that fails is a ledger row and is left out of the shards.
 
-    Rows need clip_id, video_id, split, caption, and sha256 (any text that names the content: another one means encode
-    again). `read` turns a row into picture and sound, so clips need not be files; it must be picklable. Files are
-    `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
+    Rows need clip_id, video_id, split, caption, and sha256 (any text that identifies the content; when it changes, the
+    clip is encoded again). `read` turns a row into frames and audio, so clips need not be files; it must be picklable.
+    Files are `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
     """
     hashes = encoder_hashes(models)
     stage = make_stage(config, {role: Path(models[role]) for role in hashes}, hashes, run, executor, read)
@@ -73,7 +73,7 @@ def encode_clips(
         dict(clip) | {"unit": clip["clip_id"], "path": str(run.clips / f"{clip['clip_id']}.mp4")} for clip in clips
     ]
     units.sort(key=lambda unit: unit["unit"])
-    # Once the shards hold these clips, what was encoded for them is not needed in the cache any more.
+    # Once the shards hold these clips, their files in the cache are not needed any more.
     packed = is_packed(run.shards, contents(stage, hashes["audio_encoder"], units))
     outcomes = run_stage(replace(stage, packed=packed), units, Ledger(run.ledger), executor)
     encoded = [(unit, done) for unit, done in zip(units, outcomes, strict=True) if done.state == "kept"]
@@ -81,7 +81,7 @@ def encode_clips(
     if not is_packed(run.shards, expected):
         pack_shards(run.shards, stage.cache, expected, encoded, config.samples_per_shard)
         write_constants(run.shards, make_constants(stage.paths, config.audio, hashes["audio_encoder"]))
-        write_json(run.shards / CONTENTS, expected)
+        write_json(run.shards / CONTENTS, expected)  # last: it marks the folder as finished
         write_bill(run, outcomes)
     return outcomes
 
@@ -91,8 +91,8 @@ class LatentsStage(Stage[dict[str, Any]]):
     """Over kept clip rows: encodes one clip into a file of `cache`; its metadata and the SHA-256 of its tensors go into
     the ledger.
 
-    `device` is the kind of device ("cpu", "cuda"), since latents of another kind differ; `worker_device` the very one.
-    `encoders` are the weights that the tensors depend on, `paths` where all of them lie.
+    `device` is the kind of device ("cpu", "cuda"), since latents of another kind differ; `worker_device` the device itself.
+    `encoders` are the weights that the tensors depend on, `paths` those of all encoders.
     """
 
     name = "latents"
@@ -156,7 +156,7 @@ def make_stage(
         audio=config.audio,
         device=device.partition(":")[0],
         dtype=dtype,
-        # A shard that holds waveforms does not depend on who will listen to them.
+        # Stored waveforms do not depend on the audio encoder.
         encoders=tuple(
             Weights(role, paths[role], digest)
             for role, digest in hashes.items()
@@ -168,47 +168,47 @@ def make_stage(
         cache=run.cache,
         read=read,
     )
-    # Named without the name of the stage, as it has always been.
+    # The name of the folder does not include the stage's name, so that caches of older runs are found.
     return replace(stage, cache=run.cache / "latents" / fingerprint([VERSION, stage.params, stage.models]))
 
 
 def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Literal["fp32", "bf16"]]:
-    """Device and precision of every worker, "auto" made definite. Raises ValueError for a device that is not there."""
+    """Device and precision of every worker, with "auto" resolved. Raises InputError for an absent device."""
     device = config.device
     if device == "auto" and executor.kind == "ray":
-        # Ray shows a worker only the GPUs it has reserved; this process may have none, or others.
+        # Ray shows a worker only the GPUs it reserved; those of this process do not matter.
         device = "cuda" if executor.gpus_per_worker else "cpu"
     if executor.kind == "ray" and device.startswith("cuda"):
         return device, "fp32" if config.dtype == "fp32" else "bf16"
-    found, dtype = resolve_device(LoadConfig(device, config.dtype))
-    return str(found), "bf16" if dtype == torch.bfloat16 else "fp32"
+    resolved, dtype = resolve_device(LoadConfig(device, config.dtype))
+    return str(resolved), "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
 def cached(cache: Path, clip_id: str) -> Path:
-    """Where the tensors of one clip wait to be packed."""
+    """Cache file of the tensors of one clip."""
     return cache / f"{clip_id}.safetensors"
 
 
 def pack_shards(
     shards: Path,
     cache: Path,
-    wanted: Mapping[str, Any],
+    expected: Mapping[str, Any],
     encoded: list[tuple[dict[str, Any], Outcome]],
     samples_per_shard: int,
 ) -> None:
-    """Write the cached samples into tar shards, in the order of clip_id; `wanted` are their contents."""
-    with ShardWriter(shards, samples_per_shard, fingerprint(wanted)) as writer:
+    """Write the cached samples into tar shards, in the order of clip_id; `expected` describes their contents."""
+    with ShardWriter(shards, samples_per_shard, fingerprint(expected)) as writer:
         for unit, outcome in progress(encoded, "shards"):
             if unit["clip_id"] in writer:
                 continue
             named = {name: unit[name] for name in ("clip_id", "video_id", "split")}
             file = cached(cache, unit["unit"])
             tensors = read_tensors(np.fromfile(file, np.uint8), f"Cached {file}, which may be deleted,")
-            writer.add(unit["clip_id"], tensors, outcome.outputs | named | {"stage": wanted["stage"]})
+            writer.add(unit["clip_id"], tensors, outcome.outputs | named | {"stage": expected["stage"]})
 
 
 def contents(stage: LatentsStage, audio_encoder: str, units: Sequence[Clip]) -> dict[str, Any]:
-    """What a shard folder holds and what made it, to recognise a finished one."""
+    """Description of a shard folder, its clips and what made them, by which a finished one is recognised."""
     return {
         "stage": stage.fingerprint,
         "models": stage.models | {"audio_encoder": audio_encoder},
@@ -218,12 +218,12 @@ def contents(stage: LatentsStage, audio_encoder: str, units: Sequence[Clip]) -> 
 
 
 def clips_digest(clips: Sequence[Clip]) -> str:
-    """16 hex digits that stand for clips, sorted by clip_id, and all that their samples depend on."""
+    """Digest of clips, sorted by clip_id, and all that their samples depend on: 16 hexadecimal digits."""
     fields = ("clip_id", "video_id", "split", "caption", "sha256")
     return fingerprint([[str(clip.get(name)) for name in fields] for clip in clips])
 
 
-def is_packed(shards: Path, wanted: Mapping[str, Any]) -> bool:
+def is_packed(shards: Path, expected: Mapping[str, Any]) -> bool:
     """True when the shard folder holds exactly these contents."""
     path = shards / CONTENTS
-    return path.exists() and read_json(path) == wanted
+    return path.exists() and read_json(path) == expected

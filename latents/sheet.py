@@ -1,4 +1,4 @@
-"""Shards one can look at: samples decoded by the VAE beside the frames they were made from."""
+"""Contact sheet of shards: samples decoded by the VAE, below the frames they were made from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from latents.job import ReadClip, read_clip
 from omniavatar.encoders.vae import WanVAE
 
 COLUMNS = 5  # frames of a clip, spread over what was decoded
-MOST_LATENTS = 6  # decoded from the start of a clip: 21 frames
+MAX_LATENTS = 6  # decoded from the start of a clip: 21 frames
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One sample: PSNR in dB of its decoded frames against the source's, and both as rows of pictures (h, w, 3)."""
+    """One sample: PSNR in dB of its decoded frames against the source's, and both as rows of frames (h, w, 3)."""
 
     clip_id: str
     psnr: float
@@ -27,7 +27,7 @@ class Decoded:
 
 
 def decode_samples(run: RunFolder, vae: WanVAE, count: int, seed: int = 0, read: ReadClip = read_clip) -> list[Decoded]:
-    """`count` samples drawn at random, or all there are, the beginning of each. Raises ShardError, MediaError,
+    """The beginning of `count` random samples, or of all there are. Raises ShardError, MediaError,
     FileNotFoundError for a clip whose file is gone."""
     reader = ShardReader(run.shards)
     numbers = np.random.default_rng(seed).permutation(len(reader))[:count]
@@ -35,7 +35,7 @@ def decode_samples(run: RunFolder, vae: WanVAE, count: int, seed: int = 0, read:
 
 
 def write_sheet(path: Path, decoded: list[Decoded]) -> None:
-    """A PNG with two rows a sample: source above, decoded below, and which it is. Raises DiskFullError."""
+    """Write a PNG with two rows per sample, source above decoded, with PSNR and clip id. Raises DiskFullError."""
     width = max(sample.rows.shape[1] for sample in decoded)
     strips = [_captioned(sample, width) for sample in decoded]
     done, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(strips), cv2.COLOR_RGB2BGR))
@@ -46,7 +46,7 @@ def write_sheet(path: Path, decoded: list[Decoded]) -> None:
 
 @torch.inference_mode()
 def _decode(reader: ShardReader, run: RunFolder, vae: WanVAE, number: int, read: ReadClip) -> Decoded:
-    tensors, meta = reader.window(number, MOST_LATENTS)
+    tensors, meta = reader.window(number, MAX_LATENTS)
     latents = torch.from_numpy(tensors["latents"].astype(np.float32))[None].to(vae.mean.device)
     video = (vae.decode(latents)[0].float().cpu().permute(1, 2, 3, 0).numpy() + 1) * 127.5
     frames = video.round().clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A video leaves the shards: its samples, its files in the cache, and a new version of what is left."""
+"""Takedown of a video from the shards: samples, cached files, and a new version of the shards."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -50,8 +50,8 @@ def _log(shards: Path) -> list[dict[str, Any]]:
 
 
 def _contents_without(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Any] | None:
-    """What the shards hold without these clips; nothing when they were not up to date before, and so need a new job
-    anyway."""
+    """Description of the shards without these clips; None when they were out of date before, so that the next latents
+    job packs them again anyway."""
     path = run.shards / CONTENTS
     if not path.exists() or not run.clips_parquet.exists() or not (run.shards / "index.parquet").exists():
         return None
@@ -60,5 +60,5 @@ def _contents_without(run: RunFolder, clip_ids: Collection[str]) -> dict[str, An
     clips = [row for row in stream_clips(run.clips_parquet, FIELDS) if row["clip_id"] in held]
     if clips_digest(clips) != old["digest"]:
         return None
-    left = [row for row in clips if row["clip_id"] not in clip_ids]
-    return old | {"clips": len(left), "digest": clips_digest(left)}
+    remaining = [row for row in clips if row["clip_id"] not in clip_ids]
+    return old | {"clips": len(remaining), "digest": clips_digest(remaining)}

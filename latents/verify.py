@@ -1,4 +1,4 @@
-"""Are the shards what their index says? Every byte is read again and held against everything that is known of it."""
+"""Verification of shards: reads every byte again and compares it with index, checksums and SHA-256."""
 
 import hashlib
 import io
@@ -21,25 +21,25 @@ from common.shards.index import INDEX, read_part
 from common.shards.sample import META, TENSORS, ShardError
 from common.shards.store import TAR_END, ShardReader
 
-LOG = "verify.jsonl"  # in the run's cache: shards found good by a verification that has not come to its end
+LOG = "verify.jsonl"  # in the run's cache: shards checked by an unfinished verification
 
 
 @dataclass
 class Verdict:
-    """What a verification has read, and each finding as (clip_id or file name, what is wrong with it)."""
+    """Result of a verification: amount read, and findings as (clip_id or file name, what is wrong with it)."""
 
     samples: int = 0
     size: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line a finding, and the sum."""
+        """One line per finding, and the totals."""
         findings = [f"BAD {name}: {why}" for name, why in self.bad]
         return [*findings, f"{self.samples} samples, {self.size / 1e9:.3g} GB read again, {len(self.bad)} bad"]
 
 
 def verify_shards(run: RunFolder) -> Verdict:
-    """Read all shards of a run again. One that was stopped goes on at the next shard. Raises FileNotFoundError,
+    """Read all shards of a run again. A stopped verification resumes at the next shard. Raises FileNotFoundError,
     ShardError for an index that cannot be used at all."""
     reader, verdict = ShardReader(run.shards), Verdict()
     rows = reader.index.to_pylist()
@@ -48,11 +48,11 @@ def verify_shards(run: RunFolder) -> Verdict:
     for number, row in enumerate(rows):
         shards.setdefault(row["shard"], []).append(number)
     log = JsonLines(run.cache / LOG)
-    known = {(row["shard"], row["stamp"]): row["bad"] for row in log.rows()}
+    earlier = {(row["shard"], row["stamp"]): row["bad"] for row in log.rows()}
     for shard in progress(sorted(shards), "verify"):
         path, held = run.shards / shard, {number: rows[number] for number in shards[shard]}
         stamp = shard_stamp(path, held)
-        if (bad := known.get((shard, stamp))) is None:
+        if (bad := earlier.get((shard, stamp))) is None:
             bad = list(_shard_findings(path, held, reader))
             log.append({"shard": shard, "stamp": stamp, "bad": bad})
         verdict.bad += [(name, why) for name, why in bad]
@@ -63,7 +63,7 @@ def verify_shards(run: RunFolder) -> Verdict:
 
 
 def _index_findings(shards: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """The index and its parts, which are written apart, must say the same."""
+    """Differences between the index and its parts, which are written separately."""
     parts = [row for part in sorted(shards.glob("shard-*.parquet")) for row in read_part(part).to_pylist()]
     if rows != parts:
         yield INDEX, "differs from its parts, shard-*.parquet; write the shards again"
@@ -72,13 +72,13 @@ def _index_findings(shards: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[
 
 
 def shard_stamp(path: Path, held: dict[int, dict[str, Any]]) -> str:
-    """Changes with the file of a shard and with the index of its samples."""
+    """A stamp that changes with the file of a shard and with the index of its samples."""
     about = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else ()
     return fingerprint([about, [row["checksum"] for row in held.values()]])
 
 
 def _shard_findings(path: Path, held: dict[int, dict[str, Any]], reader: ShardReader) -> Iterator[tuple[str, str]]:
-    """Every byte of a shard is a sample's, `held` by number, or of the mark at its end."""
+    """Findings of a shard: every byte must belong to a sample (`held`, by row number) or to the end mark."""
     if not path.exists():
         yield path.name, "is missing"
         return
@@ -97,7 +97,7 @@ def _shard_findings(path: Path, held: dict[int, dict[str, Any]], reader: ShardRe
 
 
 def _sample_finding(data: bytes, row: dict[str, Any], reader: ShardReader, number: int) -> str:
-    """What is wrong with a sample: as a plain tar and safetensors reader sees it, as ours does, and by its SHA-256."""
+    """What is wrong with a sample, by plain tar and safetensors readers, by ours, and by its SHA-256."""
     try:
         tensors, meta = reader.sample(number)
         members = _members(data)

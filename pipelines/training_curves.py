@@ -13,7 +13,7 @@ from common.ledger.jsonlines import JsonLines
 from common.runs import RunFolder, atomic_write
 
 Rows = Sequence[Mapping[str, Any]]
-LABELS = {"right": "its own sound", "swapped": "another clip's sound"}
+LABELS = {"right": "its own audio", "swapped": "another clip's audio"}
 
 
 def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunFolder] | None = None) -> None:
@@ -38,11 +38,11 @@ def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunF
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
-def mean_by_step(rows: Rows, sound: str, score: str) -> tuple[list[int], list[float]]:
-    """Steps, and the mean of a score over the sample videos of one audio that have one."""
+def mean_by_step(rows: Rows, audio: str, score: str) -> tuple[list[int], list[float]]:
+    """Steps, and the mean of a score over the sample videos made with this audio ("right" or "swapped")."""
     values: dict[int, list[float]] = defaultdict(list)
     for row in rows:
-        if row["sound"] == sound and row.get(score) is not None:
+        if row["sound"] == audio and row.get(score) is not None:
             values[row["step"]].append(row[score])
     return sorted(values), [float(np.mean(values[step])) for step in sorted(values)]
 
@@ -62,10 +62,10 @@ def _gap(ax: Axes, steps: Rows, samples: Rows, name: str, colour: str) -> None:
 
 def _sync(ax: Axes, steps: Rows, samples: Rows, name: str, colour: str) -> None:
     ax.set_title("Sync-C of sample videos")
-    for sound, style in (("right", "-"), ("swapped", ":")):
-        at, values = mean_by_step(samples, sound, "sync_c")
+    for audio, style in (("right", "-"), ("swapped", ":")):
+        at, values = mean_by_step(samples, audio, "sync_c")
         if at:
-            ax.plot(at, values, f"{colour}{style}", marker=".", label=_with(name, LABELS[sound]))
+            ax.plot(at, values, f"{colour}{style}", marker=".", label=_with(name, LABELS[audio]))
 
 
 def _line(ax: Axes, rows: Rows, field: str, label: str, colour: str, style: str = "-") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from common.errors import InputError
 from common.runs import read_json
 from common.shards.index import read_index
-from latents.constants import read_widths
+from latents.constants import stored_widths
 from training.config import ModelConfig
 from training.data.buckets import Bucket
 from training.planning.flops import Network, network_of
@@ -51,7 +51,7 @@ def clips_to_train(shards: Path | None, split: str) -> Clips:
     )
     if not sizes:
         raise InputError(f"{shards} holds no sample of split '{split}'; check data.split, run the latents job")
-    (text_length, audio_dim), stored = read_widths(shards), sum(table["size"].to_pylist())
+    (text_length, audio_dim), stored = stored_widths(shards), sum(table["size"].to_pylist())
     return Clips(dict(sizes), stored, text_length, audio_dim, f"split '{split}' of {shards}")
 
 

@@ -16,7 +16,7 @@ from common.shards.sample import Packed, ShardError
 
 INDEX = "index.parquet"
 FORMAT_VERSION = 1  # of tars and index together; goes up when code of the version before could not read them
-NEXT = ".next"  # folder of files that are about to replace those of the same name, all of them
+NEXT = ".next"  # folder of files that will replace those of the same name, all or none
 INDEX_SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -25,7 +25,7 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.string()),  # file name beside the index
         ("offset", pa.int64()),  # of the sample's first tar header
         ("size", pa.int64()),  # bytes of both members with headers and padding
-        ("checksum", pa.string()),  # xxh3 of all before the first tensor, which holds the checksums of the tensors
+        ("checksum", pa.string()),  # xxh3 of everything before the first tensor, the checksums of the tensors included
         ("frames", pa.int32()),
         ("latent_frames", pa.int32()),
         ("latent_height", pa.int32()),
@@ -78,7 +78,7 @@ def read_index(folder: Path | str) -> pa.Table:
 def index_row(
     clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], packed: Packed
 ) -> dict[str, Any]:
-    """What the index says of a sample, but for its place."""
+    """The index row of a sample, without its shard and offset."""
     _, latent_frames, height, width = tensors["latents"].shape
     frames = 4 * (latent_frames - 1) + 1
     return packed.sizes | {
@@ -104,19 +104,19 @@ def write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
 
 
 def read_part(path: Path) -> pa.Table:
-    """Read the index of one shard, of whatever layout."""
+    """Read the index of one shard, of any layout."""
     with pq.ParquetFile(path) as file:
         return file.read(use_threads=False).replace_schema_metadata(None)
 
 
 def part_fingerprint(path: Path) -> str | None:
-    """What the samples of a shard were made from; None for a shard of an older layout."""
+    """Fingerprint of what a shard was made from; None for a shard of an older layout."""
     schema = pq.read_schema(path)
     return (schema.metadata or {}).get(b"fingerprint", b"").decode() if schema.names == INDEX_SCHEMA.names else None
 
 
 def merge_parts(path: Path, parts: list[Path]) -> None:
-    """Write the index of all shards from their parts."""
+    """Write the merged index of all shards."""
     schema = pq.read_schema(parts[0]).remove_metadata() if parts else INDEX_SCHEMA
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for part in parts:
@@ -124,7 +124,7 @@ def merge_parts(path: Path, parts: list[Path]) -> None:
 
 
 def finish_removal(folder: Path) -> None:
-    """Bring a removal that was killed after its decision to its end; without one there is nothing to do."""
+    """Finish a removal that was killed after its commit; does nothing without one."""
     waiting = folder / NEXT
     if not waiting.exists():
         return

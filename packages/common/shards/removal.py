@@ -27,7 +27,7 @@ def remove_samples(
     folder, doomed = Path(folder), set(clip_ids)
     check_format(folder)
     finish_removal(folder)
-    for torn in folder.glob("shard-*.tar.partial"):  # it may hold one of them, and is thrown away by any writer
+    for torn in folder.glob("shard-*.tar.partial"):  # may hold such a sample, and any writer would discard it
         torn.unlink()
     tables = {part: read_part(part) for part in sorted(folder.glob("shard-*.parquet"))}
     ids = [clip for table in tables.values() for clip in table["clip_id"].to_pylist()]

@@ -1,14 +1,14 @@
-"""The bytes of one sample: two members of a tar, laid out so that a window of its clip is two short reads.
+"""Byte layout of one sample: two members of a tar, arranged so that a window of its clip takes two short reads.
 
 `<clip_id>.meta.json`, then `<clip_id>.tensors.safetensors`, which holds in this order
 
     its header
-    the tensors that are always read whole, by name: references, text, a waveform
+    the tensors that are always read whole, sorted by name: references, text, a waveform
     "latents", stored as (T, 16, h, w): the first k latent frames lie together; readers hand out (16, T, h, w)
     "audio" (F, C), where it is per video frame
 
-The header carries a checksum of every piece: of a tensor read whole, of a latent frame, of a latent frame's audio. The
-index has one of all that stands before the first tensor. So a window is checked without reading the rest.
+The header has a checksum of every piece: a tensor read whole, a latent frame, the audio of a latent frame. The index
+has one of everything before the first tensor. So a window is verified without reading the rest.
 """
 
 import json
@@ -43,8 +43,11 @@ class ShardError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Packed:
-    """A sample as it is written, in parts of memory; `size` bytes altogether. `checksum`, 32 hexadecimal digits over
-    all before the first tensor, stands for the whole, and `sizes` are columns of the index."""
+    """A sample ready to be written, as memory buffers of `size` bytes altogether.
+
+    `checksum` (32 hexadecimal digits over everything before the first tensor, the other checksums included) and `sizes`
+    are columns of the index.
+    """
 
     parts: list[memoryview]
     size: int
@@ -53,7 +56,7 @@ class Packed:
 
 
 def pack_sample(clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Packed:
-    """Both members of a sample; what lies in memory as it is stored is not copied. Raises ShardError."""
+    """Both members of a sample; arrays already in the stored layout are not copied. Raises ShardError."""
     stored = _as_stored(tensors)
     header, parts = _pack(stored)
     text = json.dumps(plain(meta), sort_keys=True, ensure_ascii=False).encode()
@@ -67,13 +70,13 @@ def pack_sample(clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[s
 
 
 def pack_tensors(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
-    """The safetensors member alone, in parts of memory. Raises ShardError."""
+    """The safetensors member alone, as memory buffers. Raises ShardError."""
     header, parts = _pack(_as_stored(tensors))
     return [memoryview(header), *parts]
 
 
 def write_parts(file: FileIO, parts: Sequence[memoryview]) -> None:
-    """Write parts of memory, unbuffered, in few calls. Raises OSError."""
+    """Write memory buffers, unbuffered, in few system calls. Raises OSError."""
     for start in range(0, len(parts), _MOST_PARTS):
         batch = parts[start : start + _MOST_PARTS]
         size = sum(part.nbytes for part in batch)
@@ -84,7 +87,7 @@ def write_parts(file: FileIO, parts: Sequence[memoryview]) -> None:
 
 
 def unpack_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and safetensors header from all that stands before the first tensor."""
+    """Metadata and safetensors header from the bytes before the first tensor."""
     length = int(head[_TAR_SIZE], 8)
     meta = json.loads(head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + length])
     member = tarfile.BLOCKSIZE + length + len(_padding(length))
@@ -94,8 +97,8 @@ def unpack_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 def unpack_tensors(
     header: Mapping[str, Any], early: np.ndarray, late: np.ndarray, latent_frames: int, label: str
 ) -> dict[str, np.ndarray]:
-    """The tensors of a window of so many latent frames: views into `early`, the bytes from the first tensor on, and
-    into `late`, those of the audio by frame. Raises ShardError that begins with `label` for a damaged piece."""
+    """The tensors of a window of `latent_frames`: views into `early`, the bytes from the first tensor on, and into
+    `late`, the bytes of the audio by frame. Raises ShardError, starting with `label`, for a damaged piece."""
     checksums = np.frombuffer(bytes.fromhex(header["__metadata__"][CHECKSUMS]), ">u8").tolist()
     tensors = {}
     for name, entry in header.items():
@@ -117,7 +120,7 @@ def unpack_tensors(
 
 
 def read_tensors(data: np.ndarray, label: str) -> dict[str, np.ndarray]:
-    """All tensors of the bytes of a safetensors member. Raises ShardError that begins with `label`."""
+    """All tensors of the bytes of a safetensors member. Raises ShardError, starting with `label`."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     try:
         header = json.loads(data[8:start].tobytes())
@@ -128,7 +131,7 @@ def read_tensors(data: np.ndarray, label: str) -> dict[str, np.ndarray]:
 
 
 def _as_stored(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of the shapes stored, in the order of the file; contiguous, but for latents."""
+    """Arrays with their stored shapes, in file order; contiguous except for latents."""
     wrong = [f"'{name}' of {array.dtype.name}" for name, array in tensors.items() if array.dtype.name not in DTYPES]
     if wrong:
         raise ShardError(f"Tensors {', '.join(wrong)} cannot be stored; expected one of {', '.join(DTYPES)}.")
@@ -156,10 +159,9 @@ def _pack(stored: Mapping[str, np.ndarray]) -> tuple[bytes, list[memoryview]]:
 
 
 def _pieces(name: str, array: np.ndarray) -> list[list[np.ndarray]]:
-    """What has a checksum each, in parts that are contiguous in memory."""
-    if (
-        name == "latents"
-    ):  # (T, 16, h, w), as a rule a view of (16, T, h, w): copying it would cost as much as writing it
+    """Pieces with a checksum each, as lists of arrays that are contiguous in memory."""
+    if name == "latents":
+        # (T, 16, h, w), usually a view of (16, T, h, w): copying it would cost as much as writing it.
         return [
             [frame] if frame.flags.c_contiguous else [np.asarray(part, order="C") for part in frame] for frame in array
         ]
@@ -188,8 +190,8 @@ def _is_by_frame(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _cuts(name: str, shape: tuple[int, ...], size: int) -> list[int]:
-    """Where the pieces of a tensor of `size` bytes begin, and where the last ends: a latent frame each, of the audio
-    the frames of a latent frame (one, then four), else one piece."""
+    """Byte offsets at which the pieces of a tensor of `size` bytes begin, and the end: a piece is a latent frame, the
+    audio frames of a latent frame (one, then four each), else the whole tensor."""
     if not _is_by_frame(name, shape) or not shape[0]:
         return [0, size]
     step = size // shape[0]

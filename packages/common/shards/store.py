@@ -33,7 +33,7 @@ from common.shards.index import (
 )
 from common.shards.sample import ShardError, pack_sample, unpack_head, unpack_tensors, write_parts
 
-# Reads a range of a mapping; a disk error is an OSError then, where looking at the bytes would end the process.
+# Reads a range of a mapping, so that a disk error is an OSError; at the first access it would be a fatal SIGBUS.
 _POPULATE_READ = 22
 TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
 
@@ -41,10 +41,10 @@ TAR_END = b"\0" * (2 * tarfile.BLOCKSIZE)
 class ShardWriter:
     """Writes `shard-000000.tar` ... of `samples_per_shard` samples and, at the end, `index.parquet`.
 
-    A shard is written beside and renamed, then its own part of the index is. After a kill the next writer keeps the
-    finished shards and throws the unfinished one away; feed it the same clips in the same order (those `in` the writer
-    are passed over) and the bytes equal an uninterrupted run's. `fingerprint` stands for all that the samples depend
-    on, the list of clips included: finished shards of another fingerprint are removed.
+    A shard is written to a temporary file and renamed, then its part of the index is. After a kill the next writer
+    keeps finished shards and discards the unfinished one; given the same clips in the same order (those `in` the writer
+    are skipped) the bytes equal those of an uninterrupted run. `fingerprint` identifies all that the samples depend on,
+    the list of clips included: finished shards of another fingerprint are removed.
     """
 
     def __init__(self, folder: Path | str, samples_per_shard: int, fingerprint: str = "") -> None:
@@ -74,10 +74,10 @@ class ShardWriter:
                 self._file.close()
 
     def add(self, clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
-        """Store one sample; False when it is there already.
+        """Store one sample; False when it is stored already.
 
         `tensors` must hold "latents" (16, T, h, w) and "text" (n, dim), "audio" by frame (F, C) with F up to
-        4 (T - 1) + 1 where it is no waveform; `meta` must hold "video_id" and "split". Raises ShardError naming what
+        4 (T - 1) + 1 unless it is a waveform; `meta` must hold "video_id" and "split". Raises ShardError naming what
         is missing; DiskFullError.
         """
         if clip_id in self._stored:
@@ -125,7 +125,7 @@ class ShardWriter:
         self._file, self._rows = None, []
 
     def _keep_finished(self) -> list[Path]:
-        """Parts of the shards that are whole and ours, in order; everything else of the set is removed."""
+        """Parts of finished shards of our fingerprint, in order; all other shard files are removed."""
         parts: list[Path] = []
         for part in sorted(self.folder.glob("shard-*.parquet")):
             expected = self.folder / f"shard-{len(parts):06d}.parquet"
@@ -143,7 +143,7 @@ class ShardWriter:
 
 class ShardReader:
     """Random access to the samples of a shard folder; holds no open file, so it may be pickled, forked and shared by
-    threads. Every byte handed out has been held against its checksum."""
+    threads. Every byte returned has been verified against its checksum."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -163,12 +163,14 @@ class ShardReader:
         Latents (16, k, h, w) are a view of what is stored frame by frame. Raises ShardError.
         """
         if latent_frames < 1:
-            raise ShardError(f"A window of {latent_frames} latent frames was asked for; expected at least 1.")
+            raise ShardError(f"A window of {latent_frames} latent frames was requested; expected at least 1.")
         return self._read(self.index.slice(row, 1).to_pylist()[0], latent_frames)
 
     def _read(self, row: dict[str, Any], latent_frames: int | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         path, label = self.folder / row["shard"], f"{self.folder / row['shard']}: sample {row['clip_id']}"
         frames = min(latent_frames or row["latent_frames"], row["latent_frames"])
+        # Two spans, as byte offsets from the start of the sample: all up to the last latent frame of the window, and
+        # the audio of the window, which lies behind the rest of the latents.
         latents = row["head_bytes"] + row["whole_bytes"]
         early = latents + row["latents_bytes"] // row["latent_frames"] * frames
         late = latents + row["latents_bytes"]
@@ -186,9 +188,9 @@ class ShardReader:
 
 
 def _map(path: Path, offset: int, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Bytes of a file from `offset` to the end of the last span, fewer when it ends before; the spans are read now.
+    """Bytes of a file from `offset` to the end of the last span, fewer when it ends earlier; the spans are read now.
 
-    No copy: the array shows the kernel's. It may be written to, which the file does not see. Raises OSError.
+    No copy: the array is a private mapping, and writing to it does not change the file. Raises OSError.
     """
     first = offset % mmap.ALLOCATIONGRANULARITY
     with open(path, "rb") as file:
@@ -202,7 +204,7 @@ def _map(path: Path, offset: int, spans: Sequence[tuple[int, int]]) -> np.ndarra
             if start < min(first + end, size):
                 mapped.madvise(_POPULATE_READ, start, min(first + end, size) - start)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # an older kernel reads when the bytes are looked at
+            if error.errno != errno.EINVAL:  # an older kernel reads at the first access
                 raise
     return np.frombuffer(mapped, np.uint8)[first:]
 
