@@ -91,8 +91,8 @@ class LatentsStage(Stage[dict[str, Any]]):
     """Over kept clip rows: encodes one clip into a file of `cache`; its metadata and the SHA-256 of its tensors go into
     the ledger.
 
-    `device` is the kind of device ("cpu", "cuda"), since latents of another kind differ; `worker_device` the device itself.
-    `encoders` are the weights that the tensors depend on, `paths` those of all encoders.
+    `device` is the kind of device ("cpu", "cuda"), since latents of another kind differ; `worker_device` the device
+    itself. `encoders` are the weights that the tensors depend on, `paths` those of all encoders.
     """
 
     name = "latents"
