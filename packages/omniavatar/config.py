@@ -88,7 +88,8 @@ class LoadConfig:
 @dataclass(frozen=True)
 class Request:
     """One video to generate, as files: `image` an image (or a video, whose first frame is used), `audio` an audio or
-    video file. Without an image the base draws one from the prompt; without audio the video is silent for `seconds`."""
+    video file. Without an image the base draws one from the prompt; without audio the video has `seconds` of
+    silence."""
 
     image: Path | None = None
     audio: Path | None = None

@@ -85,7 +85,7 @@ class OmniAvatarPipeline:
     ) -> AvatarOutput:
         """Animate `image` (Pillow, uint8 RGB array or file) to `audio` (mono 16 kHz array or file).
 
-        Without an image the base draws one from the prompt; without audio the video is silent for `seconds`. Arguments
+        Without an image the base draws one from the prompt; without audio the video has `seconds` of silence. Arguments
         left out are those the pipeline was created with; of `generator` the initial seed is used. `preset` names
         settings that are applied first, `settings` are further fields of GenerateConfig. Raises ValueError for
         unusable input.

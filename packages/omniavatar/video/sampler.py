@@ -151,13 +151,13 @@ class _BranchCaches:
             self._text[positive] = CachedText(torch.cat([self._positive if p else self._negative for p in positive]))
         return self._text[positive]
 
-    def _audio_of(self, audible: tuple[bool, ...]) -> CachedAudio | None:
+    def _audio_of(self, conditioned: tuple[bool, ...]) -> CachedAudio | None:
         if self._states is None:
             return None
-        if audible not in self._audio:
+        if conditioned not in self._audio:
             silence = torch.zeros_like(self._states)
-            self._audio[audible] = CachedAudio(torch.cat([self._states if a else silence for a in audible]))
-        return self._audio[audible]
+            self._audio[conditioned] = CachedAudio(torch.cat([self._states if a else silence for a in conditioned]))
+        return self._audio[conditioned]
 
 
 def _hold_prefix(latents: Tensor, prefix: Tensor | None) -> Tensor:
