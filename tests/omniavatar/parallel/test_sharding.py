@@ -130,7 +130,7 @@ def test_passes_taken_in_turn_give_the_same(two: list[dict[str, Any]]) -> None:
 
 def test_tokens_or_passes_are_shared_and_not_both() -> None:
     with pytest.raises(ValueError, match=r"share_sequence and load\.share_branches are both set"):
-        LoadConfig(share_sequence=True, share_branch_group=True)
+        LoadConfig(share_sequence=True, share_branches=True)
 
 
 def test_blocks_in_pieces_compute_the_same(found: list[dict[str, Any]]) -> None:
