@@ -20,11 +20,13 @@ class _ProbeFields(TypedDict, total=False):
     codec: str
     audio_codec: str
     audio_rate: int
+    audio_channels: int
     video_start: float
     audio_start: float
     variable_frame_rate: bool
     max_frame_gap: float
     has_audio: bool
+    interlaced: bool
 
 
 class SourceRow(_ProbeFields, total=False):

@@ -99,7 +99,7 @@ class ScanStage(Stage[SourceRow]):
 
     def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
         """Whether the file of the scan is still there."""
-        return (self.folder / outcome.outputs["scan_file"]).is_file()
+        return Path(self.folder, outcome.outputs["scan_file"]).is_file()
 
 
 def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:

@@ -57,7 +57,8 @@ class TextStage(Stage[ClipRow]):
 
 def _box_at(track: Track, frame: int) -> np.ndarray:
     """The box (4,) of a face at a frame, or at the nearest one in which it is tracked."""
-    return track.boxes[int(np.clip(frame - track.start_frame, 0, len(track.boxes) - 1))]
+    box: np.ndarray = track.boxes[int(np.clip(frame - track.start_frame, 0, len(track.boxes) - 1))]
+    return box
 
 
 def _without_eyes(mask: np.ndarray, boxes: list[np.ndarray]) -> np.ndarray:

@@ -67,7 +67,7 @@ class TracksStage(Stage[SourceRow]):
 
     def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
         """Whether the file of the tracks is still there."""
-        return (self.folder / outcome.outputs["tracks_file"]).is_file()
+        return Path(self.folder, outcome.outputs["tracks_file"]).is_file()
 
 
 def clip_fields(piece: Piece, tracks: Sequence[Track], size: tuple[int, int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.clips import CLIP_FIELDS
+from common.tracks import TRACK_FIELDS
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ VIEWS = {
         },
     ),
     "clips": View("one row per clip (clips.parquet)", {name: meaning for name, _, meaning in CLIP_FIELDS}),
+    "tracks": View(
+        "one row per face track of a clip, with what every judge says of it (tracks.parquet)",
+        {name: meaning for name, _, meaning in TRACK_FIELDS},
+    ),
     "outcomes": View(
         "the ledger: the last outcome of every unit in every stage (ledger/)",
         {

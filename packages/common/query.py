@@ -18,6 +18,7 @@ from common.ledger.tables import connection_beside, quoted
 from common.queries import QUERIES, VIEWS
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
+from common.tracks import TRACK_SCHEMA, TRACKS_FILE
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
 STEPS_SCHEMA = pa.schema(
@@ -88,6 +89,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, root: Path, clips_attac
     connection.execute(f"CREATE VIEW outcomes AS {ledger_sql(ledger_files(root / 'ledger'))}")
     if not clips_attached:
         _parquet_view(connection, "clips", root / "clips.parquet", CLIP_SCHEMA)
+    _parquet_view(connection, "tracks", root / TRACKS_FILE, TRACK_SCHEMA)
     _parquet_view(connection, "shards", root / "shards" / "index.parquet", INDEX_SCHEMA)
     _parquet_view(connection, "metrics", root / "report" / "metrics.parquet", METRICS_SCHEMA)
     _steps_view(connection, sorted((root / "logs").glob("train*.jsonl")))

@@ -125,7 +125,8 @@ class Stage(Generic[Row]):
         own section of the recipe, stand at the top level."""
         fields = {field.name: getattr(self, field.name) for field in self._effective_fields()}
         settings = {name: plain(value) for name, value in fields.items() if not _weights_in(value)}
-        return settings.pop("config", {}) | settings
+        own: dict[str, Any] = settings.pop("config", {})
+        return own | settings
 
     @property
     def models(self) -> dict[str, str]:
