@@ -15,15 +15,15 @@ ROLES: Mapping[str, str] = {
     "face_identity": "no likeness of faces, no split of the data by person",
     "pose": "no points of body and hands",
 }
-"""The models that judge videos, and what becomes of a report without each."""
+"""Model roles of the judges -> what the report lacks without each."""
 
 
 @dataclass(frozen=True)
 class SyncRules:
     """`max_shift` in frames to each side (15 in the reference); `min_track` frames a face must be seen for.
 
-    The reference asks for more than 100 frames, which no 3 s clip has, so the number used is part of every result. The
-    detector looks at one frame in `look_every` (1 in the reference); boxes in between are interpolated.
+    The reference requires more than 100 frames, which no 3 s clip has, so the number used is part of every result. The
+    detector runs on every `look_every`-th frame (1 in the reference); boxes in between are interpolated.
     """
 
     max_shift: int = 15
@@ -33,12 +33,12 @@ class SyncRules:
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Which frames and windows the networks see; two protocols, never mixed in one table.
+    """Which frames and windows the networks get; two protocols, never mixed in one table.
 
     `paper`: FID on every frame, FVD on one window from the start. `strict`: FID on 16 frames spread over the clip
     without the first (a copy of the input picture), FVD on up to 8 windows end to end, and again with every fourth
     frame. How each resizes is in `perception.features.nets`. `fvd_stride`: frames between two frames of a window.
-    `identity_every`: the likeness of faces is measured in one frame of so many.
+    `identity_every`: frames between two in which faces are embedded.
     """
 
     protocol: Protocol = "paper"
@@ -52,9 +52,9 @@ class ScoreConfig:
     """How numbers are summed up.
 
     `comparisons` names pairs "a>b"; null compares the judged method of the manifest with every other. FID and FVD with
-    thousands of features over many frames cost minutes per distance:
-    lower `swap_draws` (label permutations at most, 0 = no test) and `jackknife_groups` for them. So few cannot give a p
-    below 1 / (swap_draws + 1), which Holm's correction multiplies by the number of tests.
+    thousands of features over many frames take minutes per distance: lower `swap_draws` (most label permutations,
+    0 = no test) and `jackknife_groups` for them. No p is then below 1 / (swap_draws + 1), which Holm's correction
+    multiplies by the number of tests.
     """
 
     comparisons: tuple[str, ...] | None = None
@@ -76,7 +76,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How videos are looked at and how their numbers are summed up.
+    """What is measured of videos, and how the numbers are summed up.
 
     `reported` names tables of `paper_tables.csv` whose row "Ours" the report shows apart from its own numbers.
     """

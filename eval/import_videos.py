@@ -1,10 +1,10 @@
-"""Videos that another system made, as a run folder that can be judged: a list in, a manifest out.
+"""Import of another system's videos into a run folder: a list in, a manifest out.
 
 The list is CSV or JSON lines with `method`, `clip_id` and `video`, and where there are any `reference` (the real
 video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and `seed`; paths
 are relative to the list.
-Or it leaves out `method` and `video`, as `clips.csv` of a test set's inputs does, and is told in which folders the
-methods have left their `<clip_id>.mp4`.
+A list without `method` and `video`, such as `clips.csv` of a test set's inputs, is combined with the folders in which
+methods have written their `<clip_id>.mp4`.
 """
 
 import csv
@@ -25,18 +25,18 @@ PATHS = ("video", "reference", "audio", "image")
 COLUMNS = (*REQUIRED, "reference", "audio", "seed", "role", *OPTIONAL_COLUMNS)
 
 
-def import_videos(path: Path, run: RunFolder, made: Mapping[str, Path] | None = None) -> dict[str, int]:
+def import_videos(path: Path, run: RunFolder, folders: Mapping[str, Path] | None = None) -> dict[str, int]:
     """Write `videos/manifest.parquet` of `run` from a list; method -> number of videos.
 
-    `made`: method -> folder with its `<clip_id>.mp4`, for a list without methods and videos. A `test_set.csv` beside
+    `folders`: method -> folder with its `<clip_id>.mp4`, for a list without methods and videos. A `test_set.csv` beside
     the list goes with it, for the result card. The real videos come in as the method `ground_truth`, which is the
-    ceiling of every metric. Raises ManifestError for a line that lacks something or names a real video, sound or
-    picture that is not there, and for a folder without any of the videos; a missing `video` is the failure of its
-    method, and judged as one. Raises ListError for a `test_set.csv` that is none.
+    ceiling of every metric. Raises ManifestError for a line with a missing field or with a real video, audio
+    or image that does not exist, and for a folder without any of the videos; a missing `video` counts as a failure of
+    its method. Raises ListError for an invalid `test_set.csv`.
     """
     lines = _lines(path)
-    if made:
-        lines = [line for method, folder in made.items() for line in _of_method(path, lines, method, folder)]
+    if folders:
+        lines = [line for method, folder in folders.items() for line in _of_method(path, lines, method, folder)]
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
     if not rows:
         raise ManifestError(f"{path} lists no video; give one line for each, with {', '.join(REQUIRED)}.")
@@ -52,9 +52,11 @@ def import_videos(path: Path, run: RunFolder, made: Mapping[str, Path] | None = 
 
 def _of_method(path: Path, lines: list[dict[str, Any]], method: str, folder: Path) -> list[dict[str, Any]]:
     """The lines with this method and its videos in them."""
-    told = next((name for line in lines for name in ("method", "video") if line.get(name)), None)
-    if told:
-        raise ManifestError(f"{path} has a {told} in its lines already; import it without naming the folder {folder}.")
+    column = next((name for line in lines for name in ("method", "video") if line.get(name)), None)
+    if column:
+        raise ManifestError(
+            f"{path} has a {column} in its lines already; import it without naming the folder {folder}."
+        )
     videos = [str((folder / f"{line.get('clip_id')}.mp4").resolve()) for line in lines]
     if not any(Path(video).is_file() for video in videos):
         raise ManifestError(f"{folder} has none of the {len(videos)} videos of {method}; expected <clip_id>.mp4 in it.")
@@ -65,7 +67,7 @@ def _take_test_set(source: Path, target: Path) -> None:
     if source.is_file():
         write_test_set(target, read_test_set(source))
     else:
-        target.unlink(missing_ok=True)  # of a list imported before
+        target.unlink(missing_ok=True)  # that of an earlier import
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -73,12 +75,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
     try:
-        found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path} is neither CSV nor JSON lines ({error}); name it .csv or .jsonl.") from error
-    if not all(isinstance(each, dict) for each in found):
+    if not all(isinstance(each, dict) for each in lines):
         raise ManifestError(f"{path} holds a line that is not a JSON object; expected one for each video.")
-    return found
+    return lines
 
 
 def _row(path: Path, number: int, line: Mapping[str, Any]) -> dict[str, Any]:

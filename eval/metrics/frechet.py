@@ -14,7 +14,7 @@ from scipy.linalg import LinAlgError, cholesky, qr, svdvals
 from common.errors import UserError
 
 FeatureSet = Sequence[np.ndarray]
-# A distance between two choices of clips, as two arrays of positions in one common list: what resampling needs.
+# A distance between two choices of clips, given as two arrays of positions in one common list, as resampling needs it.
 ClipDistance = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -46,8 +46,11 @@ class Gaussian:
             return cls(rows.mean(0), qr(centred, mode="r", check_finite=False)[0][: centred.shape[1]], False)
 
     def distance(self, other: "Gaussian") -> float:
-        """Fréchet distance. tr (Sx Sy)^(1/2) is the nuclear norm of Rx Ry^T: exact, never complex, right for n < d,
-        and without a matrix square root. Raises FeatureSetError when the widths differ."""
+        """Fréchet distance (Heusel et al. 2017, eq. 6). Raises FeatureSetError when the widths differ.
+
+        tr (Sx Sy)^(1/2) is the nuclear norm of Rx Ry^T: exact, never complex, right for n < d, and without a matrix
+        square root.
+        """
         if len(self.mean) != len(other.mean):
             widths = f"{len(self.mean)} and {len(other.mean)}"
             raise FeatureSetError(f"Features of width {widths} came; both sides must come from the same network.")
@@ -66,18 +69,10 @@ def _nuclear_norm(matrix: np.ndarray, full: bool) -> float:
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix @ matrix.T), 0.0)).sum())
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Fréchet distance between the Gaussians fitted to two feature matrices (n, d) and (m, d).
-
-    Source: Heusel et al. 2017, eq. 6. Raises FeatureSetError when the widths differ or a side has fewer than two rows.
-    """
-    return Gaussian.fit(first).distance(Gaussian.fit(second))
-
-
 def frechet_between(clips: FeatureSet) -> ClipDistance:
     """Fréchet distance between two choices of `clips`, all rows of the chosen clips pooled."""
 
-    # Resampling holds one side still; two of the last fits are worth keeping, more would not fit into memory.
+    # Resampling keeps one side fixed: the last two fits are cached, more would not fit into memory.
     @lru_cache(maxsize=2)
     def fitted(chosen: tuple[int, ...]) -> Gaussian:
         return Gaussian.fit(np.concatenate([clips[i] for i in chosen]))

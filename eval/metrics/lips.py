@@ -21,8 +21,8 @@ NOISE_BELOW_PEAK_DB = 20.0  # room noise is at least this far below the peak
 def quiet_frames(wave: np.ndarray) -> np.ndarray:
     """Frames (T,) bool of audio (T*640,) at 16 kHz that are silent and lie in a pause of 0.3 s or more.
 
-    The absence of voice is not enough: s, f and t have none, and lips shape them at either end of every pause. Audible
-    is what reaches the highest of -50 dB of full scale, 35 dB below the loudest and 6 dB above the quietest tenth; in
+    The absence of voice is not enough: s, f and t have none, and lips shape them at either end of every pause. Loud is
+    what reaches the highest of -50 dB of full scale, 35 dB below the loudest and 6 dB above the quietest tenth; in
     noise less than 20 dB below the voice no frame is silent. A pause before the first or after the last voice counts
     from one second on: shorter ones may be words cut off, or audio that is missing because it was shifted into sync.
     """
@@ -35,8 +35,8 @@ def quiet_frames(wave: np.ndarray) -> np.ndarray:
     level = 10 * np.log10(power + 1e-12)
     peak, noise = (float(np.percentile(level, share)) for share in (95, 10))
     room = min(noise + ABOVE_NOISE_DB, peak - NOISE_BELOW_PEAK_DB)
-    audible = level >= max(SILENCE_DB, peak - AUDIBLE_BELOW_PEAK_DB, room)
-    return ~audible.any(axis=1) & _pauses(speech_at(wave, (np.arange(frames) + 0.5) / FPS))
+    loud = level >= max(SILENCE_DB, peak - AUDIBLE_BELOW_PEAK_DB, room)
+    return ~loud.any(axis=1) & _pauses(speech_at(wave, (np.arange(frames) + 0.5) / FPS))
 
 
 def _pauses(speech: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The result card of a run: one page and one JSON that a number can be quoted with, and what keeps it from being more.
+"""The result card of a run: one page and one JSON with all that a quoted number depends on, and its limits.
 
-Read from what the run left behind; no video is looked at and nothing is computed anew.
+It is written from files of the run; nothing is measured again.
 """
 
 import os
@@ -19,7 +19,7 @@ from eval.scoring.eval_table import by_clip, read_metrics
 from eval.sets.catalog import TEST_SET_FILE, TestSet, read_test_set
 
 VERSIONS = ("torch", "diffusers", "transformers", "peft", "deepspeed", "av", "numpy", "scipy")
-# What differs from the scripts the field takes its numbers from, in every run.
+# Deviations from the scripts that the field's numbers come from, in every run.
 DEVIATIONS = (
     "Sync: tracks of 25 detections are scored (syncnet_python: 100), so that clips of a second or two count.",
     "FID and FVD: no paper of the field says frames, windows and size; ours are those of the protocol named above.",
@@ -58,7 +58,7 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
         "evaluation": scores.get("config", {}),
         "versions": _versions(versions),
         "hardware": hardware(),
-        "methods": {name: _method(found) for name, found in scores.get("methods", {}).items()},
+        "methods": {name: _method(scored) for name, scored in scores.get("methods", {}).items()},
         "comparisons": scores.get("comparisons", []),
         "flags": scores.get("flags", []),
         "deviations": _deviations(recipe, about),
@@ -79,14 +79,14 @@ def write_card(run: RunFolder, test_set: TestSet | None = None) -> Path:
 
 def examples(rows: Sequence[Mapping[str, Any]], method: str) -> dict[str, dict[str, dict[str, Any]]]:
     """metric -> best, median and worst -> clip_id and value, of one method."""
-    found = {}
+    chosen_clips = {}
     for metric in EXAMPLES:
-        values, way = by_clip(rows, method, metric), METRICS[metric].better
-        ranked = sorted((way * value, clip) for clip, value in values.items())
+        values, direction = by_clip(rows, method, metric), METRICS[metric].better
+        ranked = sorted((direction * value, clip) for clip, value in values.items())
         chosen = {title: {"clip_id": clip, "value": values[clip]} for title, clip in best_median_worst(ranked)}
         if chosen:
-            found[metric] = chosen
-    return found
+            chosen_clips[metric] = chosen
+    return chosen_clips
 
 
 def best_median_worst(ranked: Sequence[tuple[float, str]]) -> list[tuple[str, str]]:
@@ -173,8 +173,8 @@ def _versions(versions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _method(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    kept = ("value", "low", "high", "se", "sd", "seed_sd", "n", "clips", "coverage", "status", "unscored")
-    return {metric: {name: score[name] for name in kept if name in score} for metric, score in scores.items()}
+    fields = ("value", "low", "high", "se", "sd", "seed_sd", "n", "clips", "coverage", "status", "unscored")
+    return {metric: {name: score[name] for name in fields if name in score} for metric, score in scores.items()}
 
 
 def _deviations(recipe: Mapping[str, Any], test_set: Mapping[str, Any]) -> list[str]:
@@ -182,8 +182,8 @@ def _deviations(recipe: Mapping[str, Any], test_set: Mapping[str, Any]) -> list[
     other = [f"Test set: {outside} of the judged clips are not in the list, so its name does not hold for the numbers."]
     fewer = [f"Test set: {judged} of the {test_set.get('listed')} clips of the list were judged."]
     small = ["Small world: drawn faces and tiny judges; numbers say whether a fault is found, not how good a face is."]
-    found = [*(other if outside else []), *(fewer if judged < test_set.get("listed", 0) else [])]
-    return [*found, *(small if recipe.get("weights") == "miniature" else []), *DEVIATIONS]
+    of_list = [*(other if outside else []), *(fewer if judged < test_set.get("listed", 0) else [])]
+    return [*of_list, *(small if recipe.get("weights") == "miniature" else []), *DEVIATIONS]
 
 
 def _score_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -223,9 +223,9 @@ def _tests(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _examples(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+def _examples(examples_of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     lines = ["| metric | best | median | worst |", "|---|---|---|---|"]
-    for metric, chosen in found.items():
+    for metric, chosen in examples_of.items():
         texts = [
             f"{chosen[title]['clip_id']} ({chosen[title]['value']:.{METRICS[metric].digits}f})"
             if title in chosen

@@ -1,4 +1,4 @@
-"""The best, the median and the worst clip of the judged system, side by side with the real one and the controls."""
+"""Best, median and worst clip of the judged method, side by side with the real video and the controls."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,19 +27,21 @@ def gallery(run: RunFolder) -> list[dict[str, Any]]:
     methods = arrange({row["method"] for row in rows}, roles)
     judged = methods.judged
     metric, scores = _ranking(rows, judged)
-    ranked = sorted((METRICS[metric].better * found[judged], clip) for clip, found in scores.items() if judged in found)
+    ranked = sorted(
+        (METRICS[metric].better * values[judged], clip) for clip, values in scores.items() if judged in values
+    )
     files: dict[tuple[str, str], Path] = {}
     for row in read_rows(run.videos / "manifest.parquet"):
         files.setdefault((row["clip_id"], row["method"]), Path(run.root) / row["video"])
     chosen = [(title, clip, _files(files, clip, methods)) for title, clip in best_median_worst(ranked)]
-    if sum(path.stat().st_size for *_, found in chosen for _, path in found) > LARGEST_BYTES:
+    if sum(path.stat().st_size for *_, videos in chosen for _, path in videos) > LARGEST_BYTES:
         return []
     about = {"label": METRICS[metric].label, "method": judged}
     return [
         about
         | {"title": title, "clip_id": clip}
-        | {"videos": [_video(path, method, scores[clip], metric) for method, path in found]}
-        for title, clip, found in chosen
+        | {"videos": [_video(path, method, scores[clip], metric) for method, path in videos]}
+        for title, clip, videos in chosen
     ]
 
 
@@ -50,14 +52,14 @@ def _ranking(rows: Sequence[Mapping[str, Any]], judged: str) -> tuple[str, dict[
         for row in rows:
             if row["metric"] == metric and row["value"] is not None:
                 scores.setdefault(row["clip_id"], {})[row["method"]] = row["value"]
-        if any(judged in found for found in scores.values()):
+        if any(judged in values for values in scores.values()):
             return metric, scores
     return RANKED_BY[0], {}
 
 
 def _files(files: Mapping[tuple[str, str], Path], clip: str, methods: Methods) -> list[tuple[str, Path]]:
-    found = [(method, files[clip, method]) for method in methods.order if (clip, method) in files]
-    return [(method, path) for method, path in found if path.exists()]
+    listed = [(method, files[clip, method]) for method in methods.order if (clip, method) in files]
+    return [(method, path) for method, path in listed if path.exists()]
 
 
 def _video(path: Path, method: str, scores: Mapping[str, float], metric: str) -> dict[str, Any]:

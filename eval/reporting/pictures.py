@@ -1,4 +1,4 @@
-"""Frames and files as data URIs, so that the report is one file."""
+"""Frames and image files as data URIs, so that the report is one file."""
 
 import base64
 import io
@@ -21,9 +21,9 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def jpeg_uri(picture: np.ndarray, height: int | None = None) -> str:
-    """A picture (H, W, 3) uint8 RGB as JPEG, scaled to `height` when given."""
-    image = Image.fromarray(picture)
+def jpeg_uri(pixels: np.ndarray, height: int | None = None) -> str:
+    """An image (H, W, 3) uint8 RGB as JPEG, scaled to `height` when given."""
+    image = Image.fromarray(pixels)
     if height and height != image.height:
         image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -38,7 +38,7 @@ def frame_strip(path: Path, frames: int = STRIP_FRAMES, start: float = 0.0, end:
 
 
 def side_by_side(path: Path, frames: int, start: float = 0.0, end: float | None = None) -> np.ndarray | None:
-    """Evenly spaced frames of a video in one picture (H, frames * W, 3); None when the file cannot be read."""
+    """Evenly spaced frames of a video in one image (H, frames * W, 3); None when the file cannot be read."""
     try:
         positions = index_video(path).sample(25.0, start, end)
         chosen = positions[np.linspace(0, len(positions) - 1, min(frames, len(positions))).round().astype(int)]
@@ -47,8 +47,8 @@ def side_by_side(path: Path, frames: int, start: float = 0.0, end: float | None 
         return None
 
 
-def file_picture(path: Path) -> str | None:
-    """A picture file as JPEG; None when it is absent or not a picture."""
+def image_file_uri(path: Path) -> str | None:
+    """An image file as JPEG; None when it is absent or not an image."""
     if not path.is_file():
         return None
     try:

@@ -62,7 +62,7 @@ def headline(summary: Mapping[str, Any], methods: Methods) -> tuple[str, str]:
         return f"{words(methods.judged)}: Sync-C {own:.2f}", missing.capitalize()
     if own is None or swapped is None or p is None:
         return "Not yet judged", "The lips have not been compared with the voice in this run"
-    numbers = f"Sync-C {own:.2f} on held-out voices, {swapped:.2f} when another clip's sound drives"
+    numbers = f"Sync-C {own:.2f} on held-out voices, {swapped:.2f} when another clip's audio drives"
     evidence = f"{numbers} (paired Wilcoxon test, p\u00a0=\u00a0{p_text(p)})"
     if p < 0.01 and own > swapped:
         return "The mouth follows the voice", evidence

@@ -1,4 +1,4 @@
-"""What the report shows beside its main table: drift of long videos, every other metric, and what the paper printed."""
+"""Further tables of the report: drift of the long video, the metrics outside the main table, numbers of papers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,14 +39,14 @@ DRIFT = {
 
 
 def drift(run: RunFolder) -> list[dict[str, Any]]:
-    """How far the long video drifts, from its own description: `label`, `unit`, `value`, `digits` or why there is none.
+    """Drift of the long video, from the JSON beside it: `label`, `unit`, `value`, `digits` or why there is none.
 
     Empty without a long video or without its figures.
     """
-    found = (read_optional(run.videos / "demo.json") or {}).get("drift", {})
+    measured = (read_optional(run.videos / "demo.json") or {}).get("drift", {})
     rows: list[dict[str, Any]] = []
     for part, figures in DRIFT.items():
-        values = found.get(part)
+        values = measured.get(part)
         if values is None:
             continue
         if "status" in values:

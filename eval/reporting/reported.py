@@ -1,6 +1,6 @@
-"""Numbers that papers report, beside ours and never among them: other clips, other sizes, other judges.
+"""Numbers reported by papers, shown apart from ours: they are of other clips, sizes and judges.
 
-What can be compared is order: does what helped there help here?
+Only the order of methods can be compared.
 """
 
 import csv
@@ -23,7 +23,7 @@ METRIC_IDS = {
 @dataclass(frozen=True)
 class Ordering:
     """How the order of `rows` by our numbers agrees with the paper's: Kendall's tau-b (1 the same, -1 reversed, None
-    when one side is all ties), and the pairs that are the other way round."""
+    when one side is all ties), and the pairs that are in the opposite order."""
 
     metric: str
     rows: tuple[str, ...]
@@ -35,14 +35,14 @@ def read_reported(table: str, path: Path = PAPER_TABLES) -> dict[str, dict[str, 
     """Method -> metric id -> value of one table, such as "OmniAvatar Table 3". Raises ValueError for an unknown one."""
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    found: dict[str, dict[str, float]] = {}
+    methods: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["table"] == table:
-            found.setdefault(line["method"], {})[METRIC_IDS[line["metric"]]] = float(line["value"])
-    if not found:
-        known = sorted({line["table"] for line in lines})
-        raise InputError(f"No table is called {table!r}; the tables are {', '.join(known)}.")
-    return found
+            methods.setdefault(line["method"], {})[METRIC_IDS[line["metric"]]] = float(line["value"])
+    if not methods:
+        tables = sorted({line["table"] for line in lines})
+        raise InputError(f"No table is called {table!r}; the tables are {', '.join(tables)}.")
+    return methods
 
 
 def ordering(metric: str, ours: Mapping[str, float], reported: Mapping[str, float]) -> Ordering | None:
@@ -51,5 +51,7 @@ def ordering(metric: str, ours: Mapping[str, float], reported: Mapping[str, floa
     if len(rows) < 2:
         return None
     tau = float(stats.kendalltau([ours[name] for name in rows], [reported[name] for name in rows]).statistic)
-    turned = tuple((a, b) for a, b in combinations(rows, 2) if (ours[a] - ours[b]) * (reported[a] - reported[b]) < 0)
-    return Ordering(metric, rows, None if tau != tau else tau, turned)
+    reversed_pairs = tuple(
+        (a, b) for a, b in combinations(rows, 2) if (ours[a] - ours[b]) * (reported[a] - reported[b]) < 0
+    )
+    return Ordering(metric, rows, None if tau != tau else tau, reversed_pairs)

@@ -18,7 +18,7 @@ from common.runs import RunFolder
 from eval.manifest import FLOOR, TRUTH, Methods
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting import plots
-from eval.reporting.pictures import data_uri, file_picture, frame_strip
+from eval.reporting.pictures import data_uri, frame_strip, image_file_uri
 from eval.reporting.summary import read_optional, read_rows, scored_methods
 
 KEPT_SHOWN, REFUSED_SHOWN = 4, 12
@@ -62,7 +62,7 @@ def demo(run: RunFolder) -> dict[str, Any] | None:
     return {
         "video": data_uri(video.read_bytes(), "video/mp4"),
         "poster": frame_strip(video, frames=1),
-        "portrait": file_picture(portrait),
+        "portrait": image_file_uri(portrait),
         "prompt": about.get("prompt"),
         "chunks": len(starts),
         "facts": facts,
@@ -98,10 +98,10 @@ def funnel(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any] | None:
 def strips(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
     """Cards of some kept clips and of refused ones, one per reason before any reason comes twice."""
     rows = sorted(read_rows(run.clips_parquet), key=lambda row: row["clip_id"])
-    kept = [row for row in rows if row["decision"] == "kept"]
-    chosen = kept[:: max(1, len(kept) // KEPT_SHOWN)][:KEPT_SHOWN]
+    kept_rows = [row for row in rows if row["decision"] == "kept"]
+    kept = kept_rows[:: max(1, len(kept_rows) // KEPT_SHOWN)][:KEPT_SHOWN]
     refused = one_of_each([row for row in rows if row["decision"] == "rejected"])[:REFUSED_SHOWN]
-    return {"kept": [_card(run, row) for row in chosen], "refused": [_card(run, row) for row in refused]}
+    return {"kept": [_card(run, row) for row in kept], "refused": [_card(run, row) for row in refused]}
 
 
 def one_of_each(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,14 +160,14 @@ def training(run: RunFolder) -> dict[str, Any] | None:
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> plots.Curve:
     """Steps and values (n,) of the log lines that have the number."""
-    found = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
     return steps, values
 
 
 def sync_facts(summary: Mapping[str, Any], methods: Methods) -> list[tuple[str, float]]:
     """What each method is called and its Sync-C, of those that have one."""
-    called = {TRUTH: "real", methods.swapped: "other sound"}
+    called = {TRUTH: "real", methods.swapped: "other audio"}
     values = [(called.get(name, name.replace("_", " ")), summary["sync_c"].get(name)) for name in methods.order]
     return [(name, value) for name, value in values if value is not None]
 
@@ -191,9 +191,11 @@ def results(run: RunFolder) -> dict[str, Any] | None:
         return None
     methods = scores["methods"]
     order = [name for name in (*scored_methods(scores).order, FLOOR) if name in methods]
-    found = {name: [scores[name] for scores in methods.values() if name in scores] for name in METRICS}
-    shown = {name: m for name, m in METRICS.items() if m.shown and any(s["value"] is not None for s in found[name])}
-    absent = [(METRICS[name].label, found[name][0]["status"]) for name in METRICS if found[name] and name not in shown]
+    by_metric = {name: [scores[name] for scores in methods.values() if name in scores] for name in METRICS}
+    shown = {name: m for name, m in METRICS.items() if m.shown and any(s["value"] is not None for s in by_metric[name])}
+    absent = [
+        (METRICS[name].label, by_metric[name][0]["status"]) for name in METRICS if by_metric[name] and name not in shown
+    ]
     rows = [(method, [_cell(scores, method, name) for name in shown], _clips(methods[method])) for method in order]
     return {
         "metrics": list(shown.values()),

@@ -1,4 +1,4 @@
-"""`summary.json`: what a reader of the report sees, in the words of a script."""
+"""`summary.json`: the figures of the report for scripts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,18 +26,18 @@ KEYS = (
 )
 
 
-def summarize(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every key of KEYS from the files of a run, overridden by `given`; what has not run is None or empty.
+def summarize(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of KEYS from the files of a run, overridden by `overrides`; parts that have not run are None or empty.
 
-    `refused` counts sources and clips per reason (refused for two reasons, one counts under both), `seconds` is the
-    work recorded in the ledger per stage. Other keys of `given` are left out.
+    `refused` counts sources and clips per reason (one with two reasons counts under both), `seconds` is the work per
+    stage, from the ledger. Other keys of `overrides` are ignored.
     """
     scores = read_optional(run.report / "scores.json") or {}
     methods = scored_methods(scores)
     summary = _counts(run) | _planted(run)
     summary |= {"sync_c": _sync_c(scores, methods), "metrics": _values(scores), "seconds": _seconds(run)}
     summary["video"] = "videos/demo.mp4" if (run.videos / "demo.mp4").exists() else None
-    return {key: given.get(key, summary[key]) for key in KEYS}
+    return {key: overrides.get(key, summary[key]) for key in KEYS}
 
 
 def read_optional(path: Path) -> Any:
@@ -74,9 +74,9 @@ def _counts(run: RunFolder) -> dict[str, Any]:
 
 
 def _planted(run: RunFolder) -> dict[str, Any]:
-    found = read_optional(run.report / "faults.json") or {}
+    faults = read_optional(run.report / "faults.json") or {}
     empty: dict[str, Any] = {"faults": [], "false_refusals": None, "offsets": {"cases": None, "exact": None}}
-    return {key: found.get(key, value) for key, value in empty.items()}
+    return {key: faults.get(key, value) for key, value in empty.items()}
 
 
 def swapped_key(methods: Methods) -> str:
@@ -96,7 +96,7 @@ def _sync_c(scores: Mapping[str, Any], methods: Methods) -> dict[str, float | No
 
 def _values(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     methods = scores.get("methods", {})
-    return {name: {metric: score["value"] for metric, score in found.items()} for name, found in methods.items()}
+    return {name: {metric: score["value"] for metric, score in scored.items()} for name, scored in methods.items()}
 
 
 def _seconds(run: RunFolder) -> dict[str, float]:

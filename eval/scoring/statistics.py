@@ -1,4 +1,4 @@
-"""How sure a number is: intervals over clips, jackknife for set distances, paired tests between methods."""
+"""Statistics: bootstrap intervals over clips, jackknife errors of set distances, paired tests between methods."""
 
 import math
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ def mean_interval(
 ) -> Interval:
     """Mean over clips with a 95 % BCa bootstrap interval (Efron 1987); the same seed gives the same interval.
 
-    Clips of one of `groups` (one name per clip) are drawn together; a single group says nothing of the spread, so the
-    interval is then without end.
+    Clips of one of `groups` (one name per clip) are drawn together; a single group has no spread, so the
+    interval is then infinite.
     """
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:
@@ -57,7 +57,7 @@ def mean_interval(
     mean, sd = float(data.mean()), float(data.std(ddof=1)) if len(data) > 1 else 0.0
     low = high = mean
     sums, counts = _grouped(data, groups)
-    # BCa divides by the spread; a constant sample has a known, empty interval.
+    # BCa divides by the spread, which a constant sample does not have: its interval is the point itself.
     if np.ptp(data) > 0:
         low, high = _bootstrap(sums, counts, resamples, seed) if len(sums) > 1 else (-np.inf, np.inf)
     return Interval(mean, float(low), float(high), sd, float(np.median(data)), len(data))
@@ -74,9 +74,10 @@ def _grouped(data: np.ndarray, groups: Sequence[str] | None) -> tuple[np.ndarray
 def _bootstrap(sums: np.ndarray, counts: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """BCa interval of the mean over all values of whole groups drawn with replacement."""
     rng = np.random.default_rng(seed)
+    # Independent clips: a plain mean, which scipy resamples vectorised.
     if (counts == 1).all():
         return tuple(stats.bootstrap((sums,), np.mean, n_resamples=resamples, rng=rng).confidence_interval)
-    if np.ptp(sums / counts) == 0:  # the groups agree to the last digit, whatever is within
+    if np.ptp(sums / counts) == 0:  # all group means are equal: BCa has no spread to divide by
         return float(sums[0] / counts[0]), float(sums[0] / counts[0])
 
     def mean(drawn_sums: np.ndarray, drawn_counts: np.ndarray, axis: int) -> np.ndarray:
@@ -104,10 +105,11 @@ def paired_test(
     sums, counts = _grouped(clips, groups)
     if len(sums) < 3:
         raise ValueError(f"A paired test got {len(sums)} videos or speakers; clips of at least 3 are needed.")
+    # One observation per group: clips of one speaker are not independent, so tests on clips would be too sure.
     difference = sums / counts
     interval = mean_interval(clips, resamples, seed, groups)
     wins = float(np.mean((clips > 0) + 0.5 * (clips == 0)))
-    if not difference.any():
+    if not difference.any():  # scipy's Wilcoxon refuses a sample of zeros
         return PairedTest(len(first), len(sums), interval.mean, interval.low, interval.high, wins, 1.0, 1.0, 1.0, 1.0)
     # The t statistic of a constant, non-zero difference is infinite.
     p_t = float(stats.ttest_1samp(difference, 0.0).pvalue) if np.ptp(difference) > 0 else 0.0
@@ -126,7 +128,7 @@ def paired_test(
 
 
 def sign_flip_p(difference: np.ndarray, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided permutation p of mean difference 0: exact when there are no more than `draws` sign patterns."""
+    """Two-sided permutation p of mean difference 0: exact where there are no more than `draws` sign patterns."""
     result = stats.permutation_test(
         (difference,),
         np.mean,
@@ -143,13 +145,14 @@ def jackknife_se(distance: ClipDistance, first: np.ndarray, second: np.ndarray, 
 
     The naive bootstrap is wrong in location for FID and FVD (duplicates shrink the support), the jackknife is not.
     """
+    # Both sides lose the same positions: a generated clip leaves together with its real one.
     blocks = np.array_split(np.arange(len(first)), min(groups, len(first)))
     values = np.array([distance(np.delete(first, block), np.delete(second, block)) for block in blocks])
     return float(np.sqrt((len(blocks) - 1) / len(blocks) * np.sum((values - values.mean()) ** 2)))
 
 
 def half_split_distances(distance: ClipDistance, clips: np.ndarray, splits: int = 20, seed: int = 0) -> np.ndarray:
-    """Distance between disjoint random halves of one choice, (splits,): what is read when nothing differs."""
+    """Distances (splits,) between disjoint random halves of one choice of clips: the value where nothing differs."""
     rng, half = np.random.default_rng(seed), len(clips) // 2
     orders = [rng.permutation(clips) for _ in range(splits)]
     return np.array([distance(order[:half], order[half : 2 * half]) for order in orders])
@@ -178,8 +181,8 @@ class SwapTest:
 def swap_test(distance: ClipDistance, clips: Triple, draws: int = 499, seed: int = 0, enough: int = 50) -> SwapTest:
     """Are methods a and b equally far from the real clips? Labels a and b of clips are swapped at random.
 
-    Exact under the null, and the small-sample bias of the distance cancels in the difference. Of at most `draws` swaps
-    the last is the `enough`-th that sets the methods as far apart as they were observed: nothing is to be found then,
+    Exact under the null, and the small-sample bias of the distance cancels in the difference. Swapping ends
+    after `draws` swaps, or earlier at the `enough`-th that separates the methods as far as observed: p is then large,
     and each swap costs two distances of whole sets. p is the share of such swaps (Besag and Clifford 1991).
     """
     rng = np.random.default_rng(seed)
@@ -189,12 +192,14 @@ def swap_test(distance: ClipDistance, clips: Triple, draws: int = 499, seed: int
 
     observed, hits = gap(clips.a, clips.b), 0
     gaps: list[float] = []
+    # 1e-12: a swap of no clip must count as extreme as the observation, whatever the rounding of the sum.
     while len(gaps) < draws and hits < enough:
         swap = rng.random(len(clips.real)) < 0.5
         gaps.append(gap(np.where(swap, clips.b, clips.a), np.where(swap, clips.a, clips.b)))
         hits += abs(gaps[-1]) >= abs(observed) - 1e-12
+    # Besag and Clifford: stopped early, the share of hits is unbiased; else the observation counts as one of the draws.
     p = hits / len(gaps) if hits == enough else (hits + 1) / (len(gaps) + 1)
-    # Each pattern of swaps has its mirror, so the mean is known to be 0.
+    # Every pattern of swaps has its mirror image, so the mean is 0 by construction and the spread is the RMS.
     return SwapTest(observed, p, float(np.sqrt(np.mean(np.square(gaps)))) if gaps else math.nan, len(gaps))
 
 
@@ -203,6 +208,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
+        # Adjusted values may not decrease: a larger p is never more significant than a smaller one.
         running = max(running, min(1.0, (len(p_values) - rank) * float(p_values[index])))
         adjusted[index] = running
     return adjusted

@@ -1,8 +1,8 @@
-"""The sets that methods are judged on, as lists with a hash: no published number says which clips it rests on.
+"""Test sets as lists of clips with a hash, so that a number says which clips it rests on.
 
 `avspeech_semi` is drawn from the kept semi-body clips of a run, by video; `avspeech_face` shows the same clips cropped
 to the face; `hdtf100` and `hdtf400_15s` are the two sets that go by HDTF's name; `small_world` are the drawn clips held
-out. The rule in a list changes whenever the same input would give another set.
+out. The rule in a list changes when the same input would give another set.
 """
 
 import csv
@@ -35,14 +35,14 @@ FACE_SIDE, FACE_MARGIN = 512, 1.6
 FACE_RULE = f"square of {FACE_MARGIN} face boxes, still, {FACE_SIDE} px, v1"
 WHOLE_RULE = "whole picture, v1"
 HDTF_RULE = "crop of HDTF, v1"
-# Clip ids name files, also those that `generate` makes of a list of samples.
+# Clip ids become file names, also those that `generate` writes for a list of samples.
 CLIP_ID = re.compile(r"[A-Za-z0-9-]([\w.-]{0,38}[A-Za-z0-9-])?", re.ASCII)
-# What a draw looks at in a clip table.
+# Columns of a clip table that a draw depends on.
 DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "framing", "decision", "dup_group", "split")
 
 
 class ListError(UserError, ValueError):
-    """A file is no list of a test set, or not the one it says it is."""
+    """A file is not a list of a test set, or its hash does not match."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,8 +78,8 @@ class TestSet:
 def draw_set(name: str, run: RunFolder | None, files: Path | None, count: int = 100, seed: int = 0) -> TestSet:
     """The set of this name (`SET_NAMES`): those of HDTF from the folder `files`, the others from the clips of `run`.
 
-    `count` is for the AVSpeech sets; `seed` for them and `hdtf100`. Raises ListError for another name and for what the
-    set is not told, FileNotFoundError, and what drawing it raises.
+    `count` is for the AVSpeech sets; `seed` for them and `hdtf100`. Raises ListError for another name and for a missing
+    `run` or `files`, FileNotFoundError, and what drawing it raises.
     """
     if name not in SET_NAMES:
         raise ListError(f"There is no test set '{name}'; the sets are {', '.join(SET_NAMES)}.")
@@ -98,7 +98,7 @@ def avspeech_set(name: AvspeechSet, rows: Sequence[Row], count: int = 100, seed:
 
     Both names give the same clips. Raises ValueError when there are not enough.
     """
-    # Refused clips stay in the table: they tell which videos show the same.
+    # Rejected clips stay in the table: they link videos that show the same.
     semi = [{**row, "decision": row["decision"] if row["framing"] == "semi" else "rejected"} for row in rows]
     clips = tuple(TestClip(*clip) for clip in draw_split(semi, count, seed).clips)
     return TestSet(name, FACE_RULE if name == "avspeech_face" else WHOLE_RULE, seed, clips)
@@ -121,28 +121,28 @@ def small_world_set(rows: Sequence[Row]) -> TestSet:
 
 
 def held_out(chosen: TestSet) -> HeldOut:
-    """The set as a split by video, which `curation.test_list` keeps out of training with all that shows the same."""
+    """The set as a split by video, which `curation.test_list` keeps out of training together with its duplicates."""
     return HeldOut("video", chosen.seed, tuple((c.clip_id, c.video_id, c.start, c.end) for c in chosen.clips))
 
 
 def face_square(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int]:
-    """Left, top and side (px) of the square in a picture that shows a face with boxes (T, 4) x0, y0, x1, y1 px.
+    """x, y and side (px) of the square in an image that shows a face with boxes (T, 4) x0, y0, x1, y1 px.
 
-    One square for the whole clip, so that the head moves and not the picture: around the median middle, 1.6 times as
-    wide as the larger side of the median box, moved inside the picture and no larger than it.
+    One square for the whole clip, so that the head moves and not the crop: centred on the median box, 1.6 times as wide
+    as its larger side, moved inside the image and no larger than it.
     """
     x0, y0, x1, y1 = np.median(np.asarray(boxes, np.float64), axis=0)
     size = min(round(FACE_MARGIN * max(x1 - x0, y1 - y0)), height, width)
-    left = int(np.clip(round((x0 + x1 - size) / 2), 0, width - size))
-    top = int(np.clip(round((y0 + y1 - size) / 2), 0, height - size))
-    return left, top, size
+    x = int(np.clip(round((x0 + x1 - size) / 2), 0, width - size))
+    y = int(np.clip(round((y0 + y1 - size) / 2), 0, height - size))
+    return x, y, size
 
 
 def crop_face(frame: np.ndarray, square: tuple[int, int, int], side: int = FACE_SIDE) -> np.ndarray:
-    """The square (left, top, size) of a frame (H, W, 3) uint8, scaled to (side, side, 3)."""
-    left, top, size = square
+    """The square (x, y, size) of a frame (H, W, 3) uint8, scaled to (side, side, 3)."""
+    x, y, size = square
     method = cv2.INTER_AREA if size > side else cv2.INTER_CUBIC
-    return cv2.resize(frame[top : top + size, left : left + size], (side, side), interpolation=method)
+    return cv2.resize(frame[y : y + size, x : x + size], (side, side), interpolation=method)
 
 
 def write_test_set(path: Path, chosen: TestSet) -> None:
@@ -171,14 +171,16 @@ def read_test_set(path: Path) -> TestSet:
         wrong = next((clip.clip_id for clip in clips if not CLIP_ID.fullmatch(clip.clip_id)), None)
         if wrong is not None:
             raise ValueError(f"clip id {wrong!r} is not 1 to 40 letters, digits and - . _")
-        found, said = TestSet(about["name"], about["rule"], about["seed"], tuple(clips)), about["sha256"]
+        test_set, expected = TestSet(about["name"], about["rule"], about["seed"], tuple(clips)), about["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ListError(
             f"{path} is no list of a test set ({error}); expected one that `write_test_set` made."
         ) from error
-    if found.sha256 != said:
-        raise ListError(f"{path} says its hash is {said[:12]} and it is {found.sha256[:12]}; fetch the list again.")
-    return found
+    if test_set.sha256 != expected:
+        raise ListError(
+            f"{path} says its hash is {expected[:12]} and it is {test_set.sha256[:12]}; fetch the list again."
+        )
+    return test_set
 
 
 def _table(clips: Sequence[TestClip]) -> str:

@@ -1,4 +1,4 @@
-"""Faces of a clip, for a test set that shows faces: as curation tracked them, else as the detector sees them now."""
+"""Face boxes of clips, for test sets cropped to the face: from curation's track table, else detected now."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from curation.stages.tracks import find_tracks
 from perception.faces.detect import FaceDetector
 
 Row = Mapping[str, Any]
-LOOK_SECONDS = 0.2  # between two frames in which faces are looked for, where curation has not
+DETECT_SECONDS = 0.2  # between two detections, where curation has stored no tracks
 
 
 def stored_boxes(run: RunFolder, clips: Sequence[Row]) -> dict[str, str]:
@@ -39,13 +39,13 @@ def speaker_boxes(people: PeopleConfig, clip: Row, load: Callable[[], FaceDetect
     """Boxes (T, 4) px of the face that curation found to speak, else of the one seen most often; None without a face.
 
     `clip` has `path`, `duration` (s), `clip_id` and `tracks`, the track table that holds it, or "" for a clip whose
-    faces are to be looked for now, with the detector that `load` gives. Raises what `decode_video` raises.
+    faces are to be detected now, by the detector that `load` gives. Raises what `decode_video` raises.
     """
     if clip["tracks"]:
         only = [("clip_id", "==", clip["clip_id"]), ("is_speaker", "==", True)]
         (row,) = pq.read_table(clip["tracks"], columns=["boxes"], filters=only).to_pylist()
         return np.asarray(row["boxes"], np.float32).reshape(-1, 4)
-    frames = enumerate(decode_video(clip["path"], fps=1 / LOOK_SECONDS))
-    faces = [(number * LOOK_SECONDS, [list(face.box) for face in load().detect(frame)]) for number, frame in frames]
+    frames = enumerate(decode_video(clip["path"], fps=1 / DETECT_SECONDS))
+    faces = [(number * DETECT_SECONDS, [list(face.box) for face in load().detect(frame)]) for number, frame in frames]
     tracks = find_tracks(people, Piece({"duration": clip["duration"]}, faces))
     return tracks[0].boxes if tracks else None

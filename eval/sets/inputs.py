@@ -1,7 +1,7 @@
-"""The inputs of a test set, cut from a run that holds its clips: what any system is given and what it is judged by.
+"""Inputs of a test set, cut from a run that holds its clips: what a system is given and what it is compared with.
 
-Of every clip the first frame is the picture and the sound begins with the second, as in training: a system that makes
-one frame for each 40 ms of sound pairs with the rest of the clip, which is the real video.
+The first frame of every clip is the input image and the audio begins with the second, as in training: a system that
+makes one frame for each 40 ms of audio pairs with the rest of the clip, which is the real video.
 
     pictures/<clip_id>.png  sounds/<clip_id>.wav  real/<clip_id>.mp4
     samples.jsonl           for `generate --list`: name, image, audio, prompt
@@ -52,7 +52,7 @@ from perception.faces.detect import FaceDetector, load_face_detector
 
 Row = dict[str, Any]
 SAMPLES, CLIPS = "samples.jsonl", "clips.csv"
-FILES = PICTURE, SOUND, REAL = "pictures/{}.png", "sounds/{}.wav", "real/{}.mp4"
+FILES = IMAGE, AUDIO, REAL = "pictures/{}.png", "sounds/{}.wav", "real/{}.mp4"
 FIELDS = (
     "clip_id", "video_id", "t_start", "t_end", "duration", "crop", "caption", "bytes_uri",
 )  # fmt: skip
@@ -96,40 +96,40 @@ def plan_units(chosen: TestSet, run: RunFolder) -> list[Row]:
     """A unit of work for each clip of the list, in its order: a run has a clip when it cut the same span of the same
     video, whatever it calls it. Raises as `write_inputs` does of the run."""
     spans = {(clip.video_id, *_milliseconds(clip.start, clip.end)) for clip in chosen.clips}
-    found: dict[tuple[str, int, int], Row] = {}
+    by_span: dict[tuple[str, int, int], Row] = {}
     for row in stream_clips(run.clips_parquet, FIELDS):
         span = (row["video_id"], *_milliseconds(row["t_start"], row["t_end"]))
         if span in spans and row["bytes_uri"]:
-            found[span] = row
-    if not found:
+            by_span[span] = row
+    if not by_span:
         raise ListError(
             f"{run.root} has none of the {len(chosen.clips)} clips of {chosen.name}; curate their videos first (those "
             "of HDTF with sources.kind of the set's name and curation.cut.use_segments=exact)."
         )
-    boxes = stored_boxes(run, list(found.values())) if chosen.rule == FACE_RULE else {}
+    boxes = stored_boxes(run, list(by_span.values())) if chosen.rule == FACE_RULE else {}
     units = []
     for clip in chosen.clips:
-        had = found.get((clip.video_id, *_milliseconds(clip.start, clip.end)))
-        units.append(_unit(chosen.rule, run, clip.clip_id, clip.video_id, had, boxes))
+        clip_row = by_span.get((clip.video_id, *_milliseconds(clip.start, clip.end)))
+        units.append(_unit(chosen.rule, run, clip.clip_id, clip.video_id, clip_row, boxes))
     return units
 
 
 def _unit(rule: str, run: RunFolder, name: str, video: str, row: Row | None, boxes: Mapping[str, str]) -> Row:
-    """What a worker needs of one clip, and `refused` when nothing can be made of it."""
+    """What a worker needs of one clip, with the reason in `refused` when it cannot be used."""
     unit: Row = {"unit": name, "group": video, "path": "", "sha256": "", "caption": ""}
     unit |= {"clip_id": "", "tracks": "", "boxes_sha256": "", "duration": 0.0, "refused": ""}
     if row is None or not (path := run.root / row["bytes_uri"]).is_file():
         return unit | {"refused": "not_in_run"}
     digest = boxes.get(row["clip_id"], "")
-    seen = {"clip_id": row["clip_id"], "boxes_sha256": digest, "duration": row["duration"]}
-    seen |= {"tracks": str((run.root / TRACKS_FILE).resolve()) if digest else ""}
-    unit |= seen | {"path": str(path.resolve()), "sha256": sha256_file(path), "caption": row["caption"] or ""}
+    stored = {"clip_id": row["clip_id"], "boxes_sha256": digest, "duration": row["duration"]}
+    stored |= {"tracks": str((run.root / TRACKS_FILE).resolve()) if digest else ""}
+    unit |= stored | {"path": str(path.resolve()), "sha256": sha256_file(path), "caption": row["caption"] or ""}
     return unit | {"refused": "no_crop" if rule == HDTF_RULE and not row["crop"] else ""}
 
 
 @dataclass(frozen=True)
 class InputsStage(Stage[dict[str, Any]]):
-    """Over the units of `plan_units`: writes picture, audio and real video of one clip into `out`."""
+    """Over the units of `plan_units`: writes input image, audio and real video of one clip into `out`."""
 
     name = "set_inputs"
     version = "2"
@@ -170,19 +170,19 @@ class InputsStage(Stage[dict[str, Any]]):
 
     def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
         """Whether the three files are still there, the real video unchanged."""
-        picture, sound, real = (self.out / form.format(row["unit"]) for form in FILES)
-        present = picture.exists() and sound.exists() and real.exists()
+        image, audio, real = (self.out / form.format(row["unit"]) for form in FILES)
+        present = image.exists() and audio.exists() and real.exists()
         return present and sha256_file(real) == outcome.outputs["real_sha256"]
 
 
 def _write_clip(out: Path, name: str, clip: Path, square: tuple[int, int, int] | None) -> None:
     frames = _shown(clip, square)
-    with atomic_write(out / PICTURE.format(name)) as temporary:
+    with atomic_write(out / IMAGE.format(name)) as temporary:
         cv2.imwrite(str(temporary), cv2.cvtColor(next(frames), cv2.COLOR_RGB2BGR))
-    sound = read_audio(clip)[round(AUDIO_RATE / FPS) :]
-    with atomic_write(out / SOUND.format(name)) as temporary:
-        scipy.io.wavfile.write(temporary, AUDIO_RATE, np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16))
-    write_video(out / REAL.format(name), frames, sound)
+    audio = read_audio(clip)[round(AUDIO_RATE / FPS) :]
+    with atomic_write(out / AUDIO.format(name)) as temporary:
+        scipy.io.wavfile.write(temporary, AUDIO_RATE, np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16))
+    write_video(out / REAL.format(name), frames, audio)
 
 
 def _shown(clip: Path, square: tuple[int, int, int] | None) -> Iterator[np.ndarray]:
@@ -191,23 +191,23 @@ def _shown(clip: Path, square: tuple[int, int, int] | None) -> Iterator[np.ndarr
 
 
 def _claim(out: Path, chosen: TestSet) -> None:
-    """Files of two lists do not lie in one folder: under another rule the same clip looks otherwise."""
+    """Reserve the folder for one list: under another rule the same clip has other files."""
     path = out / TEST_SET_FILE
-    if path.exists() and (there := read_test_set(path)) != chosen:
+    if path.exists() and (other := read_test_set(path)) != chosen:
         raise ListError(
-            f"{out} holds {there.name} with the hash {there.sha256[:12]}, and not {chosen.name} with "
+            f"{out} holds {other.name} with the hash {other.sha256[:12]}, and not {chosen.name} with "
             f"{chosen.sha256[:12]}; give another folder, or delete this one."
         )
     write_test_set(path, chosen)
 
 
 def _write_lists(out: Path, units: Sequence[Row]) -> None:
-    """Paths in both lists are relative to their folder, so that it can be moved and handed on."""
+    """Paths in both lists are relative to their folder, so that it can be moved."""
     with atomic_write(out / SAMPLES) as temporary, temporary.open("w", encoding="utf-8") as file:
         for unit in units:
             name = unit["unit"]
-            given = {"name": name, "image": PICTURE.format(name), "audio": SOUND.format(name)}
-            file.write(json.dumps(given | {"prompt": unit["caption"]}, ensure_ascii=False) + "\n")
+            sample = {"name": name, "image": IMAGE.format(name), "audio": AUDIO.format(name)}
+            file.write(json.dumps(sample | {"prompt": unit["caption"]}, ensure_ascii=False) + "\n")
     with atomic_write(out / CLIPS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("clip_id", "image", "audio", "reference", "group"))

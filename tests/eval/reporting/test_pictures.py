@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from common.media.write import write_video
-from eval.reporting.pictures import file_picture, frame_strip, jpeg_uri
+from eval.reporting.pictures import frame_strip, image_file_uri, jpeg_uri
 
 
 def opened(uri: str) -> np.ndarray:
@@ -33,7 +33,7 @@ def test_a_strip_runs_from_the_first_to_the_last_frame(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     assert frame_strip(tmp_path / "text.mp4") is None and frame_strip(tmp_path / "absent.mp4") is None
-    assert file_picture(tmp_path / "text.mp4") is None and file_picture(tmp_path / "absent.png") is None
+    assert image_file_uri(tmp_path / "text.mp4") is None and image_file_uri(tmp_path / "absent.png") is None
 
 
 def test_pictures_keep_their_proportions() -> None:
