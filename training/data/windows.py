@@ -122,11 +122,6 @@ class ClipWindows:
         self.order = Order(self.buckets, config.batch, config.micro_batches, seed, phase, cost)
 
     @property
-    def bad(self) -> list[tuple[str, str]]:
-        """(clip_id, message) of samples that this rank could not read, in all phases."""
-        return self.store.bad
-
-    @property
     def quarantined(self) -> set[str]:
         """Clips that are not used, in all phases. Add to it between steps, the same on all ranks."""
         return self.store.quarantined

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import InputError
 from omniavatar.config import Variant
+from omniavatar.model.transformer import AvatarTransformer
 from training.config import EngineConfig
 from training.engine.settings import deepspeed_settings
 
@@ -23,7 +24,6 @@ from training.engine.settings import deepspeed_settings
 import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-KEPT_IN_FP32 = ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")  # diffusers' list for Wan
 LARGE = 8_000_000_000  # bytes of weight files above which "auto" builds a base in shards
 
 
@@ -45,13 +45,9 @@ def builds_in_shards(config: EngineConfig, base: Path, variant: Variant) -> bool
 
 
 @contextmanager
-def in_shards(config: EngineConfig, empty: bool = False) -> Iterator[None]:
-    """Context in which modules are sharded while they are built, each rank keeping its part; called by all ranks.
-
-    `empty`: the shards are on device "meta"; for counting what a rank would hold.
-    """
-    remote = "meta" if empty else None
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_settings(config, 1), remote_device=remote):
+def in_shards(config: EngineConfig) -> Iterator[None]:
+    """Context in which modules are sharded while they are built, each rank keeping its part; called by all ranks."""
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_settings(config, 1)):
         yield
 
 
@@ -87,13 +83,14 @@ def fill_shards(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Non
                 parameters[name].copy_(value)
 
 
-def cast_frozen(model: nn.Module, dtype: Literal["fp32", "bf16"]) -> None:
+def cast_frozen(model: AvatarTransformer, dtype: Literal["fp32", "bf16"]) -> None:
     """Cast frozen weights to `dtype` and trained weights to fp32, in place, whole or sharded.
 
-    With bf16, the weights that diffusers keeps in fp32 (`KEPT_IN_FP32`) stay fp32.
+    With bf16, the weights that diffusers keeps in fp32 (`_keep_in_fp32_modules`) stay fp32.
     """
+    kept = tuple(model.dit._keep_in_fp32_modules or ())
     for name, parameter in model.named_parameters():
-        half = dtype == "bf16" and not parameter.requires_grad and not any(part in name for part in KEPT_IN_FP32)
+        half = dtype == "bf16" and not parameter.requires_grad and not any(part in name for part in kept)
         _cast(parameter, torch.bfloat16 if half else torch.float32)
 
 

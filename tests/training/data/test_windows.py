@@ -163,8 +163,8 @@ def test_a_damaged_sample_is_named_and_the_next_of_its_shape_stands_in(mixed_sha
     windows = ClipWindows(damaged, FOUR, seed=3, cost=tokens)
     found = [micro for micros in islice(stream(windows, 0, 0, 1), 3) for micro in named(micros)]
     assert found == [[("clip007" if n == "clip004" else n, slot) for n, slot in micro] for micro in whole]
-    assert [name for name, _ in windows.bad] == ["clip004"]
-    assert "differs from its checksum" in windows.bad[0][1]
+    assert [name for name, _ in windows.store.bad] == ["clip004"]
+    assert "differs from its checksum" in windows.store.bad[0][1]
     assert index_digest(damaged) == index_digest(mixed_shards)
 
 

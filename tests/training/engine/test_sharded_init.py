@@ -14,9 +14,13 @@ from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
 from omniavatar.weights.checkpoints import AdapterConfig, save_adapter
 from omniavatar.weights.tensor_files import CheckpointError
 from training.config import EngineConfig, ModelConfig
-from training.engine.sharded_init import builds_in_shards, gathered, in_shards, without_draws
+from training.engine.settings import deepspeed_settings
+from training.engine.sharded_init import builds_in_shards, gathered, without_draws
 from training.engine.zero import join_group
 from training.omniavatar.model import build_model
+
+# isort: split
+import deepspeed  # after the settings, which choose its accelerator
 
 SHARDED = EngineConfig(build="sharded")
 
@@ -42,7 +46,8 @@ def both(config: ModelConfig, precision: str = "bf16") -> tuple[AvatarTransforme
 
 def test_14b_is_built_without_its_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with in_shards(EngineConfig(), empty=True), without_draws():
+    settings = deepspeed_settings(EngineConfig(), 1)
+    with deepspeed.zero.Init(config_dict_or_path=settings, remote_device="meta"), without_draws():
         model = new_base({})  # diffusers' defaults are the sizes of 14B
     # The one layer of the base whose weights are needed, to widen the input.
     model.dit.patch_embedding = nn.Conv3d(16, 5120, (1, 2, 2), (1, 2, 2))
