@@ -19,6 +19,7 @@ from common.query import materialise
 from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
 from common.tracks import TRACKS_FILE, write_tracks
 from curation.config import ROLES, CurationConfig, SourcesConfig
+from curation.dataset.adopt import adopt, faces_of_clips, mark_adopted, needs_adoption
 from curation.dataset.takedown import part_taken_down
 from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
 from curation.decide.select import select
@@ -61,11 +62,15 @@ def curate(
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
     listed, gone = part_taken_down(run, list_sources(sources))
     with kept_workers():
-        runner = StageRunner(Ledger(run.ledger), executor, after_stage)
+        ledger = Ledger(run.ledger)
+        adopting = needs_adoption(ledger)
+        runner = StageRunner(ledger, executor, after_stage, config if adopting else None)
         clips = _split_sources(config, models, runner, run, listed)
         long_enough = [clip for clip in clips if clip["duration"] >= config.cut.min_seconds]
         cut = _cut(runner, run.clips, long_enough)
         alive = score_clips(config, models, runner.run, run.clips, run.root / PER_FRAME, cut)
+    if adopting:
+        mark_adopted(ledger)
     _compare(config, alive, references)
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
     for clip, decided in zip(clips, select(config.select, clips), strict=True):
@@ -84,16 +89,22 @@ def curate(
 
 @dataclass
 class StageRunner:
-    """Runs stages and writes their outputs into the rows; remembers the fingerprint of each stage."""
+    """Runs stages and writes their outputs into the rows; remembers the fingerprint of each stage.
+
+    With `adopt_for`, the settings of the run, what an earlier version of the code recorded is adopted first.
+    """
 
     ledger: Ledger
     executor: ExecutorConfig
     after_stage: Callable[[], object]
+    adopt_for: CurationConfig | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def run(self, stage: Stage[Any], rows: Sequence[Row]) -> list[Row]:
         """Bring rows through one stage; returns those that were kept, in order."""
         self.versions[stage.name] = stage.fingerprint
+        if self.adopt_for is not None:
+            adopt(stage, rows, self.adopt_for, self.ledger)
         outcomes = run_stage(stage, rows, self.ledger, self.executor)
         self.after_stage()
         for row, outcome in zip(rows, outcomes, strict=True):
@@ -118,6 +129,10 @@ def _split_sources(
     for source in runner.run(TracksStage(config.people, config.cut, per_frame), scanned):
         shared = source_fields(source) | caption_fields(config.captions, source, captioner)  # type: ignore[arg-type]
         clips += [dict(shared | clip) for clip in source.pop(ROWS)]
+    if runner.adopt_for is not None:
+        faces = faces_of_clips(config, scanned, per_frame)
+        for clip in clips:
+            clip["faces"] = faces[clip["unit"]]
     return clips
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import MissingFileError, UserError
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.ledger.tables import BATCH_ROWS, batches, check_table_format, connection_beside, quoted
 from common.runs import atomic_write, disk_guard
 
 GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole
@@ -95,7 +95,11 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("sha256", TEXT, "of the clip file"),
     ("run_id", TEXT, "fingerprint of the resolved recipe"),
 )
-CLIP_SCHEMA = pa.schema(pa.field(name, kind, metadata={"meaning": text}) for name, kind, text in CLIP_FIELDS)
+CLIP_FORMAT = 1  # goes up when code of the version before could not read the table
+CLIP_SCHEMA = pa.schema(
+    [pa.field(name, kind, metadata={"meaning": text}) for name, kind, text in CLIP_FIELDS],
+    metadata={"format": f"clips {CLIP_FORMAT}"},
+)
 CLIP_NAMES = frozenset(name for name, _, _ in CLIP_FIELDS)  # the schema makes its list anew whenever it is asked
 
 
@@ -132,10 +136,11 @@ def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a clip table as dicts, maps as dicts, read piece by piece; all columns or those named.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError, FormatVersionError for a table of newer code.
     """
     if not Path(path).exists():
         raise MissingFileError(f"{path} does not exist; run the curation job, which writes it.")
+    check_table_format(Path(path), CLIP_SCHEMA)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield from batch.to_pylist(maps_as_pydicts="strict")

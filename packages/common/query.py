@@ -14,7 +14,7 @@ from common.clips import CLIP_SCHEMA
 from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import connection_beside, quoted
+from common.ledger.tables import check_table_format, connection_beside, quoted
 from common.queries import QUERIES, VIEWS
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
@@ -198,6 +198,8 @@ def _attach_copy(connection: duckdb.DuckDBPyConnection, root: Path) -> bool:
 
 def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, schema: pa.Schema) -> None:
     if file.exists():
+        if b"format" in (schema.metadata or {}):
+            check_table_format(file, schema)
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({quoted(file)})")
     else:
         _empty_view(connection, name, schema)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.ledger.tables import BATCH_ROWS, batches, check_table_format, connection_beside, quoted
 from common.runs import atomic_write, disk_guard
 
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
@@ -65,7 +65,8 @@ def write_tracks(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def stream_tracks(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The rows of a track table as dicts, read piece by piece. Raises FileNotFoundError."""
+    """The rows of a track table as dicts, read piece by piece. Raises FileNotFoundError, FormatVersionError."""
+    check_table_format(Path(path), TRACK_SCHEMA)
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             yield from batch.to_pylist()

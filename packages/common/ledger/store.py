@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
 from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
-from common.runs import atomic_write, plain
+from common.runs import atomic_write, plain, read_format_version, write_format_version
 
 State = Literal["kept", "rejected", "failed", "pending"]
 STATES: tuple[State, ...] = get_args(State)
 Key = tuple[str, str]  # unit, input hash
 SEAL_BYTES = 64 * 2**20  # of appended lines: about 150,000 rows, read in a second
+LEDGER_FORMAT = 2  # of the ledger folder; what a stage of format 1 recorded is adopted by `curation.dataset.adopt`
 MERGE_SHARE = 8  # new rows are merged once they are an eighth of the old ones
 
 LEDGER_SCHEMA = pa.schema(
@@ -96,10 +97,19 @@ class Ledger:
         self.folder = Path(folder)
 
     def open(self, stage: str, fingerprint: str) -> "StageLedger":
-        """The log of one stage under one fingerprint. Errors: ValueError for a name that cannot be a file name."""
+        """The log of one stage under one fingerprint; a new ledger records its format.
+
+        Raises ValueError for a name that cannot be a file name, FormatVersionError for a ledger of newer code.
+        """
         if not re.fullmatch(r"[A-Za-z0-9_]+", stage):
             raise ValueError(f"Stage name '{stage}' must consist of letters, digits and underscores; rename the stage.")
+        if self.format_version() < LEDGER_FORMAT and not ledger_files(self.folder):
+            write_format_version(self.folder, LEDGER_FORMAT)
         return StageLedger(self.folder, stage, fingerprint)
+
+    def format_version(self) -> int:
+        """The format that the ledger records, 1 where it records none. Raises FormatVersionError for newer code's."""
+        return read_format_version(self.folder, LEDGER_FORMAT, "move the ledger folder away to compute all again")
 
 
 class StageLedger:

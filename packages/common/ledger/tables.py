@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.runs import FormatVersionError
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,6 +31,18 @@ def batches(relation: "duckdb.DuckDBPyRelation", schema: pa.Schema | None = None
     """The rows of a query in order, `BATCH_ROWS` or fewer at a time, with the types of `schema`."""
     for batch in relation.to_arrow_reader(BATCH_ROWS):
         yield batch if schema is None else batch.cast(schema)
+
+
+def check_table_format(file: Path, schema: pa.Schema) -> None:
+    """Refuse a table that newer code has written: its format, "<name> <number>" in the metadata, is above that of
+    `schema`. A file without one is of format 1. Raises FormatVersionError."""
+    newest = int(schema.metadata[b"format"].split()[-1])
+    stored = (pq.read_schema(file).metadata or {}).get(b"format", b"1").split()[-1]
+    if not stored.isdigit() or not 1 <= int(stored) <= newest:
+        raise FormatVersionError(
+            f"{file} is stored in format {stored.decode()}, this code reads 1 to {newest}; update omniavatar-stack, or "
+            "run the curation job in another run folder."
+        )
 
 
 def quoted(text: Path | str) -> str:
