@@ -1,4 +1,4 @@
-"""One request -> one video file, and a JSON description of how it was made beside it."""
+"""Generation of one video file from a request, with a JSON description of how it was made."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -34,13 +34,13 @@ def animate(
     load: Loader | None = None,
     measure: bool = False,
 ) -> None:
-    """Write `out`, an mp4 made in overlapping chunks that are kept in `cache`, and its description as JSON beside it.
+    """Write the mp4 `out`, generated in overlapping chunks that are cached in `cache`, and its description as JSON.
 
-    `models` holds the roles of generation; with `measure` the finished video is decoded for figures of its drift, and
-    `models` may hold face_detector and face_identity for those of likeness. `preset` is the name the settings go by;
-    `load` gives networks that are loaded already. A portrait that has to be drawn is written beside as PNG. Of several
-    processes that make one video together the first alone writes. Raises FileNotFoundError and ValueError for unusable
-    input before any weight is read, then what the loaders raise.
+    `models` has the roles of generation; with `measure` the finished video is decoded to measure its drift, for which
+    `models` may also have face_detector and face_identity. `preset` is the name of the settings, for the description;
+    `load` returns networks that are loaded already. A portrait that the base has to draw is written as PNG. Of several
+    processes that generate one video together only rank 0 writes. Raises FileNotFoundError and ValueError for unusable
+    input before any weights are read, then what the loaders raise.
     """
     inputs = read_request(request)
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
@@ -78,12 +78,12 @@ def load_avatar(models: Mapping[str, Path | None], config: LoadConfig) -> Avatar
 
 
 def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> ModelPaths:
-    """The roles of generation as omniavatar takes them; `adapter` None is the text-to-video base."""
+    """The roles of generation as ModelPaths; `adapter` None is the text-to-video base."""
     return ModelPaths(**{role: Path(models[role] or "") for role in BASE_ROLES}, adapter=adapter and Path(adapter))
 
 
 def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | None], out: Path) -> np.ndarray:
-    # The base is gone again before the avatar model is loaded: both together need twice the memory.
+    # The base is released before the avatar model is loaded: both together need twice the memory.
     base = load_models(model_paths(models, None), sampling.load)
     portrait = draw_portrait(base, inputs.prompt, sampling)
     if base.rank == 0:
@@ -93,12 +93,12 @@ def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | 
 
 
 def opening(run: RunFolder, clip_id: str, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """First frame of a clip and the sound of the `frames` frames after it."""
+    """First frame of a clip and the audio of the `frames` frames after it."""
     path = run.clips / f"{clip_id}.mp4"
-    sound = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
-    return read_video(path, end=1 / 25)[0], sound
+    wave = read_audio(path)[SAMPLES_PER_FRAME : (frames + 1) * SAMPLES_PER_FRAME]
+    return read_video(path, end=1 / 25)[0], wave
 
 
 def clip_seed(clip_id: str) -> int:
-    """The seed follows the clip, so that the same clip gets the same noise in every run and method."""
+    """A seed derived from the clip, so that it gets the same noise in every run and method."""
     return int(fingerprint(clip_id), 16) % 1_000_000

@@ -1,4 +1,4 @@
-"""A list of samples as units of work: each a video, or a row that says why not; killed and run again it goes on."""
+"""Generation of a list of samples as units of work: a video each, or a row with the reason; resumable."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +32,8 @@ def animate_list(
     preset: str = "",
     measure: bool = False,
 ) -> list[Outcome]:
-    """Write `<out>/<name>.mp4` for every sample and `<out>/results.csv`; finished ones stay, unless an input changed.
-    `measure`: see `animate`.
+    """Write `<out>/<name>.mp4` for every sample and `<out>/results.csv`; finished ones are skipped, unless an input
+    changed. `measure`: see `animate`.
 
     Returns the outcomes in order: kept, rejected (its input cannot be used) or failed. Raises what `run_stage` raises.
     """
@@ -66,14 +66,14 @@ class AnimateStage(Stage[dict[str, Any]]):
     load_once: Callable[[], AvatarModels] = loaded()
 
     def load(self) -> None:
-        """Weights are loaded when the first sound input needs them."""
+        """Weights are loaded for the first sample with usable inputs."""
         self.hold(load_once=cache(partial(load_avatar, self._paths(), self.sampling.load)))
 
     def _paths(self) -> dict[str, Path | None]:
         return {"adapter": None} | {weights.role: weights.path for weights in self.weights}
 
     def __call__(self, row: dict[str, Any]) -> Outcome:
-        """Make one video."""
+        """Generate one video."""
         if row["error"]:
             return Outcome(row["unit"], "rejected", "bad_line", row["error"])
         fields = row["request"]
@@ -93,7 +93,8 @@ class AnimateStage(Stage[dict[str, Any]]):
 
 
 def _unit(sample: Sample) -> dict[str, Any]:
-    """One row for the executor. Size and time of the inputs tell a file that was mended from the one refused before."""
+    """One row for the executor. Size and modification time of the inputs are in it, so that a sample whose file was
+    replaced is tried again."""
     files = [path for path in (sample.request.image, sample.request.audio) if path is not None and path.is_file()]
     marks = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     request = plain(asdict(sample.request))

@@ -1,7 +1,7 @@
-"""The polynomial of a model's residual cache, fitted to whole samplings, and what each threshold costs in likeness.
+"""Calibration of the residual cache: the polynomial of a model, and the fidelity at each threshold.
 
-See omniavatar/model/residual_cache.py. Likeness is PSNR to the video of all steps:
-how much of it is visible, eyes decide.
+See omniavatar/model/residual_cache.py. Fidelity is PSNR to the video with all steps computed; how much of the
+difference is visible has to be judged by eye.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from pipelines.generate.sample_list import read_samples
 
 @dataclass(frozen=True)
 class Trial:
-    """One threshold tried: steps it computes, and PSNR to the videos of all steps, mean and lowest of a frame, dB."""
+    """One threshold: steps it computes, and PSNR to the videos with all steps, mean and minimum over frames, dB."""
 
     threshold: float
     computed: int
@@ -36,8 +36,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted polynomial, highest power first; `error` is how far it is from the changes measured (root mean square),
-    which were `change` on average."""
+    """A fitted polynomial, highest power first; `error` is its root mean square deviation from the measured changes,
+    whose mean is `change`."""
 
     polynomial: tuple[float, ...]
     error: float
@@ -47,7 +47,7 @@ class Calibration:
 
     def lines(self) -> Iterator[str]:
         """A table of the trials, and the setting to generate with."""
-        yield f"a step changes what the blocks add by {self.change:.3f}; foretold with an error of {self.error:.3f}"
+        yield f"mean change of the residual per step: {self.change:.3f}; error of its prediction: {self.error:.3f}"
         yield "threshold  steps computed  PSNR to all steps, mean and lowest of a frame"
         for trial in self.trials:
             steps = f"{trial.computed} of {self.steps}"
@@ -59,48 +59,48 @@ class Calibration:
 def calibrate(
     models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig, thresholds: Sequence[float]
 ) -> Calibration:
-    """Make every video with all steps, fit the polynomial to what they show, and make it again with each threshold.
+    """Generate every video with all steps, fit the polynomial to their changes, and generate it with each threshold.
 
     Raises ValueError for fewer than six steps, and what `generate_video` raises.
     """
     every_step = replace(config, cache_threshold=1.0, cache_polynomial=(1.0,))
     with measured_changes(models.transformer) as changes:
-        whole = _make(models, requests, every_step)
-    # As printed, so that what is measured is what a user will get.
+        whole = _generate(models, requests, every_step)
+    # Rounded as printed, so that the fidelity is that of the printed polynomial.
     polynomial = tuple(float(f"{factor:g}") for factor in fit_polynomial(changes))
     measured = np.array(changes)
     errors = np.polyval(polynomial, measured[:, 0]) - measured[:, 1]
-    foreseen = modulation_changes(models.transformer, config.steps, config.shift)
+    predicted = modulation_changes(models.transformer, config.steps, config.shift)
     trials = []
     for threshold in thresholds:
         cached = replace(config, cache_threshold=threshold, cache_polynomial=polynomial)
-        made = _make(models, requests, cached)
-        likeness = [psnr(*pair) for pair in zip(np.concatenate(made), np.concatenate(whole), strict=True)]
-        computed = sum(plan_steps(foreseen, threshold, polynomial))
-        trials.append(Trial(threshold, computed, float(np.mean(likeness)), min(likeness)))
+        videos = _generate(models, requests, cached)
+        fidelity = [psnr(*pair) for pair in zip(np.concatenate(videos), np.concatenate(whole), strict=True)]
+        computed = sum(plan_steps(predicted, threshold, polynomial))
+        trials.append(Trial(threshold, computed, float(np.mean(fidelity)), min(fidelity)))
     error = float(np.sqrt(np.mean(errors**2)))
     return Calibration(polynomial, error, float(measured[:, 1].mean()), config.steps, tuple(trials))
 
 
-def _make(models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig) -> list[np.ndarray]:
+def _generate(models: AvatarModels, requests: Sequence[ClipRequest], config: GenerateConfig) -> list[np.ndarray]:
     return [generate_video(models, request.image, request.wave, request.prompt, config) for request in requests]
 
 
 def listed_requests(samples: Path) -> list[ClipRequest]:
-    """The samples of a list. Raises what reading them does, and InputError for one without a picture."""
+    """The samples of a list. Raises what reading them raises, and InputError for a sample without an image."""
     requests = []
     for sample in read_samples(samples):
         if sample.error:
             raise InputError(f"{samples}, {sample.name}: {sample.error}.")
         image, audio, prompt = read_request(sample.request)
         if image is None:
-            raise InputError(f"{samples}, {sample.name} has no image; calibration does not draw one, so give it.")
+            raise InputError(f"{samples}, {sample.name} has no image; calibration does not draw one, so add it.")
         requests.append(ClipRequest(image, audio.wave, prompt))
     return requests
 
 
 def clip_requests(run: RunFolder, clips: int, frames: int) -> list[ClipRequest]:
-    """First frame, sound and caption of the first held-out clips of a run that are long enough for `frames` frames.
+    """First frame, audio and caption of the first held-out clips of a run that are long enough for `frames` frames.
 
     Raises ValueError when there is none.
     """
@@ -109,7 +109,7 @@ def clip_requests(run: RunFolder, clips: int, frames: int) -> list[ClipRequest]:
     chosen = [row for row in test if row["duration"] * 25 >= frames + 1][:clips]
     if not chosen:
         raise InputError(
-            f"{run.root} has no kept test clip of {frames + 1} frames to calibrate with; name a run that has by --run, "
-            "or give pictures and sounds by --list."
+            f"{run.root} has no kept test clip of {frames + 1} frames to calibrate with; give another run by --run, "
+            "or images and audio files by --list."
         )
     return [ClipRequest(*opening(run, row["clip_id"], frames), row["caption"] or "") for row in chosen]

@@ -1,6 +1,6 @@
-"""Many videos from one list file: the released code's `prompt@@image@@audio` lines, CSV with a header, or JSON lines.
+"""List files of samples: the released code's `prompt@@image@@audio` lines, CSV with a header, or JSON lines.
 
-A line that cannot be used is a row with its error; the others go on.
+A line that cannot be used becomes a sample with an error; the others are not affected.
 """
 
 import csv
@@ -26,7 +26,7 @@ class ListError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of a list: `name` names its video; `error` says why there is no request."""
+    """One line of a list: `name` of its video; `error` is why it has no request."""
 
     name: str
     request: Request = Request()
@@ -35,9 +35,9 @@ class Sample:
 
 
 def read_samples(path: Path, seconds: float = 0.0) -> list[Sample]:
-    """The samples of a .txt, .csv or .jsonl file, in order; those without a sound last `seconds`.
+    """The samples of a .txt, .csv or .jsonl file, in order; those without audio last `seconds`.
 
-    Paths are looked up from the working folder, then from the folder of the list. Raises FileNotFoundError, ListError.
+    Paths are relative to the working folder, then to the folder of the list. Raises FileNotFoundError, ListError.
     """
     if not path.is_file():
         raise MissingFileError(f"There is no list at {path}; give a .txt, .csv or .jsonl file of samples.")
@@ -48,12 +48,13 @@ def read_samples(path: Path, seconds: float = 0.0) -> list[Sample]:
     kinds = {".csv": _csv_rows, ".jsonl": _json_rows}
     rows = list(kinds.get(path.suffix.lower(), _marked_rows)(path, text))
     if not rows:
-        raise ListError(f"{path} holds no sample; expected one a line, such as prompt{SEPARATOR}image{SEPARATOR}audio.")
+        example = SEPARATOR.join(("prompt", "image", "audio"))
+        raise ListError(f"{path} contains no samples; expected one per line, such as {example}.")
     samples = [_sample(number, row, path.parent, seconds) for number, row in enumerate(rows)]
     names = [sample.name for sample in samples]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ListError(f"{path} gives the name '{twice}' to more than one sample; names must differ.")
+        raise ListError(f"{path} has more than one sample with the name '{twice}'; names must differ.")
     return samples
 
 
@@ -84,27 +85,27 @@ def _json_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             row = {"error": f"not valid JSON ({error})"}
         if not isinstance(row, dict):
-            row = {"error": f"{line[:40]} is no object of {', '.join(COLUMNS)}"}
+            row = {"error": f"{line[:40]} is not an object with keys of {', '.join(COLUMNS)}"}
         unknown = sorted(set(row) - {*COLUMNS, "error"})
         yield {"error": f"key '{unknown[0]}' is not known; the keys are {', '.join(COLUMNS)}"} if unknown else row
 
 
 def _sample(number: int, row: Mapping[str, Any], folder: Path, seconds: float) -> Sample:
-    given = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
-    image, audio = (_find(given.get(kind, ""), folder) for kind in ("image", "audio"))
-    said = image.stem if image else given.get("prompt", "")
-    name = _file_name(given.get("name", "")) or f"{number:03d}_{_file_name(said)}"
-    if "error" in given:
-        return Sample(f"{number:03d}", error=given["error"])
+    values = {name: str(value).strip() for name, value in row.items() if value is not None and str(value).strip()}
+    image, audio = (_find(values.get(kind, ""), folder) for kind in ("image", "audio"))
+    label = image.stem if image else values.get("prompt", "")
+    name = _file_name(values.get("name", "")) or f"{number:03d}_{_file_name(label)}"
+    if "error" in values:
+        return Sample(f"{number:03d}", error=values["error"])
     try:
-        length = float(given["seconds"]) if "seconds" in given else 0.0 if audio else seconds
-        seed = int(given["seed"]) if "seed" in given else None
+        length = float(values["seconds"]) if "seconds" in values else 0.0 if audio else seconds
+        seed = int(values["seed"]) if "seed" in values else None
     except ValueError:
-        told = {key: given[key] for key in ("seconds", "seed") if key in given}
-        return Sample(name, error=f"{told}; expected a number of seconds and a whole number as seed")
+        numbers = {key: values[key] for key in ("seconds", "seed") if key in values}
+        return Sample(name, error=f"{numbers}; expected a number of seconds and a whole number as seed")
     if not math.isfinite(length):
         return Sample(name, error=f"seconds is {length}; expected a finite number")
-    return Sample(name, Request(image, audio, given.get("prompt", ""), length), seed)
+    return Sample(name, Request(image, audio, values.get("prompt", ""), length), seed)
 
 
 def _find(name: str, folder: Path) -> Path | None:

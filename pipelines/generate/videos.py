@@ -1,8 +1,8 @@
-"""The generate step: videos of held-out clips by every method, and one long video of a face and a voice never seen.
+"""The generate step: videos of held-out clips by every method, and one long video of an unseen face and voice.
 
-Clip j of method `adapter` starts from the first frame of a real clip and hears its sound from the second frame on, so
-its frames pair with the real frames 1..n. `swapped_audio` is the same model and noise with another clip's sound, `base`
-the text-to-video model from the caption alone. All are judged against the right sound.
+A video of the method `adapter` starts from the first frame of a real clip and takes its audio from the second frame on,
+so its frames pair with the real frames 1..n. `swapped_audio` is the same model and noise with another clip's audio,
+`base` the text-to-video model from the caption alone. All are judged against the clip's own audio.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ TRUTH, FLOOR = "ground_truth", "real_vs_real"
 
 
 class NoTestClipsError(UserError, ValueError):
-    """There is nothing held out to judge on."""
+    """There are no held-out clips to judge on."""
 
 
 class VideosFailedError(UserError, RuntimeError):
@@ -52,10 +52,11 @@ def make_videos(
     run: RunFolder,
     executor: ExecutorConfig,
 ) -> dict[str, int]:
-    """Write `videos/<method>/<clip_id>.mp4`, `videos/demo.mp4` and `videos/manifest.parquet`; finished ones stay.
+    """Write `videos/<method>/<clip_id>.mp4`, `videos/demo.mp4` and `videos/manifest.parquet`; finished ones are
+    skipped.
 
-    `models` holds the roles of generation with `adapter` the one to judge, and may hold face_detector and face_identity
-    for the long video's likeness. Returns the number of videos per method.
+    `models` has the roles of generation, with `adapter` the one to judge, and may have face_detector and face_identity
+    to measure the drift of the long video. Returns the number of videos per method.
     Raises NoTestClipsError, and what the loaders of the weights raise.
     """
     if config.long is not None:
@@ -81,7 +82,7 @@ def make_videos(
 
 
 def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Batches of one method and one picture size, each a unit of work; the swapped sound is the next clip's."""
+    """Batches of one method and one frame size, each a unit of work; the swapped audio is the next clip's."""
     sizes = defaultdict(list)
     for clip in test:
         sizes[clip["height"], clip["width"]].append(clip)
@@ -114,13 +115,13 @@ class VideosStage(Stage[dict[str, Any]]):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The settings. How a long video ends is no matter of these clips: outcomes of a run from before there was
-        `full_last_chunk` stay."""
+        """The settings without `full_last_chunk`, which does not affect these single-chunk clips: outcomes of runs from
+        before it existed stay valid."""
         params = super().params
         return params | {"sampling": {k: v for k, v in params["sampling"].items() if k != "full_last_chunk"}}
 
     def load(self) -> None:
-        """Weights are loaded when the first batch needs them: methods without an adapter have other ones."""
+        """Weights are loaded by the first batch that needs them; `base` has no adapter."""
         torch.set_num_threads(1)
         paths = {weights.role: weights.file for weights in self.weights}
 
@@ -131,7 +132,7 @@ class VideosStage(Stage[dict[str, Any]]):
         self.hold(loaded_models=lambda method: load(None if method == "base" else paths["adapter"]))
 
     def __call__(self, row: dict[str, Any]) -> Outcome:
-        """Make one batch of videos."""
+        """Generate one batch of videos."""
         run, method = RunFolder(self.root), row["method"]
         requests, voices = [], []
         for clip in row["clips"]:
@@ -164,7 +165,7 @@ def _long_enough(run: RunFolder, split: str, config: VideosConfig) -> list[dict[
 
 
 def write_real(run: RunFolder, clips: Sequence[Mapping[str, Any]], method: str, frames: int) -> None:
-    """Real clips cut to the frames that generated ones pair with: 1..`frames`, with their sound."""
+    """Real clips cut to the frames that generated videos pair with: 1..`frames`, with their audio."""
     for clip in clips:
         target = run.videos / method / f"{clip['clip_id']}.mp4"
         if not target.exists():
@@ -180,7 +181,7 @@ def write_manifest(
     others: Sequence[Mapping[str, Any]],
     seed: int,
 ) -> dict[str, int]:
-    """`videos/manifest.parquet`: what evaluation judges. Returns the number of videos per method."""
+    """Write `videos/manifest.parquet`, the input of evaluation. Returns the number of videos per method."""
     rows = []
     for method in (TRUTH, *config.methods, FLOOR):
         for clip in others if method == FLOOR else test:

@@ -1,6 +1,6 @@
-"""Are these the weights that each role needs? Names, shapes and types of every tensor, and whether the roles fit.
+"""Check of a recipe's weights: names, shapes and types of every tensor, and whether the roles fit together.
 
-Values (NaN) are not looked at here but when weights are loaded for work.
+Values (NaN) are checked when weights are loaded, not here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +15,9 @@ from pipelines.models.lock import compare_with_lock, locked_files
 from pipelines.models.published import gigabytes, read_published
 from pipelines.roles import MODEL_ROLES
 
-# A file of another model differs in every tensor: the first few say so.
+# A file of another model differs in every tensor: only the first problems are shown.
 SHOWN, LONGEST = 8, 400
-# What loaders raise for files they cannot use; the last three come from a config.json of another model.
+# Errors of loaders for unusable files; the last three are raised for a config.json of another model.
 UNUSABLE = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError)
 
 
@@ -33,7 +33,7 @@ class Finding:
     absent: bool = False
 
     def lines(self) -> Iterator[str]:
-        """One line and, for bad weights, what is wrong with them."""
+        """One line and, for bad weights, their problems."""
         if self.path is None:
             yield f"{self.role:16} no weights: {self.facts}"
             return
@@ -48,9 +48,9 @@ class Finding:
 
 
 def check(paths: Mapping[str, Path | None], content: bool = False) -> list[Finding]:
-    """One finding for each role of `paths`, in the order of the roles; bad weights are found, not raised.
+    """One finding for each role, in the order of the roles; bad weights are findings, not exceptions.
 
-    Sizes of fetched files are compared with the lock file beside them, with `content` their SHA-256 too.
+    Sizes of fetched files are compared with the lock file beside them, with `content` also their SHA-256.
     """
     findings, loaded = [], dict[str, Loaded]()
     for role in MODEL_ROLES:
@@ -78,21 +78,23 @@ def _without(role: str) -> str:
 
 
 def _load(role: str, path: Path, loaded: dict[str, Loaded]) -> tuple[list[str], str]:
-    """Load one role into `loaded`; problems, or facts in words."""
+    """Load one role into `loaded`. Returns problems, and facts as text."""
     if not path.exists():
         return [f"{path} does not exist; correct models.{role} in the recipe, or leave it out."], ""
     try:
         done = LOADERS[role](path, loaded)
         facts = ", ".join(filter(None, (describe(done.tensors), done.note)))
     except UNUSABLE as error:
-        known = isinstance(error, (ValueError, OSError, RuntimeError))
-        return [str(error) if known else f"{path} is of another kind of model ({type(error).__name__}: {error})."], ""
+        explained = isinstance(error, (ValueError, OSError, RuntimeError))
+        return [
+            str(error) if explained else f"{path} is of another kind of model ({type(error).__name__}: {error})."
+        ], ""
     loaded[role] = done
     return [], facts
 
 
 def describe(tensors: Iterable[Tensor]) -> str:
-    """`825 tensors, 1,418,996,800 parameters, float32, 5.7 GB`; "" for none."""
+    """`825 tensors, 1,418,996,800 parameters, float32, 5.7 GB`; "" for no tensors."""
     tensors = list(tensors)
     if not tensors:
         return ""

@@ -1,4 +1,4 @@
-"""One file over HTTP, gone on with after any interruption, and refused unless it is the file that was expected."""
+"""Resumable download of one file over HTTP, verified by size and SHA-256."""
 
 import logging
 import re
@@ -17,17 +17,17 @@ from common.runs import disk_guard, sha256_file, sync
 logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
-LONGEST_WAIT = 600.0  # a server that asks for more is not waited for
+LONGEST_WAIT = 600.0  # seconds; a longer Retry-After ends the download
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
 class DownloadError(UserError, OSError):
-    """A file cannot be had, or is not the one that was expected; the message says which and what to do."""
+    """A file cannot be fetched, or is not the expected one."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file to fetch. None and "" mean that nothing is known; `sha256_starts` is the whole digest or its beginning."""
+class RemoteFile:
+    """A file to fetch. None and "" stand for unknown; `sha256_starts` is the digest or its first digits."""
 
     url: str
     bytes: int | None = None
@@ -36,58 +36,61 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Patience:
-    """`tries` in a row without a new byte end a download; after the n-th it waits `pause` * 2**(n-1) seconds."""
+class RetryPolicy:
+    """`attempts` in a row without a new byte end a download; back-off is `pause` * 2**(n-1) seconds after the n-th."""
 
-    tries: int = 6
+    attempts: int = 6
     pause: float = 1.0
 
 
-PATIENT = Patience()
+DEFAULT_RETRIES = RetryPolicy()
 
 
 def download(
-    wanted: Wanted, target: Path, moved: Callable[[int], None] = lambda count: None, patience: Patience = PATIENT
+    remote: RemoteFile,
+    target: Path,
+    on_bytes: Callable[[int], None] = lambda count: None,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> str:
-    """Fetch to `target`, through `target`.part, which the next call goes on with. Returns the SHA-256.
+    """Fetch to `target` through `target`.part, from which the next call resumes. Returns the SHA-256.
 
-    `moved` hears of bytes as they come, those of an earlier call first. One process at a time may write to a target.
-    Raises DownloadError, DiskFullError.
+    `on_bytes` gets the number of new bytes as they arrive, first those of an earlier call. One process at a time may
+    write to a target. Raises DownloadError, DiskFullError.
     """
-    part = _Part(target)
+    part = _PartialFile(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     idle = 0
     with httpx2.Client(follow_redirects=True, timeout=STALL_SECONDS) as client, disk_guard(target):
         while True:
             before = part.size
-            again = _attempt(client, wanted, part, moved)
-            if again is None:
-                return _accept(wanted, part, target)
+            retry = _attempt(client, remote, part, on_bytes)
+            if retry is None:
+                return _accept(remote, part, target)
             idle = 0 if part.size > before else idle + 1
-            if idle >= patience.tries:
+            if idle >= retries.attempts:
                 raise DownloadError(
-                    f"{wanted.url} cannot be fetched now: {idle} times in a row without a new byte, {again.why}. "
-                    f"{part.size} bytes are kept; run the same command later to go on."
+                    f"{remote.url} cannot be fetched now: {idle} times in a row without a new byte, {retry.reason}. "
+                    f"{part.size} bytes are kept; run the same command later to resume."
                 )
-            logger.info("%s at %d bytes: %s", wanted.url, part.size, again.why)
-            time.sleep(max(again.wait, patience.pause * 2 ** (idle - 1) if idle else 0.0))
+            logger.info("%s at %d bytes: %s", remote.url, part.size, retry.reason)
+            time.sleep(max(retry.wait, retries.pause * 2 ** (idle - 1) if idle else 0.0))
 
 
 @dataclass(frozen=True)
-class _Again:
-    """Ask once more, not before `wait` seconds are over."""
+class _Retry:
+    """Request again after at least `wait` seconds."""
 
-    why: str
+    reason: str
     wait: float = 0.0
 
 
-class _Part:
-    """The bytes there are so far, and the validator (ETag or date) of the file that they are the beginning of."""
+class _PartialFile:
+    """The bytes fetched so far, and the validator (ETag or date) of the remote file that they belong to."""
 
     def __init__(self, target: Path) -> None:
         self.path = target.with_name(target.name + ".part")
         self._validator = target.with_name(target.name + ".part.etag")
-        self.told = 0
+        self.reported = 0
 
     @property
     def size(self) -> int:
@@ -98,62 +101,65 @@ class _Part:
         return self._validator.read_text("utf-8") if self._validator.exists() else ""
 
     def begin(self, validator: str) -> None:
-        """Forget what there is: another file begins."""
+        """Start over with an empty file."""
         self._validator.write_text(validator, "utf-8")
         self.path.write_bytes(b"")
 
-    def tell(self, moved: Callable[[int], None]) -> None:
-        """Report what was not reported yet; what was thrown away counts back."""
-        moved(self.size - self.told)
-        self.told = self.size
+    def report(self, on_bytes: Callable[[int], None]) -> None:
+        """Report bytes not reported yet; discarded bytes count negative."""
+        on_bytes(self.size - self.reported)
+        self.reported = self.size
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
         self._validator.unlink(missing_ok=True)
 
 
-def _attempt(client: httpx2.Client, wanted: Wanted, part: _Part, moved: Callable[[int], None]) -> _Again | None:
-    """One request; None when the file is whole."""
-    if wanted.bytes is not None and part.size == wanted.bytes:
+def _attempt(
+    client: httpx2.Client, remote: RemoteFile, part: _PartialFile, on_bytes: Callable[[int], None]
+) -> _Retry | None:
+    """One request; None when the file is complete."""
+    if remote.bytes is not None and part.size == remote.bytes:
         return None
-    # Without a validator only the digest can tell whether two parts belong to one file.
-    if part.size and not (part.validator or wanted.sha256_starts):
+    # Without a validator only the digest shows whether two parts belong to one file.
+    if part.size and not (part.validator or remote.sha256_starts):
         part.drop()
-    headers = {**wanted.headers, "Accept-Encoding": "identity"}
+    headers = {**remote.headers, "Accept-Encoding": "identity"}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"
         if part.validator:
             headers["If-Range"] = part.validator
-    part.tell(moved)
+    part.report(on_bytes)
     try:
-        with client.stream("GET", wanted.url, headers=headers) as response:
+        with client.stream("GET", remote.url, headers=headers) as response:
             if response.status_code in (200, 206):
-                return _receive(wanted, response, part, moved)
-            return _refused(wanted, response, part)
+                return _receive(remote, response, part, on_bytes)
+            return _refused(remote, response, part)
     except httpx2.TransportError as error:
-        return _Again(f"{type(error).__name__} {error}".strip())
+        return _Retry(f"{type(error).__name__} {error}".strip())
     except httpx2.HTTPError as error:  # a redirect loop, say
-        raise DownloadError(f"{wanted.url} cannot be fetched ({error}).") from error
+        raise DownloadError(f"{remote.url} cannot be fetched ({error}).") from error
 
 
-def _refused(wanted: Wanted, response: httpx2.Response, part: _Part) -> _Again | None:
-    """What to do about an answer without content. Raises DownloadError when asking again would not help."""
+def _refused(remote: RemoteFile, response: httpx2.Response, part: _PartialFile) -> _Retry | None:
+    """How to handle a response without content; None when the file is complete. Raises DownloadError for permanent
+    errors."""
     status = response.status_code
-    if status == 416:  # nothing after the part: it is the whole file, or of another one
+    if status == 416:  # no bytes after the part: it is complete, or belongs to another file
         if response.headers.get("Content-Range") == f"bytes */{part.size}":
             return None
         part.drop()
-        return _Again("HTTP 416")
+        return _Retry("HTTP 416")
     if status not in TRANSIENT:
-        reason = {401: "asks who you are", 403: "forbids it", 404: "has no such file", 410: "has it no longer"}
+        reason = {401: "requires authentication", 403: "forbids it", 404: "has no such file", 410: "has removed it"}
         raise DownloadError(
-            f"{wanted.url} cannot be fetched: the server {reason.get(status, 'refuses')} (HTTP {status}). See whether "
-            "the publisher has moved it or wants a login, then name its path in the recipe."
+            f"{remote.url} cannot be fetched: the server {reason.get(status, 'refuses')} (HTTP {status}). See whether "
+            "the publisher has moved it or requires a login, then set its path in the recipe."
         )
     wait = _retry_after(response.headers.get("Retry-After", ""))
     if wait > LONGEST_WAIT:
-        raise DownloadError(f"{wanted.url} wants to be left alone for {wait:.0f} s (HTTP {status}); go on after that.")
-    return _Again(f"HTTP {status}", wait)
+        raise DownloadError(f"{remote.url} is rate limited for {wait:.0f} s (HTTP {status}); resume after that.")
+    return _Retry(f"HTTP {status}", wait)
 
 
 def _retry_after(value: str) -> float:
@@ -166,46 +172,48 @@ def _retry_after(value: str) -> float:
         return 0.0
 
 
-def _receive(wanted: Wanted, response: httpx2.Response, part: _Part, moved: Callable[[int], None]) -> _Again | None:
-    """Append what comes; None when the file is whole."""
+def _receive(
+    remote: RemoteFile, response: httpx2.Response, part: _PartialFile, on_bytes: Callable[[int], None]
+) -> _Retry | None:
+    """Append the content; None when the file is complete."""
     start = _start(response)
     if start not in (0, part.size):
-        raise DownloadError(f"{wanted.url} answers from byte {start}, asked was {part.size}; fetch it by hand.")
+        raise DownloadError(f"{remote.url} answers from byte {start} instead of {part.size}; fetch it by hand.")
     if start == 0:
         part.begin(_strong_validator(response))
     length = response.headers.get("Content-Length")
-    total = wanted.bytes if length is None else start + int(length)
-    if wanted.bytes is not None and total != wanted.bytes:
+    total = remote.bytes if length is None else start + int(length)
+    if remote.bytes is not None and total != remote.bytes:
         part.drop()
         raise DownloadError(
-            f"{wanted.url} offers {total} bytes, expected {wanted.bytes}: it is another file; nothing of it was kept."
+            f"{remote.url} has {total} bytes, expected {remote.bytes}: it is another file; nothing of it was kept."
         )
     with open(part.path, "ab") as file:
         for chunk in response.iter_raw():
             file.write(chunk)
             file.flush()
-            part.tell(moved)
-    return None if total in (None, part.size) else _Again("it ended early")
+            part.report(on_bytes)
+    return None if total in (None, part.size) else _Retry("it ended early")
 
 
 def _start(response: httpx2.Response) -> int:
-    given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(given[1]) if response.status_code == 206 and given else 0
+    content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(content_range[1]) if response.status_code == 206 and content_range else 0
 
 
 def _strong_validator(response: httpx2.Response) -> str:
-    """What If-Range takes: an ETag that is not weak, else the date of the last change."""
+    """A validator for If-Range: an ETag that is not weak, else the date of the last change."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
-def _accept(wanted: Wanted, part: _Part, target: Path) -> str:
+def _accept(remote: RemoteFile, part: _PartialFile, target: Path) -> str:
     digest = sha256_file(part.path)
-    if not digest.startswith(wanted.sha256_starts):
+    if not digest.startswith(remote.sha256_starts):
         part.drop()
         raise DownloadError(
-            f"{wanted.url} has the SHA-256 {digest}, expected {wanted.sha256_starts}...: it was damaged on the way or "
-            "is another file; nothing of it was kept. Fetch it again, or ask the publisher."
+            f"{remote.url} has the SHA-256 {digest}, expected {remote.sha256_starts}...: it was damaged in transfer "
+            "or is another file; nothing of it was kept. Fetch it again, or ask the publisher."
         )
     sync(part.path)
     part.path.replace(target)

@@ -1,4 +1,4 @@
-"""One model in another published layout, or an adapter merged into its base: written beside, loaded, then named."""
+"""Conversion of a model to another published layout, or of base and adapter to one merged file; read back to verify."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ Paths = Mapping[str, Path | None]
 
 @dataclass(frozen=True)
 class Job:
-    """Write `source` to `to` in `layout`, which is one of its role's, as `dtype`; `paths` are the recipe's models."""
+    """Arguments of a conversion: write `source` to `to` in `layout` as `dtype`; `paths` are the recipe's models."""
 
     source: Path
     to: Path
@@ -42,14 +42,15 @@ class Job:
 
 
 def export(role: str, layout: str, paths: Paths, to: Path, dtype: torch.dtype | None = None) -> Finding:
-    """Write the weights of `role` in `layout` to `to`, a folder or file that does not exist yet; what was written.
+    """Write the weights of `role` in `layout` to `to`, a folder or file that does not exist yet. Returns the finding of
+    a check of the result.
 
-    `dtype` None keeps the type the weights are stored in (the widest of several). Raises ValueError for a layout the
-    role has not or that cannot hold this model, FileExistsError, what the loaders raise, DiskFullError.
+    `dtype` None keeps the stored type (the widest of several). Raises ValueError for a layout that the role does not
+    have or that cannot represent this model, FileExistsError, what the loaders raise, DiskFullError.
     """
     if layout not in LAYOUTS.get(role, {}):
-        known = "; ".join(f"{name} as {' or '.join(writers)}" for name, writers in LAYOUTS.items())
-        raise InputError(f"{role} cannot be exported as {layout!r}; what can be is {known}.")
+        choices = "; ".join(f"{name} as {' or '.join(writers)}" for name, writers in LAYOUTS.items())
+        raise InputError(f"{role} cannot be exported as {layout!r}; expected {choices}.")
     source = paths.get(role)
     if source is None:
         raise InputError(f"The recipe has no weights for {role}; name them with --set models.{role}=PATH.")
@@ -74,11 +75,11 @@ def _remove(path: Path) -> None:
 
 
 def _read_back(role: str, written: Path, paths: Paths) -> Finding:
-    """The finding of `check` about what was written; raises RuntimeError when it cannot be used."""
+    """The finding of `check` for the written weights. Raises RuntimeError when they cannot be loaded."""
     beside = {"transformer": paths.get("transformer")} if role == "adapter" else {}
     finding = next(finding for finding in check({**beside, role: written}) if finding.role == role)
     if finding.problems:
-        raise RuntimeError(f"What was written for {role} does not load, and is removed: {finding.problems[0]}")
+        raise RuntimeError(f"The exported {role} cannot be loaded, and is removed: {finding.problems[0]}")
     return finding
 
 
@@ -102,13 +103,13 @@ def _vae(job: Job) -> None:
 
 
 def _text_encoder(job: Job) -> None:
-    # Any tokenizer does to load it, none is written.
+    # Loading needs a tokenizer, any will do; none is written.
     encoder = load_text_encoder(job.source, model_paths()["tokenizer"], job.dtype)
     save_text_encoder(encoder, job.to, job.dtype, job.layout)
 
 
 def _adapter(job: Job) -> None:
-    """The same tensors, needs no base."""
+    """The same tensors; needs no base."""
     tensors = {to_our_name(name): tensor for name, tensor in read_tensors(job.source / WEIGHTS_FILE)}
     save_adapter(tensors, job.to, _adapter_config(job.source), job.dtype)
 
@@ -118,7 +119,7 @@ def _merged(job: Job) -> None:
     base = job.paths.get("transformer")
     if base is None:
         raise InputError("Merging needs the transformer too; name it with --set models.transformer=PATH.")
-    # Merged in the wider of the two types: an update is small beside the weight it is added to.
+    # Merged in the wider of the two types: updates are small compared with the weights they are added to.
     model = load_adapter(load_base(base, _wider(stored_type(base), job.dtype)), job.source)
     merge_lora(model)
     save_adapter(model, job.to, replace(_adapter_config(job.source), architecture="full"), job.dtype)

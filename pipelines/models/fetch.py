@@ -1,8 +1,8 @@
-"""Fetching published weights into a folder: asked for by name, licence first, every file checked and locked.
+"""Fetching of published weights by name into a folder, after a licence check; every file is verified and locked.
 
-DIR/<entry>/<files of the entry>, and DIR/weights.lock.json. Run again after any interruption it goes on where it was.
-The hub's own downloader starts a file anew after a kill; files there have tens of gigabytes, so its listing is used
-and the files are fetched by `download`.
+Writes DIR/<entry>/<files of the entry> and DIR/weights.lock.json; an interrupted fetch resumes. The hub's own
+downloader restarts a file after a kill, and files have tens of gigabytes, so only its listing is used and files are
+fetched by `download`.
 """
 
 import fcntl
@@ -22,21 +22,21 @@ from huggingface_hub.utils import build_hf_headers
 from common.errors import InputError, UserError
 from common.progress import ProgressBar, progress
 from common.runs import atomic_write, sha256_file
-from pipelines.models.download import PATIENT, DownloadError, Patience, Wanted, download
+from pipelines.models.download import DEFAULT_RETRIES, DownloadError, RemoteFile, RetryPolicy, download
 from pipelines.models.lock import MEGABYTE, LockedEntry, LockedFile, read_lock, write_lock
 from pipelines.models.published import HubSource, Published, UrlSource
 
 
 class LicenceError(UserError, ValueError):
-    """Weights that forbid something were asked for without accepting that."""
+    """Weights with a restrictive licence were requested without --accept."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source offers at a revision: path -> what to fetch, and members to unpack of the archives among them."""
+    """Files of a source at a revision: path -> remote file, and the members to unpack from archives."""
 
     revision: str
-    files: Mapping[str, Wanted]
+    files: Mapping[str, RemoteFile]
     unpack: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -45,17 +45,17 @@ def fetch(
     folder: Path,
     accept: bool = False,
     endpoint: str | None = None,
-    patience: Patience = PATIENT,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> dict[str, dict[str, Path]]:
-    """Fetch entries into `folder`. Returns entry -> role -> path, as a recipe's `models:` takes it.
+    """Fetch entries into `folder`. Returns entry -> role -> path, as in a recipe's `models:`.
 
-    A revision that the lock file names is fetched again, never a newer one. `endpoint` is another hub than the public
-    one. Raises LicenceError, ValueError for what is not to be had by a command, DownloadError, DiskFullError.
+    The revision in the lock file is fetched again, never a newer one. `endpoint` is another hub than the public one.
+    Raises LicenceError, ValueError for entries that are only available by hand, DownloadError, DiskFullError.
     """
     _refuse_unfit(entries, accept, folder)
     with _only_writer(folder):
         for name, what in entries.items():
-            _fetch_entry(name, what, folder, endpoint, patience)
+            _fetch_entry(name, what, folder, endpoint, retries)
     return {name: {role: folder / name / path for role, path in what.roles.items()} for name, what in entries.items()}
 
 
@@ -63,7 +63,9 @@ def _refuse_unfit(entries: Mapping[str, Published], accept: bool, folder: Path) 
     for name, what in entries.items():
         if what.by_hand:
             place = folder / name / next(iter(what.roles.values()))
-            raise InputError(f"{name} is not fetched by a command: get it from {what.by_hand}, and put it at {place}.")
+            raise InputError(
+                f"{name} cannot be fetched by a command: get it from {what.by_hand}, and put it at {place}."
+            )
         if what.consent and not accept:
             raise LicenceError(f"{name} {what.consent}. Give --accept if your use of it is allowed.")
 
@@ -75,25 +77,25 @@ def _only_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DownloadError(f"Another fetch writes into {folder}; wait for it or choose another --to.") from None
+            raise DownloadError(f"Another fetch is writing to {folder}; wait for it or choose another --to.") from None
         yield
 
 
-def _fetch_entry(name: str, what: Published, folder: Path, endpoint: str | None, patience: Patience) -> None:
+def _fetch_entry(name: str, what: Published, folder: Path, endpoint: str | None, retries: RetryPolicy) -> None:
     locked = read_lock(folder).get(name, LockedEntry(what.licence))
     listing = _list_hub(what.hub, locked.revision, endpoint) if what.hub else _list_urls(what.urls)
     if listing.revision != locked.revision:
         locked = LockedEntry(what.licence, listing.revision)
         _remember(folder, name, locked)
-    for path, wanted in listing.files.items():
+    for path, remote in listing.files.items():
         members = listing.unpack.get(path, ())
         missing = [file for file in members or (path,) if not _present(folder / name, file, locked)]
         if not missing:
             continue
-        _with_bar(wanted, folder / name / path, f"{name}/{path}", patience)
+        _with_bar(remote, folder / name / path, f"{name}/{path}", retries)
         for file in _unpack(folder / name / path, members) if members else (path,):
             there = folder / name / file
-            locked.files[file] = LockedFile(there.stat().st_size, sha256_file(there), wanted.url)
+            locked.files[file] = LockedFile(there.stat().st_size, sha256_file(there), remote.url)
         _remember(folder, name, locked)
 
 
@@ -102,31 +104,31 @@ def _remember(folder: Path, name: str, locked: LockedEntry) -> None:
 
 
 def _present(folder: Path, file: str, locked: LockedEntry) -> bool:
-    known = locked.files.get(file)
-    return known is not None and (folder / file).is_file() and (folder / file).stat().st_size == known.bytes
+    entry = locked.files.get(file)
+    return entry is not None and (folder / file).is_file() and (folder / file).stat().st_size == entry.bytes
 
 
-def _with_bar(wanted: Wanted, target: Path, label: str, patience: Patience) -> None:
-    size = wanted.bytes or 0
+def _with_bar(remote: RemoteFile, target: Path, label: str, retries: RetryPolicy) -> None:
+    size = remote.bytes or 0
     bar: ProgressBar[int] = progress(max(1, math.ceil(size / MEGABYTE)), f"{label}, MB")
     with bar:
-        come = 0
+        fetched = 0
 
-        def moved(count: int) -> None:
-            nonlocal come
-            come += count
-            bar.update(math.ceil(come / MEGABYTE) - bar.count)
+        def on_bytes(count: int) -> None:
+            nonlocal fetched
+            fetched += count
+            bar.update(math.ceil(fetched / MEGABYTE) - bar.count)
 
-        download(wanted, target, moved, patience)
+        download(remote, target, on_bytes, retries)
 
 
 def _list_urls(urls: Sequence[UrlSource]) -> Listing:
-    files = {source.path: Wanted(source.url, sha256_starts=source.sha256_starts) for source in urls}
+    files = {source.path: RemoteFile(source.url, sha256_starts=source.sha256_starts) for source in urls}
     return Listing("", files, {source.path: source.unpack for source in urls if source.unpack})
 
 
 def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> Listing:
-    """Files of a repository at the locked revision or, the first time, at the entry's. Raises DownloadError."""
+    """Files of a repository at the locked revision or, without one, at the entry's. Raises DownloadError."""
     revision = locked_revision or source.revision
     try:
         info = HfApi(endpoint=endpoint).model_info(source.repo, revision=revision, files_metadata=True)
@@ -142,33 +144,33 @@ def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> 
         for path in matches:
             url = hf_hub_url(source.repo, path, revision=info.sha, endpoint=endpoint)
             large = found[path].lfs
-            files[path] = Wanted(url, found[path].size, large.sha256 if large else "", headers)
+            files[path] = RemoteFile(url, found[path].size, large.sha256 if large else "", headers)
     return Listing(info.sha or "", files)
 
 
 def _hub_reason(error: Exception) -> str:
     if isinstance(error, GatedRepoError):
-        return "is given only to who has agreed to its terms; agree on its page and log in with `hf auth login`"
+        return "requires accepting its terms; accept them on its page and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
-        return "is not on the hub, or not for everyone; see its page, log in with `hf auth login` if need be"
+        return "is not on the hub, or is private; see its page, and log in with `hf auth login` if you have access"
     if isinstance(error, RevisionNotFoundError):
-        return "has no such revision any more; remove the entry from weights.lock.json to take the present one"
+        return "no longer has this revision; remove the entry from weights.lock.json to fetch the current one"
     return f"cannot be listed now ({str(error).splitlines()[0]}); run the same command later"
 
 
 def _unpack(archive: Path, members: Sequence[str]) -> Sequence[str]:
-    """Take `members` out of a zip file, whatever folder they lie in, and remove it. Raises DownloadError."""
+    """Extract `members` of a zip file, from any folder in it, and delete the file. Raises DownloadError."""
     try:
         with zipfile.ZipFile(archive) as opened:
             inside = {Path(name).name: name for name in opened.namelist()}
             absent = [member for member in members if member not in inside]
             if absent:
-                raise DownloadError(f"{archive} lacks {', '.join(absent)}; it holds {', '.join(sorted(inside))}.")
+                raise DownloadError(f"{archive} lacks {', '.join(absent)}; it contains {', '.join(sorted(inside))}.")
             for member in members:
                 with atomic_write(archive.with_name(member)) as temporary:
                     temporary.write_bytes(opened.read(inside[member]))
     except zipfile.BadZipFile as error:
         archive.unlink()
-        raise DownloadError(f"{archive} was no zip file ({error}) and is removed; fetch it again.") from error
+        raise DownloadError(f"{archive} was not a zip file ({error}) and is removed; fetch it again.") from error
     archive.unlink()
     return members

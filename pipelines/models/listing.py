@@ -1,4 +1,4 @@
-"""What `omniavatar models` says to a person: roles and what is published for them, and lines for a recipe."""
+"""Text output of `omniavatar models`: roles, published entries, licences and lines for a recipe."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ GPU_BYTES: Mapping[str, int] = {"omniavatar-1.3b": 15_000_000_000, "omniavatar-1
 
 
 def role_lines(published: Mapping[str, Published], named: Mapping[str, Path | None] | None) -> Iterator[str]:
-    """Each role with the entries that serve it; with `named`, what a recipe has for it as well."""
+    """Each role with its entries; with `named`, also the path that a recipe has for it."""
     for role in MODEL_ROLES:
         serving = [name for name, what in published.items() if role in what.roles]
-        yield f"{role:16}{', '.join(serving) or 'made with the transformer it belongs to'}"
+        yield f"{role:16}{', '.join(serving) or 'comes with the transformer it belongs to'}"
         if named is not None:
             yield f"{'':16}{_has(named[role])}"
 
@@ -40,22 +40,22 @@ def entry_lines(published: Mapping[str, Published]) -> Iterator[str]:
 
 
 def licence_lines(entries: Mapping[str, Published]) -> Iterator[str]:
-    """What a person should know before anything is fetched: what each entry is, how large, what its licence says."""
+    """Title, size, publisher and licence of each entry, shown before anything is fetched."""
     for name, what in entries.items():
         consent = f"; it {what.consent}" if what.consent else ""
         yield f"{name}: {what.title}, {gigabytes(what.bytes)}, by {what.publisher}; licence {what.licence}{consent}."
 
 
 def recipe_lines(fetched: Mapping[str, Mapping[str, Path]]) -> Iterator[str]:
-    """The `models:` section that uses what was fetched, an entry after the other."""
+    """The `models:` section of a recipe for the fetched entries."""
     for name, roles in fetched.items():
         yield f"models:   # {name}"
         yield from (f"  {role}: {path}" for role, path in roles.items())
 
 
 def miniature_warning(recipe: Recipe, image: Path) -> str:
-    """What to expect of an image of one's own with the shipped tiny models, and which recipes make real videos of it;
-    "" for a recipe with a transformer of its own."""
+    """The warning for a user's own image with the shipped tiny models: which recipes generate real videos, and their
+    requirements. "" for a recipe with a transformer of its own."""
     if recipe.weights != "miniature" or "transformer" in recipe.models:
         return ""
     published = read_published()
@@ -68,6 +68,6 @@ def miniature_warning(recipe: Recipe, image: Path) -> str:
         needs.append(f"{name} ({gigabytes(disk)} to fetch, a GPU with room for {gigabytes(gpu)} of weights and more)")
         fetch = fetch or f"omniavatar models fetch {' '.join(entries)} --to weights --accept"
     return (
-        f"{recipe.name} has tiny models that were trained on drawn faces: {image} becomes a toy video. Recipes for "
+        f"The models of {recipe.name} are tiny and trained on drawn faces: {image} becomes a toy video. Recipes for "
         f"real videos: {', '.join(needs)}. Begin with: {fetch}; then add --recipe {next(iter(GPU_BYTES))}."
     )

@@ -1,7 +1,7 @@
-"""One loader for each role: what must load, and fit the roles loaded before it, for the weights to be right.
+"""Loaders of every role for `models check`: weights have to load, and to fit the roles loaded before.
 
-Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory. The
-judges are imported when a recipe names their weights: checking those of generation needs no extra.
+Only headers are read where the format has them (device "meta"): a folder of 70 GB takes seconds and no memory. Judges
+are imported when a recipe names their weights: checking those of generation needs no extra.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,7 @@ from omniavatar.weights.tensor_files import read_tensors
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a loader made of a path, for the roles that must fit it, the tensors there, and what is to be said of it."""
+    """A loaded role: its path, the model for roles that have to fit it, its tensors, and a note for the user."""
 
     path: Path
     model: Any = None
@@ -55,7 +55,7 @@ def _vae(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _text_encoder(path: Path, earlier: Earlier) -> Loaded:
-    # Any tokenizer does to load it: a bad one of the recipe's has a line of its own.
+    # Loading needs a tokenizer, any will do: the recipe's has a finding of its own.
     encoder = load_text_encoder(path, model_paths()["tokenizer"], device="meta")
     if "transformer" in earlier:
         _expect("width", encoder.dim, "the transformer takes text of", earlier["transformer"].model.dit.config.text_dim)
@@ -67,12 +67,12 @@ def _tokenizer(path: Path, earlier: Earlier) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is no tokenizer of transformers ({reason}); expected its folder.") from error
+        raise InputError(f"{path} is not a tokenizer of transformers ({reason}); expected its folder.") from error
     if "text_encoder" in earlier:
-        knows = earlier["text_encoder"].model.config.vocab_size
-        if len(tokenizer) > knows:
+        vocabulary = earlier["text_encoder"].model.config.vocab_size
+        if len(tokenizer) > vocabulary:
             raise InputError(
-                f"{path} has {len(tokenizer)} tokens, the text encoder knows {knows}; use its own tokenizer."
+                f"{path} has {len(tokenizer)} tokens, the text encoder {vocabulary}; use its own tokenizer."
             )
     return Loaded(path, tokenizer, note=f"{len(tokenizer)} tokens")
 
@@ -91,20 +91,22 @@ def _adapter(path: Path, earlier: Earlier) -> Loaded:
     tensors = _headers(path / WEIGHTS_FILE)
     if "transformer" not in earlier:
         return Loaded(path, None, tensors, "not compared with the transformer, which is absent or wrong")
-    # A base of its own: the adapter widens its input.
+    # A base of its own, because the adapter widens its input.
     return Loaded(path, load_adapter(load_base(earlier["transformer"].path, device="meta"), path), tensors)
 
 
 def _audio_encoder(path: Path, earlier: Earlier) -> Loaded:
     encoder = load_audio_encoder(path, device="meta")
     if "adapter" in earlier and earlier["adapter"].model is not None:
-        _expect("width", encoder.feature_dim, "the adapter hears", earlier["adapter"].model.audio_dim)
+        _expect("width", encoder.feature_dim, "the adapter takes", earlier["adapter"].model.audio_dim)
     return Loaded(path, encoder, _headers(path))
 
 
-def _expect(what: str, found: int, who: str, wanted: int) -> None:
-    if found != wanted:
-        raise InputError(f"Its {what} is {found}, {who} {wanted}: they are of different models, name a pair that fits.")
+def _expect(what: str, found: int, who: str, expected: int) -> None:
+    if found != expected:
+        raise InputError(
+            f"Its {what} is {found}, {who} {expected}: they belong to different models, choose a matching pair."
+        )
 
 
 def _sync_scorer(path: Path, earlier: Earlier) -> Loaded:
@@ -129,7 +131,8 @@ def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _captioner(path: Path, earlier: Earlier) -> Loaded:
-    """Any family of transformers: it names its tensors itself when it loads them, so only their headers are read."""
+    """Any family of transformers. Tensor names are checked by transformers when it loads them, so only headers are
+    read."""
     try:
         AutoProcessor.from_pretrained(path, local_files_only=True)
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""`weights.lock.json`: what was fetched into a folder, from where, at which revision, with which content."""
+"""`weights.lock.json`: source, revision, sizes and SHA-256 of the files fetched into a folder."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class LockedFile:
-    """A file as it was when it was fetched."""
+    """A file as fetched."""
 
     bytes: int
     sha256: str
@@ -33,7 +33,7 @@ class LockedEntry:
 
 
 def read_lock(folder: Path) -> dict[str, LockedEntry]:
-    """Entry name -> what is locked, {} without a lock file. Raises ValueError for one that is damaged."""
+    """Entry name -> locked entry, {} without a lock file. Raises ValueError for a damaged one."""
     path = folder / LOCK_FILE
     return {name: _entry(path, content) for name, content in read_json(path).items()} if path.exists() else {}
 
@@ -43,16 +43,18 @@ def _entry(path: Path, content: Mapping[str, Any]) -> LockedEntry:
         files = {name: LockedFile(**locked) for name, locked in content["files"].items()}
         return LockedEntry(content["licence"], content["revision"], files)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no lock file of fetched weights ({error}); delete it and fetch again.") from error
+        raise InputError(
+            f"{path} is not a lock file of fetched weights ({error}); delete it and fetch again."
+        ) from error
 
 
 def write_lock(folder: Path, entries: Mapping[str, LockedEntry]) -> None:
-    """Write the lock file whole."""
+    """Write the lock file atomically."""
     write_json(folder / LOCK_FILE, {name: asdict(entry) for name, entry in entries.items()})
 
 
 def locked_files(path: Path) -> dict[Path, LockedFile]:
-    """What the nearest lock file above `path` says of the files at or below it; {} where nothing was fetched."""
+    """Entries of the nearest lock file above `path` for the files at or below it; {} without a lock file."""
     path = path.resolve()
     for folder in path.parents:
         if (folder / LOCK_FILE).exists():
@@ -82,7 +84,7 @@ def model_hash(path: Path) -> str:
 
 
 def compare_with_lock(files: Mapping[Path, LockedFile], content: bool) -> list[str]:
-    """What differs from the lock file: absent files and sizes, with `content` also SHA-256 (reads every byte)."""
+    """Differences from the lock file: absent files and sizes, with `content` also SHA-256 (reads every byte)."""
     problems, same_size = [], {}
     for file, locked in files.items():
         found = file.stat().st_size if file.is_file() else None
@@ -90,12 +92,14 @@ def compare_with_lock(files: Mapping[Path, LockedFile], content: bool) -> list[s
             same_size[file] = locked
         else:
             state = "is absent" if found is None else f"has {found} bytes"
-            problems.append(f"{file.name} {state}, fetched were {locked.bytes}; fetch it again")
+            problems.append(f"{file.name} {state}, expected {locked.bytes} as fetched; fetch it again")
     if content and same_size:
         bar: ProgressBar[int] = progress(sum(locked.bytes for locked in same_size.values()) // MEGABYTE, "hash, MB")
         with bar:
             for file, locked in same_size.items():
                 if sha256_file(file) != locked.sha256:
-                    problems.append(f"{file.name} is not what was fetched (its SHA-256 differs); fetch it again")
+                    problems.append(
+                        f"{file.name} has changed since it was fetched (its SHA-256 differs); fetch it again"
+                    )
                 bar.update(locked.bytes // MEGABYTE)
     return problems

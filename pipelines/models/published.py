@@ -1,4 +1,4 @@
-"""The list of published weights (`published.yaml`): who made them, what they allow, where they are."""
+"""The list of published weights (`published.yaml`): publisher, licence and source of each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,9 @@ class HubSource:
 
 @dataclass(frozen=True)
 class UrlSource:
-    """One file at a plain URL. `unpack` names the members wanted of a zip archive, which itself is then not kept.
+    """One file at a plain URL. `unpack`: the members to extract from a zip archive, which is then deleted.
 
-    `sha256_starts` is as much of the SHA-256 as its publisher gives, often in the file's name.
+    `sha256_starts` is the part of the SHA-256 that the publisher states, often in the file's name.
     """
 
     url: str
@@ -56,14 +56,14 @@ class Published:
 
     @property
     def consent(self) -> str:
-        """What somebody must accept before it is fetched; "" for weights that are free to use."""
+        """What the user has to accept before fetching; "" for weights that are free to use."""
         if self.forbids:
             return f"forbids {self.forbids}"
         return "states no licence, which by itself allows nothing" if NOT_STATED in self.licence else ""
 
     @property
     def source(self) -> str:
-        """Where it is, in words."""
+        """The source, for display."""
         if self.hub is not None:
             return f"hub:{self.hub.repo}"
         return ", ".join(source.url for source in self.urls) or f"by hand: {self.by_hand}"
@@ -75,12 +75,12 @@ class _File:
 
 
 def read_published(path: Path = Path(__file__).parent / "published.yaml") -> dict[str, Published]:
-    """Entry name -> what is known of it, in the order of the file. Raises RecipeError for anything unknown in it."""
+    """Entry name -> entry, in the order of the file. Raises RecipeError for unknown keys."""
     return load_recipe(path, _File).entries
 
 
 def choose(names: list[str], published: dict[str, Published]) -> list[str]:
-    """Entry names for entry or role names. Raises ValueError for an unknown name and a role that several serve."""
+    """Entry names for entry or role names. Raises ValueError for an unknown name, or a role with several entries."""
     return list(dict.fromkeys(_choose(name, published) for name in names))
 
 
@@ -89,9 +89,9 @@ def _choose(name: str, published: dict[str, Published]) -> str:
         return name
     serving = [entry for entry, what in published.items() if name in what.roles]
     if len(serving) > 1:
-        raise InputError(f"{name} is a role that {', '.join(serving)} serve; name one of them.")
+        raise InputError(f"{name} is a role with several entries: {', '.join(serving)}; name one of them.")
     if not serving:
-        raise InputError(f"{name} is neither a published entry nor a role; the entries are {', '.join(published)}.")
+        raise InputError(f"{name} is neither an entry nor a role; the entries are {', '.join(published)}.")
     return serving[0]
 
 

@@ -50,8 +50,12 @@ def test_tables_have_names_and_seeds_and_bad_lines_are_rows(tmp_path, name, text
     ("name", "text", "words"),
     [
         ("a.csv", "prompt,picture\nhi,a.png\n", "picture.*prompt, image"),
-        ("a.txt", "\n \n", "holds no sample"),
-        ("a.jsonl", '{"name": "a", "prompt": "x"}\n{"name": "a", "prompt": "y"}\n', "name 'a' to more than one"),
+        ("a.txt", "\n \n", "contains no samples"),
+        (
+            "a.jsonl",
+            '{"name": "a", "prompt": "x"}\n{"name": "a", "prompt": "y"}\n',
+            "more than one sample with the name 'a'",
+        ),
     ],
 )
 def test_a_list_that_means_nothing_is_refused(tmp_path, name, text, words):

@@ -115,7 +115,7 @@ def test_fetched_files_are_held_against_their_lock_file(weights, tmp_path):
     assert not any(finding.problems for finding in check(weights))
     found = {finding.role: finding for finding in check(weights, content=True)}
     assert found["sync_scorer"].problems == (
-        "syncnet_v2.model is not what was fetched (its SHA-256 differs); fetch it again",
+        "syncnet_v2.model has changed since it was fetched (its SHA-256 differs); fetch it again",
     )
     assert found["vae"].facts.endswith("no lock file to compare with")
     write_lock(

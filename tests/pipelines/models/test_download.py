@@ -6,11 +6,11 @@ from email.utils import format_datetime
 
 import pytest
 
-from pipelines.models.download import DownloadError, Patience, Wanted, download
+from pipelines.models.download import DownloadError, RemoteFile, RetryPolicy, download
 
 CONTENT = random.Random(0).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(tries=3, pause=0.01)
+QUICK = RetryPolicy(attempts=3, pause=0.01)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def target(web, tmp_path):
 
 
 def _get(web, target, **known):
-    return download(Wanted(web.url("w.bin"), **known), target, patience=QUICK)
+    return download(RemoteFile(web.url("w.bin"), **known), target, retries=QUICK)
 
 
 def test_a_file_arrives_whole_and_leaves_nothing_beside_it(web, target):
@@ -31,7 +31,7 @@ def test_a_file_arrives_whole_and_leaves_nothing_beside_it(web, target):
 def test_resets_in_the_middle_are_gone_on_with_by_range(web, target):
     web.mishaps["w.bin"].extend(["cut 100000", "cut 50000", "cut 0"])
     heard = []
-    download(Wanted(web.url("w.bin")), target, heard.append, QUICK)
+    download(RemoteFile(web.url("w.bin")), target, heard.append, QUICK)
     assert target.read_bytes() == CONTENT and sum(heard) == len(CONTENT)
     assert web.ranges("w.bin") == [None, "bytes=100000-", "bytes=150000-", "bytes=150000-"]
 
@@ -47,7 +47,7 @@ def test_a_later_call_goes_on_with_what_an_earlier_one_left(web, target):
         _get(web, target)
     assert not target.exists()
     heard = []
-    assert download(Wanted(web.url("w.bin")), target, heard.append, QUICK) == DIGEST
+    assert download(RemoteFile(web.url("w.bin")), target, heard.append, QUICK) == DIGEST
     assert web.ranges("w.bin")[-1] == "bytes=200000-" and heard[0] == 200_000
 
 
@@ -85,12 +85,12 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks(web, target, by_date, mo
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for(web, target):
     web.mishaps["w.bin"].append("429 3600")
-    with pytest.raises(DownloadError, match="left alone for 3600 s"):
+    with pytest.raises(DownloadError, match="rate limited for 3600 s"):
         _get(web, target)
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [("404", "has no such file"), ("403", "forbids it"), ("401", "who you are")]
+    ("status", "words"), [("404", "has no such file"), ("403", "forbids it"), ("401", "requires authentication")]
 )
 def test_a_refusal_is_said_at_once(web, target, status, words):
     web.mishaps["w.bin"].append(status)
@@ -101,14 +101,14 @@ def test_a_refusal_is_said_at_once(web, target, status, words):
 
 def test_an_address_where_nobody_answers_is_named_with_the_reason(target):
     with pytest.raises(DownloadError, match=r"127.0.0.1:9/w.bin cannot be fetched now: 3 times .*ConnectError"):
-        download(Wanted("http://127.0.0.1:9/w.bin"), target, patience=QUICK)
+        download(RemoteFile("http://127.0.0.1:9/w.bin"), target, retries=QUICK)
 
 
 @pytest.mark.parametrize(
     ("known", "mishap", "words"),
     [
-        ({"bytes": 300_001}, "", "offers 300000 bytes, expected 300001"),
-        ({"bytes": 300_000}, "short 1000", "offers 1000 bytes, expected 300000"),
+        ({"bytes": 300_001}, "", "has 300000 bytes, expected 300001"),
+        ({"bytes": 300_000}, "short 1000", "has 1000 bytes, expected 300000"),
         ({"sha256_starts": "00ff"}, "", f"SHA-256 {DIGEST}, expected 00ff"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_widest_stored_type_is_kept():
             "sync_scorer",
             "original",
             SHIPPED,
-            "sync_scorer cannot be exported as 'original'; what can be is transformer",
+            "sync_scorer cannot be exported as 'original'; expected transformer",
         ),
         ("vae", "official", SHIPPED, "vae as diffusers or original"),
         ("vae", "diffusers", {}, "no weights for vae"),

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 
 from common.runs import read_json
-from pipelines.models.download import DownloadError, Patience
+from pipelines.models.download import DownloadError, RetryPolicy
 from pipelines.models.fetch import LicenceError, fetch
 from pipelines.models.lock import LOCK_FILE, read_lock
 from pipelines.models.published import HubSource, Published, UrlSource, read_published
 from tests.pipelines.models.conftest import COMMIT
 
-QUICK = Patience(tries=2, pause=0.01)
+QUICK = RetryPolicy(attempts=2, pause=0.01)
 REPO = {"config.json": b"{}", "shard-1.safetensors": os.urandom(200_000), "other.bin": b"not asked for"}
 
 
@@ -29,7 +29,7 @@ def hub(web):
 
 
 def _fetch(web, folder, accept=False, **entries):
-    return fetch(entries, folder, accept, endpoint=web.address, patience=QUICK)
+    return fetch(entries, folder, accept, endpoint=web.address, retries=QUICK)
 
 
 def test_a_repository_arrives_by_pattern_with_commit_and_digests(web, hub, tmp_path):
@@ -78,7 +78,7 @@ def test_content_that_is_not_what_the_hub_lists_is_refused(web, hub, tmp_path):
     [
         (HubSource("team/base", ("weights.pt",)), "has no file weights.pt; its files are .*shard-1"),
         (HubSource("team/none", ("a",)), "team/none at main is not on the hub"),
-        (HubSource("team/base", ("a",), "v9"), "team/base at v9 has no such revision"),
+        (HubSource("team/base", ("a",), "v9"), "team/base at v9 no longer has this revision"),
     ],
 )
 def test_what_the_hub_does_not_have_is_named(web, hub, tmp_path, source, words):
@@ -88,7 +88,7 @@ def test_what_the_hub_does_not_have_is_named(web, hub, tmp_path, source, words):
 
 def test_a_repository_behind_terms_says_so(web, hub, tmp_path):
     web.mishaps["api/models/team/base/revision/main?blobs=true"].append("403 GatedRepo")
-    with pytest.raises(DownloadError, match="given only to who has agreed to its terms"):
+    with pytest.raises(DownloadError, match="requires accepting its terms"):
         _fetch(web, tmp_path, base=hub)
 
 
@@ -112,18 +112,20 @@ def test_an_archive_is_unpacked_to_what_is_asked_of_it(web, tmp_path):
         _fetch(web, tmp_path, pack=pack)
     assert os.listdir(tmp_path / "pack") == ["det.onnx"] and len(web.requests) == 1
     assert read_lock(tmp_path)["pack"].files["det.onnx"].sha256 == hashlib.sha256(b"detector").hexdigest()
-    with pytest.raises(DownloadError, match=r"lacks rec.onnx; it holds age.onnx, det.onnx"):
+    with pytest.raises(DownloadError, match=r"lacks rec.onnx; it contains age.onnx, det.onnx"):
         _fetch(web, tmp_path / "2", pack=replace(pack, urls=(replace(pack.urls[0], unpack=("rec.onnx",)),)))
 
 
 def test_what_only_a_person_can_get_is_said_with_its_place(web, tmp_path):
-    with pytest.raises(ValueError, match=r"i3d-torchscript is not fetched by a command: get it .*i3d_torchscript.pt"):
+    with pytest.raises(
+        ValueError, match=r"i3d-torchscript cannot be fetched by a command: get it .*i3d_torchscript.pt"
+    ):
         _fetch(web, tmp_path, accept=True, **{"i3d-torchscript": read_published()["i3d-torchscript"]})
 
 
 def test_a_damaged_lock_file_is_named(web, hub, tmp_path):
     (tmp_path / LOCK_FILE).write_text('{"base": {"files": 3}}')
-    with pytest.raises(ValueError, match=f"{LOCK_FILE} is no lock file"):
+    with pytest.raises(ValueError, match=f"{LOCK_FILE} is not a lock file"):
         _fetch(web, tmp_path, base=hub)
 
 

@@ -45,13 +45,13 @@ def test_sizes_are_compared_always_and_content_when_asked(folder):
     (folder / "base/a/one.bin").write_bytes(b"3" * 10)
     assert compare_with_lock(files, content=False) == []
     assert compare_with_lock(files, content=True) == [
-        "one.bin is not what was fetched (its SHA-256 differs); fetch it again"
+        "one.bin has changed since it was fetched (its SHA-256 differs); fetch it again"
     ]
     (folder / "base/a/one.bin").unlink()
     (folder / "base/a/deep/two.bin").write_bytes(b"")
     assert compare_with_lock(files, content=True) == [
-        "two.bin has 0 bytes, fetched were 20; fetch it again",
-        "one.bin is absent, fetched were 10; fetch it again",
+        "two.bin has 0 bytes, expected 20 as fetched; fetch it again",
+        "one.bin is absent, expected 10 as fetched; fetch it again",
     ]
 
 
