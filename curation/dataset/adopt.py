@@ -1,9 +1,9 @@
 """Adoption of outcomes that an earlier version of the code has recorded, where a stage's meaning did not change.
 
 A stage gets another fingerprint when its settings are written down in another form, and what was recorded under the
-old one would not be found: 774,207 clips would be scored again for nothing. In ledgers of format 1 (commit 35d976c) rows
-carried the scan's boxes, and `PeopleConfig` was a setting of every stage that looks at faces. What such a stage recorded
-is taken over under today's fingerprint and input hash, once, when a run goes on.
+old one would not be found: 774,207 clips would be scored again for nothing. In ledgers of format 1 (commit 35d976c)
+rows carried the scan's boxes, and `PeopleConfig` was a setting of every stage that looks at faces. What such a stage
+recorded is taken over under today's fingerprint and input hash, once, when a run goes on.
 """
 
 import logging
