@@ -175,6 +175,23 @@ def test_another_sync_setting_scores_again_and_nothing_else(copied: RunFolder, s
     assert changed == {"sync"}
 
 
+@pytest.mark.parametrize(
+    ("pattern", "stage"),
+    [("clips/*.mp4", "cut"), ("per_frame/*.scan.parquet", "scan"), ("per_frame/*.tracks.parquet", "tracks")],
+)
+def test_a_lost_product_is_made_again_by_its_stage_alone(
+    copied: RunFolder, sources: Path, models: dict, pattern: str, stage: str
+) -> None:
+    before, rows = contents(copied), {row["recorded"] for row in ledger_rows(copied.ledger).to_pylist()}
+    products = sorted(copied.root.glob(pattern))
+    bytes_before = products[1].read_bytes()
+    products[1].unlink()
+    curate(CONFIG, SourcesConfig(str(sources)), models, copied, ONE)
+    assert contents(copied) == before and products[1].read_bytes() == bytes_before
+    again = [row["stage"] for row in ledger_rows(copied.ledger).to_pylist() if row["recorded"] not in rows]
+    assert again == [stage]
+
+
 def test_lost_and_changed_clip_files_come_back(copied: RunFolder, sources: Path, models: dict) -> None:
     before = contents(copied)
     rows = {row["video_id"]: row["clip_id"] for row in read_clips(copied.clips_parquet)}
