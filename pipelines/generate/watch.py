@@ -23,7 +23,7 @@ from eval.features.records import UnscorableError
 from omniavatar.config import GenerateConfig
 from pipelines.config import SamplesConfig
 
-if TYPE_CHECKING:  # engines are imported when there is something to sample: a wrong folder is told at once
+if TYPE_CHECKING:  # engines are imported when there is something to sample: a wrong folder is reported at once
     from eval.features.sync import SyncJudge
 
 RIGHT, SWAPPED = "right", "swapped"
