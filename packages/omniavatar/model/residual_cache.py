@@ -3,7 +3,7 @@
 The change from step to step is predicted from the timestep alone, by a polynomial, fitted once per model, of the
 relative change of the modulation. So the steps to compute are known before the first one.
 Source: TeaCache (arXiv 2411.19108), with its polynomials for Wan2.1; users of the released code set thresholds of 0.05
-to 0.15. The video changes: figures are in the README.
+to 0.15. The video changes: figures are in eval/results/generation.md.
 """
 
 from collections.abc import Iterator, Sequence
