@@ -71,6 +71,8 @@ def _take_test_set(source: Path, target: Path) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ManifestError(f"{path} does not exist; give a list of videos as CSV or JSON lines.")
     text = path.read_text("utf-8")
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))

@@ -136,7 +136,7 @@ def cut_test_set(
 def import_list(
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines: method, clip_id, video, reference, audio ...")],
     run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in")],
-    made: Annotated[
+    sources: Annotated[
         list[str] | None,
         typer.Option("--made", help="METHOD=FOLDER of its <clip_id>.mp4, for the clips.csv of `eval inputs`"),
     ] = None,
@@ -145,7 +145,7 @@ def import_list(
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
-    parts = [pair.partition("=") for pair in made or ()]
+    parts = [pair.partition("=") for pair in sources or ()]
     if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
         raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
     folders = {method: Path(folder) for method, _, folder in parts}

@@ -164,9 +164,9 @@ def link(at: Path, target: Path) -> None:
     if at.is_symlink() and at.readlink() == where:
         return
     at.parent.mkdir(parents=True, exist_ok=True)
-    beside = at.with_name(f".{at.name}.{os.getpid()}")
-    beside.symlink_to(where)
-    os.replace(beside, at)
+    temporary = at.with_name(f".{at.name}.{os.getpid()}")
+    temporary.symlink_to(where)
+    os.replace(temporary, at)
 
 
 def _drawn_inputs(config: SweepConfig, places: Places, seconds: float) -> Path:

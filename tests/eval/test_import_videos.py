@@ -59,6 +59,11 @@ def test_a_wrong_list_is_refused_in_one_sentence(tmp_path, name, text, message):
         import_videos(tmp_path / name, RunFolder(tmp_path / "run"))
 
 
+def test_a_list_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ManifestError, match="nowhere.csv does not exist"):
+        import_videos(tmp_path / "nowhere.csv", RunFolder(tmp_path / "run"))
+
+
 def test_folders_of_methods_fill_in_a_list_of_clips_and_its_test_set_goes_along(folder):
     run, path = RunFolder(folder / "run"), folder / "clips.csv"
     path.write_text("clip_id,reference,group\na,real/a.mp4,x\nb,real/b.mp4,y\n")

@@ -183,7 +183,7 @@ def test_a_deleted_cache_is_made_again(judged: RunFolder, models: dict[str, Path
     assert results(judged) == before and all(path.exists() for path in lost)
 
 
-def test_killed_runs_go_on_to_the_same_bytes(
+def test_killed_runs_resume_to_the_same_bytes(
     tmp_path: Path, videos: Path, judged: RunFolder, models: dict[str, Path | None]
 ) -> None:
     run = copy_of(videos, tmp_path / "killed")
@@ -226,7 +226,7 @@ def test_broken_and_faceless_videos_are_rows_and_leave_the_others_alone(
     assert scores["methods"]["base"]["fid"]["status"] == "too few clips that every method has"
 
 
-def test_pictures_videos_seeds_and_joins_are_read_where_the_manifest_has_them(tmp_path: Path) -> None:
+def test_images_videos_seeds_and_joins_are_read_where_the_manifest_has_them(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     clips = {name: draw_clip(seed, 3.2) for name, seed in (("own", 3001), ("other", 3004))}
     for name, clip in clips.items():

@@ -1,4 +1,4 @@
-"""What is kept of a video, and what is looked at again when something is lost."""
+"""What is cached of a video, and what is extracted again when a file is lost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def unit_of(video: str, real: str = "", sha: str = "r") -> dict[str, str]:
     return {"video": video, "audio": "", "real": real, "video_sha256": "v", "real_sha256": sha}
 
 
-def test_each_frame_is_looked_at_once() -> None:
+def test_each_frame_is_searched_once() -> None:
     video, detector = DecodedVideo(GREY, np.zeros(0)), Counting()
     assert sorted(video.faces(detector, 3)) == [0, 3, 6, 9] and detector.looks == 4
     assert len(video.faces(detector)) == 10 and detector.looks == 10
@@ -53,7 +53,7 @@ def test_the_real_video_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
             decode_for_metrics(tmp_path, absent).real()
 
 
-def test_a_picture_is_a_video_of_one_frame(tmp_path: Path) -> None:
+def test_an_image_is_a_video_of_one_frame(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.array([[[10, 20, 30]]], np.uint8))
     assert decode_for_metrics(tmp_path, unit_of("a.png")).frames.tolist() == [[[[30, 20, 10]]]]
     (tmp_path / "b.png").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""What the networks are shown, what a kept result depends on, and that each extractor gives what metrics read."""
+"""Frames that the networks get, what a cache key depends on, and that each extractor gives the arrays metrics read."""
 
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,7 @@ def test_the_strict_protocol_leaves_out_the_frame_that_was_given() -> None:
 
 
 @pytest.fixture(scope="module")
-def looked_at() -> dict[str, dict[str, Any]]:
+def outputs() -> dict[str, dict[str, Any]]:
     """All that the small world's networks say of three seconds under the strict protocol."""
     clip = draw_clip(HELD_OUT_SEED + 21, 3.0)
     video = DecodedVideo(clip.frames, clip.audio, lambda: clip.frames)
@@ -64,20 +64,20 @@ def looked_at() -> dict[str, dict[str, Any]]:
     return {e.name: run_extractor(e.load(config, models), video) for e in ready}
 
 
-def test_every_extractor_with_weights_gives_its_arrays(looked_at: dict[str, dict[str, Any]]) -> None:
-    assert {str(arrays["status"]) for arrays in looked_at.values()} == {"ok"}
-    assert set(BY_NAME) - set(looked_at) == {"pose", "quality"}
-    identity = looked_at["identity"]
+def test_every_extractor_with_weights_gives_its_arrays(outputs: dict[str, dict[str, Any]]) -> None:
+    assert {str(arrays["status"]) for arrays in outputs.values()} == {"ok"}
+    assert set(BY_NAME) - set(outputs) == {"pose", "quality"}
+    identity = outputs["identity"]
     assert identity["embeddings"].shape == (15, 512) and float(identity["fps"]) == 5
-    assert len(looked_at["lips"]["changes"]) == len(looked_at["course"]["jumps"]) - 1 == 73
-    assert looked_at["background"]["colours"].shape == looked_at["course"]["colours"].shape == (3, 5)
-    assert looked_at["sound"]["speech"].shape == looked_at["sound"]["quiet"].shape == (75,)
-    assert looked_at["sync"]["by_window"].shape == (70, 31)
-    assert set(looked_at["fidelity"]["psnr"]) == {100.0}
+    assert len(outputs["lips"]["changes"]) == len(outputs["course"]["jumps"]) - 1 == 73
+    assert outputs["background"]["colours"].shape == outputs["course"]["colours"].shape == (3, 5)
+    assert outputs["sound"]["speech"].shape == outputs["sound"]["quiet"].shape == (75,)
+    assert outputs["sync"]["by_window"].shape == (70, 31)
+    assert set(outputs["fidelity"]["psnr"]) == {100.0}
 
 
-def test_strict_looks_at_windows_end_to_end_and_at_long_ones(looked_at: dict[str, dict[str, Any]]) -> None:
-    assert len(looked_at["fvd"]["features"]) == 75 // 16 and len(looked_at["fvd_slow"]["features"]) == 1
+def test_strict_uses_windows_end_to_end_and_long_ones(outputs: dict[str, dict[str, Any]]) -> None:
+    assert len(outputs["fvd"]["features"]) == 75 // 16 and len(outputs["fvd_slow"]["features"]) == 1
     frames = np.zeros((60, 64, 64, 3), np.uint8)  # 61 are needed
     short = run_extractor(
         BY_NAME["fvd_slow"].load(FeatureConfig("strict"), model_paths()), DecodedVideo(frames, np.zeros(0))

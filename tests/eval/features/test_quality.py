@@ -1,4 +1,4 @@
-"""IQA falls with planted blur and noise, on faces the scorer has never seen."""
+"""IQA falls with planted blur and noise, on held-out faces."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every reason for a missing value has its word, and the columns are those that queries know."""
+"""Every missing value has a status, and the columns are those of the query schema."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from common.query import METRICS_SCHEMA
 from eval.features.records import NOT_NAMED, SET_METRICS, Features, Record, UnscorableError
 
 
-def test_no_value_no_sound_and_no_file_are_told_apart() -> None:
+def test_no_value_no_audio_and_no_file_have_different_reasons() -> None:
     seen = Features({"sync": {"status": np.array("no face: seen in 2 frames")}, "quality": {"status": np.array("ok")}})
     assert [seen.status(name) for name in ("sync", "quality", "lips")] == ["no face: seen in 2 frames", "ok", NOT_NAMED]
     assert Features({}, "not a video").status("sync") == "failed: not a video"

@@ -1,4 +1,4 @@
-"""Planted sound offsets come back as they were planted; no face is no score."""
+"""Planted audio offsets are recovered; without a face there is no score."""
 
 from collections.abc import Iterator
 
@@ -55,14 +55,14 @@ def test_planted_offsets_are_found(net: SyncNet, clips: list[DrawnClip]) -> None
     assert found == list(shifts) * len(clips)
 
 
-def test_the_right_sound_scores_above_another_clips(net: SyncNet, clips: list[DrawnClip]) -> None:
+def test_the_right_audio_scores_above_another_clips(net: SyncNet, clips: list[DrawnClip]) -> None:
     for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
         right, wrong = scores(net, clip, 0), scores(net, clip, 0, other.audio)
         assert right["sync_c"] > wrong["sync_c"] + 1 and right["sync_d"] < wrong["sync_d"]
         assert right["offset_zero"] == 1.0 and right["sync_c_valid"] > wrong["sync_c_valid"]
 
 
-def test_the_curve_is_the_distance_per_frame_and_lowest_where_lips_and_sound_agree(
+def test_the_curve_is_the_distance_per_frame_and_lowest_where_lips_and_audio_agree(
     net: SyncNet, clips: list[DrawnClip]
 ) -> None:
     clip = clips[0]
@@ -107,7 +107,7 @@ def test_a_face_that_is_hardly_seen_has_no_score() -> None:
     assert int(gaps["windows"]) == 29 - 5  # from the first sight to the last, gaps filled in
 
 
-def test_looking_at_one_frame_in_five_gives_nearly_the_same(net: SyncNet, clips: list[DrawnClip]) -> None:
+def test_detection_in_one_frame_of_five_gives_nearly_the_same(net: SyncNet, clips: list[DrawnClip]) -> None:
     clip = clips[1]
     every = SyncJudge(DrawnFaces(clip.boxes), net).score(clip.frames, clip.audio)
     fifth = SyncJudge(DrawnFaces(clip.boxes[::5]), net, SyncRules(look_every=5)).score(clip.frames, clip.audio)
@@ -117,7 +117,7 @@ def test_looking_at_one_frame_in_five_gives_nearly_the_same(net: SyncNet, clips:
     assert int(every["windows"]) - int(fifth["windows"]) == 4
 
 
-def test_a_track_that_begins_late_is_held_against_its_own_sound(net: SyncNet, clips: list[DrawnClip]) -> None:
+def test_a_track_that_begins_late_is_scored_against_its_own_audio(net: SyncNet, clips: list[DrawnClip]) -> None:
     clip = clips[0]
     seen = np.arange(len(clip.frames)) >= 20
     result = SyncJudge(DrawnFaces(clip.boxes, seen), net).score(clip.frames, clip.audio)

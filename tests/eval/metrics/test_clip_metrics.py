@@ -34,7 +34,7 @@ def test_a_value_comes_with_what_it_rests_on() -> None:
     assert set(records) == set(CLIP_METRICS)
 
 
-def test_no_face_no_weights_no_sound_and_no_file_are_told_apart() -> None:
+def test_no_face_no_weights_no_audio_and_no_file_have_different_reasons() -> None:
     faceless = Features({"sync": {"status": np.array("no face: seen in 2 frames")}})
     found = measured(ClipFeatures(faceless), {"sync", "sound", "lips"})
     assert found["sync_d"].status == found["sync_c_speech"].status == "no face: seen in 2 frames"
@@ -42,7 +42,7 @@ def test_no_face_no_weights_no_sound_and_no_file_are_told_apart() -> None:
     assert {r.status for r in measured(ClipFeatures(seen("not a video"))).values()} == {"failed: not a video"}
 
 
-def test_likeness_is_to_the_picture_where_there_is_one_and_to_the_first_real_face_otherwise() -> None:
+def test_likeness_is_to_the_input_image_if_any_else_to_the_first_real_face() -> None:
     own = seen(identity={"embeddings": np.stack([FACE, FACE, OTHER]), "fps": np.float64(25)})
     real = seen(identity={"embeddings": np.stack([np.full(2, np.nan), OTHER, FACE])})
     plain, pictured = ClipFeatures(own, real), ClipFeatures(own, real, seen(identity={"embeddings": FACE[None]}))
@@ -81,7 +81,7 @@ def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
     }
 
 
-def test_drawn_lips_that_babble_in_silence_are_told_from_closed_ones() -> None:
+def test_drawn_lips_that_move_in_silence_score_above_closed_ones() -> None:
     """The sound is silent throughout: lips that speak on are restless, closed ones are not."""
     clip = draw_clip(41, 2.0)
     closed = FAULTS["off_screen"](Truth("off_screen", 41, seconds=2.0)).frames

@@ -70,7 +70,7 @@ def test_only_what_the_mask_shows_is_measured() -> None:
         colour_drift(frames, mask=np.zeros((24, 24), bool))
 
 
-def test_a_drift_behind_a_person_and_one_of_the_person_are_told_apart() -> None:
+def test_drift_of_the_background_and_of_the_person_are_separate() -> None:
     steady, drifting = (lab_video(ramp(12, (30, 0, 0), (rate, 0, 0)), 48) for rate in (0, 30))
     box = np.array([[18.0, 12.0, 26.0, 22.0]])
     behind = background_mask(box, 48, 48)
@@ -83,7 +83,7 @@ def test_a_drift_behind_a_person_and_one_of_the_person_are_told_apart() -> None:
         assert whole.lightness == pytest.approx(30 * where.mean(), abs=0.3)
 
 
-def test_the_background_is_what_no_face_or_body_was_ever_before() -> None:
+def test_the_background_is_what_no_face_or_body_covers() -> None:
     left = background_mask(np.array([[40.0, 20.0, 60.0, 40.0]]), 100, 100)
     assert left[:15].all() and not left[15:40, 35:65].any() and left[15:38, :35].all() and left[15:38, 65:].all()
     assert not left[38:, 10:90].any() and left[38:, :10].all() and left[38:, 90:].all()

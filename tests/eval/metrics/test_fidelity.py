@@ -23,7 +23,7 @@ def test_a_tenth_of_the_range_everywhere_is_20_db() -> None:
     assert psnr(first, second) == pytest.approx(20, abs=0.01)
 
 
-def test_equal_pictures_are_perfect_and_capped() -> None:
+def test_equal_images_are_perfect_and_capped() -> None:
     assert psnr(noise(0), noise(0)) == 100.0 and ssim(noise(0), noise(0)) == pytest.approx(1.0, abs=1e-12)
 
 

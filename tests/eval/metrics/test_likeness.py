@@ -23,7 +23,7 @@ def test_a_frame_without_a_face_counts_against_coverage() -> None:
         likeness(np.array([NONE]), AXIS)
 
 
-def test_frame_by_frame_each_is_held_against_its_own() -> None:
+def test_frame_by_frame_each_is_compared_with_its_own() -> None:
     video, real = np.array([[1.0, 0], [0, 1], NONE]), np.array([[2.0, 0], [0, -1], [1, 0], [1, 0]])
     found = likeness(video, real)
     assert (found.mean, found.frames, found.coverage) == (pytest.approx(0), 2, pytest.approx(2 / 3))

@@ -1,4 +1,4 @@
-"""Lips in pauses whose truth is drawn: resting mouths are told from moving ones, and consonants are no silence."""
+"""Lips in drawn pauses: resting mouths score below moving ones, and consonants are not silence."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def paused_clip(seed: int, resting: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_mouth_at_rest_in_a_pause_is_told_from_one_that_talks_on(seed: int) -> None:
+def test_a_mouth_at_rest_in_a_pause_moves_less_than_one_that_talks(seed: int) -> None:
     (rests, n), (talks, _) = (silent_lips(*paused_clip(seed, resting)) for resting in (True, False))
     assert n >= PAUSE - 6 and rests < 0.2 and talks > 2 * rests and talks > 0.35
 
@@ -45,7 +45,7 @@ def test_pauses_of_drawn_speakers_read_as_the_resting_mouth() -> None:
     assert np.mean(values) < 0.15 and max(values) < 0.2
 
 
-def test_quiet_is_a_pause_without_any_sound() -> None:
+def test_quiet_is_a_pause_without_any_audio() -> None:
     t = np.arange(48_000) / 16_000
     voice = 0.3 * np.sign(np.sin(2 * np.pi * 150 * t)) * ((t < 1) | (t >= 2))
     hiss = 0.1 * np.random.default_rng(0).standard_normal(len(t)) * ((t >= 1) & (t < 1.2))

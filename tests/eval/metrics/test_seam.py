@@ -14,7 +14,7 @@ def noisy_video(frames: int, seed: int = 0) -> np.ndarray:
     return (120 + rng.normal(0, 4, (frames, 16, 16, 3))).astype(np.uint8)
 
 
-def test_ten_levels_of_grey_are_seen_at_the_seam_and_nowhere_else() -> None:
+def test_a_jump_of_ten_grey_levels_is_found_at_the_seam_alone() -> None:
     video = noisy_video(200)
     video[90:] += 10
     jumps = frame_jumps(video)
@@ -31,7 +31,7 @@ def test_the_jump_is_the_mean_difference_of_neighbours() -> None:
     assert frame_jumps(video[:1]).shape == (0,)
 
 
-def test_a_still_picture_has_no_spread_to_divide_by() -> None:
+def test_a_still_video_has_no_spread_to_divide_by() -> None:
     still = np.zeros(60)
     assert seam_jumps(still, [30]).z[0] == 0.0
     still[29] = 10.0
@@ -69,14 +69,14 @@ def test_several_small_jumps_are_surer_together() -> None:
     assert together.p <= 0.01 and together.mean_z > 1
 
 
-def test_seams_are_not_held_against_each_other() -> None:
+def test_seams_are_not_compared_with_each_other() -> None:
     jumps = np.random.default_rng(3).gamma(16, 0.25, 100)
     seams = list(range(40, 60, 2))  # every other frame: their own jumps would make them look usual
     jumps[[s - 1 for s in seams]] += 10
     assert seam_jumps(jumps, seams).z.min() > CLEAR_Z
 
 
-def test_videos_without_seams_or_with_too_many_are_said_so() -> None:
+def test_videos_without_seams_or_with_too_many_are_unscorable() -> None:
     with pytest.raises(UnscorableError, match="one chunk"):
         seam_jumps(np.ones(50), [0, 99])
     with pytest.raises(UnscorableError, match="21 frames for 5 seams"):

@@ -1,4 +1,4 @@
-"""Frame strips show the frames asked for, and unreadable files are no picture."""
+"""Frame strips show the requested frames, and unreadable files have none."""
 
 import base64
 import io
@@ -30,11 +30,11 @@ def test_a_strip_runs_from_the_first_to_the_last_frame(tmp_path: Path) -> None:
     assert second_half is not None and opened(second_half)[64, 48, 0] > 110
 
 
-def test_what_cannot_be_read_is_no_picture(tmp_path: Path) -> None:
+def test_an_unreadable_file_has_no_strip(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     assert frame_strip(tmp_path / "text.mp4") is None and frame_strip(tmp_path / "absent.mp4") is None
     assert image_file_uri(tmp_path / "text.mp4") is None and image_file_uri(tmp_path / "absent.png") is None
 
 
-def test_pictures_keep_their_proportions() -> None:
+def test_images_keep_their_proportions() -> None:
     assert opened(jpeg_uri(np.zeros((40, 20, 3), np.uint8), 100)).shape == (100, 50, 3)

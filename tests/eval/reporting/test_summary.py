@@ -33,7 +33,7 @@ def test_sources_and_clips_are_counted_by_reason(tmp_path: Path) -> None:
     assert summary["refused"] == {"truncated": 2, "music": 2, "too_long": 1}
 
 
-def test_work_is_summed_per_stage_and_the_caller_knows_better(tmp_path: Path) -> None:
+def test_work_is_summed_per_stage_and_the_caller_may_override_it(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with Ledger(run.ledger).open("probe", "f" * 16) as log:
         for i, seconds in enumerate((1.25, 0.5)):

@@ -71,7 +71,7 @@ def test_a_planted_difference_of_sets_is_found_and_two_copies_have_none(metric):
     assert (same.difference, same.p, same.low, same.high, same.detectable) == (0.0, 1.0, 0.0, 0.0, 0.0)
 
 
-def test_sets_of_equally_far_methods_are_not_told_apart():
+def test_sets_of_equally_far_methods_have_no_significant_difference():
     rng = np.random.default_rng(4)
     values = []
     for _ in range(40):
@@ -101,7 +101,7 @@ def test_without_features_two_distances_are_all_there_is_and_the_line_says_so(tm
     assert difference_lines([found])[-1].endswith(found.rests_on)
 
 
-def test_clips_of_one_speaker_are_one_witness():
+def test_clips_of_one_speaker_are_one_observation():
     rng = np.random.default_rng(1)
     a, b = clips(rng, 5.0, 12), clips(rng, 4.8, 12)
     alone = difference("sync_c", ("a", "b"), (a, b))

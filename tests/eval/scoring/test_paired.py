@@ -1,4 +1,4 @@
-"""The features of a judged run are found again by the content of its videos, and their absence is told."""
+"""The cached features of a judged run are found by the content of its videos; missing ones have a reason."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_features_are_found_by_what_the_videos_hold(tmp_path: Path) -> None:
     assert (features.weights, features.scores.swap_draws, features.scores.jackknife_groups) == ("w" * 64, 19, 10)
 
 
-def test_what_is_gone_is_said(tmp_path: Path) -> None:
+def test_missing_features_have_a_reason(tmp_path: Path) -> None:
     run = write_judged(tmp_path, {"x": "aaaaa"})
     with pytest.raises(FeaturesMissingError, match="not judged with fvd_features"):
         cached_features(run, "a", "fvd")

@@ -119,7 +119,7 @@ def test_a_clip_that_one_method_lacks_leaves_every_paired_test_and_is_counted() 
     assert (test["n"], test["removed"], test["lacking"]) == (9, 1, {"other": 1})
 
 
-def test_seeds_of_a_clip_are_averaged_and_their_spread_is_told_apart_from_that_of_clips() -> None:
+def test_seeds_of_a_clip_are_averaged_and_their_spread_is_not_that_of_clips() -> None:
     table = make_table({"ground_truth": 0.5, "adapter": 0.0, "base": -1.0})
     again = [
         replace(r, seed=seed, value=r.value + shift)

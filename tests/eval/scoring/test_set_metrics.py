@@ -6,7 +6,7 @@ from eval.scoring.eval_table import REAL
 from eval.scoring.set_metrics import FeatureSets
 
 
-def test_copies_share_a_place_and_clips_that_a_set_lacks_leave_all() -> None:
+def test_copies_share_an_entry_and_clips_that_a_set_lacks_leave_all() -> None:
     rng = np.random.default_rng(0)
     real, own = ({name: rng.normal(size=(2, 3)) for name in "xyz"} for _ in range(2))
     copy = {name: rows.copy() for name, rows in own.items() if name != "y"}

@@ -133,7 +133,7 @@ def test_swapping_labels_of_equal_methods_is_uniform_and_of_unequal_ones_is_not(
     assert draw(2.0) <= 0.02
 
 
-def test_where_nothing_is_to_be_found_few_swaps_are_drawn_and_say_the_same() -> None:
+def test_without_a_difference_few_swaps_give_the_same_answer() -> None:
     rng = np.random.default_rng(9)
     n = 16
     clips = Triple(np.arange(n), np.arange(n, 2 * n), np.arange(2 * n, 3 * n))

@@ -1,4 +1,4 @@
-"""The face of a clip is the one that curation saw to speak; without its boxes, the one that is seen most."""
+"""The face of a clip is the speaker by curation; without its boxes, the face that is detected most."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_stored_boxes_are_named_by_their_content(run: RunFolder, tmp_path: Path)
     assert stored_boxes(RunFolder(tmp_path / "older"), [CLIP]) == {}
 
 
-def test_without_stored_boxes_the_detector_looks(tmp_path: Path) -> None:
+def test_without_stored_boxes_faces_are_detected(tmp_path: Path) -> None:
     drawn = draw_clip(HELD_OUT_SEED, 0.6)
     write_video(tmp_path / "c.mp4", drawn.frames, drawn.audio)
     clip = {"path": str(tmp_path / "c.mp4"), "duration": 0.6, "clip_id": "c", "tracks": ""}

@@ -1,4 +1,4 @@
-"""What is cut for a test set is what the clip shows and sounds like; what cannot be cut is a row and no file."""
+"""The inputs of a test set equal the frames and audio of its clips; a clip that cannot be cut is a row and no file."""
 
 import csv
 import json
@@ -71,7 +71,7 @@ def cut(run: RunFolder, out: Path, chosen: TestSet = CHOSEN) -> dict[str, tuple[
     return {end.unit: (end.state, end.reason) for end in outcomes}
 
 
-def test_a_picture_what_is_heard_after_it_and_what_is_really_seen(run: RunFolder, tmp_path: Path) -> None:
+def test_inputs_are_the_first_frame_the_audio_after_it_and_the_real_video(run: RunFolder, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cut(run, out) == {
         "first": ("kept", ""), "second": ("kept", ""), "broken": ("rejected", "not_a_video"),

@@ -8,7 +8,7 @@ from pipelines.sweep.pages import write_results
 from pipelines.sweep.settings import Places, SweepConfig
 
 
-def test_the_page_can_be_read_and_asked(planted_sweep, tmp_path):
+def test_the_page_can_be_read_and_the_table_queried(planted_sweep, tmp_path):
     folder = tmp_path / "results"
     page = write_results(*planted_sweep, folder, "omniavatar sweep s --out x").read_text("utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| worse |"))

@@ -28,7 +28,7 @@ def test_a_row_that_is_worse_is_red(planted_sweep, tmp_path):
     assert shares[0] > 20 and shares[1] == 0
 
 
-def test_nothing_to_draw_is_no_picture(planted_sweep, tmp_path):
+def test_nothing_to_draw_is_no_figure(planted_sweep, tmp_path):
     assert write_plots(planted_sweep[0], [], tmp_path) == []
 
 

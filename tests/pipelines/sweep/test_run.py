@@ -77,7 +77,7 @@ def test_a_base_is_trained_in_the_size_that_its_row_asks_for(done):
     assert not (places.out / "rows" / "small_base").exists()
 
 
-def test_a_row_that_cannot_be_made_fails_alone_and_is_said(done, tmp_path):
+def test_a_row_that_cannot_be_made_fails_alone_and_is_reported(done, tmp_path):
     places, failed = done
     assert [outcome.unit for outcome in failed] == ["broken/seed-0"] and "401 frames" in failed[0].message
     page = write_results(CONFIG, places, tmp_path, "x").read_text("utf-8")

@@ -31,7 +31,7 @@ def test_a_planted_difference_far_below_the_spread_of_clips_is_found(planted_swe
     assert is_better(replace(worse, difference=1.0)) and not is_better(same)
 
 
-def test_sets_and_what_has_no_weights_are_said_and_not_tested(planted_sweep):
+def test_sets_and_metrics_without_weights_are_listed_and_not_tested(planted_sweep):
     entries = sweep_entries(*planted_sweep)
     fid, hkc = entry(entries, "worse", "fid"), entry(entries, "worse", "hkc")
     assert (fid.mean, fid.seed_sd, fid.difference, fid.p, fid.low) == (11.5, 1.0, 0.5, None, None)
@@ -81,7 +81,7 @@ def test_a_clip_without_a_value_in_one_seed_is_left_out():
     assert over_seeds({}) == {}
 
 
-def test_the_paper_stands_beside_and_its_order_is_compared(planted_sweep):
+def test_numbers_of_the_paper_are_shown_and_their_order_is_compared(planted_sweep):
     entries = sweep_entries(*planted_sweep)
     assert entry(entries, "worse", "sync_c").reported == 4.26
     (sync,) = [order for order in orderings(entries) if order.metric == "sync_c"]
