@@ -62,8 +62,8 @@ def arrange(names: Collection[str], roles: Mapping[str, str]) -> Methods:
 
 
 def read_roles(run: RunFolder) -> dict[str, str]:
-    """Method -> role, of the methods that the manifest gives one. Raises ManifestError for a role that is none, that
-    changes within a method, or that two methods have and only one can."""
+    """Method -> role, of the methods that have one. Raises ManifestError for an unknown role, for two roles of one
+    method, and for two judged or two swapped methods."""
     path = Path(run.root) / "videos" / "manifest.parquet"  # run.videos would create the folder
     if not path.exists() or "role" not in pq.read_schema(path).names:
         return {}

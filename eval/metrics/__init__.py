@@ -1,1 +1,1 @@
-"""Metrics as pure functions of features, frames and sound."""
+"""Metrics as pure functions of features, frames and audio."""

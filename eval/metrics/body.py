@@ -22,7 +22,7 @@ SMOOTHING_FRAMES, SMOOTHING_ORDER = 7, 3
 
 @dataclass(frozen=True)
 class HandScores:
-    """`hkc` 0..1: mean score of the 21 points of hands that are there; `hkv`: variance of their places in squared
+    """`hkc` 0..1: mean score of the 21 points of the hands present; `hkv`: variance of their places in squared
     shoulder widths; `presence`: share of all frames and hands that are there; `hkc_all`: as hkc, a hand that is missing
     where the real video shows one counting 0 (NaN without a real video). `frames` show a hand."""
 
@@ -46,7 +46,7 @@ class BodyMotion:
 
 
 def hand_scores(poses: np.ndarray, real: np.ndarray | None = None) -> HandScores:
-    """Score the hands of poses (T, 133, 3), held against those of the `real` video, frame by frame.
+    """Score the hands of poses (T, 133, 3), compared with those of the `real` video, frame by frame.
 
     Raises UnscorableError where no hand is present in any frame.
     """
@@ -68,7 +68,7 @@ def hand_scores(poses: np.ndarray, real: np.ndarray | None = None) -> HandScores
 
 
 def hands_present(poses: np.ndarray) -> np.ndarray:
-    """Whether the left and the right hand are there (T, 2): their wrist is seen."""
+    """Whether the left and the right hand are present (T, 2) bool: their wrist is detected."""
     return np.nan_to_num(poses[:, WRISTS, 2]) >= SURE
 
 

@@ -61,7 +61,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
 
 
 def voice_and_lips(wave: np.ndarray, rate: int, curve: np.ndarray, joins: Sequence[float]) -> str:
-    """Sound (n,) as an envelope above the sync distance per frame at 25 fps; `joins` are chunk starts in seconds."""
+    """Audio (n,) as an envelope above the sync distance per frame at 25 fps; `joins` are chunk starts in seconds."""
     with rc_context(STYLE):
         figure, (top, bottom) = _figure(3.3, (1.0, 1.15))
         seconds = len(wave) / rate

@@ -77,7 +77,7 @@ def p_text(p: float) -> str:
 
 
 def words(name: str) -> str:
-    """An identifier as a reader says it."""
+    """An identifier with spaces for underscores."""
     return name.replace("_", " ")
 
 

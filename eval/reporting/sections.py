@@ -1,4 +1,4 @@
-"""What each section of the report shows, read from the files of a run; an absent part is None or empty."""
+"""Sections of the report, read from the files of a run; an absent part is None or empty."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -166,7 +166,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> plots.Curve:
 
 
 def sync_facts(summary: Mapping[str, Any], methods: Methods) -> list[tuple[str, float]]:
-    """What each method is called and its Sync-C, of those that have one."""
+    """Label and Sync-C of each method that has one."""
     called = {TRUTH: "real", methods.swapped: "other audio"}
     values = [(called.get(name, name.replace("_", " ")), summary["sync_c"].get(name)) for name in methods.order]
     return [(name, value) for name, value in values if value is not None]

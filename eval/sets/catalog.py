@@ -70,7 +70,7 @@ class TestSet:
 
     @property
     def sha256(self) -> str:
-        """Of all that makes the set what it is; results on sets of different hashes do not share a column."""
+        """Hash of name, rule, seed and clips; results on sets of different hashes do not share a column."""
         about = json.dumps([self.name, self.rule, self.seed, _table(self.clips)])
         return hashlib.sha256(about.encode()).hexdigest()
 

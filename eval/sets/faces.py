@@ -36,7 +36,7 @@ def stored_boxes(run: RunFolder, clips: Sequence[Row]) -> dict[str, str]:
 
 
 def speaker_boxes(people: PeopleConfig, clip: Row, load: Callable[[], FaceDetector]) -> np.ndarray | None:
-    """Boxes (T, 4) px of the face that curation found to speak, else of the one seen most often; None without a face.
+    """Boxes (T, 4) px of the speaker's face by curation, else of the face detected most often; None without a face.
 
     `clip` has `path`, `duration` (s), `clip_id` and `tracks`, the track table that holds it, or "" for a clip whose
     faces are to be detected now, by the detector that `load` gives. Raises what `decode_video` raises.

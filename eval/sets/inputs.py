@@ -66,7 +66,7 @@ def write_inputs(
     face_detector: Path | None,
     executor: ExecutorConfig,
 ) -> list[Outcome]:
-    """Write the folder `out` from the clips of `run`, kept or refused there; finished ones stay. One outcome per clip.
+    """Write the folder `out` from the clips of `run`, kept or rejected there; finished ones stay. One outcome per clip.
 
     A clip that the run lacks, that cannot be read, or that the set's rule does not fit (no face, no crop of HDTF) is
     rejected, left out of both lists, and removed where an earlier call has written it. For a set of faces these are
@@ -147,7 +147,7 @@ class InputsStage(Stage[dict[str, Any]]):
         self.hold(detector=cache(partial(load_face_detector, self.face_detector.path)))
 
     def __call__(self, row: dict[str, Any]) -> Outcome:
-        """Write the files of one clip, or say why not."""
+        """Write the files of one clip, or reject it with a reason."""
         name, path = row["unit"], row["path"]
         if row["refused"]:
             reasons = {"not_in_run": f"no clip of this span of {row['group']}", "no_crop": "no crop of HDTF for it"}

@@ -112,7 +112,7 @@ def _unit(cell: Cell) -> dict[str, Any]:
 
 
 def train_cell(config: SweepConfig, places: Places, cell: Cell) -> None:
-    """The training that a row and seed rests on."""
+    """Train the model that a row and seed uses."""
     run = RunFolder(places.training(cell.training))
     link(run.root / "shards", places.data(cell.data) / "shards")
     run_steps(_context(cell, run), (_trained(cell),))

@@ -195,7 +195,7 @@ def over_seeds(per_seed: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 
 
 def orderings(entries: Sequence[Entry]) -> list[Ordering]:
-    """How our order of the rows agrees with the paper's, for each metric that both have."""
+    """Agreement of our order of the rows with the paper's, for each metric that both have."""
     orders = []
     for metric in dict.fromkeys(entry.metric for entry in entries):
         ours = {e.row: e.mean for e in entries if e.metric == metric and e.mean is not None and not e.long}
