@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv and install what is missing.
+# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv and install what they use.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 OMNI = $(BIN)/omniavatar
 ARGS = --recipe $(RECIPE) --run $(RUN) $(foreach pair,$(SET),--set $(pair))
 
-.PHONY: demo test check format bench curate latents train generate eval query weights clean
+.PHONY: demo test soak check format bench curate latents train generate eval query weights clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON); install Python 3.11 or newer, or name yours: make PYTHON=python3.12"; exit 1; }
@@ -21,25 +21,31 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c "import cv2" || { echo "OpenCV cannot be loaded: on Debian and Ubuntu 'apt-get install libgl1 libglib2.0-0' mends it."; exit 1; }
 	@touch $@
 
+# The small world, end to end
 demo: $(READY)                      ## raw video to a measured avatar video, ends with the path of the report
 	@$(OMNI) demo
 
-test: $(READY)                      ## the whole suite
+# Development
+test: $(READY)                      ## the suite, without what is marked soak
 	@$(BIN)/python -m pytest
+
+soak: $(READY)                      ## kill loops, races, long runs
+	@$(BIN)/python -m pytest -m soak tests
 
 check: $(READY)                     ## format, lint, types
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 
-format: $(READY)                    ## what check asks for, done
+format: $(READY)                    ## apply what check asks for
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
 bench: $(READY)                     ## speed as ratios against a peer measured in the same run
 	@$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o "addopts=--import-mode=importlib -q -s"
 
-curate: $(READY)                    ## sources -> kept clips           (RECIPE=, RUN=, SET="key=value ...")
+# Steps of a recipe                  (RECIPE=, RUN=, SET="key=value ...")
+curate: $(READY)                    ## sources -> kept clips
 	@$(OMNI) curate $(ARGS)
 
 latents: $(READY)                   ## kept clips -> shards
@@ -57,6 +63,7 @@ eval: $(READY)                      ## videos -> report
 query: $(READY)                     ## make query SQL="select decision, count(*) from clips group by 1"
 	@$(OMNI) query --run $(RUN) "$(SQL)"
 
+# Upkeep
 weights: $(READY)                   ## train every model of the small world again from nothing (about two hours)
 	@$(OMNI) miniature
 

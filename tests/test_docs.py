@@ -1,17 +1,36 @@
-"""The launch scripts in docs/: they parse, and what they start exists with the options they give it."""
+"""The documentation against the tree: launch scripts parse, paths exist, commands have their options, examples run."""
 
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
 import typer
 import yaml
 from torch.distributed.run import get_args_parser
 
+from common.query import run_query
+from curation.reporting.summary import SOURCES_SCHEMA
 from pipelines.cli.main import app
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+FOLDERS = ("packages", "curation", "latents", "training", "eval", "pipelines", "tests", "docs")
+DATA = ("weights", "results", "lists")  # folders whose pages are tables
+# Beginnings of paths in a run folder, or where weights are fetched to.
+MADE = (
+    *("runs/", "cache/", "logs/", "weights/", "clips/", "report/", "checkpoints/", "videos/", "shards/", "ledger/"),
+    *("train.yaml", "recipe.yaml"),
+)
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md"))),
+]
+UNDER_WAY = ("training/README.md", "eval/README.md", "packages/omniavatar/README.md")
+PAGES = [page for page in PAGES if page.relative_to(ROOT).as_posix() not in UNDER_WAY]
 
 
 def check_torchrun(words: list[str]) -> None:
@@ -61,3 +80,84 @@ def test_every_command_of_the_page_exists() -> None:
             assert verb == "train" and {word for word in words if word.startswith("--")} <= known
     for file in re.findall(r"docs/[\w.]+", (DOCS / "launch.md").read_text()):
         assert (DOCS.parent / file).exists()
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language; "" = no language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name == "README.md"], ids=name_of)
+def test_a_folder_readme_is_one_screen(page: Path) -> None:
+    lines = page.read_text("utf-8").splitlines()
+    assert page.parent.name in DATA or max(map(len, lines)) <= 120
+    assert page.parent == ROOT or page.parent.name in DATA or len(lines) <= 60
+
+
+def paths(page: Path) -> Iterator[str]:
+    """Targets of links, and what in backticks looks like a file or folder of the tree."""
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            yield target
+    for words in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)):
+        for word in words.replace(",", " ").split():
+            if re.fullmatch(r"[\w.-]*[\w/.-]*(\.(py|md|yaml|j2|sh)|[a-z]/)", word) and not word.startswith("."):
+                yield word
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_path_of_a_page_exists(page: Path) -> None:
+    places = [page.parent, ROOT, ROOT / "packages", *(each for each in page.parent.iterdir() if each.is_dir())]
+    missing = [
+        path
+        for path in paths(page)
+        if not path.startswith(MADE) and not any((place / path).exists() for place in places)
+    ]
+    assert missing == []
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """The `omniavatar` commands of a page without the remark behind them, and without shell operators."""
+    for block in re.findall(
+        r"^(?:```|    )\w*\n?(.*?)(?:^```|\n\n)", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        for line in block.splitlines():
+            if line.strip().startswith("omniavatar "):
+                for part in re.split(r"\s{3,}|\s+#\s", line.strip())[0].split(";"):
+                    if part.strip().startswith("omniavatar "):
+                        yield shlex.split(part)[1:]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_command_of_a_page_has_its_options(page: Path) -> None:
+    for words in command_lines(page):
+        command = typer.main.get_command(app)
+        context = typer.Context(command)
+        while hasattr(command, "get_command") and words and not words[0].startswith("-"):
+            found = command.get_command(context, words[0])
+            if found is None:
+                break
+            command, words = found, words[1:]
+        options = {option for each in command.params for option in each.opts}
+        asked = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        assert command.name not in ("root", "main") and set(asked) <= options, (words, sorted(options))
+
+
+def test_every_query_of_the_page_on_sql_runs(tmp_path: Path) -> None:
+    pq.write_table(SOURCES_SCHEMA.empty_table(), tmp_path / "sources.parquet")
+    queries = blocks(DOCS / "sql.md", "sql")
+    assert len(queries) > 10
+    for sql in queries:
+        run_query(tmp_path, sql)
+
+
+def test_the_stage_of_the_page_on_stages_works(tmp_path: Path) -> None:
+    stage, test = blocks(DOCS / "stages.md", "python")
+    names: dict[str, object] = {"__name__": "contrast"}
+    exec(stage + "\n" + test, names)
+    names["test_contrast"](tmp_path)  # type: ignore[operator]
