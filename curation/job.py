@@ -29,9 +29,10 @@ from curation.reporting.summary import CurationSummary, summarise, write_sources
 from curation.scoring import score_clips
 from curation.sources.listing import list_sources
 from curation.stages.captions import caption_fields
-from curation.stages.cut import CutStage, cut_row, source_fields
+from curation.stages.cut import CutStage, cut_row
 from curation.stages.probe import ProbeStage
 from curation.stages.scan import ScanStage
+from curation.stages.shots import source_fields
 from curation.stages.tracks import TracksStage, track_rows
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ A `ClipRow` has the fields of the clip table (`common.clips.CLIP_FIELDS`) and th
 What there is one value of per frame lies in files that a row names: `scan_file`, `tracks_file`.
 """
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 Segment = dict[str, Any]  # see `curation.sources.remote.remote_row`
 
@@ -152,3 +152,14 @@ class ClipRow(TypedDict, total=False):
     bytes_uri: str
     sha256: str
     run_id: str
+
+
+class Scan(NamedTuple):
+    """What was seen of one source, frame by frame.
+
+    `faces` [(seconds, [[x0, y0, x1, y1], ...]), ...] in pixels, for each frame that faces were looked for in; `motion`
+    of every frame but the first, the largest change of a cell of a 32x32 grid of luma (0..255) since the frame before.
+    """
+
+    faces: list[tuple[float, list[list[float]]]]
+    motion: list[int]

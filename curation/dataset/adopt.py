@@ -18,8 +18,9 @@ from common.executors.stage import Stage
 from common.ledger.store import LEDGER_FORMAT, STATES, Ledger, Outcome, key_table, ledger_files
 from common.runs import fingerprint, write_format_version
 from curation.config import CurationConfig
-from curation.stages.cut import split_source
-from curation.stages.scan import Scan, ScanStage, read_scan, write_scan
+from curation.rows import Scan
+from curation.stages.scan import ScanStage, read_scan, write_scan
+from curation.stages.shots import split_source
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]

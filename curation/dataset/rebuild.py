@@ -23,7 +23,8 @@ from curation.download.fetch import fetch_sources
 from curation.sources.hdtf import fit_crops
 from curation.sources.listing import VIDEO_SUFFIXES
 from curation.sources.remote import remote_row
-from curation.stages.cut import RULE_VERSION, cut_row
+from curation.stages.cut import cut_row
+from curation.stages.shots import RULE_VERSION
 
 Row = dict[str, Any]
 TOLD = ("crop_side", "sync_offset_applied", "sha256", "content_sha256", "source_sha256")

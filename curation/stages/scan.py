@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ from common.media.open import MediaError
 from common.media.video import decode_stored
 from common.runs import atomic_write
 from curation.config import ScanConfig
-from curation.rows import SourceRow
+from curation.rows import Scan, SourceRow
 
 if TYPE_CHECKING:
     from perception.faces.detect import FaceDetector
@@ -38,17 +38,6 @@ FULL_RANGE = np.stack(
     [np.clip(np.rint(level), 0, 255) for level in ((LEVELS - 16) * 255 / 219, *[(LEVELS - 128) * 255 / 224 + 128] * 2)],
     axis=-1,
 )[None].astype(np.uint8)
-
-
-class Scan(NamedTuple):
-    """What was seen of one source, frame by frame.
-
-    `faces` [(seconds, [[x0, y0, x1, y1], ...]), ...] in pixels, for each frame that faces were looked for in; `motion`
-    of every frame but the first, the largest change of a cell of a 32x32 grid of luma (0..255) since the frame before.
-    """
-
-    faces: list[tuple[float, list[list[float]]]]
-    motion: list[int]
 
 
 SCAN_SCHEMA = pa.schema(

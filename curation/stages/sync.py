@@ -15,7 +15,8 @@ from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from curation.config import SpeakerConfig, SyncConfig
 from curation.rows import ClipRow
-from curation.stages.cut import FRAME, cut_row
+from curation.stages.cut import cut_row
+from curation.stages.shots import FRAME
 from curation.stages.speaker import face_crops, speaker_fields, track_audio
 from curation.stages.tracks import READS, read_tracks
 from perception.faces.tracks import Track

@@ -22,8 +22,8 @@ from common.runs import atomic_write
 from common.tracks import TRACK_SCHEMA
 from curation.config import CutConfig, PeopleConfig
 from curation.rows import ClipRow, SourceRow
-from curation.stages.cut import Piece, split_source
 from curation.stages.scan import read_scan
+from curation.stages.shots import Piece, split_source
 from perception.faces.tracks import Track, track_faces
 
 READS = ("unit", "source_sha256", "t_start", "t_end", "crop", "size", "tracks_sha256")

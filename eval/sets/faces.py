@@ -11,7 +11,7 @@ from common.media.video import decode_video
 from common.runs import RunFolder
 from common.tracks import TRACKS_FILE
 from curation.config import PeopleConfig
-from curation.stages.cut import Piece
+from curation.stages.shots import Piece
 from curation.stages.tracks import find_tracks
 from perception.faces.detect import FaceDetector
 

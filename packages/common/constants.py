@@ -7,3 +7,5 @@ Reader = Literal["pyav", "decord"]
 FPS = 25  # video frames a second, everywhere after the source is probed
 AUDIO_RATE = 16_000  # samples a second of all audio that models see
 SAMPLES_PER_FRAME = AUDIO_RATE // FPS
+
+FRAMES_PER_LATENT = 4  # video frames of each latent frame after the first, which is one frame

@@ -28,7 +28,6 @@ Recompute = Literal["none", "full", "selective", "offload"]
 
 Variant = Literal["lora", "full", "frozen_dit", "base"]
 
-FRAMES_PER_LATENT = 4  # video frames of each latent frame after the first, which is one frame
 FIRST_AUDIO_BLOCK = 2
 
 

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from common.media.video import cut_clip, read_video
 from common.media.write import write_video
 from curation.config import PeopleConfig
-from curation.stages.cut import Piece
+from curation.stages.shots import Piece
 from curation.stages.tracks import clip_fields, find_tracks, write_source_tracks
 from perception.faces.crop import crop_track
 from perception.sync.mfcc import mfcc

@@ -21,9 +21,10 @@ import numpy as np
 from common.executors.stage import Weights
 from common.media.write import write_video
 from curation.config import CutConfig, PeopleConfig, ScanConfig
-from curation.stages.cut import cut_row, source_fields
+from curation.stages.cut import cut_row
 from curation.stages.probe import ProbeStage
 from curation.stages.scan import ScanStage
+from curation.stages.shots import source_fields
 from curation.stages.tracks import TracksStage
 from perception.faces.detect import Face
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from common.clips import clip_id, write_clips
 from common.runs import RunFolder, sha256_file
 from curation.reporting.summary import SOURCES_SCHEMA
-from curation.stages.cut import RULE_VERSION, cut_row
+from curation.stages.cut import cut_row
+from curation.stages.shots import RULE_VERSION
 from tests.curation.conftest import draw_talk, write_talk
 
 # Video -> start, end, shift, crop of its clips.

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, Recompute, Variant, audio_blocks
+from common.constants import FRAMES_PER_LATENT
+from omniavatar.config import AudioEntry, Recompute, Variant, audio_blocks
 
 PATCH = 4  # latent pixels of a token, 2 x 2
 PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed audio

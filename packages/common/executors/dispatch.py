@@ -14,12 +14,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from common.errors import UserError
-from common.executors.workers import Unit, Worker, WorkerTask
-from common.ledger.store import Outcome
+from common.executors.workers import Worker, WorkerTask
+from common.ledger.store import DIED, PAUSE, TIMED_OUT, Outcome, Unit
 
 TICK_SECONDS = 1.0  # how long nothing may happen before the watcher is told so
-PAUSE = "pause_seconds"  # key of a pending outcome's outputs
-DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes
 
 
 class LoadError(UserError, RuntimeError):

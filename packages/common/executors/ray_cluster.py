@@ -13,8 +13,8 @@ from typing import Any
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
-from common.executors.workers import Shelf, Unit, WorkerKind, WorkerTask
-from common.ledger.store import Outcome
+from common.executors.workers import Shelf, WorkerKind, WorkerTask
+from common.ledger.store import Outcome, Unit
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long Ray may take to give room for all workers, and for one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from common.executors.dispatch import DIED, PAUSE
-from common.ledger.store import Last, Outcome
+from common.ledger.store import DIED, PAUSE, Last, Outcome
 
 QUARANTINED = "Quarantined"  # error class of a unit whose worker died too often
 

@@ -22,8 +22,8 @@ from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
-from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Unit, Worker, WorkerKind
-from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, key_table
+from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Worker, WorkerKind
+from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, Unit, key_table
 from common.progress import ProgressBar, progress
 
 FAILED = STATES.index("failed")  # from here on a unit may be tried again

@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.executors.dispatch import PAUSE
 from common.executors.stage import Stage, StageError
-from common.executors.workers import Unit
-from common.ledger.store import Outcome
+from common.ledger.store import PAUSE, Outcome, Unit
 from common.runs import DiskFullError, disk_guard, plain
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from common.errors import UserError
-from common.executors.workers import Unit
-from common.ledger.store import Outcome
+from common.ledger.store import Outcome, Unit
 from common.runs import fingerprint, hash_path, plain
 
 Row = TypeVar("Row", bound=Mapping[str, Any])

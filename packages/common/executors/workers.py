@@ -13,11 +13,10 @@ from collections.abc import Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Protocol
 
-from common.ledger.store import Outcome
+from common.ledger.store import Outcome, Unit
 
-Unit = dict[str, Any]
 WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane
 
 

@@ -24,7 +24,10 @@ from common.runs import atomic_write, plain, read_format_version, write_format_v
 
 State = Literal["kept", "rejected", "failed", "pending"]
 STATES: tuple[State, ...] = get_args(State)
-Key = tuple[str, str]  # unit, input hash
+PAUSE = "pause_seconds"  # key of a pending outcome's outputs: how long its worker is to rest
+DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes of a unit whose worker was lost
+Unit = dict[str, Any]  # a row with a "unit" id
+Key = tuple[str, str]  # unit id, input hash
 SEAL_BYTES = 64 * 2**20  # of appended lines: about 150,000 rows, read in a second
 LEDGER_FORMAT = 2  # of the ledger folder; what a stage of format 1 recorded is adopted by `curation.dataset.adopt`
 MERGE_SHARE = 8  # new rows are merged once they are an eighth of the old ones
@@ -139,7 +142,7 @@ class StageLedger:
         by position, more of those that failed or are pending."""
         states, unsettled = np.full(keys.num_rows, -1, np.int8), {}
         sql = f"""SELECT position, list_position({list(STATES)}, state) - 1 AS code, attempt, error_class,
-                  CASE WHEN error_class = 'WorkerDied' THEN outputs END AS outputs
+                  CASE WHEN error_class = '{DIED}' THEN outputs END AS outputs
                   FROM keys JOIN ({ledger_sql(self._files())}) USING (unit, input_hash)"""
         with connection_beside(self.folder) as connection:
             connection.register("keys", keys)

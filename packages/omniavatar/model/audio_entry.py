@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.constants import FRAMES_PER_LATENT
 from common.errors import InputError
-from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, audio_blocks
+from omniavatar.config import AudioEntry, audio_blocks
 from omniavatar.model.audio_pack import AudioPack, AudioTokens
 
 HEAD_DIM = 64  # of the cross-attention

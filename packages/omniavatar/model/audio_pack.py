@@ -6,7 +6,7 @@ Shapes: B batch, F pixel frames (4n + 1), T = (F + 3) / 4 latent frames, C audio
 import torch
 from torch import Tensor, nn
 
-from omniavatar.config import FRAMES_PER_LATENT
+from common.constants import FRAMES_PER_LATENT
 
 
 class AudioPack(nn.Module):

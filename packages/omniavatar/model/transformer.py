@@ -15,9 +15,10 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.constants import FRAMES_PER_LATENT
 from common.errors import InputError, MissingFileError
 from common.runs import read_json
-from omniavatar.config import FRAMES_PER_LATENT, AudioEntry, Recompute, audio_blocks
+from omniavatar.config import AudioEntry, Recompute, audio_blocks
 from omniavatar.model.audio_entry import audio_modules
 from omniavatar.model.audio_pack import AudioPack, AudioTokens
 from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache, TextAttention

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.constants import FRAMES_PER_LATENT
 from common.errors import InputError
-from omniavatar.config import FRAMES_PER_LATENT, GenerateConfig
+from omniavatar.config import GenerateConfig
 
 FIRST_PREFIX = 1
 

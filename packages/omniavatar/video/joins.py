@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniavatar.config import FRAMES_PER_LATENT, GenerateConfig
+from common.constants import FRAMES_PER_LATENT
+from omniavatar.config import GenerateConfig
 from omniavatar.encoders.vae import WanVAE
 from omniavatar.video.chunks import Chunk, latent_length
 from omniavatar.video.images import to_frames

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
+from common.constants import AUDIO_RATE, FRAMES_PER_LATENT, SAMPLES_PER_FRAME
 from common.errors import InputError
-from omniavatar.config import FRAMES_PER_LATENT, GenerateConfig
+from omniavatar.config import GenerateConfig
 from omniavatar.encoders.text import pad_text
 from omniavatar.model.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.model.transformer import build_condition

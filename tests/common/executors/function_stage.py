@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.executors.stage import Stage
-from common.executors.workers import Unit
-from common.ledger.store import Outcome
+from common.ledger.store import Outcome, Unit
 
 
 class FunctionStage(Stage[Unit]):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from common.executors.dispatch import LoadError, Pause, attempts, open_slot
-from common.executors.workers import InProcessWorker, Unit, WorkerTask
-from common.ledger.store import Outcome
+from common.executors.workers import InProcessWorker, WorkerTask
+from common.ledger.store import Outcome, Unit
 
 
 class Gone(Exception):

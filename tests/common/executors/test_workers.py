@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Unit
-from common.ledger.store import Outcome
+from common.executors.workers import InProcessWorker, ProcessWorker, Shelf
+from common.ledger.store import Outcome, Unit
 
 ALIVE: list[str] = []  # names of the jobs this process holds
 

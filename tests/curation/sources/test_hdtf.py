@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from curation.config import CutConfig
+from curation.rows import Scan
 from curation.sources.hdtf import SUBSETS, fit_crops, list_hdtf, list_hdtf_set
 from curation.sources.remote import WATCH, SourcesError
-from curation.stages.cut import split_source
-from curation.stages.scan import Scan
+from curation.stages.shots import split_source
 
 RD = {
     "video_url": f"Radio1 {WATCH}aaaaaaaaaaa\nRadio2 {WATCH}bbbbbbbbbbb&t=6s\nRadio24 {WATCH}ccccccccccc\n",

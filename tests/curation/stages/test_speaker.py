@@ -11,7 +11,8 @@ from common.executors.run import run_stage
 from common.executors.stage import Weights
 from common.ledger.store import Ledger
 from curation.config import PeopleConfig, SpeakerConfig
-from curation.stages.cut import Piece, cut_row
+from curation.stages.cut import cut_row
+from curation.stages.shots import Piece
 from curation.stages.speaker import (
     ActiveSpeakerStage,
     Evidence,

@@ -3,7 +3,7 @@
 import pytest
 
 from curation.config import PeopleConfig
-from curation.stages.cut import Piece
+from curation.stages.shots import Piece
 from curation.stages.tracks import annotated_distances, find_tracks, people_fields
 from perception.faces.tracks import Track
 

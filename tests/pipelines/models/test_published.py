@@ -33,9 +33,7 @@ def test_weights_that_forbid_or_do_not_say_need_consent():
 
 def test_entries_and_roles_are_chosen_by_name():
     assert choose(["sync_scorer", "omniavatar-14b", "syncnet-v2"], PUBLISHED) == ["syncnet-v2", "omniavatar-14b"]
-    with pytest.raises(
-        ValueError, match=r"fid_features is a role with several entries: inception-pytorch-fid, "
-    ):
+    with pytest.raises(ValueError, match=r"fid_features is a role with several entries: inception-pytorch-fid, "):
         choose(["fid_features"], PUBLISHED)
     with pytest.raises(ValueError, match="lips is neither an entry nor a role; the entries are wan2.1"):
         choose(["lips"], PUBLISHED)
