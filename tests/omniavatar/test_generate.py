@@ -35,7 +35,7 @@ def make(models: AvatarModels, frames: float = 30.5, cache: Path | None = None, 
 
 
 @pytest.mark.parametrize(("frames", "length"), [(30.5, 31), (12, 12), (12.1, 13), (3, 3)])
-def test_one_picture_per_640_samples(tiny_models: AvatarModels, frames: float, length: int) -> None:
+def test_one_frame_per_640_samples(tiny_models: AvatarModels, frames: float, length: int) -> None:
     video = make(tiny_models, frames)
     assert video.shape == (length, 32, 32, 3) and video.dtype == np.uint8
     assert video.std() > 1
@@ -113,7 +113,7 @@ def test_colours_are_held_from_the_first_chunk_on(tiny_models: AvatarModels) -> 
 def test_the_official_preset_keeps_the_reference_and_leads_in_with_silence(tiny_models: AvatarModels) -> None:
     official = dict(preset("official")) | {"steps": 2, "overlap": 5}
     video = make(tiny_models, 20, **official)
-    assert len(video) == 1 + 28  # the reference, 0.3 s = 7.5 frames of silence and 20 of sound
+    assert len(video) == 1 + 28  # the reference, 0.3 s = 7.5 frames of silence and 20 of audio
     silent_first = generate_video(
         tiny_models,
         image(1),
@@ -152,7 +152,7 @@ def test_frames_come_in_pieces_one_chunk_at_a_time(tiny_models: AvatarModels, ch
     assert np.array_equal(np.concatenate(pieces), make(tiny_models, 30, **changes))
 
 
-def test_silence_is_a_dropped_sound(tiny_models: AvatarModels) -> None:
+def test_silence_is_dropped_audio(tiny_models: AvatarModels) -> None:
     """Zeros in place of wav2vec2 states, so that audio guidance has no say."""
     silent = np.zeros(8 * 640, np.float32)
     scene = prepare(tiny_models, [ClipRequest(image(1), silent, "")], CONFIG, 8)
@@ -192,7 +192,7 @@ def test_a_clip_is_the_first_chunk_of_a_video(tiny_models: AvatarModels) -> None
     assert np.array_equal(clip, make(tiny_models, 12, **PLAIN))
 
 
-def test_sound_and_text_matter(tiny_models: AvatarModels) -> None:
+def test_audio_and_text_matter(tiny_models: AvatarModels) -> None:
     one = ClipRequest(image(1), wave(8), "a man speaks")
     others = [one._replace(wave=wave(8, 5)), one._replace(prompt="a woman smiles"), one._replace(image=image(2))]
     first, *rest = generate_clips(tiny_models, [one, *others], CONFIG)

@@ -85,8 +85,8 @@ def official(w: Weights, x: Tensor, t: Tensor, text: Tensor, audio: Tensor | Non
     packed = pack(w, audio) if audio is not None else None
     for layer in range(layers):
         if packed is not None and 1 < layer <= layers // 2:
-            heard = linear(w, f"audio_cond_projs.{layer - 2}", packed)
-            h = h + heard.repeat_interleave(grid[1] * grid[2], dim=1)
+            conditioned = linear(w, f"audio_cond_projs.{layer - 2}", packed)
+            h = h + conditioned.repeat_interleave(grid[1] * grid[2], dim=1)
         h = block(w, f"blocks.{layer}", h, words, modulation, grid)
     shift, scale = (w["head.modulation"] + time[:, None]).chunk(2, dim=1)
     h = linear(w, "head.head", layer_norm(h) * (1 + scale) + shift)
@@ -144,10 +144,13 @@ def test_audio_equals_diffusers_with_vectors_added_before_blocks(avatar: AvatarT
 def test_audio_equals_the_published_order_and_matters(avatar: AvatarTransformer) -> None:
     latents, timestep, text, condition, audio = inputs(3)
     joined, weights = torch.cat([latents, condition], dim=1), weights_of(avatar)
-    silent, heard = official(weights, joined, timestep, text, None), official(weights, joined, timestep, text, audio)
-    assert (silent - heard).abs().max() > 0.1
+    silent, conditioned = (
+        official(weights, joined, timestep, text, None),
+        official(weights, joined, timestep, text, audio),
+    )
+    assert (silent - conditioned).abs().max() > 0.1
     assert (avatar(latents, timestep, text, condition) - silent).abs().max() < 2e-5
-    assert (avatar(latents, timestep, text, condition, audio) - heard).abs().max() < 2e-5
+    assert (avatar(latents, timestep, text, condition, audio) - conditioned).abs().max() < 2e-5
 
 
 @torch.no_grad()

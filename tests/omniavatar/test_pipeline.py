@@ -29,17 +29,17 @@ def pipeline() -> OmniAvatarPipeline:
     )
 
 
-def test_a_call_makes_a_video_that_is_saved_with_its_sound(pipeline: OmniAvatarPipeline, tmp_path: Path) -> None:
+def test_a_call_makes_a_video_that_is_saved_with_its_audio(pipeline: OmniAvatarPipeline, tmp_path: Path) -> None:
     output = pipeline(Image.fromarray(PICTURE), CLIP.audio, CLIP.caption, num_inference_steps=3, seed=5)
     assert output.frames.shape == (20, 64, 64, 3) and output.frames.dtype == np.uint8
-    # The person, not noise: every frame is near the picture.
+    # The person, not noise: every frame is near the image.
     assert np.abs(output.frames.astype(int) - PICTURE).mean() < 25
     output.save(tmp_path / "x.mp4")
     facts = probe(tmp_path / "x.mp4")
     assert (facts.duration, facts.width, facts.has_audio) == (pytest.approx(0.8), 64, True)
     assert np.corrcoef(read_audio(tmp_path / "x.mp4")[1000:12_000], CLIP.audio[1000:12_000])[0, 1] > 0.9
-    told = read_json(tmp_path / "x.json")
-    assert (told["settings"]["steps"], told["settings"]["seed"], told["chunk_starts"]) == (3, 5, [0, 16])
+    facts = read_json(tmp_path / "x.json")
+    assert (facts["settings"]["steps"], facts["settings"]["seed"], facts["chunk_starts"]) == (3, 5, [0, 16])
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert probe("avatar.mp4").duration == pytest.approx(1.0) and Path("avatar.json").exists()
 
 
-def test_pictures_and_sounds_come_as_files_arrays_or_pillow(pipeline: OmniAvatarPipeline, tmp_path: Path) -> None:
+def test_images_and_audio_come_as_files_arrays_or_pillow(pipeline: OmniAvatarPipeline, tmp_path: Path) -> None:
     import scipy.io.wavfile
 
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
@@ -82,7 +82,7 @@ def test_arguments_reach_the_sampler(pipeline: OmniAvatarPipeline) -> None:
     assert len(output.frames) == 1 + 16 and not output.wave[:5440].any() and len(output.wave) == 5440 + len(SHORT)
 
 
-def test_without_a_picture_one_is_drawn_and_without_a_sound_it_is_silent(pipeline: OmniAvatarPipeline) -> None:
+def test_without_an_image_one_is_drawn_and_without_audio_it_is_silent(pipeline: OmniAvatarPipeline) -> None:
     output = pipeline(prompt=CLIP.caption, seconds=0.4, num_inference_steps=2, portrait_frames=5)
     assert len(output.frames) == 10 and len(output.wave) == 6400 and not output.wave.any()
     with pytest.raises(InputError, match="Neither an image nor a prompt"):

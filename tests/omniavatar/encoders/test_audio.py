@@ -22,7 +22,7 @@ def sound(samples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(640, 1), (641, 2), (16000, 25), (20001, 32)])
-def test_one_row_per_frame_of_the_picture(audio_encoder: AudioEncoder, samples: int, frames: int) -> None:
+def test_one_row_per_video_frame(audio_encoder: AudioEncoder, samples: int, frames: int) -> None:
     states = audio_encoder.encode(sound(samples))
     assert states.shape == (frames, audio_encoder.feature_dim) == (frames, (2 + 2) * 16)
     assert states.dtype == torch.float32
@@ -75,7 +75,7 @@ def test_silence_is_added_after_normalisation(audio_encoder: AudioEncoder) -> No
 
 
 @pytest.mark.parametrize("wave", [np.zeros(0, np.float32), np.zeros((2, 640), np.float32)])
-def test_sound_of_another_shape_is_refused(audio_encoder: AudioEncoder, wave: np.ndarray) -> None:
+def test_audio_of_another_shape_is_refused(audio_encoder: AudioEncoder, wave: np.ndarray) -> None:
     with pytest.raises(ValueError, match="mono 16 kHz"):
         audio_encoder.encode(wave)
 

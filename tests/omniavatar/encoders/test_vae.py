@@ -127,7 +127,7 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 104), (104, 60), (50, 90), (90, 90), (90, 160), (45, 61), (13, 300)])
-def test_tiles_cover_the_picture_and_share_what_is_blended(size: tuple[int, int]) -> None:
+def test_tiles_cover_the_frame_and_overlap_where_they_are_blended(size: tuple[int, int]) -> None:
     tiles = plan_tiles(*size)
     assert tiles is not None and tiles.height * tiles.width <= LARGEST_TILE
     work = 1
@@ -189,7 +189,7 @@ def test_tiles_are_close_to_the_whole(name: str, request: pytest.FixtureRequest)
     assert torch.equal(vae.encode(clip), whole)
 
 
-def test_a_picture_of_one_tile_is_not_changed(wan21_vae: WanVAE) -> None:
+def test_a_video_of_one_tile_is_not_changed(wan21_vae: WanVAE) -> None:
     whole = wan21_vae.encode(video(5))
     wan21_vae.set_tiling(True)
     assert torch.equal(wan21_vae.encode(video(5)), whole)

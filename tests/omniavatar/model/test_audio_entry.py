@@ -53,9 +53,9 @@ def test_a_projection_gives_every_token_of_a_frame_the_same_vector() -> None:
     layer = FrameProjection(hidden=3, dim=5)
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
-    sound = torch.randn(2, 4, 3)
-    given = layer(torch.randn(2, 4, 6, 5), sound)
-    assert torch.allclose(given, (sound @ layer.weight.T + layer.bias)[:, :, None])
+    packed = torch.randn(2, 4, 3)
+    given = layer(torch.randn(2, 4, 6, 5), packed)
+    assert torch.allclose(given, (packed @ layer.weight.T + layer.bias)[:, :, None])
 
 
 @pytest.fixture
@@ -68,27 +68,27 @@ def attention() -> FrameAttention:
 
 @torch.no_grad()
 def test_attention_equals_its_formula_token_by_token(attention: FrameAttention) -> None:
-    tokens, sound = torch.randn(2, 3, 5, 10), torch.randn(2, 3, 4, 128)
+    tokens, packed = torch.randn(2, 3, 5, 10), torch.randn(2, 3, 4, 128)
     expected = torch.zeros(2, 3, 5, 10)
     for sample in range(2):
         for frame in range(3):
-            key, value = attention.k(sound[sample, frame]), attention.v(sound[sample, frame])
+            key, value = attention.k(packed[sample, frame]), attention.v(packed[sample, frame])
             for place in range(5):
                 query = attention.q(functional.layer_norm(tokens[sample, frame, place], (10,)))
                 heads = [slice(0, 64), slice(64, 128)]
                 weights = [(key[:, head] @ query[head] / 8).softmax(0) for head in heads]
-                heard = torch.cat([w @ value[:, head] for w, head in zip(weights, heads, strict=True)])
-                expected[sample, frame, place] = attention.o(heard)
+                attended = torch.cat([w @ value[:, head] for w, head in zip(weights, heads, strict=True)])
+                expected[sample, frame, place] = attention.o(attended)
     assert expected.std() > 0.1
-    assert torch.allclose(attention(tokens, sound), expected, atol=1e-5)
+    assert torch.allclose(attention(tokens, packed), expected, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_tokens_of_a_frame_hear_that_frame_alone(attention: FrameAttention) -> None:
-    tokens, sound = torch.randn(1, 3, 5, 10), torch.randn(1, 3, 4, 128)
-    before = attention(tokens, sound)
-    sound[:, 1] += 1
-    changed = (attention(tokens, sound) != before).flatten(2).any(-1)
+    tokens, packed = torch.randn(1, 3, 5, 10), torch.randn(1, 3, 4, 128)
+    before = attention(tokens, packed)
+    packed[:, 1] += 1
+    changed = (attention(tokens, packed) != before).flatten(2).any(-1)
     assert changed.tolist() == [[False, True, False]]
 
 
@@ -107,7 +107,7 @@ def test_the_order_of_the_four_pixel_frames_is_heard(any_avatar: AvatarTransform
     assert (output(any_avatar, audio) - output(any_avatar, turned)).abs().max() > 1e-3
 
 
-def test_an_adapter_remembers_how_its_sound_enters(
+def test_an_adapter_remembers_how_its_audio_enters(
     any_avatar: AvatarTransformer, other_base: AvatarTransformer, tmp_path: Path
 ) -> None:
     inject_lora(any_avatar, rank=2, alpha=1.0)

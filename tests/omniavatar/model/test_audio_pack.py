@@ -22,11 +22,11 @@ def test_published_sizes() -> None:
 def test_audio_tokens_keep_the_four_frames_apart() -> None:
     tokens = AudioTokens(in_dim=2, hidden=8)
     audio = torch.arange(10, dtype=torch.float32).reshape(1, 5, 2)
-    heard = tokens(audio)
-    assert heard.shape == (1, 2, 4, 8)
+    packed = tokens(audio)
+    assert packed.shape == (1, 2, 4, 8)
     single = tokens.norm_out(tokens.proj(audio))
-    assert torch.allclose(heard[:, 0], single[:, :1] + tokens.place)  # four times the first frame, each in its place
-    assert torch.allclose(heard[:, 1], single[:, 1:] + tokens.place)
+    assert torch.allclose(packed[:, 0], single[:, :1] + tokens.place)  # four times the first frame, each in its place
+    assert torch.allclose(packed[:, 1], single[:, 1:] + tokens.place)
 
 
 @pytest.mark.parametrize("pack", [AudioPack(2, 4), AudioTokens(2, 4)])

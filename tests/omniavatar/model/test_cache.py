@@ -15,7 +15,7 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, ...]:
 
 
 @torch.inference_mode()
-def test_kept_text_and_sound_change_nothing_and_are_projected_once(any_avatar: AvatarTransformer) -> None:
+def test_cached_text_and_audio_change_nothing_and_are_projected_once(any_avatar: AvatarTransformer) -> None:
     latents, text, condition, audio = inputs()
     steps = [torch.tensor([900.0, 900.0]), torch.tensor([200.0, 350.0])]
     expected = [any_avatar(latents, step, text, condition, audio) for step in steps]
@@ -30,7 +30,7 @@ def test_kept_text_and_sound_change_nothing_and_are_projected_once(any_avatar: A
 
 
 @torch.inference_mode()
-def test_without_kept_text_attention_is_that_of_diffusers(avatar: AvatarTransformer) -> None:
+def test_without_cached_text_attention_is_that_of_diffusers(avatar: AvatarTransformer) -> None:
     latents, text, condition, audio = inputs()
     ours = avatar(latents, torch.tensor([500.0]), text, condition, audio)
     for block in avatar.dit.blocks:
@@ -55,7 +55,7 @@ def test_a_residual_stands_in_for_the_blocks(avatar: AvatarTransformer) -> None:
     assert torch.equal(avatar(*given, kept), first) and len(runs) == 2
 
 
-def test_a_kept_sound_of_another_length_is_refused(avatar: AvatarTransformer) -> None:
+def test_cached_audio_of_another_length_is_refused(avatar: AvatarTransformer) -> None:
     latents, text, condition, audio = inputs()
     with pytest.raises(ValueError, match="5 audio frames; 3 latent frames need 9"):
         avatar(latents, torch.tensor([500.0]), text, condition, CachedAudio(audio[:, :5]))

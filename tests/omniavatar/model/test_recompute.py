@@ -53,7 +53,7 @@ def gradients(model: AvatarTransformer, mode: Recompute) -> list[Tensor]:
 
 
 def gradients_as_set(model: AvatarTransformer) -> list[Tensor]:
-    """Two forward passes before the backward pass: what a block heard must belong to its own pass."""
+    """Two forward passes before the backward pass: the audio of a block must belong to its own pass."""
     model.zero_grad()
     first, second = inputs(), inputs()
     second["audio"] = second["audio"].flip(0) * 2

@@ -33,7 +33,7 @@ def test_a_group_of_one_computes_the_same(
     assert (avatar(*given) - expected).abs().max() < 1e-5
 
 
-def test_one_process_alone_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_is_an_error_that_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -65,15 +65,15 @@ def test_a_group_of_one_answers_and_learns_as_the_model_does(
 
 def test_tokens_of_a_part_hear_their_own_frames(any_avatar: AvatarTransformer, alone: SequenceGroup) -> None:
     """Before any attention has mixed them: the part of every rank against the same tokens of the whole."""
-    sound, layers = any_avatar._pack_audio(inputs()["audio"])
+    packed, layers = any_avatar._pack_audio(inputs()["audio"])
     layer, tokens = next(iter(layers.values())), torch.randn(2, 27, 32)
-    heard = _inject_audio(layer, tokens, sound, TokenSpan(9))
+    conditioned = _inject_audio(layer, tokens, packed, TokenSpan(9))
     for size in (2, 4, 5):
         for rank in range(size):
             part = of_rank(rank, size, alone).part(tokens)
-            expected = of_rank(rank, size, alone).part(heard)
+            expected = of_rank(rank, size, alone).part(conditioned)
             real = max(0, min(27 - rank * part.shape[1], part.shape[1]))
-            found = _inject_audio(layer, part, sound, TokenSpan(9, rank * part.shape[1]))
+            found = _inject_audio(layer, part, packed, TokenSpan(9, rank * part.shape[1]))
             assert found.shape == part.shape and found.isfinite().all()
             assert torch.allclose(found[:, :real], expected[:, :real], atol=1e-6)
 

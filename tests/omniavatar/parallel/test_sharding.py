@@ -119,7 +119,7 @@ def found(two: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [seen["sharded"] for seen in two]
 
 
-def test_passes_taken_in_turn_give_the_same(two: list[dict[str, Any]]) -> None:
+def test_branches_shared_by_ranks_give_the_same(two: list[dict[str, Any]]) -> None:
     one, other = (seen["guided"] for seen in two)
     assert max(each["worst"] for seen in (one, other) for each in seen.values()) < 1e-5
     # Three passes: one process has the last and the first, the other what is between; one pass: the other waits.
@@ -128,7 +128,7 @@ def test_passes_taken_in_turn_give_the_same(two: list[dict[str, Any]]) -> None:
     assert [seen["batched"]["calls"] for seen in (one, other)] == [[2] * 4, [1] * 4]
 
 
-def test_tokens_or_passes_are_shared_and_not_both() -> None:
+def test_tokens_or_branches_are_shared_and_not_both() -> None:
     with pytest.raises(ValueError, match=r"share_sequence and load\.share_branches are both set"):
         LoadConfig(share_sequence=True, share_branches=True)
 

@@ -18,9 +18,9 @@ RED = (200, 20, 30)
 
 def two_colours(width: int = 48, height: int = 64) -> Image.Image:
     """Red above, blue below: what is up can be told."""
-    picture = Image.new("RGB", (width, height), RED)
-    picture.paste((20, 30, 200), (0, height // 2, width, height))
-    return picture
+    image = Image.new("RGB", (width, height), RED)
+    image.paste((20, 30, 200), (0, height // 2, width, height))
+    return image
 
 
 def near(found: np.ndarray, expected: tuple[int, int, int], by: int = 3) -> bool:
@@ -65,10 +65,10 @@ def test_transparent_parts_lie_on_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "CMYK", "YCbCr", "P"])
 def test_every_image_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     kind = "jpg" if mode in ("CMYK", "YCbCr") else "png"
-    picture = two_colours().convert(mode)
-    picture.save(tmp_path / f"a.{kind}")
+    image = two_colours().convert(mode)
+    image.save(tmp_path / f"a.{kind}")
     found = read_image(tmp_path / f"a.{kind}")
-    expected = np.asarray(picture.convert("RGB"))
+    expected = np.asarray(image.convert("RGB"))
     assert found.shape == (64, 48, 3) and found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected)[4:28].max() <= 4
 
@@ -125,9 +125,9 @@ def damaged(folder: Path) -> dict[str, Path]:
 )
 def test_an_image_that_cannot_be_used_is_named(tmp_path: Path, name: str, words: str) -> None:
     path = damaged(tmp_path)[name]
-    with pytest.raises(InputError, match=words) as told:
+    with pytest.raises(InputError, match=words) as caught:
         read_image(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
 def write_audio(path: Path, codec: str, rate: int, layout: str = "stereo") -> None:

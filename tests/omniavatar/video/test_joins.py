@@ -86,7 +86,7 @@ def test_a_fade_is_even_and_ends_inside() -> None:
 
 
 def scene(frames: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture, and a video of it in which a large dark block, the mouth, opens and wanders."""
+    """An image, and a video of it in which a large dark block, the mouth, opens and wanders."""
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 6, generator=generator), (32, 32), mode="bilinear")[0]
     video = (image * 1.2 - 0.6)[:, None].repeat(1, frames, 1, 1)
@@ -115,13 +115,13 @@ def test_the_correction_grows_from_nothing_to_all_of_it() -> None:
     assert (wrong.diff() <= 1e-6).all() and wrong.diff().abs().max() < 0.08 / 15
 
 
-def test_another_scene_is_not_forced_into_the_picture() -> None:
+def test_another_scene_is_not_forced_into_the_image() -> None:
     image, video = scene()
     gain, _ = colour_change((video * 3)[:, -COMPARED_FRAMES:], image)
     assert (gain >= 1 / LARGEST_GAIN - 1e-6).all()
 
 
-def test_an_even_picture_has_no_gain() -> None:
+def test_an_even_image_has_no_gain() -> None:
     flat = torch.full((3, 20, 16, 16), 0.5)
     gain, bias = colour_change(flat + 0.1, flat[:, 0])
     assert torch.allclose(gain, torch.ones(3)) and torch.allclose(bias, torch.full((3,), -0.1))

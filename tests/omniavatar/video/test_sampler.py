@@ -32,11 +32,11 @@ def inputs(batch: int) -> dict[str, Tensor]:
         (Guidance(5.0, 0.0), [(-4.0, False, False), (5.0, True, False)]),
     ],
 )
-def test_passes_are_those_that_count(guidance: Guidance, weights: list[tuple[float, bool, bool]]) -> None:
+def test_branches_are_those_that_count(guidance: Guidance, weights: list[tuple[float, bool, bool]]) -> None:
     assert guidance.branches(has_audio=True) == weights
 
 
-def test_without_sound_only_the_text_guides() -> None:
+def test_without_audio_only_the_text_guides() -> None:
     assert Guidance(4.5, 3.0).branches(has_audio=False) == [(-3.5, False, False), (4.5, True, False)]
     assert Guidance(1.0, 3.0).branches(has_audio=False) == [(1.0, True, False)]
 
@@ -49,7 +49,7 @@ def test_guidance_is_for_a_part_of_the_steps() -> None:
 
 
 @pytest.mark.parametrize("guidance", [Guidance(4.0, 2.5), Guidance(3.0, 3.0), Guidance(4.0, 2.5, stop=0.5)])
-def test_passes_in_one_batch_give_the_same(avatar: AvatarTransformer, guidance: Guidance) -> None:
+def test_branches_in_one_batch_give_the_same(avatar: AvatarTransformer, guidance: Guidance) -> None:
     calls: list[int] = []
     avatar.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     settings = {"steps": 4, "shift": 2.0}
@@ -60,7 +60,7 @@ def test_passes_in_one_batch_give_the_same(avatar: AvatarTransformer, guidance: 
     assert calls == [2 * len(guidance.branches(True, step / 4)) for step in range(4)]
 
 
-def test_a_silent_sound_needs_no_pass_of_its_own(avatar: AvatarTransformer) -> None:
+def test_silent_audio_needs_no_branch_of_its_own(avatar: AvatarTransformer) -> None:
     calls: list[int] = []
     avatar.register_forward_pre_hook(lambda *_: calls.append(1))
     silent = inputs(1)
@@ -72,7 +72,7 @@ def test_a_silent_sound_needs_no_pass_of_its_own(avatar: AvatarTransformer) -> N
 
 
 @torch.no_grad()
-def test_three_passes_follow_the_published_formula(avatar: AvatarTransformer) -> None:
+def test_three_branches_follow_the_published_formula(avatar: AvatarTransformer) -> None:
     given = inputs(1)
     x, zero = given["noise"].clone(), torch.zeros_like(given["audio"])
     sigmas = sigma_schedule(3, 5.0)
@@ -108,7 +108,7 @@ def test_the_prefix_comes_back_untouched_and_hides_the_noise_under_it(avatar: Av
     assert not torch.equal(denoise(avatar, **given, **settings), latents)
 
 
-def test_the_plain_base_is_sampled_without_picture_and_sound(base: AvatarTransformer) -> None:
+def test_the_plain_base_is_sampled_without_image_and_audio(base: AvatarTransformer) -> None:
     given = inputs(2) | {"condition": None, "audio": None, "prefix": None}
     steps = []
     out = denoise(base, **given, steps=4, shift=5.0, guidance=Guidance(), on_step=lambda: steps.append(1))

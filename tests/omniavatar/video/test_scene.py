@@ -28,7 +28,7 @@ def test_the_lead_in_is_silence_at_any_rate() -> None:
     assert len(led) == 100 + 13_230 and not led[:13_230].any() and led[13_230:].all()
 
 
-def test_a_batch_is_encoded_once_with_the_sound_behind_one_zero_frame(tiny_models: AvatarModels) -> None:
+def test_a_batch_is_encoded_once_with_the_audio_after_one_zero_frame(tiny_models: AvatarModels) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 40, 32, 3)).astype(np.uint8)
     waves = rng.standard_normal((2, 5 * 640)).astype(np.float32)

@@ -12,7 +12,7 @@ from omniavatar.config import GenerateConfig
 from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
 
 
-def test_the_file_starts_picture_and_sound_together(tmp_path: Path) -> None:
+def test_video_and_audio_of_the_file_start_together(tmp_path: Path) -> None:
     frames = np.zeros((25, 32, 32, 3), np.uint8)
     frames[10:12] = 255
     tone = np.zeros(25 * 640 - 300, np.float32)
@@ -54,7 +54,7 @@ def test_players_accept_it(tmp_path: Path) -> None:
     assert content.index(b"moov") < content.index(b"mdat")  # playable before it is whole
 
 
-def test_the_sound_waits_for_what_is_shown_before_it() -> None:
+def test_the_audio_starts_after_the_frames_shown_before_it() -> None:
     wave = np.ones(16_000, np.float32)
     official = GenerateConfig(lead_in=0.3, keep_reference=True)
     for rate in (16_000, 44_100):
@@ -67,8 +67,8 @@ def test_the_sound_waits_for_what_is_shown_before_it() -> None:
 
 def test_the_settings_lie_beside_the_video(tmp_path: Path) -> None:
     write_settings(tmp_path / "out.mp4", GenerateConfig(seed=3), {"prompt": "a man", "chunk_starts": [0, 104]})
-    told = read_json(tmp_path / "out.json")
-    assert (told["prompt"], told["fps"], told["settings"]["seed"]) == ("a man", 25, 3)
-    read_back = told["settings"] | {"load": GenerateConfig().load, "cache_polynomial": ()}
+    facts = read_json(tmp_path / "out.json")
+    assert (facts["prompt"], facts["fps"], facts["settings"]["seed"]) == ("a man", 25, 3)
+    read_back = facts["settings"] | {"load": GenerateConfig().load, "cache_polynomial": ()}
     assert GenerateConfig(**read_back) == GenerateConfig(seed=3)
-    assert {"python", "torch", "diffusers", "omniavatar-stack"} <= set(told["versions"])
+    assert {"python", "torch", "diffusers", "omniavatar-stack"} <= set(facts["versions"])

@@ -60,13 +60,13 @@ def undisturbed(tmp_path_factory, request_) -> Path:
     return folder
 
 
-def test_it_ends_in_a_video_as_long_as_its_sound(undisturbed, request_):
-    facts = probe(undisturbed / "a.mp4")
-    assert facts.duration == pytest.approx(len(read_audio(request_.audio)) / 16_000) and facts.has_audio
-    told = read_json(undisturbed / "a.json")
-    assert told["chunk_starts"] == [0, 48, 72, 96, 120, 144] and told["frames"] == 150
-    assert set(told["models"]) == {"transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"}
-    assert told["drift"]["identity"]["lowest"] > 0.5 and len(told["drift"]["seam"]["z"]) == 5
+def test_it_ends_in_a_video_as_long_as_its_audio(undisturbed, request_):
+    video = probe(undisturbed / "a.mp4")
+    assert video.duration == pytest.approx(len(read_audio(request_.audio)) / 16_000) and video.has_audio
+    facts = read_json(undisturbed / "a.json")
+    assert facts["chunk_starts"] == [0, 48, 72, 96, 120, 144] and facts["frames"] == 150
+    assert set(facts["models"]) == {"transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"}
+    assert facts["drift"]["identity"]["lowest"] > 0.5 and len(facts["drift"]["seam"]["z"]) == 5
 
 
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(undisturbed, request_, tmp_path):
@@ -113,10 +113,10 @@ def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
     by_hand = ("--set", "generate.steps=1", "--set", "generate.chunk_frames=21")
     request = replace(request_, audio=tmp_path / "short.wav")
     _command(*_generate(tmp_path, request, "--preset", "official", *by_hand))
-    told = read_json(tmp_path / "a.json")
-    assert "drift" not in told  # nobody asked to measure
-    assert told["preset"] == "official" and told["frames"] == 1 + 18  # 0.7 s with the lead-in
-    settings = told["settings"]
+    facts = read_json(tmp_path / "a.json")
+    assert "drift" not in facts  # measured with --measure only
+    assert facts["preset"] == "official" and facts["frames"] == 1 + 18  # 0.7 s with the lead-in
+    settings = facts["settings"]
     assert (settings["steps"], settings["lead_in"], settings["keep_reference"], settings["blend"]) == (
         1,
         0.3,
@@ -138,7 +138,7 @@ def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
         (("--list", "none.txt"), "no list at none.txt"),
     ],
 )
-def test_bad_input_is_told_before_weights_are_looked_for(arguments, words):
+def test_bad_input_is_reported_before_weights_are_looked_for(arguments, words):
     with pytest.raises((InputError, FileNotFoundError), match=words):
         _command("generate", *arguments, *NO_WEIGHTS)
 
@@ -199,7 +199,7 @@ def test_thresholds_must_be_numbers() -> None:
         ("watch --run none", "none/clips.parquet does not exist"),
     ],
 )
-def test_a_mistake_is_told_before_engines_are_imported(line, words, tmp_path):
+def test_a_mistake_is_reported_before_engines_are_imported(line, words, tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli.main", *line.split()]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     before = os.times()

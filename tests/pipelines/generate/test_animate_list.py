@@ -50,8 +50,8 @@ def test_good_lines_are_made_and_bad_ones_told(folder):
     for number, words in ((1, "not an image"), (3, "4 fields"), (4, "no image at")):
         assert words in rows[number]["message"]
     assert probe(folder / "out" / "000_face.mp4").duration == pytest.approx(0.6)
-    told = read_json(folder / "out" / "002_a_woman.json")
-    assert (told["frames"], told["preset"]) == (10, "default")
+    facts = read_json(folder / "out" / "002_a_woman.json")
+    assert (facts["frames"], facts["preset"]) == (10, "default")
     assert np.asarray(Image.open(folder / "out" / "002_a_woman.png")).shape == (64, 64, 3)  # the portrait it drew
 
 

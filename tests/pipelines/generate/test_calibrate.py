@@ -22,7 +22,7 @@ def test_the_table_ends_with_the_setting_to_generate_with() -> None:
     assert lines[-1].startswith('--set "generate.cache_polynomial=[300.129,-1e-05,0.5]"')
 
 
-def test_held_out_clips_are_first_frame_sound_and_caption(tmp_path: Path) -> None:
+def test_held_out_clips_are_first_frame_audio_and_caption(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     rows = []
     for number, (decision, split, seconds) in enumerate(

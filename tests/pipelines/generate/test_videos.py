@@ -6,7 +6,7 @@ def _clip(number, side):
     return {"clip_id": f"c{number}", "sha256": f"h{number}", "caption": "x", "height": side, "width": side}
 
 
-def test_every_method_gets_every_clip_with_the_same_noise_and_the_next_ones_sound():
+def test_every_method_gets_every_clip_with_the_same_noise_and_the_next_clips_audio():
     clips = [_clip(n, 64 if n < 5 else 96) for n in range(8)]
     units = plan_units(VideosConfig(batch=3), clips)
     for method in ("adapter", "swapped_audio", "base"):
@@ -18,7 +18,7 @@ def test_every_method_gets_every_clip_with_the_same_noise_and_the_next_ones_soun
     assert max(len(unit["clips"]) for unit in units) == 3
 
 
-def test_a_batch_has_one_picture_size():
+def test_a_batch_has_one_frame_size():
     clips = [_clip(n, 64 if n % 2 else 96) for n in range(6)]
     for unit in plan_units(VideosConfig(batch=8), clips):
         size = unit["unit"].split("/")[1]

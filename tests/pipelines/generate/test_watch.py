@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     return run
 
 
-def test_every_export_is_sampled_with_both_sounds(run):
+def test_every_export_is_sampled_with_its_own_and_with_swapped_audio(run):
     rows = MetricLog(run.logs / "sample_videos.jsonl").rows()
     assert [(row["step"], row["sound"]) for row in rows] == [
         (step, sound) for step in (10, 20) for sound in ("right", "right", "swapped", "swapped")

@@ -92,7 +92,7 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for(web, target):
 @pytest.mark.parametrize(
     ("status", "words"), [("404", "has no such file"), ("403", "forbids it"), ("401", "requires authentication")]
 )
-def test_a_refusal_is_said_at_once(web, target, status, words):
+def test_a_refusal_is_stated_at_once(web, target, status, words):
     web.mishaps["w.bin"].append(status)
     with pytest.raises(DownloadError, match=f"{words} .HTTP {status}"):
         _get(web, target)

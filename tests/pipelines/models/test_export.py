@@ -87,7 +87,7 @@ def test_the_widest_stored_type_is_kept():
         ("adapter", "merged", {"adapter": SHIPPED["adapter"]}, "Merging needs the transformer too"),
     ],
 )
-def test_what_cannot_be_done_is_said(role, layout, paths, words, tmp_path):
+def test_what_cannot_be_done_is_stated(role, layout, paths, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         export(role, layout, paths, tmp_path / "out")
     assert os.listdir(tmp_path) == []

@@ -116,7 +116,7 @@ def test_an_archive_is_unpacked_to_what_is_asked_of_it(web, tmp_path):
         _fetch(web, tmp_path / "2", pack=replace(pack, urls=(replace(pack.urls[0], unpack=("rec.onnx",)),)))
 
 
-def test_what_only_a_person_can_get_is_said_with_its_place(web, tmp_path):
+def test_what_only_a_person_can_get_is_stated_with_its_place(web, tmp_path):
     with pytest.raises(ValueError, match=r"i3d-torchscript cannot be fetched by a command.*i3d_torchscript.pt"):
         _fetch(web, tmp_path, accept=True, **{"i3d-torchscript": read_published()["i3d-torchscript"]})
 

@@ -24,12 +24,12 @@ def test_an_entry_says_who_how_large_what_it_forbids_and_where():
     assert "one-align, 16.4 GB" in text and "forbids commercial use" in text and "vae Wan2.1_VAE.pth" in text
 
 
-def test_licences_are_said_with_what_follows_from_them():
+def test_licences_are_stated_with_what_follows_from_them():
     shut, free = licence_lines({name: PUBLISHED[name] for name in ("insightface-buffalo-l", "wav2vec2-base-960h")})
     assert "it forbids commercial use" in shut and free.endswith("licence Apache-2.0.")
 
 
-def test_what_was_fetched_is_said_as_a_recipe_takes_it():
+def test_what_was_fetched_is_stated_as_a_recipe_takes_it():
     lines = list(recipe_lines({"syncnet-v2": {"sync_scorer": Path("w/syncnet_v2.model")}}))
     assert lines == ["models:   # syncnet-v2", "  sync_scorer: w/syncnet_v2.model"]
 
