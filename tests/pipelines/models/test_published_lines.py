@@ -1,9 +1,10 @@
-"""The README's three lines for published weights, in a folder that holds only what they fetch.
+"""The README's lines for published weights, in a folder that holds only what they fetch.
 
 The weights are random, the files are those of the hub repositories: their names, layouts, tensor names and config keys.
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,11 +120,11 @@ def write_repositories(folder: Path, sizes: Sizes) -> dict[str, Path]:
     return folders
 
 
-def readme_lines() -> list[list[str]]:
-    """The commands of the README's block on published weights, as arguments."""
-    lines = [line.split() for line in README.read_text("utf-8").splitlines() if line.startswith("omniavatar ")]
-    start = next(number for number, words in enumerate(lines) if words[1:3] == ["models", "fetch"])
-    return [words[1:] for words in lines[start : start + 3]]
+def readme_line(start: str) -> list[str]:
+    """The arguments of the README's command that starts so."""
+    lines = [line for line in README.read_text("utf-8").splitlines() if line.startswith(f"omniavatar {start}")]
+    assert len(lines) == 1, f"README.md has {len(lines)} lines that start with: omniavatar {start}"
+    return shlex.split(lines[0])[1:]
 
 
 @pytest.mark.parametrize("sizes", [SMALL, pytest.param(Sizes(), marks=pytest.mark.soak)])
@@ -137,11 +138,10 @@ def test_the_readmes_lines_for_published_weights_end_in_a_video(sizes, tmp_path,
     home.mkdir()
     monkeypatch.chdir(home)
     request = draw_long_input(home, seconds=0.3)
-    fetch, check, generate = readme_lines()
-    assert run_here(*fetch).returncode == 0
+    assert run_here(*readme_line("models fetch wan2.1-t2v-1.3b")).returncode == 0
     assert sorted(path.name for path in home.iterdir()) == ["portrait.png", "voice.wav", "weights"]
 
-    checked = run_here(*check)
+    checked = run_here("models", "check", "--recipe", "omniavatar-1.3b")
     assert checked.returncode == 0, checked.stdout
     states = {line.split()[0]: line.split()[1] for line in checked.stdout.splitlines()}
     made_of = ("transformer", "vae", "text_encoder", "tokenizer", "adapter", "audio_encoder")
@@ -149,9 +149,8 @@ def test_the_readmes_lines_for_published_weights_end_in_a_video(sizes, tmp_path,
     judges = ("sync_scorer", "quality_scorer", "face_detector", "fid_features")
     assert {states[role] for role in judges} == {"absent"}
 
-    prompt = generate.index("--prompt")
-    own = {"face.png": str(request.image), "voice.wav": str(request.audio)}
-    line = [own.get(word, word) for word in generate[: prompt + 1]] + [request.prompt]
+    own = {"face.png": request.image, "voice.wav": request.audio, "...": request.prompt}
+    line = [own.get(word, word) for word in readme_line("generate --recipe omniavatar-1.3b")]
     small = [f"--set=generate.{setting}" for setting in ("steps=2", "height=64", "width=64")]
     done = run_here(*line, *small)
     assert done.returncode == 0, done.stderr
