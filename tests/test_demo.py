@@ -86,6 +86,7 @@ def test_a_second_call_does_nothing_again(undisturbed):
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+@pytest.mark.soak  # every step has a test of its own kill
 @pytest.mark.timeout(900)
 def test_killed_in_every_step_it_goes_on_and_ends_the_same(undisturbed, tmp_path):
     run, chance = tmp_path / "run", random.Random(5)

@@ -18,7 +18,6 @@ from pipelines.cli.options import (
     MODELS,
     RUN,
     TRAIN,
-    ExistingRunOption,
     ForceOption,
     RayOption,
     RecipeOption,
@@ -122,7 +121,7 @@ def train(
 @app.command(rich_help_panel=RUN)
 def query(
     sql: Annotated[str, typer.Argument(help="SQL, or the name of a query; without it views, columns and names")] = "",
-    run: ExistingRunOption = Path("runs/demo"),
+    run: Annotated[Path, typer.Option("--run", help="run folder that a command has written to")] = Path("runs/demo"),
     values: Annotated[
         list[str] | None, typer.Option("--value", help="name=value of a $name in the query; may be repeated")
     ] = None,
