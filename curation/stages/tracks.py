@@ -193,8 +193,11 @@ def people_fields(tracks: Sequence[Track], row: Mapping[str, Any], speaker: int 
 
 def annotated_distances(tracks: Sequence[Track], row: Mapping[str, Any]) -> list[float] | None:
     """Distance of each face from the row's annotated point `x`, `y` (fractions of the frame), as a fraction of the
-    frame, at `point_at` seconds of the clip or the nearest moment in which the face is seen; None without a point."""
-    if row.get("x") is None or row.get("y") is None:
+    frame, at `point_at` seconds of the clip or the nearest moment in which the face is seen.
+
+    None without a point or without faces.
+    """
+    if not tracks or row.get("x") is None or row.get("y") is None:
         return None
     frame = round((row.get("point_at") or 0.0) * FPS)
     boxes = np.stack(

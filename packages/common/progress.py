@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ from common.runs import OWN_FOLDERS, atomic_write
 
 T = TypeVar("T")
 _console = Console(stderr=True)
+# Warnings of libraries that nobody can act on, by their beginning.
+KNOWN_WARNINGS = ("Mismatch dtype between input and weight",)  # torch: a norm in float32 of a model in bfloat16
 LINE_SECONDS = 10.0  # without a terminal a bar says where it is no more often than this
 
 
@@ -36,6 +39,8 @@ def setup_logging(verbose: bool = False) -> None:
         handler, form = logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
     logging.captureWarnings(True)
+    for beginning in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=beginning, category=UserWarning)
     for name in OWN_FOLDERS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
 

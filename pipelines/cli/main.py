@@ -144,7 +144,7 @@ def db(
     from common.query import write_database
 
     database = write_database(run)
-    print(f"{database}\nopen it where you are now, e.g. with: duckdb -readonly {database}")
+    print(f"{database}\nopen it with any DuckDB client, e.g.: duckdb -readonly {database.resolve()}")
 
 
 model_commands = typer.Typer()

@@ -76,3 +76,4 @@ def test_the_point_holds_at_its_own_moment() -> None:
     (track,) = tracks_of(clip, PeopleConfig(min_overlap=0.3))
     assert annotated_distances([track], clip | {"point_at": 2.0}) == [pytest.approx(0.0)]
     assert annotated_distances([track], clip)[0] > 0.4 and annotated_distances([track], clip | {"x": None}) is None
+    assert annotated_distances([], clip) is None  # a point is no face
