@@ -141,7 +141,7 @@ def _cut(runner: StageRunner, folder: Path, clips: Sequence[Row]) -> list[Row]:
     """Write the clip files; returns the rows of those that could be cut, with the fields about faces."""
     cut = runner.run(CutStage(folder), clips)
     for clip in cut:
-        clip |= {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder.name}/{clip['unit']}.mp4"} | clip["people"]
+        clip |= {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder.name}/{clip['unit']}.mp4"} | clip.pop("people")
     return cut
 
 
