@@ -44,7 +44,7 @@ def test_a_prefix_of_the_latents_is_the_encoding_of_the_first_frames(encoders: E
     assert np.array_equal(whole["latents"][:, :3], start["latents"])
 
 
-def test_sound_is_encoded_whole_before_it_is_cut(encoders: Encoders, clip: CLIP) -> None:
+def test_audio_is_encoded_whole_before_it_is_cut(encoders: Encoders, clip: CLIP) -> None:
     frames, wave = clip
     tensors, _ = encode_clip(encoders, frames, wave, "")
     whole = encoders.audio.encode(np.pad(wave, (0, 3)))
@@ -54,7 +54,7 @@ def test_sound_is_encoded_whole_before_it_is_cut(encoders: Encoders, clip: CLIP)
     assert (restored - cut_first).abs().max() > 5e-2
 
 
-def test_sound_longer_than_the_picture_is_not_squeezed_into_it(encoders: Encoders, clip: CLIP) -> None:
+def test_audio_longer_than_the_video_is_not_resampled_to_fit(encoders: Encoders, clip: CLIP) -> None:
     frames, wave = clip
     exact = np.pad(wave, (0, 3))
     longer = np.concatenate([exact, np.ones(2000, np.float32)])

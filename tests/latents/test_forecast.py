@@ -13,7 +13,7 @@ from latents.job import encode_clips
 from tests.latents.test_job import CONFIG, HERE, Drawn, row
 
 
-def test_the_published_data_set_takes_what_was_reckoned_for_it() -> None:
+def test_forecast_of_the_published_data_set() -> None:
     # 774,207 clips of 1,320 h at 480 x 832: latents 6.03 TB, text 0.70, features 2.37, waveforms 0.15; here 1 in 100.
     count = 7742
     clips = even_lengths(count, 13.2, (480, 832))

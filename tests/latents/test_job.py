@@ -73,7 +73,7 @@ def test_drawn_clips_become_shards_in_the_order_of_their_names(encode: Encode, t
     assert (meta["caption"], meta["video_id"], meta["frames"]) == ("a man speaks", "video1", 9)
 
 
-def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(encode: Encode, tmp_path: Path) -> None:
+def test_a_killed_job_resumes_and_ends_with_the_same_bytes(encode: Encode, tmp_path: Path) -> None:
     clips = [row(number) for number in range(5)]
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path / "killed", clips, Drawn(killed_at=3))
@@ -140,7 +140,7 @@ def test_the_work_can_be_sent_to_other_processes(encoder_folders: dict[str, Path
     assert sent == stage and sent.loaded is not None
 
 
-def test_another_audio_encoder_asks_for_no_new_pictures_where_waveforms_are_stored(
+def test_another_audio_encoder_encodes_no_frames_again_where_waveforms_are_stored(
     encoder_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     config, run, other = replace(CONFIG, audio="waveform"), RunFolder(tmp_path / "run"), tmp_path / "other"
@@ -177,7 +177,7 @@ def test_a_damaged_file_of_the_cache_is_not_packed(encode: Encode, tmp_path: Pat
         ({"dtype": "fp32"}, {"kind": "ray", "gpus_per_worker": 1}, ("cuda", "fp32")),
     ],
 )
-def test_workers_are_told_where_and_how_precisely(
+def test_workers_get_device_and_precision(
     config: dict[str, Any], executor: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert placed(replace(CONFIG, **config), ExecutorConfig(**executor)) == expected

@@ -64,7 +64,7 @@ def rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.logs / name).read_text().splitlines()]
 
 
-def test_a_loud_clip_is_skipped_then_used_no_more_and_a_resumed_run_decides_the_same(
+def test_a_loud_clip_is_skipped_then_quarantined_and_a_resumed_run_decides_the_same(
     loud: TrainConfig, loud_clip: str, run: RunFolder
 ) -> None:
     parts = RunFolder(run.root.with_name("parts"))
@@ -109,7 +109,7 @@ def test_a_spike_is_told_from_the_median_once_there_is_a_history() -> None:
     assert not is_spike(100.0, history, replace(config, spike=0))
 
 
-def test_blame_goes_to_the_worst_clip_unless_all_are_as_bad() -> None:
+def test_the_worst_clip_is_the_suspect_unless_no_loss_is_finite() -> None:
     assert worst_clip({"a": 1.0, "b": 3.0, "c": 2.0}) == "b"
     assert worst_clip({"a": 1.0, "b": math.nan, "c": 9.0}) == "b"
     assert worst_clip({"a": math.nan, "b": math.inf}) is None

@@ -53,7 +53,7 @@ def events_of(run: RunFolder) -> list[ScalarEvent]:
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_a_stopped_training_goes_on_bit_for_bit(at_stage: AtStage, tmp_path: Path, stage: int) -> None:
+def test_a_stopped_training_resumes_bit_for_bit(at_stage: AtStage, tmp_path: Path, stage: int) -> None:
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     config = at_stage(stage)
     train(whole, config)
@@ -108,7 +108,7 @@ def test_a_base_is_trained_from_nothing_and_exported_for_diffusers(config: Train
     assert "audio_gap" not in log_of(run)[-1]
 
 
-def test_a_changed_training_starts_afresh_and_a_change_back_loses_nothing(
+def test_a_changed_training_starts_over_and_a_change_back_loses_nothing(
     config: TrainConfig, run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(run, config)
@@ -162,7 +162,7 @@ def test_the_log_says_what_was_done(config: TrainConfig, run: RunFolder) -> None
     assert rows[1]["heldout_loss"] == pytest.approx((rows[1]["heldout_30"] + rows[1]["heldout_85"]) / 2)
 
 
-def test_what_was_said_up_to_a_checkpoint_is_on_disk_with_it(config: TrainConfig, run: RunFolder) -> None:
+def test_the_log_is_flushed_with_each_checkpoint(config: TrainConfig, run: RunFolder) -> None:
     join_group(1)
     trainer = Trainer(run, config)
     steps = trainer.enter_phase()
@@ -246,7 +246,7 @@ def spoken_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("shuffled", "low", "high"), [(False, 0.1, 10.0), (True, -0.03, 0.03)])
-def test_the_audio_gap_opens_unless_the_sound_was_shuffled(
+def test_the_audio_gap_opens_unless_the_audio_was_shuffled(
     config: TrainConfig, run: RunFolder, tmp_path: Path, shuffled: bool, low: float, high: float
 ) -> None:
     spoken_shards(tmp_path / "spoken")

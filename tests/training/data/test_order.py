@@ -58,7 +58,7 @@ def test_the_order_depends_on_seed_phase_and_epoch_and_on_nothing_else() -> None
     assert epoch_of(order_of(2, cost=lambda bucket: 7 * bucket.tokens), 0) == first
 
 
-def test_which_samples_make_a_step_and_when_it_comes_are_left_to_chance() -> None:
+def test_the_samples_of_a_step_and_its_position_are_random() -> None:
     order = Order([Bucket(4, 4, 3)] * 40 + [Bucket(4, 4, 9)] * 40, 1, 4, seed=0, cost=tokens)
     steps = [frozenset(row for slot in order.step(step) for row in slot.rows) for step in range(40)]
     assert len(set(steps)) == 40  # no four samples meet twice
@@ -74,7 +74,7 @@ def test_which_samples_make_a_step_and_when_it_comes_are_left_to_chance() -> Non
     assert placed.mean(axis=1) == pytest.approx(39.5, abs=4 * 23.1 / 20)
 
 
-def test_who_shares_a_micro_batch_is_left_to_chance() -> None:
+def test_the_composition_of_micro_batches_is_random() -> None:
     order = order_of(batch=2)
     met = [frozenset(rows) for epoch in range(20) for rows in epoch_of(order, epoch) if len(rows) == 2]
     assert len(set(met)) > 60  # of 78 pairs that there are: 2 x 21 and 36

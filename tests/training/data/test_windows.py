@@ -99,7 +99,7 @@ def test_a_phase_that_begins_later_has_an_order_and_positions_of_its_own(mixed_s
     assert {name for step in range(6, 10) for name in clips_of_step(second, step)} == set(second.clip_ids)
 
 
-def test_a_window_starts_with_its_clip_and_keeps_sound_and_picture_together(mixed_shards: Path) -> None:
+def test_a_window_starts_with_its_clip_and_keeps_audio_and_video_in_sync(mixed_shards: Path) -> None:
     windows = ClipWindows(mixed_shards, DataConfig(max_latents=4), seed=0)
     sample = windows.read(2)
     stored, _ = ShardReader(mixed_shards).sample(2)
@@ -131,7 +131,7 @@ def test_shuffled_audio_is_never_the_clip_s_own(shards: Path) -> None:
         assert not torch.equal(right.audio, wrong.audio)
 
 
-def test_a_clip_alone_in_its_shape_hears_a_longer_one(mixed_shards: Path) -> None:
+def test_a_clip_alone_in_its_shape_gets_the_audio_of_a_longer_one(mixed_shards: Path) -> None:
     windows = ClipWindows(mixed_shards, DataConfig(), seed=0)
     rows = [windows.order.members[Bucket(4, 4, frames)] for frames in (3, 5, 9)]
     windows.order.members[Bucket(4, 4, 3)] = rows[0][:1]
@@ -157,7 +157,7 @@ def test_clips_without_a_window_are_counted_and_a_split_of_them_is_named(mixed_s
         ClipWindows(mixed_shards, DataConfig(max_tokens=4), seed=0)
 
 
-def test_a_damaged_sample_is_named_and_the_next_of_its_shape_stands_in(mixed_shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_named_and_replaced_by_the_next_of_its_shape(mixed_shards: Path, tmp_path: Path) -> None:
     whole = read_clips(mixed_shards, 0, 3, 0, 1)
     damaged = damage(mixed_shards, tmp_path / "damaged", "clip004")
     windows = ClipWindows(damaged, FOUR, seed=3, cost=tokens)
@@ -168,7 +168,7 @@ def test_a_damaged_sample_is_named_and_the_next_of_its_shape_stands_in(mixed_sha
     assert index_digest(damaged) == index_digest(mixed_shards)
 
 
-def test_a_training_gives_up_on_shards_with_too_many_damaged_samples(mixed_shards: Path, tmp_path: Path) -> None:
+def test_a_training_stops_at_too_many_damaged_samples(mixed_shards: Path, tmp_path: Path) -> None:
     damaged = damage(mixed_shards, tmp_path / "damaged", "clip000", "clip003", "clip006")
     with pytest.raises(BadSamplesError, match="3 samples of .* data.max_bad is 2"):
         read_clips(damaged, 0, 3, 0, 1, replace(FOUR, max_bad=2))
@@ -224,7 +224,7 @@ def sounding_shards(folder: Path, wav2vec2: Path, kind: AudioKind) -> Path:
     return folder
 
 
-def test_stored_sound_is_heard_as_its_stored_features(wav2vec2: Path, tmp_path: Path) -> None:
+def test_a_stored_waveform_gives_the_same_windows_as_stored_features(wav2vec2: Path, tmp_path: Path) -> None:
     config = DataConfig(batch=4, max_latents=3, audio_encoder=wav2vec2)
     kinds: tuple[AudioKind, AudioKind] = ("features", "waveform")
     both = [ClipWindows(sounding_shards(tmp_path / kind, wav2vec2, kind), config, seed=0) for kind in kinds]

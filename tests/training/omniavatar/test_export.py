@@ -34,7 +34,7 @@ def test_the_export_holds_what_was_trained(at_stage: Callable[[int], TrainConfig
     assert all(torch.equal(half[name], value.bfloat16()) for name, value in trained.items())
 
 
-def test_a_copy_stays_of_every_so_many_steps(config: TrainConfig, run: RunFolder) -> None:
+def test_numbered_copies_of_the_adapter_are_kept(config: TrainConfig, run: RunFolder) -> None:
     train(run, replace(config, checkpoint=CheckpointConfig(export_every_steps=2, keep=1)))
     copies = sorted((run.checkpoints / "adapters").iterdir())
     assert [copy.name for copy in copies] == ["step-00000002", "step-00000004"]

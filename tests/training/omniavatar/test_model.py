@@ -34,9 +34,7 @@ def test_before_the_first_step_every_variant_answers_as_its_base(lora: ModelConf
 
 
 @pytest.mark.parametrize("entry", get_args(AudioEntry))
-def test_every_way_the_sound_can_enter_is_trained_saved_and_continued(
-    lora: ModelConfig, tmp_path: Path, entry: AudioEntry
-) -> None:
+def test_every_audio_entry_is_trained_saved_and_continued(lora: ModelConfig, tmp_path: Path, entry: AudioEntry) -> None:
     config = replace(lora, audio_entry=entry)
     model = build_model(config, AUDIO_DIM, "fp32", seed=0)
     assert {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("dit.")} == set(

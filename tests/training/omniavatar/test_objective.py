@@ -102,7 +102,7 @@ def test_the_weight_of_a_time_is_the_published_bell() -> None:
     assert weights.tolist() == pytest.approx([2.08, 1.03, 0.32, 0.0, 0.03], abs=0.005)
 
 
-def test_chance_belongs_to_the_position_and_one_rate_does_not_move_the_rest() -> None:
+def test_draws_depend_on_the_position_and_one_rate_does_not_change_the_others() -> None:
     sample = make_sample()
     first, again = (draw(ObjectiveConfig(), 7, 11, sample) for _ in range(2))
     assert np.array_equal(first.noise, again.noise)
@@ -160,7 +160,7 @@ def test_dropped_inputs_are_silence_and_the_empty_caption(drawn: list[Draw]) -> 
     assert batch.text[1].tolist() == [[9.0] * 5] + [[0.0] * 5] * 3
 
 
-def test_plain_text_to_video_has_no_picture_sound_or_prefix(drawn: list[Draw]) -> None:
+def test_plain_text_to_video_has_no_image_audio_or_prefix(drawn: list[Draw]) -> None:
     batch, _ = batch_of(drawn, plain=True)
     assert batch.condition is None and batch.audio is None
     assert batch.prefix.tolist() == [0, 0]

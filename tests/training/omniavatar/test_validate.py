@@ -77,7 +77,7 @@ def _shapes(held: HeldOut) -> list[Bucket]:
     return [fixed.bucket for fixed in held.batches for _ in fixed.batch.sigma]
 
 
-def test_a_deaf_model_has_no_gap(mixed_shards: Path) -> None:
+def test_a_model_without_audio_has_no_gap(mixed_shards: Path) -> None:
     numbers = held_out(mixed_shards).losses(engine_of(0.0))
     assert (numbers["audio_gap"], numbers["silence_gap"]) == (0, 0)
 
@@ -113,7 +113,7 @@ def test_a_validation_is_the_same_every_time_and_leaves_the_model_training(shard
     assert "heldout_32x32x17" not in first  # one shape alone is the mean
 
 
-def test_nothing_is_dropped_from_what_the_model_hears_or_reads(mixed_shards: Path) -> None:
+def test_validation_drops_neither_audio_nor_text(mixed_shards: Path) -> None:
     every = replace(ObjectiveConfig(), audio_dropout=1.0, text_dropout=1.0, zero_first_audio=1.0, prefix=(1, 1))
     windows = ClipWindows(mixed_shards, DataConfig(batch=4), seed=0)
     held = HeldOut(windows, SETTINGS, every, plain=False)
