@@ -14,8 +14,8 @@ def _joined(*declared: Mapping[str, str]) -> dict[str, str]:
     roles: dict[str, str] = {}
     for each in declared:
         for role, loss in each.items():
-            known = roles.get(role, loss)
-            roles[role] = known if loss in known else f"{known}, {loss}"
+            losses = roles.get(role, loss)
+            roles[role] = losses if loss in losses else f"{losses}, {loss}"
     return roles
 
 
