@@ -24,8 +24,8 @@ class Takedown:
     def lines(self) -> list[str]:
         """The report for a person."""
         counts, lists = dict(self.removed), self.removed["lists"]
-        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if name != "lists")
-        lines = [f"removed: {told}; the shards are at version {self.shards_version}"]
+        removed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if name != "lists")
+        lines = [f"removed: {removed}; the shards are at version {self.shards_version}"]
         lines += [f"list {name}: {count} clips became tombstones; publish it again" for name, count in lists.items()]
         lines += [f"{file} still names it; edit or delete this file" for file in self.named]
         lines += [f"{file} is outside of the run and was left; delete it yourself" for file in self.outside]

@@ -243,3 +243,14 @@ def test_configuration_is_apart_from_engines(name: str, seconds: float) -> None:
 
 def test_every_package_is_typed() -> None:
     assert [name for name, folder in FOLDERS.items() if not (folder / "py.typed").is_file()] == []
+
+
+def test_the_longest_chain_of_imports_has_twelve_files() -> None:
+    modules = {module(name): path for name, path in sources().items()}
+    graph = {name: {i for i in imports(path) if i in modules} - {name} for name, path in modules.items()}
+
+    @cache
+    def chain(name: str) -> tuple[str, ...]:
+        return (name, *max((chain(target) for target in sorted(graph[name])), key=len, default=()))
+
+    assert len(longest := max(map(chain, graph), key=len)) <= 12, " -> ".join(longest)

@@ -42,7 +42,7 @@ def polynomial_of(model: AvatarTransformer) -> tuple[float, ...]:
     config = model.dit.config
     size = config.num_layers, config.num_attention_heads * config.attention_head_dim
     if size not in POLYNOMIALS:
-        raise ValueError(
+        raise InputError(
             f"cache_threshold needs a polynomial, and none is known for {size[0]} blocks of width {size[1]}; set "
             "cache_polynomial to the one that `omniavatar calibrate` fits, or cache_threshold to 0."
         )
