@@ -11,7 +11,7 @@ from typing import Any
 
 from common.clips import CLIP_SCHEMA, write_clips
 from common.executors.config import ExecutorConfig
-from common.executors.run import kept_workers, run_stage
+from common.executors.run import run_stage, shared_workers
 from common.executors.stage import ROWS, Stage, Weights
 from common.ledger.store import Ledger
 from common.progress import progress
@@ -62,7 +62,7 @@ def curate(
     """
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
     listed, gone = part_taken_down(run, list_sources(sources))
-    with kept_workers():
+    with shared_workers():
         ledger = Ledger(run.ledger)
         adopting = needs_adoption(ledger)
         runner = StageRunner(ledger, executor, after_stage, config if adopting else None)

@@ -60,7 +60,7 @@ def plan(
 @app.command(rich_help_panel=RUN)
 def status(run: ExistingRunOption = Path("runs/demo")) -> None:
     """Progress of a run, stage by stage: during the run from another terminal, or after a crash."""
-    from common.executors.status_table import status_lines
+    from common.executors.status import status_lines
 
     print("\n".join(status_lines(run)))
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import kept_workers, run_stage
+from common.executors.run import run_stage, shared_workers
 from common.ledger.store import Ledger, Outcome
 from tests.benchmarks.measure import Row
 from tests.common.executors.function_stage import FunctionStage
@@ -51,7 +51,7 @@ def test_two_workers(report: Callable[[Row], None], pool: Pool, kind: str, aim: 
     def peer() -> list[Outcome]:
         return pool.map(work, units, chunksize=1)
 
-    with kept_workers():
+    with shared_workers():
         assert [outcome.unit for outcome in ours()] == [outcome.unit for outcome in peer()]
         pairs = [(wall_seconds(ours), wall_seconds(peer)) for _ in range(ROUNDS)]
     ours_seconds, peer_seconds = (tuple(side) for side in zip(*pairs, strict=True))

@@ -1,4 +1,4 @@
-"""Where stages run: the recipe's `executor` section."""
+"""Configuration of the executors: the recipe's `executor` section."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ from common.errors import InputError
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """Where stages run. `workers`: 0 = all cores (of this machine, or of the Ray cluster).
+    """Where and how stages run. `workers`: 0 = all cores (of this machine, or of the Ray cluster).
 
     "process" with one worker runs in the calling process, with more on spawned processes. `ray_address`: "local"
-    starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; anything else is handed to
+    starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; any other value is passed to
     `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only) may be fractions.
 
-    A unit that fails is tried `retry_failed` times more, one whose worker dies `retry_crashes` times more; the latter
-    is then quarantined. Neither is touched again by later runs, unless `retry` gives all of them a new set of tries.
+    A unit that fails is retried up to `retry_failed` times, one whose worker crashes up to `retry_crashes` times; the
+    latter is then quarantined. Later runs skip both, unless `retry` grants them a fresh set of attempts.
     """
 
     kind: Literal["process", "ray"] = "process"

@@ -1,7 +1,7 @@
-"""Who does which unit when: the loop between a queue of units and the places where they are done.
+"""Dispatcher: hands units from a queue to worker slots and yields their outcomes as they end.
 
-A place that dies or runs over its time is filled again and its unit alone is lost; one told to pause rests while the
-others go on.
+A worker that crashes or exceeds the time limit is replaced, and only its unit is lost. A slot whose unit asks for a
+pause takes no unit for that time while the others go on.
 """
 
 import socket
@@ -17,52 +17,52 @@ from common.errors import UserError
 from common.executors.workers import Worker, WorkerTask
 from common.ledger.store import DIED, PAUSE, TIMED_OUT, Outcome, Unit
 
-TICK_SECONDS = 1.0  # how long nothing may happen before the watcher is told so
+TICK_SECONDS = 1.0  # time without any result after which `watch` is called
 
 
 class LoadError(UserError, RuntimeError):
-    """A worker died loading its job before any worker had done a unit."""
+    """A worker crashed while loading its job, before any worker had finished a unit."""
 
 
 @dataclass
 class WorkerSlot:
-    """Where one worker at a time works. `lane` is "" or the name the job was made with."""
+    """A slot for one worker at a time, with the unit that it runs. `lane` is "" or the lane that its job serves."""
 
     lane: str
-    hire: Callable[[], Worker]
+    create_worker: Callable[[], Worker]
     job: Callable[[], WorkerTask]
     worker: Worker
     loading: "Future[None]"
     running: "Future[Outcome] | None" = None
     index: int = -1
-    begun: float = 0.0  # monotonic time at which the unit began
-    wakes: float = 0.0  # monotonic time at which it takes units again
+    started: float = 0.0  # monotonic time at which the unit started
+    resumes: float = 0.0  # monotonic time from which the slot takes units again
 
 
 @dataclass(frozen=True)
 class Pause:
-    """What a watcher is told in quiet moments: how many places rest, and when the first takes units again."""
+    """Argument of `watch`: number of busy and of paused slots, and the seconds until the first paused one resumes."""
 
     busy: int
     resting: int
     seconds: float
 
 
-def open_slot(hire: Callable[[], Worker], job: Callable[[], WorkerTask], lane: str = "") -> WorkerSlot:
-    """A place with a worker that has begun to load. A kept worker that died unseen is replaced."""
-    worker = hire()
+def open_slot(create_worker: Callable[[], Worker], job: Callable[[], WorkerTask], lane: str = "") -> WorkerSlot:
+    """A slot with a worker that has started to load. A reused worker that died while it was idle is replaced."""
+    worker = create_worker()
     while True:
         try:
-            return WorkerSlot(lane, hire, job, worker, worker.load(job()))
+            return WorkerSlot(lane, create_worker, job, worker, worker.load(job()))
         except worker.death:
             worker.stop()
-            worker = hire()
+            worker = create_worker()
 
 
 def fill(slot: WorkerSlot) -> None:
-    """Put a fresh worker where one died or has to be stopped."""
+    """Replace the worker of a slot, which died or has to be stopped."""
     slot.worker.stop()
-    fresh = open_slot(slot.hire, slot.job, slot.lane)
+    fresh = open_slot(slot.create_worker, slot.job, slot.lane)
     slot.worker, slot.loading, slot.running = fresh.worker, fresh.loading, None
 
 
@@ -74,17 +74,18 @@ def attempts(
     timeout_seconds: float = 0.0,
     watch: Callable[[Pause], None] = lambda pause: None,
 ) -> Generator[tuple[int, Outcome], None, None]:
-    """Attempt each row named in `todo`, which the caller may extend between two results; results come as they end.
+    """Run the units at the positions in `todo`, which the caller may extend between two results; yields position and
+    outcome of each attempt as it ends.
 
-    `watch` is called when nothing ends for a while and when a worker has died. Errors: LoadError; what `watch` raises;
-    whatever a worker raises that is not its death.
+    `watch` is called when nothing ends for a while and when a worker has crashed. Raises LoadError, whatever `watch`
+    raises, and any error of a worker that is not its crash.
     """
-    ended: SimpleQueue[tuple[WorkerSlot, Future[Any]]] = SimpleQueue()  # also jobs that have loaded
-    proven = False  # some worker has done some unit
+    ended: SimpleQueue[tuple[WorkerSlot, Future[Any]]] = SimpleQueue()  # also the ends of loading
+    proven = False  # whether any worker has finished a unit
     for slot in slots:
         _watch_loading(slot, ended)
     while todo or any(slot.running for slot in slots):
-        _hand_out(rows, todo, next_attempt, slots, ended, proven)
+        _submit_units(rows, todo, next_attempt, slots, ended, proven)
         for slot in _overdue(slots, timeout_seconds):
             index = slot.index
             _refill(slot, ended)
@@ -95,16 +96,18 @@ def attempts(
             watch(_pause(slots))
             continue
         if future is not slot.running:
-            continue  # a job has loaded, or it is of a worker that was stopped meanwhile
+            continue  # a job has loaded, or the future belongs to a worker that was stopped meanwhile
         if isinstance(future.exception(), slot.worker.death):
-            watch(_pause(slots))  # who knows that more than a worker is gone says so, before the unit is blamed
+            watch(
+                _pause(slots)
+            )  # raises when the whole cluster is gone: then the crash is not counted against the unit
         outcome = _result(slot, future)
         index, slot.running, proven = slot.index, None, proven or outcome is not None
         if outcome is None:
             _refill(slot, ended)
-            outcome = _lost(rows[index], next_attempt(index), DIED, "killed, out of memory, or a crash.")
+            outcome = _lost(rows[index], next_attempt(index), DIED, "killed, out of memory, or crashed.")
         elif outcome.state == "pending":
-            slot.wakes = time.monotonic() + float(outcome.outputs.get(PAUSE, 0.0))
+            slot.resumes = time.monotonic() + float(outcome.outputs.get(PAUSE, 0.0))
         yield index, outcome
 
 
@@ -117,7 +120,7 @@ def _refill(slot: WorkerSlot, ended: "SimpleQueue[tuple[WorkerSlot, Future[Any]]
     _watch_loading(slot, ended)
 
 
-def _hand_out(
+def _submit_units(
     rows: Sequence[Unit],
     todo: "deque[int]",
     next_attempt: Callable[[int], int],
@@ -125,34 +128,34 @@ def _hand_out(
     ended: "SimpleQueue[tuple[WorkerSlot, Future[Any]]]",
     proven: bool,
 ) -> None:
-    """Give units to places that have loaded and do nothing: a worker that dies later has died on its unit."""
+    """Submit units to idle slots that have loaded, so that a worker that dies later has crashed on its unit."""
     now = time.monotonic()
     for slot in slots:
-        if slot.running is not None or slot.wakes > now or not todo or not slot.loading.done():
+        if slot.running is not None or slot.resumes > now or not todo or not slot.loading.done():
             continue
         if slot.loading.exception() is not None:
             if not proven:
-                raise LoadError("its worker died loading its models; is memory enough?")
+                raise LoadError("its worker died loading its models; check that there is enough memory.")
             _refill(slot, ended)
             continue
         slot.index = todo.popleft()
         try:
             running = slot.worker.submit(rows[slot.index], next_attempt(slot.index))
-        except slot.worker.death:  # it died idle: no unit's fault
+        except slot.worker.death:  # it died while idle, which does not count against the unit
             todo.appendleft(slot.index)
             _refill(slot, ended)
             continue
-        slot.running, slot.begun = running, now
+        slot.running, slot.started = running, now
         running.add_done_callback(lambda future, slot=slot: ended.put((slot, future)))  # type: ignore[misc]
 
 
 def _result(slot: WorkerSlot, future: "Future[Outcome]") -> Outcome | None:
-    """The outcome, or None when the unit took its worker along; raises what is wrong with more than the unit."""
+    """The outcome, or None when the unit crashed its worker. Raises errors that concern more than this unit."""
     error = future.exception()
     if error is None:
         return future.result()
     if not isinstance(error, slot.worker.death):
-        raise getattr(error, "cause", error)  # Ray wraps what was raised
+        raise getattr(error, "cause", error)  # Ray wraps the original error
     return None
 
 
@@ -160,19 +163,19 @@ def _overdue(slots: Sequence[WorkerSlot], timeout_seconds: float) -> list[Worker
     if not timeout_seconds:
         return []
     now = time.monotonic()
-    return [slot for slot in slots if slot.running and now - slot.begun > timeout_seconds]
+    return [slot for slot in slots if slot.running and now - slot.started > timeout_seconds]
 
 
 def _quiet_seconds(slots: Sequence[WorkerSlot], todo: "deque[int]") -> float:
     now = time.monotonic()
-    waking = [slot.wakes - now for slot in slots if slot.running is None and slot.wakes > now] if todo else []
-    return max(0.0, min([TICK_SECONDS, *waking]))
+    resuming = [slot.resumes - now for slot in slots if slot.running is None and slot.resumes > now] if todo else []
+    return max(0.0, min([TICK_SECONDS, *resuming]))
 
 
 def _pause(slots: Sequence[WorkerSlot]) -> Pause:
     now = time.monotonic()
-    waking = [slot.wakes - now for slot in slots if slot.running is None and slot.wakes > now]
-    return Pause(sum(slot.running is not None for slot in slots), len(waking), min(waking, default=0.0))
+    resuming = [slot.resumes - now for slot in slots if slot.running is None and slot.resumes > now]
+    return Pause(sum(slot.running is not None for slot in slots), len(resuming), min(resuming, default=0.0))
 
 
 def _lost(unit: Unit, attempt: int, error_class: str, why: str) -> Outcome:

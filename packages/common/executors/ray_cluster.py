@@ -1,4 +1,4 @@
-"""Workers on Ray, and the cluster that gives them room. This is the one file that knows Ray."""
+"""Ray workers, and the connection to the Ray cluster; the only file of the executors that imports Ray."""
 
 import gc
 import logging
@@ -13,26 +13,26 @@ from typing import Any
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
-from common.executors.workers import Shelf, WorkerKind, WorkerTask
+from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
 
-SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long Ray may take to give room for all workers, and for one
+SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
 QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # it becomes a ledger row
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # recorded as a ledger row instead
 }
 
 
 class Host:
-    """What a Ray actor is: a place that holds one job after the other."""
+    """The class of the Ray actors: holds one job after the other."""
 
     def __init__(self) -> None:
         self.job: WorkerTask | None = None
 
     def load(self, job: WorkerTask | None) -> None:
-        """Let go of the job held so far, then load this one."""
+        """Release the current job, then load this one."""
         self.job = None
         gc.collect()
         if job is not None:
@@ -40,64 +40,64 @@ class Host:
             self.job = job
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Do one unit."""
+        """Run one unit."""
         assert self.job is not None
         return self.job.attempt(unit, attempt)
 
 
 class RayWorker:
-    """A Ray actor with what it reserves: cores, GPUs, and whatever else the cluster offers by name."""
+    """A Ray actor with its reservation: CPUs, GPUs, and the custom resource `lane:NAME` where the cluster has it."""
 
     def __init__(self, cpus: float, gpus: float, lane: str) -> None:
         import ray
 
-        named = f"lane:{lane}"
-        resources = {named: 1.0} if lane and named in ray.cluster_resources() else {}
+        resource = f"lane:{lane}"
+        resources = {resource: 1.0} if lane and resource in ray.cluster_resources() else {}
         self.death = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
         options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_restarts": 0}
         actor: Any = ray.remote(Host).options(**options)
         self._actor: Any = actor.remote()
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Begin loading in the actor."""
+        """Start loading in the actor."""
         future: Future[None] = self._actor.load.remote(job).future()
         return future
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Begin one unit in the actor."""
+        """Start one unit in the actor."""
         future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
         return future
 
     def stop(self) -> None:
-        """End the actor; it is gone already when its Ray is."""
+        """Kill the actor; it is gone already when Ray has been shut down."""
         import ray
 
         if ray.is_initialized():
-            with suppress(ray.exceptions.ActorHandleNotFoundError):  # of an earlier Ray
+            with suppress(ray.exceptions.ActorHandleNotFoundError):  # the actor of an earlier Ray session
                 ray.kill(self._actor)
 
 
 def connect_ray(config: ExecutorConfig) -> None:
-    """Join the cluster of `config`, or start a private one, unless that has happened. Errors: StageError."""
+    """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError."""
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
-    import ray  # takes a second; only who asks for Ray pays
+    import ray  # takes a second, so only runs on Ray import it
 
     if ray.is_initialized():
         return
-    search = os.pathsep.join(filter(None, sys.path))  # workers look for modules where we do
+    search = os.pathsep.join(filter(None, sys.path))  # workers use the same module search path
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.ray_address != "local":
         try:
             ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
         except ConnectionError as error:
-            said = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
+            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
             raise StageError(
-                f"Ray at '{config.ray_address}' cannot be joined ({said}): see that it runs and accepts this user, or "
-                "set executor.ray_address=local for a private one."
+                f"Ray at '{config.ray_address}' cannot be joined ({reason}): check that it runs and accepts this user, "
+                "or set executor.ray_address=local to start a private one."
             ) from error
         return
-    # A private Ray inherits the environment; for a cluster it has to be shipped, which is slower.
+    # A private Ray inherits the environment; a cluster needs a runtime_env, which is slower.
     workers = config.workers or len(os.sched_getaffinity(0))
     cores = max(1, math.ceil(workers * config.cpus_per_worker))
     with _environment("PYTHONPATH", search):
@@ -106,28 +106,29 @@ def connect_ray(config: ExecutorConfig) -> None:
         )
 
 
-def ray_room(stage: Stage, config: ExecutorConfig, kind: WorkerKind, kept: Shelf | None) -> int:
-    """How many workers Ray can hold at this moment: an actor too many would wait for ever.
+def ray_capacity(stage: Stage, config: ExecutorConfig, kind: WorkerKind, idle: IdleWorkers | None) -> int:
+    """Number of workers that Ray has resources for now; an actor beyond that would wait forever.
 
-    Reservations of actors that have just ended, or of other people's, are waited for, but not for long.
+    Waits a limited time for resources of actors that have just ended, or of other jobs. Raises StageError when there
+    is no room for one worker.
     """
     import ray
 
-    if kept and not stage.lanes:
-        kept.clear(besides=kind)  # they hold what is needed now
+    if idle and not stage.lanes:
+        idle.clear(keep=kind)  # idle workers of other kinds still reserve resources
     needs = {name: need for name, need in (("CPU", kind[1]), ("GPU", kind[2])) if need}
 
-    def room(resources: dict[str, float]) -> int:
+    def capacity(resources: dict[str, float]) -> int:
         return min((int(resources.get(name, 0.0) / need + 1e-6) for name, need in needs.items()), default=sys.maxsize)
 
     offered = ray.cluster_resources()
-    whole = room(offered)
-    wanted = len(stage.lanes) or config.workers or (whole if needs else len(os.sched_getaffinity(0)))
+    whole = capacity(offered)
+    requested = len(stage.lanes) or config.workers or (whole if needs else len(os.sched_getaffinity(0)))
     if whole < 1 or whole < len(stage.lanes):
         raise StageError(f"Ray at '{config.ray_address}' offers {offered}: no room for one worker; add nodes or GPUs.")
-    started, most = time.monotonic(), min(wanted, whole)
+    started, most = time.monotonic(), min(requested, whole)
     while True:
-        free = min(most, room(ray.available_resources()) + (kept.count(kind) if kept else 0))
+        free = min(most, capacity(ray.available_resources()) + (idle.count(kind) if idle else 0))
         waited = time.monotonic() - started
         if free == most or (free and not stage.lanes and waited > SETTLE_SECONDS):
             return free
@@ -140,8 +141,11 @@ def ray_room(stage: Stage, config: ExecutorConfig, kind: WorkerKind, kept: Shelf
 
 
 def check_ray(stage: Stage, config: ExecutorConfig, patience: float = 0.0) -> None:
-    """A cluster without a node would let its actors be waited for without end. Ray needs some seconds to notice; so
-    long is waited where something is wrong for sure. Errors: StageError."""
+    """Raises StageError when the cluster has no node left: its actors would otherwise be waited for forever.
+
+    Ray takes some seconds to notice a lost node. `patience` is how long (seconds) to wait for that where an error has
+    already shown that something is wrong.
+    """
     import ray
 
     started = time.monotonic()
@@ -151,8 +155,8 @@ def check_ray(stage: Stage, config: ExecutorConfig, patience: float = 0.0) -> No
         time.sleep(0.5)
     ray.shutdown()
     raise StageError(
-        f"Ray at '{config.ray_address}' has no node left in the middle of stage '{stage.name}': it was killed or its "
-        "machine went away. Run the same command again; finished work is kept."
+        f"Ray at '{config.ray_address}' has no node left during stage '{stage.name}': it was killed or its "
+        "machine went away. Run the same command again to resume; finished work is kept."
     )
 
 

@@ -1,7 +1,7 @@
-"""One stage, many units: in this process, on a pool of processes or on Ray, with the same results in the same order.
+"""Stage execution: runs a stage over many units in this process, on a process pool or on Ray, with equal results.
 
-A unit whose worker dies is tried again on a fresh worker; the others never notice. Only rows travel; pixels stay in
-files.
+A unit whose worker crashes is retried on a fresh worker; other units are not affected. Workers receive and return rows
+only; pixels stay in files.
 """
 
 import os
@@ -17,25 +17,25 @@ import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import LoadError, Pause, WorkerSlot, attempts, open_slot
-from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_room
+from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_capacity
 from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
-from common.executors.workers import InProcessWorker, ProcessWorker, Shelf, Worker, WorkerKind
+from common.executors.workers import IdleWorkers, InProcessWorker, ProcessWorker, Worker, WorkerKind
 from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, Unit, key_table
 from common.progress import ProgressBar, progress
 
-FAILED = STATES.index("failed")  # from here on a unit may be tried again
+FAILED = STATES.index("failed")  # units with this state or a later one may run again
 
 
 def run_stage(stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> list[Outcome]:
-    """Bring every unit through `stage` and return the outcomes in the order of `units`.
+    """Run every unit through `stage` and return the outcomes in the order of `units`.
 
-    Units the ledger knows as kept or rejected, or as failed for good, are not touched again; pending ones are. Every
-    attempt is a durable row before the next begins. An exception in a unit, or the death of its worker, is a failed
-    attempt of that unit alone. Errors: StageError when the stage itself cannot start, DiskFullError, RuntimeError when
-    another run is at this stage of this ledger.
+    Units that the ledger has as kept or rejected, or as failed with their attempts exhausted, are skipped; pending ones
+    run again. Every attempt is a durable row before the next begins. An exception in a unit, or the crash of its
+    worker, is a failed attempt of that unit alone. Raises StageError when the stage itself cannot start,
+    DiskFullError, and RuntimeError when another run is executing this stage on this ledger.
     """
     return list(stream_stage(stage, units, ledger, executor))
 
@@ -43,47 +43,46 @@ def run_stage(stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor
 def stream_stage(
     stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig
 ) -> Iterator[Outcome]:
-    """As `run_stage`, for outcomes that do not fit into memory together: all units are done before the first outcome
-    comes, then they are read from the ledger piece by piece. In memory are the rows of the units and, for each, about
-    100 bytes."""
+    """`run_stage` for outcomes that do not fit into memory together: once all units have run, they are read from the
+    ledger in batches. Memory holds the rows of the units and about 100 bytes more for each."""
     rows = units if isinstance(units, Sequence) else list(units)
     keys = _keys(stage, rows)
     with ledger.open(stage.name, stage.fingerprint) as log:
         states, unsettled = log.last(keys)
         for index, attempt in _lost_products(stage, rows, log, keys, states):
-            # To be done again under the same attempt: nothing has failed.
+            # Runs again under the same attempt number: nothing has failed.
             states[index], unsettled[index] = -1, Last("pending", attempt)
-        tries = RetryPolicy(unsettled, executor.retry_failed, executor.retry_crashes, executor.retry)
-        todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not tries.settled(i))
+        policy = RetryPolicy(unsettled, executor.retry_failed, executor.retry_crashes, executor.retry)
+        todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not policy.settled(i))
         if stage.cost:
             todo = deque(sorted(todo, key=lambda i: -stage.predicted_cost(rows[i])))
         if todo:
             counts = Counter({state: int((states == code).sum()) for code, state in enumerate(STATES)})
             counts.subtract(STATES[states[i]] for i in todo if states[i] >= 0)
-            _do(stage, rows, keys["input_hash"].combine_chunks(), todo, counts, tries, log, executor)
+            _run_units(stage, rows, keys["input_hash"].combine_chunks(), todo, counts, policy, log, executor)
         elif log.is_open_ended():
-            with suppress(RuntimeError):  # another run is at it after all
+            with suppress(RuntimeError):  # another run is executing the stage
                 log.compact()
         yield from log.outcomes(keys)
 
 
-def _do(
+def _run_units(
     stage: Stage[Any],
     rows: Sequence[Unit],
     hashes: pa.StringArray,
     todo: "deque[int]",
     counts: Counter[State],
-    tries: RetryPolicy,
+    policy: RetryPolicy,
     log: StageLedger,
     config: ExecutorConfig,
 ) -> None:
-    """Bring the units of `todo` to an end, each attempt a row of `log`; `counts` are of the others."""
+    """Run the units of `todo` until none is left, each attempt a row of `log`; `counts` counts the other units."""
     log.lock()
     bar: ProgressBar[Unit] = progress(len(rows), stage.name)
     with bar, StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts) as heartbeat:
         bar.update(len(rows) - len(todo))
-        for index, outcome in _results(stage, config, rows, todo, tries, bar, heartbeat):
-            outcome, again = tries.judge(index, outcome)
+        for index, outcome in _results(stage, config, rows, todo, policy, bar, heartbeat):
+            outcome, again = policy.judge(index, outcome)
             log.append((rows[index]["unit"], hashes[index].as_py()), outcome)
             if again:
                 todo.append(index)
@@ -97,7 +96,7 @@ def _do(
 def _lost_products(
     stage: Stage[Any], rows: Sequence[Unit], log: StageLedger, keys: pa.Table, states: np.ndarray
 ) -> list[tuple[int, int]]:
-    """Position and attempt of every kept unit whose product is gone, as `Stage.product_exists` says."""
+    """Position and attempt of every kept unit for which `Stage.product_exists` is false."""
     kept = np.flatnonzero(states == STATES.index("kept"))
     if type(stage).product_exists is Stage.product_exists or not len(kept):
         return []
@@ -110,7 +109,7 @@ def _keys(stage: Stage[Any], rows: Sequence[Unit]) -> pa.Table:
         raise StageError(f"Stage '{stage.name}' has the lanes {list(stage.lanes)}; every lane needs its own name.")
     hashes = np.fromiter((hash(row["unit"]) for row in rows), np.int64, len(rows))
     hashes.sort()
-    if (hashes[1:] == hashes[:-1]).any():  # or, once in a while, two names of one hash
+    if (hashes[1:] == hashes[:-1]).any():  # a duplicate, or rarely a hash collision
         double, count = Counter(row["unit"] for row in rows).most_common(1)[0]
         if count > 1:
             raise StageError(f"Stage '{stage.name}' got the unit '{double}' more than once; unit ids must be unique.")
@@ -122,28 +121,28 @@ def _results(
     config: ExecutorConfig,
     rows: Sequence[Unit],
     todo: "deque[int]",
-    tries: RetryPolicy,
+    policy: RetryPolicy,
     bar: ProgressBar[Unit],
     heartbeat: StageHeartbeat,
 ) -> Iterator[tuple[int, Outcome]]:
     def watch(pause: Pause) -> None:
-        all_rest = pause.resting == heartbeat.workers > 0
-        rests = f"all workers rest, the first goes on in {pause.seconds:.0f} s" if all_rest else ""
-        heartbeat.resting, heartbeat.note = pause.resting, rests
+        all_paused = pause.resting == heartbeat.workers > 0
+        note = f"all workers paused, first resumes in {pause.seconds:.0f} s" if all_paused else ""
+        heartbeat.resting, heartbeat.note = pause.resting, note
         heartbeat.beat()
-        if rests:
-            bar.update(0, rests)
+        if note:
+            bar.update(0, note)
         if config.kind == "ray":
             check_ray(stage, config)
 
     try:
         with (
-            _crew(stage, config, len(todo)) as slots,
-            closing(attempts(rows, todo, tries.next_attempt, slots, stage.timeout_seconds, watch)) as results,
+            _worker_slots(stage, config, len(todo)) as slots,
+            closing(attempts(rows, todo, policy.next_attempt, slots, stage.timeout_seconds, watch)) as results,
         ):
             heartbeat.workers = len(slots)
             for result in results:
-                heartbeat.resting, heartbeat.note = sum(slot.wakes > time.monotonic() for slot in slots), ""
+                heartbeat.resting, heartbeat.note = sum(slot.resumes > time.monotonic() for slot in slots), ""
                 yield result
     except LoadError as error:
         if config.kind == "ray":
@@ -151,48 +150,50 @@ def _results(
         raise StageError(f"Stage '{stage.name}' cannot start: {error}") from error
 
 
-_kept: Shelf | None = None
+_idle: IdleWorkers | None = None
 
 
 @contextmanager
-def kept_workers() -> Iterator[None]:
-    """Let workers outlive their stage: the stages run inside share them and load their models into them one after the
-    other. They end with the block, at once when it ends by an error. Settings that a stage makes for its whole process
-    (threads, seeds) stay for the next: a stage that depends on one sets it."""
-    global _kept
-    if _kept is not None:  # an outer block keeps them
+def shared_workers() -> Iterator[None]:
+    """Context in which stages reuse workers: each stage loads its models into the workers of the one before.
+
+    The workers stop at the end of the block. Process-wide settings of a stage (threads, seeds) persist into the next:
+    a stage that depends on one must set it.
+    """
+    global _idle
+    if _idle is not None:  # an outer block owns the workers
         yield
         return
-    _kept = Shelf()
+    _idle = IdleWorkers()
     try:
         yield
     finally:
-        _kept.clear()
-        _kept = None
+        _idle.clear()
+        _idle = None
 
 
 @contextmanager
-def _crew(stage: Stage[Any], config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
-    """One loaded place per lane, or as many as the executor has room for and the units need."""
+def _worker_slots(stage: Stage[Any], config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
+    """One slot per lane, or as many as the executor has capacity for and the units need."""
     count = len(stage.lanes) or config.workers or len(os.sched_getaffinity(0))
     if config.kind == "ray":
         connect_ray(config)
-        count = ray_room(stage, config, _worker_kind(config, stage.lanes[0] if stage.lanes else ""), _kept)
-    alone = config.kind == "process" and count == 1 and not stage.timeout_seconds
+        count = ray_capacity(stage, config, _worker_kind(config, stage.lanes[0] if stage.lanes else ""), _idle)
+    in_process = config.kind == "process" and count == 1 and not stage.timeout_seconds
     slots: list[WorkerSlot] = []
     finished = False
     try:
         for lane in stage.lanes or [""] * min(count, units):
             copy = stage.in_lane(lane) if lane else stage
             job = partial(Runner, copy, config.gpus_per_worker if config.kind == "ray" else 0.0)
-            hire = InProcessWorker if alone else partial(_hire, _worker_kind(config, lane))
-            slots.append(open_slot(hire, job, lane))
+            create_worker = InProcessWorker if in_process else partial(_create_worker, _worker_kind(config, lane))
+            slots.append(open_slot(create_worker, job, lane))
         yield slots
         finished = True
     finally:
         for slot in slots:
-            if finished and _kept and not alone:
-                _kept.put(_worker_kind(config, slot.lane), slot.worker)
+            if finished and _idle and not in_process:
+                _idle.put(_worker_kind(config, slot.lane), slot.worker)
             else:
                 slot.worker.stop()
 
@@ -200,12 +201,12 @@ def _crew(stage: Stage[Any], config: ExecutorConfig, units: int) -> Iterator[lis
 def _worker_kind(config: ExecutorConfig, lane: str) -> WorkerKind:
     if config.kind == "process":
         return "process", 0.0, 0.0, ""
-    # A lane waits for the network most of the time; it needs its place, not a core.
+    # A lane waits for the network most of the time, so it reserves no core.
     return "ray", 0.0 if lane else config.cpus_per_worker, config.gpus_per_worker, lane
 
 
-def _hire(kind: WorkerKind) -> Worker:
-    kept = _kept.take(kind) if _kept else None
-    if kept is not None:
-        return kept
+def _create_worker(kind: WorkerKind) -> Worker:
+    idle = _idle.take(kind) if _idle else None
+    if idle is not None:
+        return idle
     return ProcessWorker() if kind[0] == "process" else RayWorker(*kind[1:])

@@ -1,4 +1,4 @@
-"""What a worker holds: a loaded stage that turns one unit into one measured Outcome, whatever the unit provokes."""
+"""Runner: executes a loaded stage inside a worker, catches its errors and measures each unit."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Runner:
-    """Holds the loaded stage inside a worker and turns one unit into one measured Outcome."""
+    """The job of a worker for one stage: turns one unit into one measured Outcome, whatever the unit raises."""
 
     def __init__(self, stage: Stage[Any], gpus: float = 0.0) -> None:
         self.stage, self.gpus = stage, gpus
@@ -32,13 +32,13 @@ class Runner:
         self.failure = _describe(error) if error else ""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Do one unit. Errors: StageError when the stage did not load; DiskFullError, which is nobody's fault."""
+        """Run one unit. Raises StageError when the stage did not load, and DiskFullError."""
         if self.failure:
             raise StageError(f"Stage '{self.stage.name}' cannot start: {self.failure}")
         started, cpu = _clock()
-        with suppress(OSError):  # where the kernel allows it, restart the peak memory count
+        with suppress(OSError):  # reset the peak memory counter, where the kernel allows it
             Path("/proc/self/clear_refs").write_text("5")
-        outcome, error = _caught(lambda: _sealed(self.stage(unit), unit))
+        outcome, error = _caught(lambda: _serialised(self.stage(unit), unit))
         if outcome is None:
             assert error is not None
             outcome = Outcome(unit["unit"], "failed", message=_describe(error), error_class=type(error).__name__)
@@ -54,8 +54,8 @@ class Runner:
         )
 
 
-def _sealed(outcome: Outcome, unit: Unit) -> Outcome:
-    """The outcome with its outputs as JSON text: made here, in the worker, so that whoever records it need not."""
+def _serialised(outcome: Outcome, unit: Unit) -> Outcome:
+    """The outcome with its outputs serialised to JSON in the worker, which saves the recording process this work."""
     if not isinstance(outcome, Outcome) or outcome.unit != unit["unit"]:
         raise TypeError(f"the stage returned {outcome!r} for the unit '{unit['unit']}'; expected an Outcome of it.")
     outputs = plain(outcome.outputs)
@@ -64,13 +64,13 @@ def _sealed(outcome: Outcome, unit: Unit) -> Outcome:
 
 
 def _caught(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:
-    # The one broad except of the project: whatever a clip provokes becomes that clip's row.
+    # The one broad except of the project: any error that a unit raises becomes the ledger row of that unit.
     try:
         with disk_guard():
             return call(), None
     except DiskFullError:
         raise
-    except (Exception, SystemExit) as error:  # some libraries exit where they should raise
+    except (Exception, SystemExit) as error:  # some libraries call sys.exit where they should raise
         logger.debug("caught", exc_info=True)
         return None, error
 

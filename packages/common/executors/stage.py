@@ -1,8 +1,8 @@
-"""A stage: what is done to every unit, and all that its result depends on.
+"""Stage base class: one operation on units, with its settings, models and fingerprint.
 
 A stage is a frozen dataclass that derives from `Stage`. Its fields are its settings, and its fingerprint is made of
-them: a field that changes where or how fast, but not what, is declared with `no_effect()`, the weights of a model are a
-`Weights`. A worker gets a pickled copy, calls `load` once, and then the stage itself with one row after the other:
+them: a field that has no effect on the result is declared with `no_effect()`, the weights of a model are a `Weights`.
+A worker gets a pickled copy, calls `load` once, and then the stage itself with one row after the other:
 
     @dataclass(frozen=True)
     class SharpnessStage(Stage[ClipRow]):
@@ -34,7 +34,7 @@ _NO_EFFECT, _LOADED = "no_effect", "loaded"
 
 
 class StageError(UserError, RuntimeError):
-    """A stage cannot run at all: its models do not load or its units are not well formed."""
+    """A stage cannot run at all: its models do not load or its units are malformed."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Weights:
 
     @classmethod
     def of(cls, role: str, path: Path | None) -> "Weights":
-        """Weights with the hash of what lies at `path`. Raises FileNotFoundError."""
+        """Weights with the hash of the file or folder at `path`. Raises FileNotFoundError."""
         return cls(role, path, hash_path(path) if path else "")
 
     @property
     def file(self) -> Path:
-        """The path of weights that are there."""
+        """The path of weights that must exist."""
         assert self.path is not None, f"there are no weights for {self.role}"
         return self.path
 
@@ -71,12 +71,12 @@ def loaded() -> Any:
 class Stage(Generic[Row]):
     """Base of all stages; see the module's docstring for how to write one.
 
-    `name` and `version` (raise it when the same settings would give another result) go into the fingerprint. `reads`
-    names the row fields that the result depends on (none = all). `cost` is a row field by which the longest units are
-    begun first.
+    `name` and `version` (increase it when the same settings would give another result) go into the fingerprint. `reads`
+    names the row fields that the result depends on (none = all). `cost` names a row field; units with the highest cost
+    start first.
 
-    A "pending" outcome whose outputs hold "pause_seconds" lets its worker rest for that time and puts the unit at the
-    end of the queue, for any worker, with no attempt counted; any other "pending" is final for this run. A stage that
+    A "pending" outcome whose outputs hold "pause_seconds" pauses its worker for that time and puts the unit at the end
+    of the queue, for any worker, without counting an attempt; any other "pending" is final for this run. A stage that
     makes several rows of one returns them as the output `rows`.
     """
 
@@ -89,13 +89,13 @@ class Stage(Generic[Row]):
         """Load models into the fields declared with `loaded()`, by `hold`; called once in every worker."""
 
     def __call__(self, row: Row) -> Outcome:
-        """Do one unit. Whatever is raised becomes a failed attempt of this unit alone."""
+        """Run one unit. Any exception becomes a failed attempt of this unit alone."""
         raise NotImplementedError
 
     def product_exists(self, row: Row, outcome: Outcome) -> bool:
-        """Whether the product of a kept outcome, such as a file, is still there; if not the unit is done again.
+        """Whether the product of a kept outcome, such as a file, still exists; if not, the unit runs again.
 
-        This is asked once for every kept unit when a run starts, and nowhere else.
+        Called once for every kept unit when a run starts, and nowhere else.
         """
         return True
 
@@ -105,12 +105,12 @@ class Stage(Generic[Row]):
 
     @property
     def lanes(self) -> tuple[str, ...]:
-        """Names of lanes: exactly one worker works on each, whatever the executor says. None: any number of workers."""
+        """Names of lanes: each gets exactly one worker, whatever the executor says. Empty: any number of workers."""
         return ()
 
     @property
     def timeout_seconds(self) -> float:
-        """A unit that takes longer is stopped together with its worker and fails; 0 = no limit."""
+        """Time limit of a unit; past it the worker is killed and the unit fails. 0 = no limit."""
         return 0.0
 
     def hold(self, **models: Any) -> None:
@@ -143,7 +143,7 @@ class Stage(Generic[Row]):
         return fingerprint({name: unit.get(name) for name in self.reads} if self.reads else unit)
 
     def predicted_cost(self, unit: Unit) -> float:
-        """What units are ordered by, longest first; a row without the field is of unknown cost and sorts first."""
+        """Sort key of the units, highest first; a row without the field has an unknown cost and sorts first."""
         cost = unit.get(self.cost) if self.cost else 0.0
         return float("inf") if cost is None else float(cost)
 

@@ -1,4 +1,4 @@
-"""How a stage stands, in a small file beside its ledger rows: for another terminal, and for the day after a crash."""
+"""Stage status: a heartbeat file per stage beside its ledger rows, and the status table that terminals show."""
 
 import json
 import os
@@ -6,22 +6,36 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 from common.ledger.store import STATES, State
 from common.runs import RunFolder, disk_guard, read_json
 
-BEAT_SECONDS = 1.0  # between two writings
-LOST_SECONDS = 60.0  # without a beat from another machine
+BEAT_SECONDS = 1.0  # between two writes
+LOST_SECONDS = 60.0  # without a heartbeat from another machine
+FAILURES_SHOWN = 8
+_HEAD = (
+    f"{'stage':<12}{'':<9}{'done':>21}{'kept':>10}{'rejected':>10}{'failed':>8}{'pending':>9}{'per second':>12}"
+    f"{'ETA':>16}"
+)
+# Counts from the ledger for stages without a status file, under their most recent fingerprint.
+_RECORDED = """
+    WITH newest AS (SELECT stage, arg_max(fingerprint, recorded) AS fingerprint FROM outcomes GROUP BY stage)
+    SELECT stage, count(*) AS done, count(*) FILTER (state = 'kept') AS kept,
+    count(*) FILTER (state = 'rejected') AS rejected, count(*) FILTER (state = 'failed') AS failed,
+    count(*) FILTER (state = 'pending') AS pending, min(recorded) AS began
+    FROM outcomes JOIN newest USING (stage, fingerprint) GROUP BY stage ORDER BY began"""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage at one moment. `done` counts units known before as well, `per_second` only those of this run.
+    """One stage at one moment. `done` includes units finished by earlier runs, `per_second` counts this run only.
 
-    `state` is "running", "ended", "stopped" (by an error or Ctrl-C) or "lost": killed, or its machine went away.
-    `eta_seconds` is None as long as nothing is known, `started` and `updated` are seconds since 1970.
+    `state` is "running", "ended", "stopped" (by an error or Ctrl-C) or "lost": killed, or its machine went down.
+    `resting` is the number of paused workers. `eta_seconds` is None until the first unit ends, `started` and `updated`
+    are seconds since 1970. The fields are the JSON keys of the status file.
     """
 
     stage: str
@@ -45,7 +59,7 @@ class StageStatus:
 
 
 class StageHeartbeat:
-    """Writes the status of one running stage, at most once in `BEAT_SECONDS`; a context that notes how it ended."""
+    """Writes the status of one running stage, at most once in `BEAT_SECONDS`; a context that records how it ended."""
 
     def __init__(self, folder: Path, stage: str, fingerprint: str, total: int, counts: Mapping[State, int]) -> None:
         self._file = folder / f"{stage}-{fingerprint}.status.json"
@@ -59,7 +73,7 @@ class StageHeartbeat:
         return self
 
     def beat(self) -> None:
-        """Write how things stand, if the last time is long enough ago. Errors: DiskFullError."""
+        """Write the status if the last write is at least `BEAT_SECONDS` old. Raises DiskFullError."""
         if time.time() - self._written >= BEAT_SECONDS:
             self._write("running")
 
@@ -89,7 +103,7 @@ class StageHeartbeat:
             started=self._started,
             updated=now,
         )
-        # Whole or not at all for a reader; a machine that loses power may lose it.
+        # Atomic for readers; without fsync, since losing the status in a power cut is acceptable.
         temporary = self._file.with_suffix(".tmp")
         with disk_guard(self._file):
             temporary.write_text(json.dumps(asdict(status)), "utf-8")
@@ -97,14 +111,80 @@ class StageHeartbeat:
 
 
 def read_status(run: RunFolder) -> list[StageStatus]:
-    """The stages a run has begun, in the order in which they were; one whose process is gone is "lost"."""
+    """Status of every stage that a run has started, in order; one whose process is gone is "lost"."""
     found = [StageStatus(**read_json(file)) for file in run.ledger.glob("*-*.status.json")]
-    return sorted(map(_judged, found), key=lambda status: status.started)
+    return sorted(map(_with_liveness, found), key=lambda status: status.started)
 
 
-def _judged(status: StageStatus) -> StageStatus:
+def _with_liveness(status: StageStatus) -> StageStatus:
     if status.state != "running":
         return status
-    here = status.host == socket.gethostname()
-    alive = Path(f"/proc/{status.pid}").exists() if here else time.time() - status.updated < LOST_SECONDS
+    local = status.host == socket.gethostname()
+    alive = Path(f"/proc/{status.pid}").exists() if local else time.time() - status.updated < LOST_SECONDS
     return status if alive else StageStatus(**asdict(status) | {"state": "lost", "eta_seconds": None})
+
+
+def status_lines(run_root: Path | str) -> list[str]:
+    """A table of the stages that a run has started, each under its latest settings, then its failures by class.
+
+    Raises FileNotFoundError for an absent run.
+    """
+    # Workers import this module and never query; DuckDB takes most of a second to import.
+    from common.query import run_query
+
+    recorded = run_query(run_root, _RECORDED).to_pylist()
+    newest = {status.stage: status for status in read_status(RunFolder(Path(run_root)))}
+    lines = [_line(status) for status in newest.values()]
+    lines += [_recorded_line(row) for row in recorded if row["stage"] not in newest]
+    if not lines:
+        return [f"{run_root}: no stage has started yet"]
+    notes = [
+        f"{status.stage} was {'killed' if status.state == 'lost' else 'stopped'} {_ago(status)} on {status.host}"
+        f"{f' ({status.note})' if status.note else ''}: run the same command again to resume"
+        for status in newest.values()
+        if status.state in ("lost", "stopped")
+    ]
+    return [_HEAD, *lines, *notes, *_failures(run_root)]
+
+
+def _line(status: StageStatus) -> str:
+    eta = "-" if status.state != "running" or status.eta_seconds is None else _span(status.eta_seconds)
+    done = f"{status.done:,} of {status.total:,}"
+    rate = f"{status.per_second:,.2f}" if status.state == "running" else "-"
+    line = (
+        f"{status.stage:<12}{status.state:<9}{done:>21}{status.kept:>10,}{status.rejected:>10,}{status.failed:>8,}"
+        f"{status.pending:>9,}{rate:>12}{eta:>16}"
+    )
+    if status.state != "running":
+        return line
+    paused = f", {status.resting} of them paused" if status.resting else ""
+    return f"{line}  {status.workers} workers{paused}{f' ({status.note})' if status.note else ''}"
+
+
+def _recorded_line(row: dict) -> str:
+    return (
+        f"{row['stage']:<12}{'recorded':<9}{row['done']:>21,}{row['kept']:>10,}{row['rejected']:>10,}"
+        f"{row['failed']:>8,}{row['pending']:>9,}{'-':>12}{'-':>16}"
+    )
+
+
+def _failures(run_root: Path | str) -> list[str]:
+    from common.query import run_query
+
+    rows = run_query(run_root, "failures").slice(0, FAILURES_SHOWN).to_pylist()
+    return [
+        f"{row['units']:,} {row['state']} in {row['stage']}: {row['class']}{_example(row['example'])}" for row in rows
+    ]
+
+
+def _example(message: str | None) -> str:
+    words = " ".join((message or "").split())
+    return f", such as: {words[:117] + '...' if len(words) > 120 else words}" if words else ""
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _ago(status: StageStatus) -> str:
+    return f"{_span(max(0.0, time.time() - status.updated))} ago"

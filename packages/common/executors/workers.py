@@ -1,7 +1,7 @@
-"""Places where units are done: the calling process, or one spawned process each.
+"""Workers: the calling process itself, or one spawned process each.
 
-Each worker holds one unit at a time, so the death of a worker is always the death of a known unit. A worker outlives
-the stage it was hired for when it is told to load the next one.
+A worker runs one unit at a time, so the crash of a worker can always be attributed to one unit. Workers can be reused:
+after one stage they load the job of the next.
 """
 
 import gc
@@ -21,27 +21,27 @@ WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, la
 
 
 class WorkerTask(Protocol):
-    """What a worker holds: loaded once, then asked for one unit after the other. Picklable before it is loaded."""
+    """The job of a worker: loaded once, then run on one unit after the other. Picklable before it is loaded."""
 
     def load(self) -> None:
         """Load the models."""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Do one unit."""
+        """Run one unit."""
 
 
 class Worker(Protocol):
-    """One place that does one unit at a time."""
+    """Runs one unit at a time."""
 
     @property
     def death(self) -> tuple[type[BaseException], ...]:
-        """What `load`, `submit` or their futures raise when the worker is gone."""
+        """Errors that `load`, `submit` or their futures raise when the worker is gone."""
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Let go of the job held so far, then load this one; ends when that is done or the worker died trying."""
+        """Release the current job, then load this one; the future ends when that is done or the worker has died."""
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Begin one unit."""
+        """Start one unit."""
 
     def stop(self) -> None:
         """End the worker, in the middle of a unit if it has one."""
@@ -65,14 +65,14 @@ class InProcessWorker:
         return loaded
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Do the unit now; the future is done."""
+        """Run the unit now; the future is done."""
         assert self._job is not None
         future: Future[Outcome] = Future()
         future.set_result(self._job.attempt(unit, attempt))
         return future
 
     def stop(self) -> None:
-        """Let go of the job."""
+        """Release the job."""
         self._job = None
 
 
@@ -87,7 +87,7 @@ class ProcessWorker:
         self._processes: set[BaseProcess] = set()
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Begin loading in the process."""
+        """Start loading in the process."""
         others = set(multiprocessing.active_children())
         loading = self._pool.submit(_load, job)
         if not self._processes:  # the pool starts its process with the first task
@@ -95,25 +95,25 @@ class ProcessWorker:
         return loading
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Begin one unit in the process."""
+        """Start one unit in the process."""
         return self._pool.submit(_attempt, unit, attempt)
 
     def stop(self) -> None:
-        """Kill the process. It may die at any moment, so nothing waits for its end, and libraries that complain when
-        an interpreter is taken down (DuckDB of what it leaks) have nothing to say."""
+        """Kill the process. No clean shutdown: units are safe against a kill at any moment, and libraries such as
+        DuckDB print warnings about leaks when an interpreter shuts down."""
         for process in self._processes:
             process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Shelf:
-    """Idle workers between two stages, by kind; they hold no models."""
+class IdleWorkers:
+    """Workers kept for reuse by the next stage, by kind; they hold no models."""
 
     def __init__(self) -> None:
         self._idle: dict[Hashable, list[Worker]] = {}
 
     def put(self, kind: Hashable, worker: Worker) -> None:
-        """Keep a worker; it lets go of its job. One that is dead already is passed over."""
+        """Keep a worker and release its job. A worker that is already dead is dropped."""
         try:
             worker.load(None)
         except worker.death:
@@ -122,17 +122,17 @@ class Shelf:
             self._idle.setdefault(kind, []).append(worker)
 
     def take(self, kind: Hashable) -> Worker | None:
-        """A worker of a kind, or None when none is kept."""
+        """A worker of this kind, or None when there is none."""
         idle = self._idle.get(kind)
         return idle.pop() if idle else None
 
     def count(self, kind: Hashable) -> int:
-        """How many of a kind are kept."""
+        """Number of idle workers of this kind."""
         return len(self._idle.get(kind, ()))
 
-    def clear(self, besides: Hashable = None) -> None:
-        """End the kept workers, those of one kind excepted."""
-        for kind in [kind for kind in self._idle if kind != besides]:
+    def clear(self, keep: Hashable = None) -> None:
+        """Stop the idle workers, except those of the kind `keep`."""
+        for kind in [kind for kind in self._idle if kind != keep]:
             for worker in self._idle.pop(kind):
                 worker.stop()
 
@@ -142,12 +142,14 @@ _job: WorkerTask | None = None  # of this spawned process
 
 def _enter_process() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C reaches the whole group: leave without a traceback
+    signal.signal(
+        signal.SIGINT, lambda *_: os._exit(130)
+    )  # Ctrl-C reaches the whole process group: exit without a traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    # A worker whose parent was killed would wait for ever, holding memory and devices.
+    # A worker whose parent was killed would wait forever and hold memory and devices.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -157,7 +159,7 @@ def _follow_parent() -> None:
 def _load(job: WorkerTask | None) -> None:
     global _job
     _job = None
-    gc.collect()  # the former models make room before the next ones are read
+    gc.collect()  # free the previous models before the next ones are read
     if job is not None:
         job.load()
         _job = job

@@ -1,4 +1,4 @@
-"""Rows taken out of the ledger for good: those of units that must not be known any more."""
+"""Permanent removal of units from the ledger, for takedowns."""
 
 import json
 import re
@@ -15,20 +15,21 @@ from common.runs import atomic_write
 
 
 def forget_units(folder: Path | str, units: Collection[str]) -> int:
-    """Drop every row of these units, and every row that names one of them in its message or outputs, from all stages;
-    returns how many went.
+    """Delete the rows of these units, and rows that name one of them in their message or outputs, from all stages;
+    returns the number of deleted rows.
 
-    Killed at any moment it can be done again. Errors: DiskFullError; RuntimeError when a run is at one of the stages.
+    Safe to repeat after a kill at any moment. Raises DiskFullError, and RuntimeError when a run is executing one of the
+    stages.
     """
     folder = Path(folder)
     return sum(_forget(folder, name, units) for name in sorted({f.name.split(".")[0] for f in ledger_files(folder)}))
 
 
 def named_by(folder: Path | str, units: Collection[str]) -> list[str]:
-    """All texts in the outputs of the rows that `forget_units` would drop, such as names of files; sorted."""
+    """All strings in the outputs of the rows that `forget_units` would delete, such as file names; sorted."""
     folder = Path(folder)
     with connection_beside(folder) as connection:
-        connection.register("doomed", _table(units))
+        connection.register("removed", _table(units))
         sql = f"SELECT outputs FROM ({ledger_sql(ledger_files(folder))}) WHERE {_condition(units)}"
         found = connection.execute(sql).fetchall()
     return sorted({text for (outputs,) in found for text in _texts(json.loads(outputs or "null"))})
@@ -38,18 +39,18 @@ def _forget(folder: Path, name: str, units: Collection[str]) -> int:
     stage, _, fingerprint = name.rpartition("-")
     lines = JsonLines(folder / f"{name}.jsonl")
     appending = lines.path.exists()
-    lines.open()  # alone, so that nobody appends meanwhile
+    lines.open()  # exclusive, so that no run appends meanwhile
     try:
         files = ledger_files(folder, stage, fingerprint)
         with connection_beside(folder) as connection:
-            connection.register("doomed", _table(units))
+            connection.register("removed", _table(units))
             rows = ledger_sql(files)
             ((count,),) = connection.execute(f"SELECT count(*) FROM ({rows}) WHERE {_condition(units)}").fetchall()
             if count:
                 merged = folder / f"{name}.parquet"
-                left = f"SELECT * FROM ({rows}) WHERE NOT ({_condition(units)}) ORDER BY unit, input_hash"
+                remaining = f"SELECT * FROM ({rows}) WHERE NOT ({_condition(units)}) ORDER BY unit, input_hash"
                 with atomic_write(merged) as temporary:
-                    connection.execute(f"COPY ({left}) TO {quoted(temporary)} (FORMAT parquet, COMPRESSION zstd)")
+                    connection.execute(f"COPY ({remaining}) TO {quoted(temporary)} (FORMAT parquet, COMPRESSION zstd)")
                 for file in set(files) - {merged, lines.path}:
                     file.unlink()
         if count or not appending:
@@ -64,12 +65,12 @@ def _table(units: Collection[str]) -> pa.Table:
 
 
 def _condition(units: Collection[str]) -> str:
-    """Whether a row is of one of the units or names one as a whole word."""
+    """SQL condition: the row belongs to one of the units or names one as a whole word."""
     words = "|".join(re.escape(unit) for unit in sorted(units)).replace("'", "''")
     named = f"'(^|[^A-Za-z0-9_.-])({words})($|[^A-Za-z0-9_-])'"
     texts = ("unit", "message", "outputs")
     mentions = " OR ".join(f"coalesce(regexp_matches({text}, {named}), false)" for text in texts)
-    return f"unit IN (SELECT unit FROM doomed) OR {mentions}"
+    return f"unit IN (SELECT unit FROM removed) OR {mentions}"
 
 
 def _texts(value: Any) -> Iterator[str]:

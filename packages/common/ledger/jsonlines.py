@@ -1,4 +1,4 @@
-"""Append-only JSON-lines files that outlive kill -9 and full disks: a line is there whole or is ignored."""
+"""Append-only JSON-lines files, robust to kill -9 and full disks: readers skip incomplete lines."""
 
 import errno
 import fcntl
@@ -26,20 +26,20 @@ class JsonLines:
     def append(self, row: dict[str, Any]) -> int:
         """Add one object as one line, in one write; returns the size of the file in bytes.
 
-        Errors: DiskFullError; RuntimeError when another run writes.
+        Raises DiskFullError, and RuntimeError when another run is writing.
         """
         line = json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
         with disk_guard(self.path):
             file = self.open()
             before = os.fstat(file.fileno()).st_size
             if file.write(line) != len(line):
-                # A short write means a full disk: take the torn line back before saying so.
+                # A short write means a full disk: remove the torn line before raising.
                 file.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return before + len(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The whole objects of the file in order; torn lines are passed over. No file, no rows."""
+        """The complete objects of the file in order; torn lines are skipped. A missing file has no rows."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -50,23 +50,23 @@ class JsonLines:
                     logger.debug("%s: line %d is torn and was ignored", self.path, number)
 
     def close(self) -> None:
-        """Let go of the file, so that another writer may open it."""
+        """Close the file, so that another writer may open it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def clear(self) -> None:
-        """Forget all rows and stay the one writer. Errors: RuntimeError when another run writes."""
+        """Delete all rows but keep the lock. Raises RuntimeError when another run is writing."""
         self.open().truncate(0)
 
     def remove(self) -> None:
-        """Forget all rows and the file with them. Errors: RuntimeError when another run writes."""
+        """Delete the file with all its rows. Raises RuntimeError when another run is writing."""
         self.open()
         self.path.unlink()
         self.close()
 
     def open(self) -> FileIO:
-        """Open for appending, alone. Errors: RuntimeError when another process or object has it open."""
+        """Open for appending with an exclusive lock. Raises RuntimeError when another process or object holds it."""
         if self._file is not None:
             return self._file
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class JsonLines:
                 raise BusyError(f"{self.path} is being written by another run; wait for it or stop it.") from error
             if _is_file(file, self.path):
                 break
-            file.close()  # its last writer removed it between our opening and locking it
+            file.close()  # the previous writer removed it between our opening and locking it
         size = os.fstat(file.fileno()).st_size
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
             file.write(b"\n")  # a torn last line must not swallow the next one

@@ -1,9 +1,9 @@
-"""The ledger: one durable row per unit x stage x fingerprint; a rejection or a failure is as durable as a success.
+"""The ledger: one durable row per unit x stage x fingerprint; rejections and failures are as durable as successes.
 
-A stage's rows lie in up to three kinds of files, each named after stage and fingerprint. While the stage runs they are
-appended to `.jsonl`; when that has grown large it is sealed into a numbered segment, `.000001.parquet`; in the end all
-is merged into `.parquet`, which holds every unit once. Readers take the last word on each unit from all of them, so a
-run killed anywhere loses no row and counts none twice.
+The rows of a stage are stored in up to three kinds of files, each named after stage and fingerprint. A running stage
+appends to `.jsonl`; a large `.jsonl` is sealed into a numbered segment, `.000001.parquet`; at the end of the stage all
+are merged into `.parquet`, which holds every unit once. Readers take the latest row of each unit across all of them, so
+a run killed at any point loses no row and counts none twice.
 """
 
 import json
@@ -24,13 +24,13 @@ from common.runs import atomic_write, plain, read_format_version, write_format_v
 
 State = Literal["kept", "rejected", "failed", "pending"]
 STATES: tuple[State, ...] = get_args(State)
-PAUSE = "pause_seconds"  # key of a pending outcome's outputs: how long its worker is to rest
+PAUSE = "pause_seconds"  # key of a pending outcome's outputs: how long to pause its worker
 DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes of a unit whose worker was lost
 Unit = dict[str, Any]  # a row with a "unit" id
 Key = tuple[str, str]  # unit id, input hash
-SEAL_BYTES = 64 * 2**20  # of appended lines: about 150,000 rows, read in a second
-LEDGER_FORMAT = 2  # of the ledger folder; what a stage of format 1 recorded is adopted by `curation.dataset.adopt`
-MERGE_SHARE = 8  # new rows are merged once they are an eighth of the old ones
+SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
+LEDGER_FORMAT = 2  # of the ledger folder; `curation.dataset.adopt` adopts outcomes of format 1
+MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -58,12 +58,12 @@ KEY_SCHEMA = pa.schema([("position", pa.int64()), ("unit", pa.string()), ("input
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one unit in one stage.
+    """Result of one unit in one stage.
 
     `outputs` holds JSON values only: scores and references, never pixels. `seconds`, `cpu_seconds`, `gpu_seconds` (wall
     seconds x GPUs reserved), `peak_mb` (peak resident MB), `host` and `attempt` are filled in by the executor.
-    `outputs_json`: the outputs as a worker has serialised them, to be recorded as they are; `outputs` then holds no
-    more than what the executor itself reads.
+    `outputs_json`: the outputs as serialised by a worker, recorded verbatim; `outputs` then holds only the keys that
+    the executor itself reads.
     """
 
     unit: str
@@ -85,12 +85,12 @@ OUTCOME_FIELDS = [item.name for item in fields(Outcome) if item.name != "outputs
 
 
 class Last(NamedTuple):
-    """The last word on a unit that may be tried again; `deaths` counts the workers it has taken along in a row."""
+    """The latest row of a unit that may be retried; `worker_crashes` counts the consecutive crashes it has caused."""
 
     state: State
     attempt: int
     error_class: str = ""
-    deaths: int = 0
+    worker_crashes: int = 0
 
 
 class Ledger:
@@ -102,7 +102,7 @@ class Ledger:
     def open(self, stage: str, fingerprint: str) -> "StageLedger":
         """The log of one stage under one fingerprint; a new ledger records its format.
 
-        Raises ValueError for a name that cannot be a file name, FormatVersionError for a ledger of newer code.
+        Raises ValueError for a name that is not valid in a file name, FormatVersionError for a ledger of newer code.
         """
         if not re.fullmatch(r"[A-Za-z0-9_]+", stage):
             raise ValueError(f"Stage name '{stage}' must consist of letters, digits and underscores; rename the stage.")
@@ -131,15 +131,15 @@ class StageLedger:
         self.close()
 
     def done(self) -> Iterator[tuple[Key, Outcome]]:
-        """The last outcome of every (unit, input hash), whatever its state, read piece by piece."""
+        """The latest outcome of every (unit, input hash), whatever its state, read in batches."""
         with connection_beside(self.folder) as connection:
             for batch in batches(connection.sql(ledger_sql(self._files())), LEDGER_SCHEMA):
                 for row in batch.to_pylist():
                     yield (row["unit"], row["input_hash"]), _outcome(row)
 
     def last(self, keys: pa.Table) -> tuple[np.ndarray, dict[int, Last]]:
-        """The last word on every key of a `key_table`: an index into STATES or -1 for a unit not seen yet (int8), and,
-        by position, more of those that failed or are pending."""
+        """The latest state of every key of a `key_table`, as an index into STATES or -1 for a key without a row (int8),
+        and by position the details of those that failed or are pending."""
         states, unsettled = np.full(keys.num_rows, -1, np.int8), {}
         sql = f"""SELECT position, list_position({list(STATES)}, state) - 1 AS code, attempt, error_class,
                   CASE WHEN error_class = '{DIED}' THEN outputs END AS outputs
@@ -150,13 +150,14 @@ class StageLedger:
                 positions, codes = (batch[name].to_numpy() for name in ("position", "code"))
                 states[positions] = codes
                 for row in batch.filter(pa.array(codes >= STATES.index("failed"))).to_pylist():
-                    deaths = json.loads(row["outputs"] or "{}").get("deaths", 0)
-                    last = Last(STATES[row["code"]], row["attempt"], row["error_class"], deaths)
+                    outputs = json.loads(row["outputs"] or "{}")
+                    crashes = outputs.get("worker_crashes", outputs.get("deaths", 0))  # "deaths": of older ledgers
+                    last = Last(STATES[row["code"]], row["attempt"], row["error_class"], crashes)
                     unsettled[row["position"]] = last
         return states, unsettled
 
     def outcomes(self, keys: pa.Table) -> Iterator[Outcome]:
-        """The last outcome of each key of a `key_table`, in its order, piece by piece; unknown keys are left out."""
+        """The latest outcome of each key of a `key_table`, in its order, in batches; keys without a row are omitted."""
         sql = f"SELECT l.* FROM keys JOIN ({ledger_sql(self._files())}) l USING (unit, input_hash) ORDER BY position"
         with connection_beside(self.folder) as connection:
             connection.register("keys", keys)
@@ -164,13 +165,13 @@ class StageLedger:
                 yield from map(_outcome, batch.to_pylist())
 
     def lock(self) -> None:
-        """Become the one writer of this stage. Errors: RuntimeError when another run is."""
+        """Become the only writer of this stage. Raises RuntimeError when another run is."""
         self._lines.open()
 
     def append(self, key: Key, outcome: Outcome) -> None:
-        """Write one row, durable against the death of this process when the call returns.
+        """Write one row; once the call returns, a kill of this process does not lose it.
 
-        Errors: DiskFullError; RuntimeError when another run writes this stage.
+        Raises DiskFullError, and RuntimeError when another run is writing this stage.
         """
         row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
         row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": self.stage, "fingerprint": self.fingerprint}
@@ -180,13 +181,15 @@ class StageLedger:
             self._seal()
 
     def is_open_ended(self) -> bool:
-        """Whether a run is appending at this moment, or was killed before it could merge its rows."""
+        """Whether a run is appending now, or was killed before it merged its rows."""
         return self._lines.path.exists()
 
     def compact(self) -> None:
-        """Merge all rows into Parquet; killed at any moment it can be done again. Errors: DiskFullError; RuntimeError.
+        """Merge all rows into Parquet; safe to repeat after a kill at any moment.
 
-        A few new rows beside very many old ones become a segment, merged when there are more of them.
+        A few new rows beside very many old ones become a segment, which is merged once there are more of them: the cost
+        of rewriting the large file is spread over many runs. Raises DiskFullError, and RuntimeError when another run is
+        writing this stage.
         """
         self.lock()
         segments = [file for file in self._files() if file not in (self._parquet, self._lines.path)]
@@ -201,14 +204,14 @@ class StageLedger:
         self._lines.remove()
 
     def close(self) -> None:
-        """Let another run write this stage."""
+        """Release the stage for other writers."""
         self._lines.close()
 
     def _files(self) -> list[Path]:
         return ledger_files(self.folder, self.stage, self.fingerprint)
 
     def _seal(self) -> None:
-        """Turn the appended lines into a segment and go on with none."""
+        """Turn the appended lines into a segment and start an empty `.jsonl`."""
         numbers = [int(file.suffixes[0][1:]) for file in self._files() if _is_segment(file)]
         if self._lines.path.stat().st_size:
             number = max(numbers, default=0) + 1
@@ -216,7 +219,7 @@ class StageLedger:
             self._lines.clear()
 
     def _write(self, target: Path, files: list[Path]) -> None:
-        # Sorted by unit: the row groups that hold a unit are found without reading the others.
+        # Sorted by unit, so that a lookup reads only the row groups whose min/max range holds the unit.
         sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
         with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
             form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
@@ -224,9 +227,9 @@ class StageLedger:
 
 
 def key_table(keys: Iterable[Key]) -> pa.Table:
-    """Keys with their position as an Arrow table, of about 50 bytes a row."""
-    left, pieces, position = iter(keys), [], 0
-    while piece := list(islice(left, BATCH_ROWS)):
+    """Keys with their position as an Arrow table of about 50 bytes a row."""
+    remaining, pieces, position = iter(keys), [], 0
+    while piece := list(islice(remaining, BATCH_ROWS)):
         units, hashes = zip(*piece, strict=True)
         positions = pa.array(range(position, position + len(piece)), pa.int64())
         pieces.append(pa.record_batch([positions, pa.array(map(clean, units)), pa.array(hashes)], schema=KEY_SCHEMA))
@@ -245,13 +248,13 @@ def ledger_rows(folder: Path | str, stage: str = "*") -> pa.Table:
 def ledger_files(folder: Path | str, stage: str = "*", fingerprint: str = "*") -> list[Path]:
     """The Parquet and JSON-lines files of the ledger, or of one stage."""
     files = [file for kind in ("parquet", "jsonl") for file in sorted(Path(folder).glob(f"{stage}-*.{kind}"))]
-    # A name beginning with a dot is what a killed compaction was writing.
-    wanted = re.compile(r"[A-Za-z0-9_]+-" + (r"[^.]*" if fingerprint == "*" else re.escape(fingerprint)) + r"\..*")
-    return [file for file in files if wanted.fullmatch(file.name)]
+    # Names that begin with a dot are temporary files of a killed compaction.
+    pattern = re.compile(r"[A-Za-z0-9_]+-" + (r"[^.]*" if fingerprint == "*" else re.escape(fingerprint)) + r"\..*")
+    return [file for file in files if pattern.fullmatch(file.name)]
 
 
 def ledger_sql(files: list[Path]) -> str:
-    """A DuckDB query giving the last word on every unit, with the columns of LEDGER_SCHEMA, also without any file."""
+    """A DuckDB query for the latest row of every unit, with the columns of LEDGER_SCHEMA even when there is no file."""
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(file.name.split(".")[0], []).append(file)
@@ -261,8 +264,11 @@ def ledger_sql(files: list[Path]) -> str:
 
 
 def _stage_sql(files: list[Path]) -> str:
-    """The rows of one stage and fingerprint: those merged before hold every unit once and are compared with none but
-    the later ones."""
+    """A DuckDB query for the latest row of every unit of one stage and fingerprint; "" without rows.
+
+    The merged file holds every unit once and may be large, the recent files (segments and lines) are small. Only units
+    with a recent row need the window function; all other merged rows pass through an anti join.
+    """
     segments = [quoted(file) for file in files if _is_segment(file)]
     lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
     merged = [f"SELECT * FROM read_parquet({quoted(file)})" for file in files if file.suffixes == [".parquet"]]
@@ -270,14 +276,17 @@ def _stage_sql(files: list[Path]) -> str:
     if lines:
         columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
         options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
-        # A torn line is read as a row of NULLs.
+        # With ignore_errors, a torn line is read as a row of NULLs.
         later.append(f"SELECT * FROM read_json([{', '.join(lines)}], {options}) WHERE unit IS NOT NULL")
     if not later:
         return merged[0] if merged else ""
+    # Attempts before time: clocks of several machines may differ, attempt numbers only grow.
     last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY attempt DESC, recorded DESC) = 1"
     recent = " UNION ALL BY NAME ".join(later)
     if not merged:
         return f"SELECT * FROM ({recent}) {last}"
+    # First the merged rows of units without a recent row, then the latest row of each unit with one. MATERIALIZED: the
+    # recent files are read once instead of three times.
     return f"""SELECT * FROM (
         WITH merged AS ({merged[0]}), recent AS MATERIALIZED ({recent}), again AS (SELECT unit, input_hash FROM recent)
         SELECT * FROM merged ANTI JOIN again USING (unit, input_hash)
@@ -288,7 +297,7 @@ def _stage_sql(files: list[Path]) -> str:
 
 
 def clean(value: Any) -> Any:
-    """Text as Parquet holds it: lone surrogates (undecodable file names) are escaped, NULs left out."""
+    """Text that Parquet can store: lone surrogates (undecodable file names) are escaped, NULs removed."""
     return value.encode("utf-8", "backslashreplace").decode().replace("\0", "") if isinstance(value, str) else value
 
 

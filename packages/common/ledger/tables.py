@@ -1,4 +1,4 @@
-"""Tables larger than memory: DuckDB with bounded memory beside the files it works on, read piece by piece."""
+"""Out-of-core tables: DuckDB with bounded memory, spilling beside its input files, read in batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from common.runs import FormatVersionError
 if TYPE_CHECKING:
     import duckdb
 
-MEMORY_LIMIT = "768MB"  # of DuckDB's own; what is larger is spilled
+MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
 
 
 @contextmanager
 def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """An in-memory DuckDB that spills into `folder`, not into the current one, when its memory is used up."""
-    import duckdb  # workers know the words of the ledger and never its engine
+    """An in-memory DuckDB that spills into `folder` instead of the current one when it exceeds its memory limit."""
+    import duckdb  # workers import this module but never query
 
     config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
     with duckdb.connect(config=config | {"temp_directory": str(folder / ".spill")}) as connection:
@@ -28,7 +28,7 @@ def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
 
 
 def batches(relation: "duckdb.DuckDBPyRelation", schema: pa.Schema | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a query in order, `BATCH_ROWS` or fewer at a time, with the types of `schema`."""
+    """The rows of a query in order, in batches of at most `BATCH_ROWS`, cast to `schema`."""
     for batch in relation.to_arrow_reader(BATCH_ROWS):
         yield batch if schema is None else batch.cast(schema)
 

@@ -69,12 +69,12 @@ def test_units_are_done_in_the_order_of_the_queue_and_those_added_later_at_its_e
     assert ended == [2, 0, 1, 2] and job.log == ["load", "c 1", "a 1", "b 1", "c 2"]
 
 
-def test_the_dead_are_replaced_and_told_to_the_watcher_before_their_unit_is_blamed() -> None:
-    job, told = Scripted(), list[Pause]()
+def test_crashed_workers_are_replaced_and_watch_is_called_before_their_unit_fails() -> None:
+    job, pauses_seen = Scripted(), list[Pause]()
     rows = [{"unit": "a"}, {"unit": "b", "dies": True}, {"unit": "c"}]
     slot = open_slot(Mortal, lambda: job)
-    results = dict(attempts(rows, deque(range(3)), lambda index: 1, [slot], watch=told.append))
-    assert (results[1].state, results[1].error_class) == ("failed", "WorkerDied") and len(told) == 1
+    results = dict(attempts(rows, deque(range(3)), lambda index: 1, [slot], watch=pauses_seen.append))
+    assert (results[1].state, results[1].error_class) == ("failed", "WorkerDied") and len(pauses_seen) == 1
     assert results[0].state == results[2].state == "kept" and job.log == ["load", "a 1", "load", "c 1"]
 
     def refuse(pause: Pause) -> None:
@@ -84,23 +84,23 @@ def test_the_dead_are_replaced_and_told_to_the_watcher_before_their_unit_is_blam
         list(attempts(rows, deque([1]), lambda index: 1, [open_slot(Mortal, lambda: job)], watch=refuse))
 
 
-def test_who_dies_loading_before_anything_was_done_ends_it_all() -> None:
+def test_a_crash_while_loading_before_any_result_ends_the_stage() -> None:
     slot = open_slot(lambda: Mortal(dies_loading=True), Scripted)
     with pytest.raises(LoadError, match="died loading its models"):
         list(attempts([{"unit": "a"}], deque([0]), lambda index: 1, [slot]))
 
 
-def test_a_resting_place_is_waited_for_and_a_busy_one_takes_its_unit() -> None:
-    first, second, told = Scripted(), Scripted(), list[Pause]()
+def test_paused_slots_resume_and_the_first_takes_the_next_unit() -> None:
+    first, second, pauses_seen = Scripted(), Scripted(), list[Pause]()
     rows: list[Unit] = [{"unit": "a", "pauses": [1.2]}, {"unit": "b", "pauses": [3.0]}]
     slots = [open_slot(Mortal, lambda: first, "one"), open_slot(Mortal, lambda: second, "two")]
     todo, started, ended = deque([0, 1]), time.monotonic(), []
-    for index, outcome in attempts(rows, todo, lambda index: 1, slots, watch=told.append):
+    for index, outcome in attempts(rows, todo, lambda index: 1, slots, watch=pauses_seen.append):
         ended.append((index, outcome.state))
         if outcome.state == "pending":
             todo.append(index)
     assert ended == [(0, "pending"), (1, "pending"), (0, "kept"), (1, "kept")]
-    # Place one wakes first and does both; place two had its own unit before.
+    # Place one resumes first and does both; place two had its own unit before.
     assert first.log == ["load", "a 1", "a 1", "b 1"] and second.log == ["load", "b 1"]
     assert 1.2 <= time.monotonic() - started < 3.0
-    assert (told[0].busy, told[0].resting) == (0, 2) and 0 < told[0].seconds < 1.2
+    assert (pauses_seen[0].busy, pauses_seen[0].resting) == (0, 2) and 0 < pauses_seen[0].seconds < 1.2

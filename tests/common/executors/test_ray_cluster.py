@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import kept_workers, run_stage
+from common.executors.run import run_stage, shared_workers
 from common.executors.stage import StageError
 from common.ledger.store import Ledger, ledger_rows
 from common.runs import DiskFullError
@@ -70,7 +70,7 @@ def test_errors_beyond_a_unit_end_the_run(tmp_path: Path) -> None:
         run(tmp_path / "c", [{"unit": "c", "n": 1}], ExecutorConfig("ray", 1, gpus_per_worker=1.0))
 
 
-def test_kept_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
+def test_shared_actors_run_one_stage_after_the_other(tmp_path: Path) -> None:
     units = [{"unit": f"u{n}"} for n in range(6)]
 
     def pids(number: int) -> set[int]:
@@ -81,7 +81,7 @@ def test_kept_actors_serve_one_stage_after_the_other(tmp_path: Path) -> None:
         everybody = psutil.Process().children(recursive=True)
         return {process.pid for process in everybody if "Host" in " ".join(process.cmdline())}
 
-    with kept_workers():
+    with shared_workers():
         first, kept = pids(0), actors()
         assert first <= kept and 1 <= len(kept) <= 2
         assert pids(1) <= kept and actors() <= kept
@@ -115,7 +115,7 @@ if __name__ == "__main__":
 """
 
 
-def test_one_core_is_room_enough_and_a_killed_ray_is_an_error_to_go_on_from(tmp_path: Path) -> None:
+def test_one_core_suffices_and_a_killed_ray_is_an_error_that_a_rerun_resumes_from(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(ONE_CPU)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "room"]
     driver = subprocess.Popen(command, env=PATHS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -127,7 +127,7 @@ def test_one_core_is_room_enough_and_a_killed_ray_is_an_error_to_go_on_from(tmp_
         if process.name() == "raylet" or "Host" in process.name():
             process.kill()
     out, _ = driver.communicate(timeout=120)
-    assert "no node left in the middle of stage 'judge'" in out and driver.returncode == 0
+    assert "no node left during stage 'judge'" in out and driver.returncode == 0
     rows = ledger_rows(tmp_path / "ledger", "judge").to_pylist()
     assert {row["error_class"] for row in rows} <= {"", "WorkerDied"}  # nobody is quarantined for it
     assert not psutil.wait_procs(ours, timeout=30)[1]

@@ -9,18 +9,18 @@ FAILED = Outcome("u", "failed", error_class="KeyError")
 DIED = Outcome("u", "failed", error_class="WorkerDied")
 
 
-def play(tries: RetryPolicy, *outcomes: Outcome) -> list[tuple[int, str, bool]]:
+def play(policy: RetryPolicy, *outcomes: Outcome) -> list[tuple[int, str, bool]]:
     """Attempt, error class and whether there will be another, of every outcome until there is none."""
     seen = []
     for outcome in outcomes:
-        judged, again = tries.judge(0, replace(outcome, attempt=tries.next_attempt(0)))
+        judged, again = policy.judge(0, replace(outcome, attempt=policy.next_attempt(0)))
         seen.append((judged.attempt, judged.error_class, again))
         if not again:
             break
     return seen
 
 
-def test_failures_are_tried_again_a_few_times() -> None:
+def test_failures_are_retried_a_few_times() -> None:
     assert play(RetryPolicy({}, retry_failed=2), *[FAILED] * 5) == [
         (1, "KeyError", True), (2, "KeyError", True), (3, "KeyError", False)
     ]  # fmt: skip
@@ -28,19 +28,19 @@ def test_failures_are_tried_again_a_few_times() -> None:
     assert play(RetryPolicy({}), FAILED, Outcome("u", "kept")) == [(1, "KeyError", True), (2, "", False)]
 
 
-def test_deaths_are_counted_by_themselves_and_in_a_row() -> None:
+def test_worker_crashes_count_apart_from_failures_and_in_a_row() -> None:
     assert [error for _, error, _ in play(RetryPolicy({}, retry_crashes=1), DIED, DIED)] == [
         "WorkerDied",
         "Quarantined",
     ]
     mixed = play(RetryPolicy({}, retry_failed=1, retry_crashes=1), DIED, FAILED)
     assert mixed == [(1, "WorkerDied", True), (2, "KeyError", False)]
-    after_a_kill = RetryPolicy({0: Last("failed", 2, "WorkerDied", deaths=2)}, retry_crashes=2)
+    after_a_kill = RetryPolicy({0: Last("failed", 2, "WorkerDied", worker_crashes=2)}, retry_crashes=2)
     assert not after_a_kill.settled(0) and play(after_a_kill, DIED) == [(3, "Quarantined", False)]
 
 
 @pytest.mark.parametrize("last", [Last("failed", 3, "KeyError"), Last("failed", 3, "Quarantined", 3)])
-def test_what_failed_for_good_gets_one_more_set_of_tries_when_asked_for(last: Last) -> None:
+def test_exhausted_units_get_one_fresh_set_of_attempts_with_retry(last: Last) -> None:
     assert RetryPolicy({0: last}).settled(0)
     again = RetryPolicy({0: last}, retry_failed=1, retry_crashes=1, retry=True)
     assert not again.settled(0)

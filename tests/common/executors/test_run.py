@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import kept_workers, run_stage, stream_stage
+from common.executors.run import run_stage, shared_workers, stream_stage
 from common.executors.stage import StageError
 from common.executors.status import read_status
 from common.ledger.store import Ledger, Outcome, ledger_rows
@@ -116,7 +116,7 @@ def test_second_run_touches_no_settled_unit(tmp_path: Path) -> None:
     assert run(tmp_path, more, HERE)[:-1] == first and calls(tmp_path) == [*before, "new"]
 
 
-def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path) -> None:
+def test_only_units_that_depend_on_a_change_run_again(tmp_path: Path) -> None:
     units: list[Row] = [{"unit": "a", "n": 1, "sha": "x"}, {"unit": "b", "n": 2, "sha": "x"}]
     run(tmp_path, units, HERE, reads=("n",))
     units[0]["sha"] = "y"  # a field the stage does not read
@@ -128,7 +128,7 @@ def test_only_what_depends_on_a_change_is_done_again(tmp_path: Path) -> None:
     assert run(tmp_path, units, HERE, reads=("n",), factor=5.0)[1].outputs["score"] == 15.0
 
 
-def test_pending_units_are_asked_again(tmp_path: Path) -> None:
+def test_pending_units_run_again(tmp_path: Path) -> None:
     units: list[Row] = [{"unit": "a", "n": 1, "kind": "pending"}]
     assert [run(tmp_path, units, HERE)[0].reason for _ in range(3)] == ["no_weights"] * 3
     assert len(calls(tmp_path)) == 3 and ledger_rows(tmp_path / "ledger").num_rows == 1
@@ -150,7 +150,7 @@ def test_death_of_a_worker_is_the_failure_of_its_unit_alone(tmp_path: Path) -> N
     assert sorted(calls(tmp_path)) == sorted([*(f"u{n}" for n in range(8)), "u2", "u2"])
 
 
-def test_poison_is_quarantined_until_it_is_asked_for(tmp_path: Path) -> None:
+def test_crashing_units_are_quarantined_until_retry(tmp_path: Path) -> None:
     units: list[Row] = [{"unit": "bad", "n": 1, "kind": "die"}, {"unit": "good", "n": 1}]
     once = replace(POOL, retry_crashes=1)
     first = run(tmp_path, units, once)
@@ -161,7 +161,7 @@ def test_poison_is_quarantined_until_it_is_asked_for(tmp_path: Path) -> None:
     assert calls(tmp_path).count("bad") == 4 and calls(tmp_path).count("good") == 1
 
 
-def test_retry_gives_failed_units_a_new_set_of_tries(tmp_path: Path) -> None:
+def test_retry_gives_failed_units_a_fresh_set_of_attempts(tmp_path: Path) -> None:
     units: list[Row] = [{"unit": "a", "n": 1, "kind": "raise"}, {"unit": "b", "n": 1, "kind": "reject"}]
     assert [run(tmp_path, units, HERE)[0].attempt for _ in range(2)] == [3, 3]
     assert run(tmp_path, units, replace(HERE, retry=True, retry_failed=0))[0].attempt == 4
@@ -294,15 +294,15 @@ def make_held() -> Callable[[Row], Outcome]:
     return held
 
 
-def test_kept_workers_serve_one_stage_after_the_other(tmp_path: Path) -> None:
+def test_shared_workers_run_one_stage_after_the_other(tmp_path: Path) -> None:
     def pids(number: int) -> set[int]:
         units = [{"unit": f"u{n}"} for n in range(12)]
         outcomes = run_stage(FunctionStage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), POOL)
         return {outcome.outputs["pid"] for outcome in outcomes}
 
-    with kept_workers():
+    with shared_workers():
         first = pids(0)
-        with kept_workers():  # a job inside a job
+        with shared_workers():  # a job inside a job
             assert pids(1) <= set(mine := alive()) and first <= set(mine) and len(mine) == 2
         victim = psutil.Process(min(first))
         victim.kill()
@@ -329,7 +329,7 @@ def test_outcomes_stream_from_a_generator_of_units(tmp_path: Path) -> None:
     assert unmeasured([first, *streamed]) == unmeasured(run(tmp_path / "b", units, HERE))
 
 
-def test_status_says_how_a_stage_stands_and_ended(tmp_path: Path) -> None:
+def test_status_of_a_running_and_an_ended_stage(tmp_path: Path) -> None:
     run(tmp_path, draw_units(0, 20, ("keep", "reject")), HERE)
     (status,) = read_status(RunFolder(tmp_path))
     assert (status.stage, status.state, status.total, status.done) == ("judge", "ended", 20, 20)
@@ -370,7 +370,7 @@ def start_long_run(folder: Path, begun: int = 10) -> "subprocess.Popen[bytes]":
     return process
 
 
-def test_kill_9_of_the_run_orphans_nobody_and_the_next_run_goes_on(tmp_path: Path) -> None:
+def test_kill_9_of_the_run_leaves_no_orphans_and_the_next_run_resumes(tmp_path: Path) -> None:
     process = start_long_run(tmp_path)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -386,7 +386,7 @@ def test_kill_9_of_the_run_orphans_nobody_and_the_next_run_goes_on(tmp_path: Pat
     assert sorted(calls(tmp_path)[len(before) :]) == sorted({unit["unit"] for unit in units} - done)
 
 
-def test_no_finished_unit_is_called_again_whoever_is_killed(tmp_path: Path) -> None:
+def test_no_finished_unit_runs_again_after_any_kill(tmp_path: Path) -> None:
     """The run dies twice, the second time after one of its workers; what had a row before is not called again."""
     again = []
     for kills in (["run"], ["worker", "run"]):
@@ -420,7 +420,7 @@ def test_ctrl_c_ends_at_once_without_spam(tmp_path: Path) -> None:
     assert ledger_rows(tmp_path / "ledger").num_rows >= 5
 
 
-def test_a_lost_product_is_made_again_and_no_other(tmp_path: Path) -> None:
+def test_only_units_with_a_lost_product_run_again(tmp_path: Path) -> None:
     """The ledger outlives the file: asked by `Stage.product_exists`, for kept units alone, and recorded once more."""
     units = [{"unit": name, "n": 1} for name in "abc"] + [{"unit": "d", "n": 1, "kind": "reject"}]
     lost: set[str] = set()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from common.executors.workers import InProcessWorker, ProcessWorker, Shelf
+from common.executors.workers import IdleWorkers, InProcessWorker, ProcessWorker
 from common.ledger.store import Outcome, Unit
 
 ALIVE: list[str] = []  # names of the jobs this process holds
@@ -51,7 +51,7 @@ def test_a_process_takes_one_job_after_the_other_and_frees_the_former(worker: Pr
     assert (first["alive"], second["alive"]) == (["a"], ["b"])
 
 
-def test_death_is_told_by_the_unit_and_by_whatever_is_asked_next(worker: ProcessWorker) -> None:
+def test_a_crash_is_raised_by_the_unit_and_by_the_next_call(worker: ProcessWorker) -> None:
     worker.load(Weights("a"))
     with pytest.raises(worker.death):
         worker.submit({"unit": "u", "die": True}, 1).result()
@@ -76,8 +76,8 @@ def test_the_calling_process_frees_its_job_too() -> None:
     assert ALIVE == []
 
 
-def test_a_shelf_keeps_the_living_by_kind(worker: ProcessWorker) -> None:
-    shelf, dead = Shelf(), ProcessWorker()
+def test_idle_workers_are_kept_by_kind_and_dead_ones_dropped(worker: ProcessWorker) -> None:
+    idle, dead = IdleWorkers(), ProcessWorker()
     dead.load(Weights("a"))
     pid = dead.submit({"unit": "u"}, 1).result().outputs["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -85,12 +85,12 @@ def test_a_shelf_keeps_the_living_by_kind(worker: ProcessWorker) -> None:
         time.sleep(0.01)
     with pytest.raises(dead.death):
         dead.submit({"unit": "u"}, 1).result()
-    shelf.put("small", dead)
-    shelf.put("large", worker)
-    assert shelf.count("small") == 0 and shelf.count("large") == 1
-    assert shelf.take("small") is None and shelf.take("large") is worker and shelf.take("large") is None
-    shelf.put("large", worker)
-    shelf.clear(besides="large")
-    assert shelf.count("large") == 1
-    shelf.clear()
-    assert shelf.count("large") == 0
+    idle.put("small", dead)
+    idle.put("large", worker)
+    assert idle.count("small") == 0 and idle.count("large") == 1
+    assert idle.take("small") is None and idle.take("large") is worker and idle.take("large") is None
+    idle.put("large", worker)
+    idle.clear(keep="large")
+    assert idle.count("large") == 1
+    idle.clear()
+    assert idle.count("large") == 0

@@ -45,13 +45,13 @@ def test_only_rows_of_the_unit_go(ledger: Ledger) -> None:
     assert ("cut", "e.mp4") in units(ledger) and len(units(ledger)) == len(before) - 2
 
 
-def test_rows_being_appended_to_are_left_where_nothing_is_to_be_forgotten(ledger: Ledger) -> None:
+def test_open_rows_stay_when_no_unit_is_removed(ledger: Ledger) -> None:
     before = {file.name: file.read_bytes() for file in ledger.folder.iterdir() if file.is_file()}
     assert forget_units(ledger.folder, {"z.mp4"}) == 0
     assert {file.name: file.read_bytes() for file in ledger.folder.iterdir() if file.is_file()} == before
 
 
-def test_a_run_at_work_is_not_disturbed(ledger: Ledger) -> None:
+def test_a_running_stage_is_refused(ledger: Ledger) -> None:
     with ledger.open("cut", "0" * 16) as log:
         log.lock()
         with pytest.raises(RuntimeError, match="is being written by another run"):

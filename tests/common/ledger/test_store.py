@@ -141,13 +141,14 @@ def test_absent_ledger_is_empty(tmp_path: Path) -> None:
     assert table.num_rows == 0 and table.schema == LEDGER_SCHEMA
 
 
-def test_last_words_and_outcomes_come_by_position(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["worker_crashes", "deaths"])  # the second is of older ledgers
+def test_last_rows_and_outcomes_come_by_position(tmp_path: Path, key: str) -> None:
     with open_log(tmp_path) as log:
         for unit, state in (("a", "kept"), ("b", "rejected"), ("p", "pending")):
             log.append((unit, "in"), Outcome(unit, state))  # type: ignore[arg-type]
         log.append(("f", "in"), Outcome("f", "failed", error_class="KeyError"))
         log.compact()
-        log.append(("f", "in"), Outcome("f", "failed", "", "m", {"deaths": 2}, error_class="WorkerDied", attempt=2))
+        log.append(("f", "in"), Outcome("f", "failed", "", "m", {key: 2}, error_class="WorkerDied", attempt=2))
     keys = key_table([("p", "in"), ("new", "in"), ("f", "in"), ("a", "in"), ("a", "other"), ("b", "in")])
     states, unsettled = open_log(tmp_path).last(keys)
     assert [STATES[code] if code >= 0 else "" for code in states] == ["pending", "", "failed", "kept", "", "rejected"]

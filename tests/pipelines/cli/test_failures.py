@@ -15,7 +15,7 @@ def failing(monkeypatch, tmp_path):
         def status_lines(root):
             raise error
 
-        monkeypatch.setattr("common.executors.status_table.status_lines", status_lines)
+        monkeypatch.setattr("common.executors.status.status_lines", status_lines)
         return run_here("status", "--run", tmp_path)
 
     return run

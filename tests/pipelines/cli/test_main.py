@@ -86,7 +86,7 @@ def test_what_curating_a_list_takes_is_said_without_a_download(tmp_path):
     assert done.returncode == 0 and "300 videos listed, 300 of them to be fetched" in done.stdout
     assert (tmp_path / "run" / "report" / "plan.json").exists()
     done = run_here("status", "--run", tmp_path / "run")
-    assert done.returncode == 0 and "no stage has begun yet" in done.stdout
+    assert done.returncode == 0 and "no stage has started yet" in done.stdout
 
 
 @pytest.fixture(scope="module")
