@@ -135,25 +135,25 @@ main()
 """
 
 
-def _base_installation(*arguments):
-    """A command where no library of an extra can be imported."""
-    command = [sys.executable, "-c", WITHOUT_EXTRAS.format(absent=sorted(EXTRA_OF)), *arguments]
+def _without(libraries, *arguments):
+    """A command where these libraries cannot be imported."""
+    command = [sys.executable, "-c", WITHOUT_EXTRAS.format(absent=sorted(libraries)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_the_base_installation_generates(tmp_path):
     inputs = ("--prompt", "a man", "--seconds", "0.2", "--out", str(tmp_path / "a.mp4"), "--run", str(tmp_path))
-    done = _base_installation("generate", *inputs, "--set", "generate.steps=1")
+    done = _without(EXTRA_OF, "generate", *inputs, "--set", "generate.steps=1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.mp4").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"),
-    [(("curate", "--recipe", "demo"), "curate"), (("run", "--recipe", "demo", "--ray", "local"), "cluster")],
+    ("library", "extra", "options"), [("cv2", "curate", ()), ("ray", "cluster", ("--ray", "local"))]
 )
-def test_a_command_without_its_extra_says_the_line_that_adds_it(command, extra, tmp_path):
-    done = _base_installation(*command, "--run", str(tmp_path))
+def test_a_command_without_its_extra_says_the_line_that_adds_it(library, extra, options, small_run):
+    sources = ("--recipe", "folder", "--set", f"sources.path={small_run}/sources", "--run", str(small_run))
+    done = _without({library}, "curate", *sources, *options)
     last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("error: This command needs ")
-    assert f"pip install 'omniavatar-stack[{extra}]'" in last or extra == "cluster"
+    assert done.returncode == 1 and last.startswith(f"error: This command needs {library}")
+    assert f"pip install 'omniavatar-stack[{extra}]'" in last
