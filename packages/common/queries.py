@@ -7,9 +7,6 @@ Each query reads the few columns it needs and forms no large intermediate, so th
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.clips import CLIP_FIELDS
-from common.tracks import TRACK_FIELDS
-
 
 @dataclass(frozen=True)
 class View:
@@ -87,7 +84,8 @@ QUERIES = {
     ),
 }
 
-VIEWS = {
+# Those of clips and tracks are in their tables' modules; `common.query.VIEWS` has all.
+DESCRIBED_VIEWS = {
     "sources": View(
         "one row per listed source video (sources.parquet; before it exists, the outcomes of the stage probe)",
         {
@@ -116,11 +114,6 @@ VIEWS = {
             "clips": "clips cut from it",
             "clips_kept": "those that are kept",
         },
-    ),
-    "clips": View("one row per clip (clips.parquet)", {name: meaning for name, _, meaning in CLIP_FIELDS}),
-    "tracks": View(
-        "one row per face track of a clip, with what every judge says of it (tracks.parquet)",
-        {name: meaning for name, _, meaning in TRACK_FIELDS},
     ),
     "outcomes": View(
         "the ledger: the last outcome of every unit in every stage (ledger/)",
@@ -212,15 +205,3 @@ VIEWS = {
         },
     ),
 }
-
-
-def catalogue_lines() -> list[str]:
-    """Every view with its columns and their meaning, then every named query."""
-    lines = []
-    for name, view in VIEWS.items():
-        longest = max(map(len, view.columns))
-        lines += [f"{name}: {view.meaning}"]
-        lines += [f"    {column:<{longest}}  {meaning}" for column, meaning in view.columns.items()] + [""]
-    lines.append("Named queries: omniavatar query NAME --run RUN")
-    lines += [f"    {name:<10}  {query.meaning}" for name, query in QUERIES.items()]
-    return [*lines, "", 'SQL: omniavatar query "select decision, count(*) from clips group by 1" --run RUN']

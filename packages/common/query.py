@@ -10,15 +10,15 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from common.clips import CLIP_SCHEMA
+from common.clips import CLIP_FIELDS, CLIP_SCHEMA
 from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
 from common.ledger.tables import check_table_format, connection_beside, quoted
-from common.queries import QUERIES, VIEWS
+from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
-from common.tracks import TRACK_SCHEMA, TRACKS_FILE
+from common.tracks import TRACK_FIELDS, TRACK_SCHEMA, TRACKS_FILE
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
 STEPS_SCHEMA = pa.schema(
@@ -42,12 +42,22 @@ PROBED = """SELECT unit AS video_id, state, reason, message, outputs, fingerprin
             FROM outcomes WHERE stage = 'probe'"""
 
 
+VIEWS = {
+    "sources": DESCRIBED_VIEWS["sources"],
+    "clips": View("one row per clip (clips.parquet)", {name: meaning for name, _, meaning in CLIP_FIELDS}),
+    "tracks": View(
+        "one row per face track of a clip, with what every judge says of it (tracks.parquet)",
+        {name: meaning for name, _, meaning in TRACK_FIELDS},
+    ),
+} | DESCRIBED_VIEWS
+
+
 class QueryError(UserError, ValueError):
     """DuckDB rejected the query."""
 
 
 def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views of a run, those of `common.queries.VIEWS`.
+    """An in-memory DuckDB with the views of a run, those of `VIEWS`.
 
     A view whose file does not exist yet is empty with the right columns. Clips are read from `materialise`'s copy as
     long as it is up to date. Raises MissingFileError for an absent run.
@@ -122,6 +132,18 @@ def _hint(sql: str) -> str:
         return ""
     near = difflib.get_close_matches(sql.strip(), QUERIES, 1)
     return f" Did you mean '{near[0]}'?" if near else f" Named queries: {', '.join(QUERIES)}."
+
+
+def catalogue_lines() -> list[str]:
+    """Every view with its columns and their meaning, then every named query."""
+    lines = []
+    for name, view in VIEWS.items():
+        longest = max(map(len, view.columns))
+        lines += [f"{name}: {view.meaning}"]
+        lines += [f"    {column:<{longest}}  {meaning}" for column, meaning in view.columns.items()] + [""]
+    lines.append("Named queries: omniavatar query NAME --run RUN")
+    lines += [f"    {name:<10}  {query.meaning}" for name, query in QUERIES.items()]
+    return [*lines, "", 'SQL: omniavatar query "select decision, count(*) from clips group by 1" --run RUN']
 
 
 def table_lines(table: pa.Table, width: int = 160) -> list[str]:

@@ -6,11 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.options import CURATE, RUN, TRAIN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
-from pipelines.cli.shards import app as shards_commands
+from pipelines.cli.options import CURATE, RUN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
 
 app = typer.Typer()
-app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
 
 PresetOption = Annotated[
     str, typer.Option("--preset", help="named thresholds instead of the recipe's: omniavatar, latentsync, strict")

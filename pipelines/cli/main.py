@@ -27,6 +27,7 @@ from pipelines.cli.options import (
     VerboseOption,
     executor_settings,
 )
+from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -127,8 +128,7 @@ def query(
     ] = None,
 ) -> None:
     """Ask DuckDB about a run: `omniavatar query "select decision, count(*) from clips group by 1"`."""
-    from common.queries import catalogue_lines
-    from common.query import run_query, table_lines
+    from common.query import catalogue_lines, run_query, table_lines
 
     if not sql:
         return print("\n".join(catalogue_lines()))
@@ -241,6 +241,7 @@ def miniature(
     print(out)
 
 
+app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
 for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands):
     app.add_typer(commands)
 

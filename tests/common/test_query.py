@@ -9,8 +9,17 @@ import pytest
 from common.clips import CLIP_SCHEMA, write_clips
 from common.ledger.store import Ledger, Outcome
 from common.progress import MetricLog
-from common.queries import QUERIES, VIEWS, catalogue_lines
-from common.query import QueryError, connect, materialise, run_query, table_lines, write_database
+from common.queries import QUERIES
+from common.query import (
+    VIEWS,
+    QueryError,
+    catalogue_lines,
+    connect,
+    materialise,
+    run_query,
+    table_lines,
+    write_database,
+)
 from common.shards.index import INDEX_SCHEMA
 from common.shards.store import ShardWriter
 
