@@ -21,9 +21,7 @@ from common.media.video import decode_video
 from curation.config import SpeakerConfig
 from curation.rows import ClipRow
 from curation.stages.tracks import READS, annotated_distances, people_fields, read_tracks
-from perception.faces.crop import crop_track
 from perception.faces.tracks import Track
-from perception.sync.lips import SIDE, lip_motion
 
 if TYPE_CHECKING:
     from perception.sync.active_speaker import ActiveSpeaker
@@ -92,6 +90,8 @@ class LipsStage(Stage[ClipRow]):
 
     def __call__(self, row: ClipRow) -> Outcome:
         """Kept whatever is found; rejected when the source's audio cannot be read."""
+        from perception.sync.lips import SIDE, lip_motion
+
         tracks = read_tracks(self.tracks, row)
         if not tracks:
             return Outcome(row["unit"], "kept")
@@ -148,6 +148,8 @@ class ActiveSpeakerStage(Stage[ClipRow]):
 
 def face_crops(file: Path, track: Track, side: int) -> np.ndarray:
     """The face of one track (n, side, side, 3), taken frame by frame: a clip of large pictures fills the memory."""
+    from perception.faces.crop import crop_track
+
     frames = islice(decode_video(file), track.start_frame, track.stop_frame)
     return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
 

@@ -7,8 +7,6 @@ from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
 from curation.rows import ClipRow
-from perception.speech.detect import speech_activity
-from perception.speech.loudness import integrated_loudness, silent_ends
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,9 @@ class SpeechStage(Stage[ClipRow]):
 
     def __call__(self, row: ClipRow) -> Outcome:
         """Measure the source's audio, not the clip file's, which another stage may have moved."""
+        from perception.speech.detect import speech_activity  # scipy.signal takes a second of CPU
+        from perception.speech.loudness import integrated_loudness, silent_ends
+
         try:
             wave = read_audio(row["path"], start=row["t_start"], end=row["t_end"])
         except MediaError as error:

@@ -14,7 +14,6 @@ from curation.config import TextConfig
 from curation.rows import ClipRow
 from curation.stages.tracks import READS, read_tracks
 from perception.faces.tracks import Track
-from perception.text import nearness, text_mask
 
 EYES_DOWN_TO = 0.6  # of a face's box, from its top
 
@@ -37,6 +36,8 @@ class TextStage(Stage[ClipRow]):
     def __call__(self, row: ClipRow) -> Outcome:
         """Means over the clip: text in percent of the frame; and weighted by its nearness to the speaker's face, in
         percent of the face's box (null without a face): subtitles over a chin count whole, a channel's logo hardly."""
+        from perception.text import nearness, text_mask
+
         tracks, speaker = read_tracks(self.tracks, row), row.get("face_track_id")
         pairs = _pairs(self.config, row["duration"])
         frames = read_frames(self.folder / f"{row['unit']}.mp4", [number for pair in pairs for number in pair])
