@@ -1,4 +1,4 @@
-"""The recipe's `curation:` section."""
+"""Configuration of curation: the recipe's `curation:` section."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from perception.config import Variant
 
 ROLES: Mapping[str, str] = {
     "face_detector": "OpenCV's frontal-face cascade looks for faces",
-    "active_speaker": "lips and sound alone say who of several people speaks",
+    "active_speaker": "lips and audio alone decide who of several people speaks",
     "sync_scorer": "clips stay pending",
     "pose": "no points of body and hands",
     "quality_scorer": "clips stay pending",
     "captioner": "clips without a caption of their own get the recipe's",
 }
-"""The models that curation may use, and what becomes of a run without each."""
+"""Model roles that curation may use, and how a run differs without each."""
 
 
 @dataclass(frozen=True)
 class SourcesConfig:
-    """Where the videos are.
+    """Source videos.
 
-    Here already: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
-    line, relative to the list. To be fetched: "urls", a text file with one address per line (https://, or s3:// and
+    Local: `kind` "folder", every video file below `path`; "list", `path` is a text file with one video per
+    line, relative to the list. Remote: "urls", a text file with one address per line (https://, or s3:// and
     gs:// for object storage), optionally followed by an id; "avspeech", avspeech_train.csv or avspeech_test.csv;
     "hdtf", the folder of HDTF's text files; "hdtf100" and "hdtf400_15s", the test sets in it (see
     `curation.sources.hdtf`; cut them with cut.use_segments: exact), the first drawn with `seed`. In text files
-    empty lines and lines that begin with # are passed over. `name` goes into the `source` field of the clips; empty
+    empty lines and lines that begin with # are skipped. `name` goes into the `source` field of the clips; empty
     means folder, urls, avspeech_train, avspeech_test or hdtf.
     """
 
@@ -44,12 +44,13 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class EgressConfig:
-    """One exit = one worker.
+    """One egress (network path to the sites) with its rate limits; each has one download worker.
 
     `proxy` (URL), `source_address` (a local IP address) and `cookies` (a file in Netscape format, which the site's
-    answers update) say who it is; empty means this machine without an account. `per_hour` look-ups at most,
+    responses update) define it; empty means this machine without an account. At most `per_hour` look-ups,
     `pause_seconds` (least, most) between two videos, `request_pause_seconds` between the requests of one look-up.
-    Media come at `max_bytes_per_second` at most (0: no bound); a server slower than `min_bytes_per_second` is given up.
+    Media are fetched at `max_bytes_per_second` at most (0: no limit); a transfer slower than `min_bytes_per_second` is
+    aborted.
     """
 
     name: str = "here"
@@ -64,18 +65,18 @@ class EgressConfig:
 
     def __post_init__(self) -> None:
         if not self.name.replace("-", "").replace("_", "").isalnum():
-            raise InputError(f"an exit is named {self.name!r}: expected letters, digits, '-' and '_'.")
+            raise InputError(f"an egress is named {self.name!r}: expected letters, digits, '-' and '_'.")
         if self.per_hour <= 0:
-            raise InputError(f"exit {self.name}: per_hour is {self.per_hour}: expected a positive number.")
+            raise InputError(f"egress {self.name}: per_hour is {self.per_hour}: expected a positive number.")
         if not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
-            raise InputError(f"exit {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
+            raise InputError(f"egress {self.name}: pause_seconds is {self.pause_seconds}: expected 0 <= least <= most.")
 
 
 @dataclass(frozen=True)
 class CooldownConfig:
-    """What an exit does after a bot check or a rate limit: it rests `cooldown_seconds`, twice as long after each
-    further one up to `max_cooldown_seconds`, and after `give_up_after` of them in a row it leaves the rest of the queue
-    to other exits or to the next run."""
+    """Back-off of an egress after a bot check or a rate limit: it pauses for `cooldown_seconds`, doubled after each
+    further refusal up to `max_cooldown_seconds`; after `give_up_after` refusals in a row it leaves the queue to the
+    other egresses or to the next run."""
 
     cooldown_seconds: float = 1800.0
     max_cooldown_seconds: float = 6 * HOUR
@@ -84,19 +85,19 @@ class CooldownConfig:
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """What is fetched, through which exits.
+    """Downloads: formats, egresses, retries.
 
-    Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; what lies there already is taken. The best
-    picture up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up before
-    the first is fetched; look-ups count against the limits of the exits (`sweep_per_hour` replaces their rate for it,
-    0 keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
-    is known to be there, is looked up before work goes on after a rest; without one the next video has to do. Trouble
-    of the network is tried `network_tries` times, after `backoff_seconds` and twice as long each time.
+    Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; files that exist there are used. The best
+    resolution up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up
+    before the first is fetched; look-ups count against the rate limits (`sweep_per_hour` replaces their rate for it, 0
+    keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
+    is known to be there, is looked up before an egress resumes after a cooldown; without one the next video serves for
+    that. Network errors are tried `network_tries` times, with a back-off from `backoff_seconds` that doubles.
     """
 
     folder: str = ""
-    exits: tuple[EgressConfig, ...] = (EgressConfig(),)
-    rest: CooldownConfig = CooldownConfig()
+    egress: tuple[EgressConfig, ...] = (EgressConfig(),)
+    cooldown: CooldownConfig = CooldownConfig()
     canary: str = ""
     max_height: int = 720
     prefer_codec: Literal["h264", "vp9", "av1"] = "h264"
@@ -106,15 +107,15 @@ class DownloadConfig:
     backoff_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        names = [exit.name for exit in self.exits]
+        names = [egress.name for egress in self.egress]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"exits are named {names}: expected at least one, each with its own name.")
+            raise InputError(f"egress names are {names}: expected at least one, each with its own name.")
         if self.network_tries < 1 or self.max_height < 1:
             raise InputError(f"network_tries {self.network_tries}, max_height {self.max_height}: expected 1 or more.")
 
     @property
-    def wanted(self) -> dict[str, Any]:
-        """All that decides which bytes come."""
+    def format_settings(self) -> dict[str, Any]:
+        """The settings that determine which bytes are fetched; the fingerprint of the download stage holds them."""
         return {"max_height": self.max_height, "prefer_codec": self.prefer_codec}
 
 
@@ -203,8 +204,8 @@ class FramingConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A pair of frames `seconds_apart` is looked at every `interval` seconds: text stands still for so long, the people
-    around it do not."""
+    """A pair of frames `seconds_apart` is compared every `interval` seconds: text does not move in between, people
+    do."""
 
     interval: float = 1.0
     seconds_apart: float = 0.4
@@ -244,14 +245,14 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Two clips are one when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits` of 192
-    picture bits differ and their loudness curves correlate by `min_sound_correlation`: people look alike, and sentences
-    sound alike, but not both at once. Two clips cut differently share something when two of their pictures differ in
-    at most `max_overlap_bits` of 64 and `min_overlap` seconds of sound correlate by `min_overlap_correlation` (less, as
-    a shift by part of 0.1 s blurs the curve)."""
+    """Two clips are duplicates when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits`
+    of 192 image-hash bits differ and their loudness curves correlate by `min_audio_correlation`: different clips may
+    look alike or sound alike, but rarely both. Clips that were cut differently overlap when two of their frames differ
+    in at most `max_overlap_bits` of 64 and `min_overlap` seconds of audio correlate by `min_overlap_correlation`
+    (lower: a shift by a fraction of 0.1 s blurs the curve)."""
 
     max_different_bits: int = 32
-    min_sound_correlation: float = 0.97
+    min_audio_correlation: float = 0.97
     max_seconds_apart: float = 0.2
     max_overlap_bits: int = 12
     min_overlap: float = 3.0
@@ -263,11 +264,11 @@ class SelectConfig:
     """Thresholds; a clip is refused when it is below a `min_` or above a `max_`.
 
     `min_sync_c`, `min_iqa` (on 1 to 5; the paper's "40" of 0..100 is 2.6) and 3 to 20 s are OmniAvatar's; `max_offset`
-    is what the sound may still be off, `max_drift` what its offset may change from the first third to the last, in
-    frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less than
-    `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by the
-    active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data set's
-    point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
+    is the largest remaining audio offset, `max_drift` the largest change of the offset from the first third to the
+    last, in frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less
+    than `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by
+    the active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data
+    set's point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
     frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
     `split_seed`, become the test split with all their clips.
     """
@@ -296,7 +297,7 @@ class SelectConfig:
 
 @dataclass(frozen=True)
 class CurationConfig:
-    """One object per stage, each beside the code that reads it.
+    """The `curation:` section: one object per stage.
 
     `keep_out`: fingerprints of clips that must not be trained on, as `report/test_fingerprints.jsonl` of another run.
     `test_list`: a test split drawn by `curation.decide.split`; without one the split is `select`'s.
@@ -319,5 +320,5 @@ class CurationConfig:
 
     @property
     def rules(self) -> dict[str, Any]:
-        """What decides which clips there are and how they are cut: all of it but where files lie and come from."""
+        """Settings that determine which clips exist and how they are cut: all but file locations and downloads."""
         return {name: value for name, value in plain(self).items() if name not in ("download", "keep_out", "test_list")}

@@ -160,12 +160,12 @@ def _hash(path: Path | None) -> str:
 
 def _restore_files(run: RunFolder, clips: Sequence[Row]) -> None:
     """Make the clip files what the table says: write lost or outdated ones again, remove those of older cuts."""
-    known = {clip["clip_id"] for clip in clips if clip.get("sha256")}
+    expected = {clip["clip_id"] for clip in clips if clip.get("sha256")}
     for file in run.clips.glob("*.mp4"):
-        if file.stem not in known:
+        if file.stem not in expected:
             file.unlink()
-    for clip in progress([clip for clip in clips if clip["clip_id"] in known], "verify clips"):
+    for clip in progress([clip for clip in clips if clip["clip_id"] in expected], "verify clips"):
         file = run.clips / f"{clip['clip_id']}.mp4"
         if not file.exists() or sha256_file(file) != clip["sha256"]:
-            logger.info("%s is not as recorded and is cut again", file.name)
+            logger.info("%s differs from its record and is cut again", file.name)
             cut_row(run.clips, clip, clip.get("sync_offset_applied") or 0)

@@ -92,9 +92,9 @@ def adopt(stage: Stage[Any], rows: Sequence[Row], config: CurationConfig, ledger
     settled = [STATES.index("kept"), STATES.index("rejected")]
     with ledger.open(stage.name, old) as before, ledger.open(stage.name, stage.fingerprint) as log:
         log.lock()
-        known, _ = log.last(new_keys)
+        recorded, _ = log.last(new_keys)
         states, _ = before.last(old_keys)
-        positions = np.flatnonzero((known < 0) & np.isin(states, settled))
+        positions = np.flatnonzero((recorded < 0) & np.isin(states, settled))
         outcomes = before.outcomes(old_keys.take(positions))
         for position, outcome in zip(positions.tolist(), outcomes, strict=True):
             log.append((rows[position]["unit"], hashes[position]), form.convert(rows[position], outcome))

@@ -33,8 +33,8 @@ SAME_BYTES, SAME_CONTENT, CHANGED, GONE, WITHDRAWN = "same_bytes", "same_content
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What became of the clips of a list: `table` with clip_id, video_id, state and why (of a gone one the class of the
-    failure; of a changed one whether its source is another file or the same one coded otherwise)."""
+    """Result per clip of a rebuilt list: `table` with clip_id, video_id, state and why (for a gone clip the class of
+    the failure; for a changed one whether its source is another file or the same one encoded differently)."""
 
     name: str
     table: pa.Table
@@ -46,19 +46,19 @@ class Rebuilt:
         lines = [f"list {self.name}: {len(rows)} clips"]
         for (state, why), count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             videos = len({row["video_id"] for row in rows if (row["state"], row["why"]) == (state, why)})
-            told = f"{state} ({why})" if why else state
-            lines.append(f"{count:8d} clips of {videos} videos: {told.replace('_', ' ')}")
+            label = f"{state} ({why})" if why else state
+            lines.append(f"{count:8d} clips of {videos} videos: {label.replace('_', ' ')}")
         return lines
 
 
 def rebuild(
     path: Path, run: RunFolder, executor: ExecutorConfig, download: DownloadConfig | None = None, videos: str = ""
 ) -> Rebuilt:
-    """Make the clips of a frozen list in `run.clips`, as `<clip_id>.mp4`, and say how each compares with the list.
+    """Recreate the clips of a frozen list in `run.clips`, as `<clip_id>.mp4`, and compare each with the list.
 
-    Videos are taken from the folder `videos`, where they lie as `<video_id>` or `<video_id>.<suffix>`; the others are
-    fetched as `download` says. Nothing is scored: cuts, crops and shifts of the sound are the list's. A killed rebuild
-    goes on where it was. Raises what `read_version` raises, StageError, DiskFullError.
+    Videos are taken from the folder `videos`, as `<video_id>` or `<video_id>.<suffix>`; the others are
+    fetched as `download` says. Nothing is scored: cuts, crops and audio shifts are the list's. A killed rebuild
+    resumes. Raises what `read_version` raises, StageError, DiskFullError.
     """
     header, listed = read_version(path)
     rows = listed.to_pylist()

@@ -1,6 +1,6 @@
-"""A video is withdrawn: its clips, its rows and all files that bear its name leave the run, and it never comes back.
+"""Takedown: removes a withdrawn video, its clips, rows and files from a run, and refuses it from then on.
 
-What is remembered is the SHA-256 of its id, in `takedowns/` of the run and in the ledger.
+Only the SHA-256 of its id is kept, in `takedowns/` of the run and in the ledger.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ Row = dict[str, Any]
 
 TAKEN_DOWN = "taken_down"
 FOLDER, VERSIONS = "takedowns", "versions"
-OWN = ("ledger", "shards", FOLDER, VERSIONS)  # each with its own way of forgetting
-# What killed writers leave (`common.runs.atomic_write`, `common.clips.write_clips`); nobody reads it again.
+OWN = ("ledger", "shards", FOLDER, VERSIONS)  # each has its own removal code
+# Temporary files of killed writers (`common.runs.atomic_write`, `common.clips.write_clips`).
 TORN = re.compile(r"\..+\.(tmp|unsorted)(\.\w+)?")
 TEXTS = frozenset((".json", ".jsonl", ".html", ".csv", ".tsv", ".txt", ".yaml", ".log", ".md"))
 
 
 def tombstone(video_id: str) -> str:
-    """What is left of the id of a video that was withdrawn: its SHA-256."""
+    """SHA-256 of the id of a withdrawn video, which is all that is kept of it."""
     return hashlib.sha256(video_id.encode()).hexdigest()
 
 
 def part_taken_down(run: RunFolder, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Source rows that may be used, and in place of each withdrawn one a refusal without its id, to be recorded."""
+    """The usable source rows, and for each withdrawn one a rejected row without its id, for the records."""
     gone = {file.stem for file in (run.root / FOLDER).glob("*.json")}
     marked = [(tombstone(row["unit"]), row) for row in rows] if gone else [("", row) for row in rows]
     refused = [
@@ -54,29 +54,29 @@ def part_taken_down(run: RunFolder, rows: Sequence[Row]) -> tuple[list[Row], lis
 
 
 def begin(run: RunFolder, video_id: str) -> Row:
-    """Put down what is to be removed, so that a killed takedown can be completed: `clips` (ids) and `named` (texts in
-    the ledger that may be names of files). From now on the video is refused.
+    """Write a journal of what is to be removed, so that a killed takedown can be completed: `clips` (ids) and `named`
+    (texts in the ledger that may be file names). From now on the video is refused.
 
-    Raises ValueError when the run knows nothing of the video.
+    Raises ValueError when the run has no trace of the video.
     """
     journal = run.root / FOLDER / f"{tombstone(video_id)}.json"
-    known = read_json(journal) if journal.exists() else {}
-    if "clips" in known:
-        return dict(known)
+    recorded = read_json(journal) if journal.exists() else {}
+    if "clips" in recorded:
+        return dict(recorded)
     rows = read_clips(run.clips_parquet) if run.clips_parquet.exists() else []
     clips = sorted(row["clip_id"] for row in rows if row["video_id"] == video_id)
     paths = [row["path"] for row in _source_rows(run) if row["video_id"] == video_id]
     named = named_by(run.ledger, {video_id, *clips})
-    if not (clips or paths or named or known):
+    if not (clips or paths or named or recorded):
         raise InputError(f"{run.root} knows no video '{video_id}'; expected a video_id of its sources.parquet.")
-    since = known.get("taken_down", datetime.now(UTC).isoformat(timespec="seconds"))
+    since = recorded.get("taken_down", datetime.now(UTC).isoformat(timespec="seconds"))
     entry = {"video": video_id, "clips": clips, "named": named, "paths": paths, "taken_down": since}
     write_json(journal, entry)
     return entry
 
 
 def finish(run: RunFolder, video_id: str, report: Row) -> None:
-    """Replace what `begin` put down by the counts of `report`, which names neither the video nor its clips."""
+    """Replace the journal of `begin` by the counts of `report`, which names neither the video nor its clips."""
     mark = tombstone(video_id)
     since = read_json(run.root / FOLDER / f"{mark}.json")["taken_down"]
     write_json(run.root / FOLDER / f"{mark}.json", {"taken_down": since, "removed": report})
@@ -85,8 +85,8 @@ def finish(run: RunFolder, video_id: str, report: Row) -> None:
 def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row) -> Row:
     """Remove the rows, files and ledger entries of a video from the run; returns counts.
 
-    Clips that were refused only for showing the same as one of its clips are decided anew by `config`. Killed, it can
-    be done again. Raises DiskFullError; RuntimeError when a run is at work.
+    Clips that were refused only for showing the same as one of its clips are decided again by `config`. Safe to
+    repeat after a kill. Raises DiskFullError, and RuntimeError while a run is active.
     """
     ids = {video_id, *entry["clips"]}
     counts = {"lists": _withdraw_lists(run, video_id), "clip_rows": _forget_rows(config, run, video_id)}
@@ -105,7 +105,7 @@ def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row
 
 def still_named(run: RunFolder, entry: Row) -> list[str]:
     """Files of the run that still hold the id or a clip id of a video as text, relative to the run; those that a
-    command makes again (of the report, of the cache) are deleted instead."""
+    command regenerates (report, cache) are deleted instead."""
     ids = [re.escape(name) for name in (entry["video"], *entry["clips"])]
     pattern = re.compile(rf"(?<![A-Za-z0-9_.-])({'|'.join(ids)})(?![A-Za-z0-9_-])")
     named = []
@@ -121,7 +121,7 @@ def still_named(run: RunFolder, entry: Row) -> list[str]:
 
 
 def left_outside(run: RunFolder, entry: Row) -> list[str]:
-    """Source files of the video outside the run, which are the user's to delete."""
+    """Source files of the video outside the run, which only the user may delete."""
     paths = [Path(path) for path in entry["paths"] if path]
     return [str(path) for path in paths if path.exists() and not path.is_relative_to(run.root)]
 
@@ -135,16 +135,16 @@ def _forget_rows(config: SelectConfig, run: RunFolder, video_id: str) -> int:
     if not run.clips_parquet.exists():
         return 0
     rows = read_clips(run.clips_parquet)
-    left = [row for row in rows if row["video_id"] != video_id]
+    remaining = [row for row in rows if row["video_id"] != video_id]
     gone = {row["clip_id"] for row in rows if row["video_id"] == video_id}
     if gone:
-        write_clips(run.clips_parquet, _regrouped(config, left, gone))
+        write_clips(run.clips_parquet, _regrouped(config, remaining, gone))
     return len(gone)
 
 
 def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str]) -> list[Row]:
-    """The rows; of duplicate groups that lost clips the first remaining one becomes the head, and its members are
-    decided anew (their split stays)."""
+    """The rows after a removal: in duplicate groups that lost clips the first remaining clip becomes the head, and the
+    members are decided again (their split stays)."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row["video_id"], row["t_start"])):
         if row.get("dup_group"):
@@ -163,26 +163,26 @@ def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str])
 
 
 def _filter_table(file: Path, ids: Collection[str]) -> int:
-    """Drop the rows of a Parquet file whose clip_id or video_id is one of these; returns how many went."""
+    """Delete the rows of a Parquet file whose clip_id or video_id is one of these; returns the number deleted."""
     table = pq.read_table(file)
-    doomed = [
+    removed = [
         pc.is_in(table[name], pa.array(sorted(ids))) for name in ("clip_id", "video_id") if name in table.schema.names
     ]
-    if not doomed:
+    if not removed:
         return 0
-    gone = doomed[0] if len(doomed) == 1 else pc.or_kleene(*doomed)
-    left = table.filter(pc.invert(pc.fill_null(gone, False)))
-    if left.num_rows < table.num_rows:
+    gone = removed[0] if len(removed) == 1 else pc.or_kleene(*removed)
+    remaining = table.filter(pc.invert(pc.fill_null(gone, False)))
+    if remaining.num_rows < table.num_rows:
         with atomic_write(file) as temporary:
-            pq.write_table(left, temporary, compression="zstd")
-    return table.num_rows - left.num_rows
+            pq.write_table(remaining, temporary, compression="zstd")
+    return table.num_rows - remaining.num_rows
 
 
 def _delete_files(run: RunFolder, video_id: str, entry: Row) -> int:
-    """Delete the files called after the video or its clips, and those of the cache that its ledger rows name."""
+    """Delete the files named after the video or its clips, and cache files that its ledger rows name."""
     named = {Path(text).name for text in entry["named"] if Path(text).suffix}
     stem = Path(video_id).with_suffix("").name
-    doomed = []
+    removed = []
     for file in _files(run):
         inside = file.relative_to(run.root)
         own = inside.as_posix().endswith(f"/{video_id}") or (
@@ -193,12 +193,12 @@ def _delete_files(run: RunFolder, video_id: str, entry: Row) -> int:
             or file.name.startswith(tuple(entry["clips"]))
             or (inside.parts[0] in ("cache", "per_frame") and file.name in named)
         ):
-            doomed.append(file)
-    # The copy of the clip table that questions are answered from is of the old table.
-    doomed += [file for file in run.cache.glob("clips-*.duckdb") if file not in doomed]
-    for file in doomed:
+            removed.append(file)
+    # The materialised copy of the clip table, for queries, is outdated now.
+    removed += [file for file in run.cache.glob("clips-*.duckdb") if file not in removed]
+    for file in removed:
         file.unlink()
-    return len(doomed)
+    return len(removed)
 
 
 def _withdraw_lists(run: RunFolder, video_id: str) -> dict[str, int]:
@@ -208,8 +208,8 @@ def _withdraw_lists(run: RunFolder, video_id: str) -> dict[str, int]:
 
 
 def _files(run: RunFolder, suffixes: Collection[str] = ()) -> Iterator[Path]:
-    """The files of the run but for those of OWN, in the order of their names."""
+    """The files of the run except those in OWN folders, sorted by name."""
     for file in sorted(run.root.rglob("*")):
-        wanted = file.is_file() and (not suffixes or file.suffix in suffixes)
-        if wanted and file.relative_to(run.root).parts[0] not in OWN:
+        matches = file.is_file() and (not suffixes or file.suffix in suffixes)
+        if matches and file.relative_to(run.root).parts[0] not in OWN:
             yield file

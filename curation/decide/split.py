@@ -1,7 +1,7 @@
-"""Which clips are held out for testing? A seeded draw of an exact number, kept as a list that can be published.
+"""Test split: a seeded draw of an exact number of clips, stored as a list that can be published.
 
-By video nothing of a test clip's source, nor of anything that shows the same, is left for training; by clip, as "100
-random clips" reads, other clips of the same video and person are.
+By video, no clip of a test clip's source or of its duplicates remains in training; by clip (as "100 random clips"
+reads), other clips of the same video and person do.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ class HeldOut:
 def draw_split(rows: Sequence[Row], count: int = 100, seed: int = 0, by: By = "video") -> HeldOut:
     """Draw `count` kept clips; by video no two of them come from the same or from linked videos.
 
-    `rows` are all rows of the clip table: refused duplicates tell which videos show the same. The draw depends on the
-    ids and the seed alone, not on their order. Raises ValueError when there are not enough.
+    `rows` are all rows of the clip table: rejected duplicates link videos with the same content. The draw depends on
+    the ids and the seed alone, not on their order. Raises ValueError when there are not enough.
     """
     kept = [row for row in rows if row["decision"] == "kept"]
     group_of = _linked(rows) if by == "video" else {row["clip_id"]: row["clip_id"] for row in kept}
@@ -70,11 +70,11 @@ def write_split(path: Path, held: HeldOut) -> None:
 
 
 def read_split(path: Path) -> HeldOut:
-    """Read what `write_split` wrote. Raises FileNotFoundError, and ValueError naming the line that is no clip."""
+    """Read the file of `write_split`. Raises FileNotFoundError, and ValueError naming the line that is no clip."""
     head, *lines = path.read_text("utf-8").splitlines() or [""]
     words = head.replace(",", " ").replace(":", " ").split()
     if words[:1] != ["#"] or words[2:5] != ["test", "clips", "by"] or words[5] not in get_args(By):
-        raise InputError(f"{path} begins with {head!r}; expected a list that `write_split` made.")
+        raise InputError(f"{path} begins with {head!r}; expected a list written by `write_split`.")
     clips = []
     for number, line in enumerate(lines, 2):
         try:
@@ -88,7 +88,7 @@ def read_split(path: Path) -> HeldOut:
 
 
 def _linked(rows: Iterable[Row]) -> dict[str, str]:
-    """video_id -> the first of the videos it is linked with, by duplicate groups, directly or through others."""
+    """video_id -> first video of its connected component, where duplicate groups link videos (union-find)."""
     parent: dict[str, str] = {}
     shown_by: dict[str, str] = {}
 
@@ -99,20 +99,20 @@ def _linked(rows: Iterable[Row]) -> dict[str, str]:
         return video
 
     for row in rows:
-        here = root(row["video_id"])
+        own = root(row["video_id"])
         if row.get("dup_group"):
-            there = root(shown_by.setdefault(row["dup_group"], row["video_id"]))
-            parent[max(here, there)] = min(here, there)
+            other = root(shown_by.setdefault(row["dup_group"], row["video_id"]))
+            parent[max(own, other)] = min(own, other)
     return {video: root(video) for video in list(parent)}
 
 
 def _draw(seed: int, name: str) -> str:
-    """A number between 0 and 1 that belongs to a name, as hex digits."""
+    """Pseudo-random sort key of a name under a seed, as hex digits."""
     return hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest()
 
 
 def apply_split(test_list: str, clips: Sequence[dict[str, Any]]) -> None:
-    """Put the split of a list that `write_split` wrote into clip rows; without a list they keep the one they have."""
+    """Set the split of clip rows from a list of `write_split`; without a list they keep their split."""
     if test_list:
         splits = assign_split(read_split(Path(test_list)), clips)
         for clip in clips:

@@ -30,14 +30,14 @@ UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # name -> how many m
 def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
     """A threshold and its values from "min_sync_c=2,3,4.5" or "min_sync_c=2:8:0.5" (first, last, step). Raises
     ValueError."""
-    name, _, given = text.partition("=")
+    name, _, values_text = text.partition("=")
     thresholds = [key for key, value in asdict(SelectConfig()).items() if key[:3] in ("min", "max")]
     if name not in thresholds:
         raise InputError(f"'{name}' is no threshold of a grid; expected one of {', '.join(thresholds)}.")
     try:
-        if ":" not in given:
-            return name, tuple(sorted({float(value) for value in given.split(",")}))
-        first, last, step = map(float, given.split(":"))
+        if ":" not in values_text:
+            return name, tuple(sorted({float(value) for value in values_text.split(",")}))
+        first, last, step = map(float, values_text.split(":"))
         count = round((last - first) / step) + 1
         return name, tuple(round(first + step * number, 9) for number in range(max(count, 1)))
     except (ValueError, ZeroDivisionError) as error:
@@ -46,10 +46,10 @@ def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def yield_table(run_root: Path | str, config: SelectConfig, grid: Mapping[str, Sequence[float]] = GRID) -> pa.Table:
-    """Clips and hours kept under every combination of the thresholds in `grid`, by rising threshold.
+    """Clips and hours kept under every combination of the thresholds in `grid`, sorted by threshold.
 
     Every other rule stays as in `config`, and duplicates stay the groups they are. Columns: the thresholds, clips,
-    hours, pending_clips, pending_hours (clips that nothing refuses but that wait for a score). Raises FileNotFoundError
+    hours, pending_clips, pending_hours (not rejected, but a score is missing). Raises FileNotFoundError
     without a clip table, ValueError for an empty or too large grid.
     """
     cells = int(np.prod([len(values) for values in grid.values()])) if grid else 0
@@ -63,11 +63,11 @@ def yield_table(run_root: Path | str, config: SelectConfig, grid: Mapping[str, S
 
 
 def funnel_table(run_root: Path | str, config: SelectConfig) -> pa.Table:
-    """What each reason of `config` costs in clips and hours, the costliest first.
+    """Clips and hours lost to each reason under `config`, largest first.
 
-    `alone`: clips given this reason, whatever else is wrong with them. `first`: clips for which it is the first reason
-    in the order in which `select` lists them; these add up to all that is lost. `last`: clips given no other reason,
-    which a laxer rule would win back. A clip that is too short is given no other reason (nothing more was measured).
+    `alone`: clips with this reason, whatever other reasons they have. `first`: clips for which it is the first reason
+    in the order in which `select` lists them; these add up to the total loss. `last`: clips with no other reason,
+    which a laxer rule would regain. A clip that is too short gets no other reason (nothing more was measured).
     """
     sql = f"""
         WITH decided AS ({decided_sql(config)}),
@@ -88,9 +88,9 @@ def hours_lines(run_root: Path | str, config: SelectConfig) -> list[str]:
 
 
 def hours_rows(run_root: Path | str, config: SelectConfig) -> list[tuple[float, str]]:
-    """Where the hours of the sources went, with words: refused as a file, cut into no clip, lost by each rule, kept.
+    """Hours of the sources with a label each: rejected files, uncut parts, lost by each rule, kept.
 
-    What is lost is negative.
+    Losses are negative.
     """
     funnel = funnel_table(run_root, config).to_pylist()
     sources = _ask(
@@ -99,8 +99,10 @@ def hours_rows(run_root: Path | str, config: SelectConfig) -> list[tuple[float, 
         "coalesce(sum(round(duration * 1000)), 0) / 3600000 AS hours, count(*) FILTER (duration IS NULL) AS unknown "
         "FROM sources GROUP BY 1 ORDER BY hours DESC, sources DESC, reason",
     ).to_pylist()
-    made = "SELECT decision, count(*) AS clips, sum(round(duration * 1000)) / 3600000 AS hours FROM ({}) GROUP BY 1"
-    states = {row["decision"]: row for row in _ask(run_root, made.format(decided_sql(config))).to_pylist()}
+    by_decision = (
+        "SELECT decision, count(*) AS clips, sum(round(duration * 1000)) / 3600000 AS hours FROM ({}) GROUP BY 1"
+    )
+    states = {row["decision"]: row for row in _ask(run_root, by_decision.format(decided_sql(config))).to_pylist()}
     usable = sum(row["hours"] for row in sources if not row["reason"])
     clips, hours = (sum(row[name] for row in states.values()) for name in ("clips", "hours"))
     total = sum(row["hours"] for row in sources)

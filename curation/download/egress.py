@@ -1,7 +1,7 @@
-"""One way out to the network and its manners: how often it asks, and how long it is silent after a site said no.
+"""Egress: rate limit and back-off of one network path to the sites.
 
-The state is a small file, so that manners outlive the process: a run that is killed and started again neither asks
-faster nor cuts a rest short.
+The state is a small file, so that limits hold across processes: a killed and restarted run neither sends more requests
+nor shortens a cooldown.
 """
 
 import logging
@@ -16,39 +16,39 @@ from curation.config import HOUR, CooldownConfig, EgressConfig
 
 logger = logging.getLogger(__name__)
 
-BURST_SECONDS = 60.0  # an exit that was idle may catch up on this much
+BURST_SECONDS = 60.0  # burst that an idle egress may catch up on
 
 
 @dataclass
 class _State:
     tokens: float
     counted: float  # when the tokens were counted, seconds since the epoch
-    busy: float  # when it last asked for something or got it
+    busy: float  # time of the last request or success
     cooldown_until: float = 0.0
-    strikes: int = 0  # rests since the last video that came
+    strikes: int = 0  # refusals since the last success
 
 
 class Egress:
-    """The manners of one exit. `clock` gives seconds since the epoch, `sleep` waits for some."""
+    """Token bucket and cooldown of one egress. `clock` gives seconds since the epoch, `sleep` waits."""
 
     def __init__(
         self,
         config: EgressConfig,
-        rest: CooldownConfig,
+        cooldown: CooldownConfig,
         state_file: Path,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.config, self.rest = config, rest
+        self.config, self.cooldown = config, cooldown
         self.sleep = sleep
         self._file, self._clock = state_file, clock
         self._state = self._load()
 
     def wait_turn(self, per_hour: float = 0.0) -> None:
-        """Wait until another look-up is within the manners (`per_hour` replaces the exit's own rate), and count it."""
+        """Wait until the rate limit allows another look-up (`per_hour` replaces the configured rate), and count it."""
         rate = per_hour or self.config.per_hour
         state, now = self._state, self._clock()
-        # A clock set back must not keep the exit waiting.
+        # A clock set back must not block the egress.
         elapsed = max(0.0, now - state.counted)
         tokens = min(self._burst(rate), state.tokens + elapsed * rate / HOUR)
         pause = random.uniform(*self.config.pause_seconds) - max(0.0, now - state.busy)
@@ -60,41 +60,46 @@ class Egress:
         self._save()
 
     def cooldown_left(self) -> float:
-        """Seconds for which the exit still has to be silent."""
+        """Remaining seconds of the cooldown."""
         return max(0.0, self._state.cooldown_until - self._clock())
 
     @property
     def cooling_down(self) -> bool:
-        """Whether it has rested and nothing has come through it since."""
+        """Whether it was refused and nothing has succeeded since."""
         return self._state.strikes > 0
 
     @property
     def given_up(self) -> bool:
-        """Whether it was refused so often in a row that it is of no use in this run."""
-        return self._state.strikes >= self.rest.give_up_after
+        """Whether it was refused too often in a row to be used further in this run."""
+        return self._state.strikes >= self.cooldown.give_up_after
 
     def record_refusal(self, message: str) -> float:
-        """The site has had enough: rest. Returns for how many seconds."""
+        """Start a cooldown after a refusal; returns its seconds."""
         state = self._state
-        seconds = min(self.rest.max_cooldown_seconds, self.rest.cooldown_seconds * 2.0**state.strikes)
+        seconds = min(self.cooldown.max_cooldown_seconds, self.cooldown.cooldown_seconds * 2.0**state.strikes)
         state.strikes += 1
         state.cooldown_until = self._clock() + seconds
         self._save()
-        name = self.config.name
-        logger.warning("exit %s is silent for %.0f s (time %d in a row): %s", name, seconds, state.strikes, message)
+        logger.warning(
+            "egress %s rate limited, resuming in %.0f s (refusal %d in a row): %s",
+            self.config.name,
+            seconds,
+            state.strikes,
+            message,
+        )
         return seconds
 
     def record_success(self) -> None:
-        """A video, or word of one, has come through."""
+        """Reset the cooldown after a successful look-up or download."""
         if self._state.strikes:
-            logger.info("exit %s is through again", self.config.name)
+            logger.info("egress %s works again", self.config.name)
         self._state.strikes, self._state.cooldown_until, self._state.busy = 0, 0.0, self._clock()
         self._save()
 
     def reset_strikes(self) -> None:
-        """A new run tries an exit that had been given up, once its rest is over."""
+        """In a new run, give an exhausted egress one more attempt once its cooldown is over."""
         if self.given_up and not self.cooldown_left():
-            self._state.strikes = self.rest.give_up_after - 1
+            self._state.strikes = self.cooldown.give_up_after - 1
             self._save()
 
     def _burst(self, rate: float) -> float:
@@ -108,7 +113,7 @@ class Egress:
         try:
             return _State(**read_json(self._file))
         except (ValueError, TypeError):
-            logger.warning("%s is not the state of an exit and is begun anew", self._file)
+            logger.warning("%s is not the state of an egress and was reset", self._file)
             return fresh
 
     def _save(self) -> None:

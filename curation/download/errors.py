@@ -1,7 +1,7 @@
-"""Why a video could not be fetched, and what is to be done about it: the classes the ledger keeps.
+"""Classification of download failures, with the rule and the advice that follow from each class.
 
-Sites say it in prose only, so a class is recognised by fragments of the message. The fragments are yt-dlp's and
-YouTube's words; the first class that matches wins, so the order below matters.
+Sites report errors as prose only, so a class is recognised by fragments of the message. The fragments are taken from
+yt-dlp and YouTube; the first class that matches wins, so the order below matters.
 """
 
 import re
@@ -9,20 +9,20 @@ from enum import StrEnum
 
 
 class Rule(StrEnum):
-    """What follows from a failure."""
+    """Handling of a failure."""
 
     NEVER = "never"  # rejected
-    LATER = "later"  # pending: the next run asks again
-    OTHER_EXIT = "other exit"  # pending: only another way out can help
-    STOP_EXIT = "stop exit"  # the exit rests, the video goes back to the queue
+    LATER = "later"  # pending: the next run tries again
+    OTHER_EGRESS = "other egress"  # pending: only another egress can help
+    COOL_DOWN = "cool down"  # the egress cools down, the video goes back to the queue
     REFRESH = "refresh"  # look the video up once more, then failed
-    BACK_OFF = "back off"  # again after growing pauses, then failed
-    AGAIN = "again"  # fetch once more from nothing, then rejected
-    MEND = "mend"  # failed: somebody has to put it right
+    BACK_OFF = "back off"  # retry after growing pauses, then failed
+    AGAIN = "again"  # fetch once more from scratch, then rejected
+    MEND = "mend"  # failed: needs a manual fix
 
 
 class FailureClass(StrEnum):
-    """What went wrong with one video; `rule` says what follows, `advice` what a person can do."""
+    """Class of a failure; `rule` is its handling, `advice` what a user can do."""
 
     BOT_CHECK = "bot_check"
     RATE_LIMIT = "rate_limit"
@@ -43,22 +43,22 @@ class FailureClass(StrEnum):
 
     @property
     def rule(self) -> Rule:
-        """What follows from it."""
+        """Handling of this class."""
         return RULES[self]
 
     @property
     def advice(self) -> str:
-        """A sentence for the message of a failure, "" where there is nothing to add."""
+        """A sentence to append to the message of a failure, or ""."""
         return ADVICE.get(self, "")
 
 
 RULES = {
-    FailureClass.BOT_CHECK: Rule.STOP_EXIT,
-    FailureClass.RATE_LIMIT: Rule.STOP_EXIT,
+    FailureClass.BOT_CHECK: Rule.COOL_DOWN,
+    FailureClass.RATE_LIMIT: Rule.COOL_DOWN,
     FailureClass.AGE: Rule.NEVER,
     FailureClass.MEMBERS: Rule.NEVER,
     FailureClass.PRIVATE: Rule.NEVER,
-    FailureClass.GEO: Rule.OTHER_EXIT,
+    FailureClass.GEO: Rule.OTHER_EGRESS,
     FailureClass.POLICY: Rule.NEVER,
     FailureClass.NOT_READY: Rule.LATER,
     FailureClass.REMOVED: Rule.NEVER,
@@ -71,10 +71,10 @@ RULES = {
     FailureClass.UNKNOWN: Rule.MEND,
 }
 ADVICE = {
-    FailureClass.GEO: "Add an exit in another country to download.exits.",
-    FailureClass.FORBIDDEN: "Upgrade yt-dlp: sites change and it ages in weeks.",
-    FailureClass.NO_FORMAT: "Upgrade yt-dlp and see that a JavaScript runtime (deno or node) is installed.",
-    FailureClass.LOCAL: "Mend what the message names and run again.",
+    FailureClass.GEO: "Add an egress in another country to download.egress.",
+    FailureClass.FORBIDDEN: "Upgrade yt-dlp: sites change, and releases age within weeks.",
+    FailureClass.NO_FORMAT: "Upgrade yt-dlp and check that a JavaScript runtime (deno or node) is installed.",
+    FailureClass.LOCAL: "Fix what the message names and run again.",
 }
 
 # Lower case, straight apostrophes.
@@ -124,8 +124,8 @@ FRAGMENTS: tuple[tuple[FailureClass, tuple[str, ...]], ...] = (
 
 
 class Failure(Exception):
-    """One attempt at a video came to nothing. The text is the site's or the library's own; `reason` is one word for
-    the ledger, finer than the class where that is known."""
+    """A failed attempt at a video. The text is that of the site or library; `reason` is one word for the ledger, more
+    specific than the class where possible."""
 
     def __init__(self, kind: FailureClass, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -135,6 +135,6 @@ class Failure(Exception):
 def classify(message: str) -> FailureClass:
     """The class of an error message, UNKNOWN where none is recognised."""
     text = re.sub("[\u2018\u2019`]", "'", " ".join(message.lower().split()))
-    text = re.sub(r"https?://\S+", "", text)  # an address may hold any word
+    text = re.sub(r"https?://\S+", "", text)  # a URL may contain any word
     found = (kind for kind, fragments in FRAGMENTS if any(fragment in text for fragment in fragments))
     return next(found, FailureClass.UNKNOWN)

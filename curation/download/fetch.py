@@ -1,6 +1,7 @@
-"""Fetch the source videos: politely, each whole and once, however many of its spans a data set names.
+"""Download of source videos within rate limits, each video once however many of its spans a data set names.
 
-sources -> [sweep: is it still there?] -> download -> one file per video, checked. One exit is one lane of the executor.
+sources -> [sweep: does it still exist?] -> download -> one file per video, checked. Each egress is a lane of the
+executor.
 """
 
 import logging
@@ -28,8 +29,8 @@ STATES: dict[Rule, State] = {
     Rule.NEVER: "rejected",
     Rule.AGAIN: "rejected",
     Rule.LATER: "pending",
-    Rule.OTHER_EXIT: "pending",
-    Rule.STOP_EXIT: "pending",
+    Rule.OTHER_EGRESS: "pending",
+    Rule.COOL_DOWN: "pending",
     Rule.REFRESH: "failed",
     Rule.BACK_OFF: "failed",
     Rule.MEND: "failed",
@@ -37,12 +38,12 @@ STATES: dict[Rule, State] = {
 
 
 def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
-    """Bring the remote ones among source rows here; returns the rows whose file is here, in order, with its `path`.
+    """Download the remote ones of the source rows; returns the rows that have a local file, in order, with its `path`.
 
-    `run_stage(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept.
-    A file that was fetched and is gone, or of another size, since is fetched again.
+    `run_stage(stage, rows)` runs rows through a stage, writes its outputs into them and returns those that were kept.
+    A fetched file that is missing now, or has another size, is fetched again.
     """
-    # Hidden from a mirror of the run: they have a place of their own already.
+    # Hidden, so that mirrors of the run skip it: these videos are on object storage already.
     stored = fetch_stored(rows, folder / ".stored", run_stage)
     present = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
     remote = [row for row in rows if "url" in row and not is_stored(row)]
@@ -56,7 +57,7 @@ def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, run
 
 @dataclass(frozen=True)
 class SweepStage(Stage[Row]):
-    """Over remote rows: asks whether a video is still there; its output is `announced`. One lane per egress."""
+    """Over remote rows: checks that a video still exists; its output is `announced`. One lane per egress."""
 
     name = "sweep"
     version = "1"
@@ -68,13 +69,13 @@ class SweepStage(Stage[Row]):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Nothing: the answer does not depend on how the question was asked."""
+        """Empty: the answer does not depend on any setting."""
         return {}
 
     @property
     def lanes(self) -> tuple[str, ...]:
         """One per egress: each has rate limits of its own."""
-        return tuple(egress.name for egress in self.config.exits)
+        return tuple(egress.name for egress in self.config.egress)
 
     def in_lane(self, lane: str) -> "Stage[Row]":
         """The stage through the egress of that name."""
@@ -85,7 +86,7 @@ class SweepStage(Stage[Row]):
         self.hold(fetcher=Fetcher(self.config, self.folder, self.lane))
 
     def __call__(self, row: Row) -> Outcome:
-        """Ask about one video."""
+        """Look up one video."""
         return self.fetcher.sweep(row)
 
 
@@ -94,8 +95,8 @@ class DownloadStage(SweepStage):
     """Over remote rows: writes `<folder>/<unit>.<suffix>`. One lane per egress.
 
     Outputs: `file` (name in the folder), `bytes`, `sha256`, `asked` (UTC), `exit` (name of the egress), `fetched` (what
-    the site said: address, format_id, codecs, height, duration in seconds, bytes, yt_dlp version; null for a file that
-    was here before), `forbidden` (how often the media were refused with 403 on the way) and, where crops had to be
+    the site reported: address, format_id, codecs, height, duration in seconds, bytes, yt_dlp version; null for a file
+    that existed before), `forbidden` (number of 403 responses for the media on the way) and, where crops had to be
     scaled, `segments`.
     """
 
@@ -103,8 +104,8 @@ class DownloadStage(SweepStage):
 
     @property
     def params(self) -> dict[str, Any]:
-        """What decides which bytes come."""
-        return self.config.wanted
+        """The settings that determine which bytes are fetched."""
+        return self.config.format_settings
 
     def __call__(self, row: Row) -> Outcome:
         """Fetch one video."""
@@ -117,12 +118,12 @@ class DownloadStage(SweepStage):
 
 
 class Fetcher:
-    """What one exit does with one video after the other. `manners` stands for the exit in tests."""
+    """Looks up and downloads videos through one egress. Tests pass their own `egress`."""
 
-    def __init__(self, config: DownloadConfig, folder: Path, lane: str, manners: Egress | None = None) -> None:
-        self.config, self.videos = config, VideoFolder(folder, config.wanted)
-        settings = next(egress for egress in config.exits if egress.name == lane)
-        self.egress = manners or self._egress(settings)
+    def __init__(self, config: DownloadConfig, folder: Path, lane: str, egress: Egress | None = None) -> None:
+        self.config, self.videos = config, VideoFolder(folder, config.format_settings)
+        settings = next(each for each in config.egress if each.name == lane)
+        self.egress = egress or self._egress(settings)
         self.egress.reset_strikes()
         self.site = Site(
             settings,
@@ -134,37 +135,41 @@ class Fetcher:
         )
 
     def _egress(self, config: EgressConfig) -> Egress:
-        return Egress(config, self.config.rest, self.videos.path / ".exits" / f"{config.name}.json")
+        # ".exits" is the folder name of earlier versions: their limits and cooldowns stay in force.
+        return Egress(config, self.config.cooldown, self.videos.path / ".exits" / f"{config.name}.json")
 
     def sweep(self, row: Row) -> Outcome:
-        """Kept with `announced` (see `curation.download.site.describe`), or why not."""
+        """Kept with `announced` (see `curation.download.site.describe`), or the failure."""
         return self._answer(row, lambda: self._announced(row))
 
     def download(self, row: Row) -> Outcome:
-        """Kept when the file is in the folder, or why not."""
-        return self._answer(row, lambda: self.videos.outputs_here(row) or self._fetched(row))
+        """Kept when the file is in the folder, or the failure."""
+        return self._answer(row, lambda: self.videos.existing_outputs(row) or self._fetched(row))
 
     def _answer(self, row: Row, do: Callable[[], dict[str, Any]]) -> Outcome:
-        """Do one thing under the manners of the exit and the rules of the failures."""
+        """Run `do` within the rate limit of the egress and by the rules of the failures."""
         if row.get("refused"):
             return Outcome(row["unit"], "rejected", row["refused"]["reason"], row["refused"]["message"])
         if self.egress.cooldown_left():
-            return self._rest(row, "exit_rests", f"exit {self.egress.config.name} is silent after a refusal")
+            return self._postponed(
+                row, "rate_limited", f"egress {self.egress.config.name} is cooling down after a refusal"
+            )
         if self.egress.cooling_down and self.config.canary and (failure := self._canary_failure()):
             self.egress.record_refusal(f"the canary: {failure}")
-            return self._rest(row, "exit_rests", f"the canary did not come through: {failure}")
+            return self._postponed(row, "rate_limited", f"the canary look-up failed: {failure}")
         spent: Counter[FailureClass] = Counter()
-        told = {"asked": datetime.now(UTC).isoformat(timespec="milliseconds"), "exit": self.egress.config.name}
+        # "exit" is the key of the egress in the ledger, which older ledgers and queries share.
+        request = {"asked": datetime.now(UTC).isoformat(timespec="milliseconds"), "exit": self.egress.config.name}
         try:
             outputs = self._persistent(do, spent)
         except Failure as failure:
             outcome = self._refusal(row, failure)
         else:
             outcome = Outcome(row["unit"], "kept", outputs=outputs)
-        return replace(outcome, outputs=told | {"forbidden": spent[FailureClass.FORBIDDEN]} | outcome.outputs)
+        return replace(outcome, outputs=request | {"forbidden": spent[FailureClass.FORBIDDEN]} | outcome.outputs)
 
     def _persistent(self, do: Callable[[], dict[str, Any]], spent: Counter[FailureClass]) -> dict[str, Any]:
-        """Do it again as often as the rule of each failure allows. Raises the last Failure."""
+        """Run `do`, retried as often as the rule of each failure allows. Raises the last Failure."""
         again = {Rule.REFRESH: 1, Rule.AGAIN: 1, Rule.BACK_OFF: self.config.network_tries - 1}
         while True:
             try:
@@ -173,22 +178,22 @@ class Fetcher:
                 spent[failure.kind] += 1
                 if spent[failure.kind] > again.get(failure.kind.rule, 0):
                     raise
-                logger.debug("%s; tried again", failure)
+                logger.debug("%s; retrying", failure)
                 if failure.kind.rule is Rule.BACK_OFF:
                     self.egress.sleep(self.config.backoff_seconds * 2.0 ** (spent[failure.kind] - 1))
 
     def _refusal(self, row: Row, failure: Failure) -> Outcome:
-        if failure.kind.rule is Rule.STOP_EXIT:
+        if failure.kind.rule is Rule.COOL_DOWN:
             self.egress.record_refusal(str(failure))
-            return self._rest(row, failure.reason, str(failure), failure.kind.value)
+            return self._postponed(row, failure.reason, str(failure), failure.kind.value)
         message = f"{failure} {failure.kind.advice}".strip()
         state = STATES[failure.kind.rule]
         return Outcome(row["unit"], state, failure.reason, message, error_class=failure.kind.value)
 
-    def _rest(self, row: Row, reason: str, message: str, error_class: str = "") -> Outcome:
-        """Back to the queue while this exit rests; left for the next run once no exit is of use."""
-        useless = all(self._egress(egress).given_up for egress in self.config.exits)
-        outputs = {} if useless else {"pause_seconds": self.egress.cooldown_left()}
+    def _postponed(self, row: Row, reason: str, message: str, error_class: str = "") -> Outcome:
+        """Pending: back to the queue during this egress's cooldown, or for the next run once all have given up."""
+        exhausted = all(self._egress(egress).given_up for egress in self.config.egress)
+        outputs = {} if exhausted else {"pause_seconds": self.egress.cooldown_left()}
         return Outcome(row["unit"], "pending", reason, message, outputs, error_class=error_class)
 
     def _canary_failure(self) -> Failure | None:
@@ -203,7 +208,7 @@ class Fetcher:
         return self.site.look_up(url)
 
     def _announced(self, row: Row) -> dict[str, Any]:
-        if self.videos.outputs_here(row):
+        if self.videos.existing_outputs(row):
             return {"announced": None}
         info = self._look_up(row["url"], self.config.sweep_per_hour)
         self.egress.record_success()
@@ -216,6 +221,6 @@ class Fetcher:
         try:
             check_talk(part, info.get("duration"))
         except Failure:
-            part.unlink()  # the next try begins from nothing
+            part.unlink()  # the next attempt starts from scratch
             raise
         return self.videos.take_in(part, row, describe(info))

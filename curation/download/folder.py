@@ -1,6 +1,6 @@
-"""The folder of fetched videos: `<video id>.<suffix>`, and beside each what was said of it when it came.
+"""Folder of downloaded videos: `<video id>.<suffix>` files, each with a JSON file of its metadata.
 
-A video appears there whole and checked or not at all; what is half fetched lies in a folder of its own.
+A video appears there complete and checked or not at all; partial downloads are in a folder of their own.
 """
 
 from pathlib import Path
@@ -14,28 +14,28 @@ from curation.sources.hdtf import fit_crops
 from curation.sources.listing import VIDEO_SUFFIXES
 from curation.sources.remote import Row
 
-# Sites round lengths to seconds, and a stream may end a little before the other.
+# Sites round lengths to seconds, and streams may end at slightly different times.
 LENGTH_TOLERANCE = 2.0  # seconds
 LENGTH_SHARE = 0.02
 
 
 class VideoFolder:
-    """Where videos lie. `wanted` is all of the recipe that decides which bytes a fetched video has."""
+    """The folder at `path`. `settings` are those that determine which bytes a downloaded video has."""
 
-    def __init__(self, path: Path, wanted: dict[str, Any]) -> None:
-        self.path, self.wanted = path, wanted
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
 
     @property
     def parts(self) -> Path:
-        """Where half-fetched videos lie."""
+        """Folder of partial downloads."""
         return self.path / ".parts"
 
     def take_in(self, part: Path, row: Row, fetched: dict[str, Any]) -> dict[str, Any]:
-        """Give a fetched and checked file its name in place of any other of its unit; returns its outputs."""
+        """Move a downloaded and checked file into place and remove older files of its unit; returns its outputs."""
         file = self.path / f"{row['unit']}{part.suffix if part.suffix in VIDEO_SUFFIXES else '.mp4'}"
         digest = sha256_file(part)
-        # Written first: a file without it would be taken for one that somebody put there.
-        write_json(self._notes(row), {"sha256": digest, "wanted": self.wanted, "fetched": fetched})
+        # Written first: a video without it would count as one that a user put there.
+        write_json(self._notes(row), {"sha256": digest, "wanted": self.settings, "fetched": fetched})
         sync(part)
         part.replace(file)
         for other in self._files(row):
@@ -44,17 +44,17 @@ class VideoFolder:
         sync(self.path)
         return _outputs(row, file, digest, fetched)
 
-    def outputs_here(self, row: Row) -> dict[str, Any] | None:
-        """The outputs of a unit whose file is here, fetched by an earlier run or put there by hand.
+    def existing_outputs(self, row: Row) -> dict[str, Any] | None:
+        """The outputs of a unit whose file exists, downloaded by an earlier run or put there by hand.
 
-        None when there is none, or one that was damaged since it came, or that was fetched with another recipe.
+        None when there is none, or when it was damaged since or downloaded with other settings.
         """
         file = next(iter(self._files(row)), None)
         if file is None:
             return None
         digest = sha256_file(file)
         notes = read_json(self._notes(row)) if self._notes(row).exists() else None
-        if notes and (notes["sha256"], notes["wanted"]) != (digest, self.wanted):
+        if notes and (notes["sha256"], notes["wanted"]) != (digest, self.settings):
             return None
         return _outputs(row, file, digest, notes["fetched"] if notes else None)
 
@@ -67,11 +67,11 @@ class VideoFolder:
 
 
 def check_talk(file: Path, announced: float | None) -> None:
-    """Raises Failure when a file is no readable video with sound of the announced length (s, None = not announced)."""
+    """Raises Failure unless the file is a readable video with audio of the announced length (s, None = unknown)."""
     found = _probed(file)
     expected = announced or found.duration
     if not found.has_audio:
-        raise Failure(FailureClass.POST_CHECK, f"{file.name} has no sound; expected a talking person.", "no_audio")
+        raise Failure(FailureClass.POST_CHECK, f"{file.name} has no audio; expected a talking person.", "no_audio")
     if abs(found.duration - expected) > max(LENGTH_TOLERANCE, LENGTH_SHARE * expected):
         message = f"{file.name} is {found.duration:.1f} s long; {expected:.1f} s were announced."
         raise Failure(FailureClass.POST_CHECK, message, "wrong_duration")

@@ -1,7 +1,7 @@
-"""ClipFeatures a video up and fetch its streams whole: the one file that knows yt-dlp.
+"""Video site access: look-up and download through yt-dlp; the only file that imports it.
 
-No ffmpeg program is needed: pictures and sound that a site keeps apart are put into one file packet by packet, with
-the times they had, so that neither is re-encoded nor moved against the other.
+No ffmpeg program is needed: separate video and audio streams are muxed into one file packet by packet with their
+original timestamps, so that nothing is re-encoded and A/V sync is unchanged.
 """
 
 import heapq
@@ -30,7 +30,7 @@ from curation.download.errors import Failure, FailureClass, classify
 logger = logging.getLogger(__name__)
 Info = dict[str, Any]
 
-# Pictures and sound apart, both in one, or whatever there is: the check of the file has the last word.
+# Separate video and audio, both in one, or whatever exists: the file is checked after the download.
 FORMATS = "bv*+ba/b/bv*/ba"
 SORT_NAMES = {"h264": "h264", "vp9": "vp9", "av1": "av01"}
 SOCKET_SECONDS = 20.0
@@ -40,33 +40,33 @@ LIVE = ("is_live", "is_upcoming", "post_live")
 
 
 class _Quiet:
-    """yt-dlp's words go to the log; those that matter come as exceptions."""
+    """Sends the messages of yt-dlp to the debug log; relevant errors are raised as exceptions."""
 
     debug = info = warning = error = staticmethod(partial(logger.debug, "%s"))
 
 
 class Site:
-    """yt-dlp behind one exit. Its errors become `Failure`; a full disk is a DiskFullError."""
+    """yt-dlp behind one egress. Its errors become `Failure`; a full disk is a DiskFullError."""
 
     def __init__(
-        self, exit: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
+        self, egress: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
     ) -> None:
-        if exit.cookies and not Path(exit.cookies).expanduser().is_file():
+        if egress.cookies and not Path(egress.cookies).expanduser().is_file():
             raise MissingFileError(
-                f"The cookies {exit.cookies} of exit {exit.name} do not exist; export them, or drop them."
+                f"The cookies {egress.cookies} of egress {egress.name} do not exist; export them, or unset `cookies`."
             )
-        self._ydl = YoutubeDL(_options(exit, cache, max_height, prefer_codec, tries, backoff))
+        self._ydl = YoutubeDL(_options(egress, cache, max_height, prefer_codec, tries, backoff))
 
     def look_up(self, url: str) -> Info:
-        """What the site says about one video, its streams chosen; nothing is fetched."""
+        """Metadata of one video with its selected streams; downloads no media."""
         info: Info = self._guarded(self._ydl.extract_info, url, download=False)
         check_usable(url, info)
         return info
 
     def fetch(self, info: Info, folder: Path, stem: str) -> Path:
-        """Fetch the chosen streams into `folder`, going on where a killed fetch stopped; returns one whole file.
+        """Download the selected streams into `folder`, resuming a killed download; returns one complete file.
 
-        The file is named after `stem` and the streams; what is half done ends in .part.
+        The file is named after `stem` and the streams; partial files end in .part.
         """
         folder.mkdir(parents=True, exist_ok=True)
         pieces = [self._piece(info, stream, folder, stem) for stream in streams(info)]
@@ -77,17 +77,17 @@ class Site:
             with disk_guard(joined):
                 join_streams(pieces[0], pieces[1], joined)
         except Failure:
-            _remove(pieces)  # the next try begins from nothing
+            _remove(pieces)  # the next attempt starts from scratch
             raise
         _remove(pieces)
         return joined
 
     def _piece(self, info: Info, stream: Info, folder: Path, stem: str) -> Path:
         name = re.sub(r"[^\w.-]", "_", f"{stem}.f{stream['format_id']}.{stream['ext']}")
-        wanted = {key: value for key, value in info.items() if key != "requested_formats"} | stream
-        whole, _ = self._guarded(self._ydl.dl, str(folder / name), wanted)
+        selected = {key: value for key, value in info.items() if key != "requested_formats"} | stream
+        whole, _ = self._guarded(self._ydl.dl, str(folder / name), selected)
         if not whole:
-            raise Failure(FailureClass.NETWORK, f"the download of {wanted['url']} did not finish")
+            raise Failure(FailureClass.NETWORK, f"the download of {selected['url']} did not finish")
         return folder / name
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -97,26 +97,26 @@ class Site:
         except (YoutubeDLError, *network_exceptions, TimeoutError, ConnectionError) as error:
             message = " ".join(str(error).removeprefix("ERROR: ").split())
             kind = classify(message)
-            # Exceptions of the network that are raised bare have no words of their own.
+            # Bare network exceptions carry no message to classify.
             bare = kind is FailureClass.UNKNOWN and not isinstance(error, DownloadError)
             raise Failure(FailureClass.NETWORK if bare else kind, message) from error
 
 
 def _options(
-    exit: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
+    egress: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
 ) -> dict[str, Any]:
     growing = partial(_back_off, backoff)
     return {
         "quiet": True, "noprogress": True, "logger": _Quiet(), "color": "never", "cachedir": str(cache),
         "format": FORMATS, "format_sort": [f"res:{max_height}", f"vcodec:{SORT_NAMES[prefer_codec]}", "acodec:aac"],
         "noplaylist": True, "fixup": "never", "updatetime": False, "skip_unavailable_fragments": False,
-        "proxy": exit.proxy or None, "source_address": exit.source_address or None,
-        "cookiefile": str(Path(exit.cookies).expanduser()) if exit.cookies else None,
-        "ratelimit": exit.max_bytes_per_second or None, "throttledratelimit": exit.min_bytes_per_second or None,
-        "sleep_interval_requests": exit.request_pause_seconds, "socket_timeout": SOCKET_SECONDS,
+        "proxy": egress.proxy or None, "source_address": egress.source_address or None,
+        "cookiefile": str(Path(egress.cookies).expanduser()) if egress.cookies else None,
+        "ratelimit": egress.max_bytes_per_second or None, "throttledratelimit": egress.min_bytes_per_second or None,
+        "sleep_interval_requests": egress.request_pause_seconds, "socket_timeout": SOCKET_SECONDS,
         "retries": tries - 1, "fragment_retries": tries - 1, "extractor_retries": tries - 1,
         "retry_sleep_functions": {"http": growing, "fragment": growing, "extractor": growing},
-        # YouTube's signatures are a program; any of these can run it.
+        # YouTube's signatures need a JavaScript runtime; any of these will do.
         "js_runtimes": {"deno": {}, "node": {}, "bun": {}, "quickjs": {}},
     }  # fmt: skip
 
@@ -131,22 +131,22 @@ def _remove(pieces: Sequence[Path]) -> None:
 
 
 def check_usable(url: str, info: Info | None) -> None:
-    """Raises Failure for what is no single video, is not finished yet, or is known to have no sound."""
+    """Raises Failure unless the address is a single, finished video that is not known to lack audio."""
     if not info or "entries" in info:
         raise Failure(FailureClass.NO_MEDIA, f"{url} is a list of videos; expected the address of one.")
     if info.get("live_status") in LIVE:
         raise Failure(FailureClass.NOT_READY, f"{url} is a live broadcast that has not become a video yet.")
     if all(stream.get("acodec") == "none" for stream in streams(info)):
-        raise Failure(FailureClass.NO_MEDIA, f"{url} has no sound; expected a talking person.", "no_audio")
+        raise Failure(FailureClass.NO_MEDIA, f"{url} has no audio; expected a talking person.", "no_audio")
 
 
 def streams(info: Info) -> list[Info]:
-    """The streams that were chosen: one with pictures and sound, or the pictures and then the sound."""
+    """The selected streams: one with video and audio, or video and then audio."""
     return info.get("requested_formats") or [info]
 
 
 def describe(info: Info) -> dict[str, Any]:
-    """What to keep of it: address, streams, size and length as announced (None where the site does not say)."""
+    """Metadata to record: address, streams, announced size and length (None where the site does not say)."""
     chosen = streams(info)
     sizes = [size for one in chosen if (size := one.get("filesize") or one.get("filesize_approx"))]
     codecs = [stream.get(kind) for kind in ("vcodec", "acodec") for stream in chosen]
@@ -161,10 +161,10 @@ def describe(info: Info) -> dict[str, Any]:
     }
 
 
-def join_streams(pictures: Path, sound: Path, target: Path) -> None:
-    """Copy the packets of a video stream and of a sound stream into one file, with the times they have."""
+def join_streams(video: Path, audio: Path, target: Path) -> None:
+    """Mux a video and an audio stream into one file, packets and timestamps unchanged."""
     try:
-        with av.open(str(pictures)) as first, av.open(str(sound)) as second, av.open(str(target), "w") as joined:
+        with av.open(str(video)) as first, av.open(str(audio)) as second, av.open(str(target), "w") as joined:
             sources: list[tuple[InputContainer, Stream]] = [(first, first.streams.video[0])]
             sources.append((second, second.streams.audio[0]))
             copies = [joined.add_stream_from_template(stream) for _, stream in sources]
@@ -172,9 +172,7 @@ def join_streams(pictures: Path, sound: Path, target: Path) -> None:
             for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
                 joined.mux(packet)
     except (av.FFmpegError, IndexError) as error:
-        raise Failure(
-            FailureClass.POST_CHECK, f"{pictures.name} and {sound.name} cannot be joined ({error})"
-        ) from error
+        raise Failure(FailureClass.POST_CHECK, f"{video.name} and {audio.name} cannot be joined ({error})") from error
 
 
 def _packets(container: InputContainer, stream: Stream, copy: Stream) -> Iterator[tuple[Fraction, int, Packet]]:
@@ -185,11 +183,11 @@ def _packets(container: InputContainer, stream: Stream, copy: Stream) -> Iterato
             yield time, copy.index, packet
 
 
-def _suffix_of_join(pictures: Path, sound: Path) -> str:
+def _suffix_of_join(video: Path, audio: Path) -> str:
     try:
-        with av.open(str(pictures)) as first, av.open(str(sound)) as second:
+        with av.open(str(video)) as first, av.open(str(audio)) as second:
             codecs = [source.codec_context.codec for source in (first.streams.video[0], second.streams.audio[0])]
     except (av.FFmpegError, IndexError) as error:
-        raise Failure(FailureClass.POST_CHECK, f"{pictures.name} or {sound.name} cannot be read ({error})") from error
-    usual = all(codec.canonical_name in known for codec, known in zip(codecs, IN_MP4, strict=True))
+        raise Failure(FailureClass.POST_CHECK, f"{video.name} or {audio.name} cannot be read ({error})") from error
+    usual = all(codec.canonical_name in supported for codec, supported in zip(codecs, IN_MP4, strict=True))
     return ".mp4" if usual else ".mkv"

@@ -1,5 +1,4 @@
-"""Source videos on object storage, fetched by addresses such as s3://bucket/name.mp4 into the folder of downloads; no
-rate limit, since the storage is the user's own."""
+"""Source videos on object storage, fetched from addresses such as s3://bucket/name.mp4 without a rate limit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 
 def is_stored(row: Row) -> bool:
-    """Whether the video of a source row is on a storage, neither here nor on a web site."""
+    """Whether the video of a source row is on object storage, neither local nor on a web site."""
     url = row.get("url") or ""
     return is_url(url) and not url.startswith(("http://", "https://"))
 
 
 def fetch_stored(rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
-    """Bring those of the rows that are on a storage here; returns them, in order, with their `path`.
+    """Fetch the videos on object storage; returns their rows, in order, with their `path`.
 
-    `run_stage(stage, rows)` is that of `fetch_sources`. A file that has gone since it was fetched, or was fetched by
-    another machine, is fetched again.
+    `run_stage(stage, rows)` is that of `fetch_sources`. A file that is missing now, or was fetched by another
+    machine, is fetched again.
     """
     remote = [row for row in rows if is_stored(row)]
     fetched = run_stage(FetchStage(folder), remote) if remote else []

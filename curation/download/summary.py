@@ -1,4 +1,4 @@
-"""What downloading came to: how many videos are here, why others are not, and whether a site refuses more and more."""
+"""Download summary: counts by state and reason, volume, and the trend of 403 responses."""
 
 import json
 from collections import Counter
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from common.ledger.store import Outcome, ledger_rows
 
-RISING = 1.5  # times as many refusals in the second half as in the first are no accident ...
-RISING_SHARE = 0.02  # ... where they are more than this share
+RISING = 1.5  # ratio of refusals in the second half to the first that counts as rising ...
+RISING_SHARE = 0.02  # ... when they exceed this share
 
 
 @dataclass(frozen=True)
 class DownloadSummary:
-    """What became of the sources, and how often media were refused with 403: per video asked for, in the first and in
-    the second half of the time."""
+    """Outcomes of the sources, and 403 responses per requested video in the first and in the second half of the
+    requests."""
 
     states: dict[str, int]
     reasons: dict[str, int]
@@ -24,18 +24,18 @@ class DownloadSummary:
 
     @property
     def forbidden_rises(self) -> bool:
-        """Whether refusals grow, the sign that yt-dlp has become too old."""
+        """Whether refusals increase, a sign that yt-dlp is outdated."""
         first, second = self.forbidden
         return second > RISING_SHARE and second > RISING * first
 
     def lines(self) -> list[str]:
-        """The summary in words."""
+        """The summary as text."""
         states = ", ".join(f"{count} {state}" for state, count in self.states.items())
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.items()) or "none"
-        lines = [f"downloads: {states}, {self.gigabytes:.2f} GB (not here: {reasons})"]
+        lines = [f"downloads: {states}, {self.gigabytes:.2f} GB (missing: {reasons})"]
         if any(self.forbidden):
             first, second = (100 * share for share in self.forbidden)
-            advice = "; it rises: upgrade yt-dlp" if self.forbidden_rises else ""
+            advice = "; rising: upgrade yt-dlp" if self.forbidden_rises else ""
             lines.append(
                 f"media refused with 403: {first:.1f} % in the first half, {second:.1f} % in the second{advice}"
             )
@@ -43,7 +43,7 @@ class DownloadSummary:
 
 
 def recorded_downloads(ledger: Path) -> list[Outcome]:
-    """The outcomes of the download stage in a ledger folder, under the settings it worked with last."""
+    """The outcomes of the download stage in a ledger folder, under its latest settings."""
     columns = ["unit", "fingerprint", "state", "reason", "error_class", "outputs", "recorded"]
     rows = ledger_rows(ledger, "download").select(columns).to_pylist()
     newest = max(rows, key=lambda row: row["recorded"])["fingerprint"] if rows else ""
@@ -62,13 +62,13 @@ def recorded_downloads(ledger: Path) -> list[Outcome]:
 
 def summarise_downloads(outcomes: Iterable[Outcome]) -> DownloadSummary:
     """Count the outcomes of `curation.download.fetch.DownloadStage`."""
-    told = list(outcomes)
-    asked = sorted((one for one in told if one.outputs.get("asked")), key=lambda one: str(one.outputs["asked"]))
+    recorded = list(outcomes)
+    asked = sorted((one for one in recorded if one.outputs.get("asked")), key=lambda one: str(one.outputs["asked"]))
     half = len(asked) // 2
     return DownloadSummary(
-        states=dict(Counter(one.state for one in told).most_common()),
-        reasons=dict(Counter(one.reason or one.error_class for one in told if one.state != "kept").most_common()),
-        gigabytes=sum(one.outputs["bytes"] for one in told if one.state == "kept") / 1e9,
+        states=dict(Counter(one.state for one in recorded).most_common()),
+        reasons=dict(Counter(one.reason or one.error_class for one in recorded if one.state != "kept").most_common()),
+        gigabytes=sum(one.outputs["bytes"] for one in recorded if one.state == "kept") / 1e9,
         forbidden=(_forbidden(asked[:half]), _forbidden(asked[half:])),
     )
 

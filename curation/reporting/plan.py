@@ -71,7 +71,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: `hours` on the machines or through the exits at hand, of them `limit` ("exits", "CPU cores", "GPUs")
+    """One stage: `hours` on the machines or the configured egresses, of them `limit` ("egresses", "CPU cores", "GPUs")
     sets the pace; bytes it writes and fetches. `measured`: from the pilot; else `origin` says where the rate is from.
     """
 
@@ -229,23 +229,31 @@ NOTHING = Estimate(0.0)
 
 
 def _fetching(stage: str, totals: _Totals, download: DownloadConfig) -> StagePlan:
-    """Asking for every video, or fetching those that are there: paced by the exits, not by this machine."""
+    """Asking for every video, or fetching those that are there: limited by the egresses, not by this machine."""
     remote = totals.sources.remote / totals.sources.videos
-    rates = [exit.per_hour for exit in download.exits]
+    rates = [egress.per_hour for egress in download.egress]
     measured = totals.pilot is not None and bool(totals.pilot.bases["wire_bytes"].any())
     if stage == "sweep":
         paced = np.array([totals.sources.remote]) / sum(download.sweep_per_hour or rate for rate in rates)
         return StagePlan(
-            stage, "exits", _estimate(paced), NOTHING, NOTHING, NOTHING, NOTHING, False, "the rates of the exits"
+            stage,
+            "egresses",
+            _estimate(paced),
+            NOTHING,
+            NOTHING,
+            NOTHING,
+            NOTHING,
+            False,
+            "the rate limits of the egresses",
         )
     size = totals.of("wire_bytes") * remote
     paced = totals.of("alive") * remote / sum(rates)
-    if all(exit.max_bytes_per_second for exit in download.exits):
-        paced = np.maximum(paced, size / sum(exit.max_bytes_per_second for exit in download.exits) / 3600)
+    if all(egress.max_bytes_per_second for egress in download.egress):
+        paced = np.maximum(paced, size / sum(egress.max_bytes_per_second for egress in download.egress) / 3600)
     cpu = _estimate(totals.of("cpu download")) if totals.measured("download") else NOTHING
-    origin = "" if measured else "0.9 GB for an hour of 720p, and the rates of the exits"
+    origin = "" if measured else "0.9 GB for an hour of 720p, and the rate limits of the egresses"
     disk = _estimate(size / GB)
-    return StagePlan(stage, "exits", _estimate(paced), cpu, NOTHING, disk, disk, measured, origin)
+    return StagePlan(stage, "egresses", _estimate(paced), cpu, NOTHING, disk, disk, measured, origin)
 
 
 def _working(stage: str, totals: _Totals, machines: Machines) -> StagePlan:
@@ -278,14 +286,14 @@ def _working(stage: str, totals: _Totals, machines: Machines) -> StagePlan:
 def _advice(rows: Sequence[StagePlan], machines: Machines, download: DownloadConfig) -> str:
     """The bottleneck, and the least that makes another one the slowest; where that takes more than twice of what is
     there, what halves it."""
-    have = {"exits": len(download.exits), "CPU cores": machines.cpus, "GPUs": max(machines.gpus, 1)}
+    have = {"egresses": len(download.egress), "CPU cores": machines.cpus, "GPUs": max(machines.gpus, 1)}
     hours = {limit: sum(row.hours.value for row in rows if row.limit == limit) for limit in have}
     first, second, _ = sorted(hours, key=lambda limit: -hours[limit])
     # Of the order of a hundred million, or of nothing at all, where no other resource is in use.
     removing = ceil(have[first] * hours[first] / hours[second]) if hours[second] else 2 * have[first]
     more = max(1, min(removing, 2 * have[first]) - have[first])
     then = hours[first] * have[first] / (have[first] + more)
-    name = first if more > 1 else first.removesuffix("s")
+    name = first if more > 1 else first.removesuffix("es" if first == "egresses" else "s")
     return (
         f"the bottleneck is the {first} ({have[first]}): {hours[first] / DAY:,.1f} days of the work; "
         f"{more} more {name} would make it {then / DAY:,.1f} (the {second} need {hours[second] / DAY:,.1f})"

@@ -1,4 +1,4 @@
-"""Which videos go in? One row per source video, in an order that does not depend on the file system."""
+"""Source listing: one row per source video, in an order that does not depend on the file system."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ VIDEO_SUFFIXES = frozenset(
 def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
     """Rows with `unit` (the video id), path, bytes, mtime_ns, source, row_index, caption.
 
-    For videos that are here the unit is the path relative to the folder, and caption (null without one) and segments
-    come from a `<video>.json` beside the video. A video to be fetched has `url` and `segments` instead of a path
+    For local videos the unit is the path relative to the folder, and caption (null without one) and segments
+    come from a `<video>.json` beside the video. A remote video has `url` and `segments` instead of a path
     (`curation.sources.remote.remote_row`). Raises FileNotFoundError for an absent folder, list or listed video, and
-    SourcesError when there is nothing to do.
+    SourcesError when there is no source.
     """
     root = Path(config.path).expanduser()
     if not config.path:
@@ -70,7 +70,7 @@ def _in_list(file: Path) -> list[Path]:
 
 
 def _entries(file: Path) -> list[str]:
-    """What a text list names, each once, in its order."""
+    """The distinct entries of a text list, in its order."""
     return [line for line in dict.fromkeys(read_lines(file)) if line and not line.startswith("#")]
 
 
@@ -79,12 +79,12 @@ def _urls(file: Path, source: str) -> list[dict[str, Any]]:
         raise MissingFileError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
     rows: dict[str, dict[str, Any]] = {}
     for entry in _entries(file):
-        url, _, given = entry.partition(" ")
+        url, _, video_id = entry.partition(" ")
         if not is_url(url):
             raise SourcesError(f"{file} names {url!r}; expected an address such as https://host/video.mp4, then an id.")
         video = youtube_id(url)
         url = WATCH + video if video else url
-        unit = given.strip() or video or hashlib.sha256(url.encode()).hexdigest()[:16]
+        unit = video_id.strip() or video or hashlib.sha256(url.encode()).hexdigest()[:16]
         if not SAFE_ID.fullmatch(unit):
             raise SourcesError(f"{file} gives the id {unit!r}; expected letters, digits, '-', '_' and '.' only.")
         if rows.setdefault(unit, remote_row(unit, url, source, []))["url"] != url:
@@ -104,19 +104,22 @@ def _row(config: SourcesConfig, base: Path, path: Path, number: int) -> dict[str
         "mtime_ns": status.st_mtime_ns,
         "source": config.name or "folder",
         "row_index": number if config.kind == "list" else None,
-        **_told(path.with_suffix(".json")),
+        **_sidecar_fields(path.with_suffix(".json")),
     }
 
 
-def _told(sidecar: Path) -> dict[str, Any]:
-    """What the file beside a video says of it: its caption and, as `curation.sources.remote` has them, its segments."""
-    told: Any = {}
+def _sidecar_fields(sidecar: Path) -> dict[str, Any]:
+    """Caption and segments (format: `curation.sources.remote.remote_row`) from the JSON file beside a video."""
+    fields: Any = {}
     if sidecar.is_file():
         try:
-            told = json.loads(sidecar.read_text(encoding="utf-8"))
+            fields = json.loads(sidecar.read_text(encoding="utf-8"))
         except ValueError:
-            told = None
-    if not isinstance(told, dict):
+            fields = None
+    if not isinstance(fields, dict):
         logger.warning('%s is not a JSON object and was ignored; expected {"caption": "..."}', sidecar)
-        told = {}
-    return {"caption": str(told["caption"]) if told.get("caption") else None, "segments": told.get("segments", [])}
+        fields = {}
+    return {
+        "caption": str(fields["caption"]) if fields.get("caption") else None,
+        "segments": fields.get("segments", []),
+    }

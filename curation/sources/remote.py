@@ -1,4 +1,4 @@
-"""A source that is not here yet: the row of one video to be fetched, with the spans of it that a data set names."""
+"""Rows of remote videos, with the spans that a data set annotates."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ from common.errors import UserError
 Row = dict[str, Any]
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # a file name that is not hidden and leaves no folder
+SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")  # a file name that is neither hidden nor a path
 WATCH = "https://www.youtube.com/watch?v="
 
 
 class SourcesError(UserError, ValueError):
-    """The recipe names sources that cannot be listed."""
+    """The sources of the recipe cannot be listed."""
 
 
 def remote_row(unit: str, url: str, source: str, segments: list[Row]) -> Row:
@@ -24,7 +24,7 @@ def remote_row(unit: str, url: str, source: str, segments: list[Row]) -> Row:
     A segment is one row of the data set: `row_index` (its place in the list, from 0), `start` and `end` (seconds on
     the video's clock), `x` and `y` (the annotated face centre, fractions of the frame from its top left corner, or
     None). HDTF adds `name` (its clip name) and `crop`: None, or the square [x, y, w, h] to cut out, in pixels of a
-    picture `crop_height` high; once the video is fetched the crop is in the video's own pixels and `crop_height` is
+    frame `crop_height` high; once the video is fetched the crop is in the video's own pixels and `crop_height` is
     gone (`curation.sources.hdtf.fit_crops`). No segments: the data set means the whole video.
     """
     row: Row = {"unit": unit, "url": url, "source": source, "segments": segments}
@@ -32,7 +32,7 @@ def remote_row(unit: str, url: str, source: str, segments: list[Row]) -> Row:
 
 
 def refused_row(unit: str, source: str, reason: str, message: str) -> Row:
-    """An entry of a list that names nothing to fetch; the first stage refuses it by this reason, so it is on record."""
+    """Row of an invalid list entry; the first stage rejects it with this reason, so that the ledger records it."""
     return remote_row(unit, "", source, []) | {"refused": {"reason": reason, "message": message}}
 
 

@@ -124,7 +124,7 @@ class _ScanState:
 
     def add(self, time: float, frame: VideoFrame) -> None:
         """Measure the next frame, shown at `time` seconds."""
-        small = small_picture(frame)
+        small = small_frame(frame)
         colours = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_YCrCb2BGR), cv2.COLOR_BGR2HSV)
         grid = cv2.resize(small[..., 0], (MOTION_GRID, MOTION_GRID), interpolation=cv2.INTER_AREA)
         if self._before is not None:
@@ -138,7 +138,7 @@ class _ScanState:
             self._next_face = max(self._next_face + self.config.face_interval, time)
 
 
-def small_picture(frame: VideoFrame) -> np.ndarray:
+def small_frame(frame: VideoFrame) -> np.ndarray:
     """Luma, red and blue difference (h, w, 3) uint8 0..255, not upright, the longer side at most 128 px.
 
     Made from the decoder's planes: bringing every picture to full RGB first would cost half as much as decoding it.

@@ -120,14 +120,14 @@ def _with_segment(config: CutConfig, piece: Piece, segment: Segment, source: Sou
     point_at = round(segment["start"] - row["t_start"], 3)
     if not segment.get("crop"):
         return Piece({**row, "x": x, "y": y, "point_at": point_at}, faces)
-    left, top, width, height = segment["crop"]
+    x0, y0, width, height = segment["crop"]
     side = config.crop_side
     if x is not None:
-        x = (x * source["width"] - left) / width
-        y = (y * source["height"] - top) / height
-    corner, scale = np.array([left, top] * 2), side / np.array([width, height] * 2)
+        x = (x * source["width"] - x0) / width
+        y = (y * source["height"] - y0) / height
+    corner, scale = np.array([x0, y0] * 2), side / np.array([width, height] * 2)
     moved = [(time, (np.reshape(boxes, (-1, 4)) - corner) * scale) for time, boxes in faces]
-    square: ClipRow = {"crop": [left, top, width, height], "size": [side, side], "width": side, "height": side}
+    square: ClipRow = {"crop": [x0, y0, width, height], "size": [side, side], "width": side, "height": side}
     cropped: ClipRow = {**row, "x": x, "y": y, "point_at": point_at, **square}
     return Piece(cropped, [(time, _inside(boxes, side)) for time, boxes in moved])
 

@@ -18,6 +18,9 @@ SCALARS = (bool, int, float, str)
 RENAMED_KEYS = {
     "survive": "fault_tolerance",
     "stuck_seconds": "stall_seconds",
+    "exits": "egress",
+    "rest": "cooldown",
+    "min_sound_correlation": "min_audio_correlation",
 }
 """Old name of a key -> its name today, for the error message of a recipe that still uses the old one."""
 

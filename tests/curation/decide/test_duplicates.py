@@ -12,8 +12,8 @@ from curation.decide.duplicates import (
     find_overlaps,
     fingerprint_clip,
     group_duplicates,
+    image_hash,
     loudness_curve,
-    picture_hash,
     read_fingerprints,
     write_fingerprints,
 )
@@ -60,13 +60,13 @@ def test_forty_people_are_forty_people(row) -> None:
     clips = [draw_clip(seed, 3.0) for seed in range(40)]
     rows = [
         {"unit": str(n), "cut_sha256": str(n), "duration": 3.0, "loudness": loudness_curve(clip.audio)}
-        | {"hashes": [f"{picture_hash(clip.frames[at]):016x}" for at in (12, 37, 62)]}
+        | {"hashes": [f"{image_hash(clip.frames[at]):016x}" for at in (12, 37, 62)]}
         for n, clip in enumerate(clips)
     ]
     assert group_duplicates(DuplicatesConfig(), rows) == [None] * 40
 
 
-def test_silent_clips_are_told_apart_by_their_pictures(row) -> None:
+def test_silent_clips_are_distinguished_by_their_images(row) -> None:
     one, two = draw_clip(11), draw_clip(12)
     silence = np.zeros(75 * 640, np.float32)
     rows = [row("a", one.frames, silence), row("b", one.frames, silence, crf=21), row("c", two.frames, silence)]
@@ -79,13 +79,13 @@ def test_loudness_in_closed_form() -> None:
     assert loudness_curve(np.zeros(3_200, np.float32)) == [-60, -60]
 
 
-def test_a_picture_hash_survives_scale_and_brightness() -> None:
+def test_an_image_hash_survives_scale_and_brightness() -> None:
     rng = np.random.default_rng(0)
     frame = np.kron(rng.integers(40, 200, (16, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     other = np.kron(rng.integers(40, 200, (16, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     changed = (frame[::2, ::2] * 0.8 + 10).astype(np.uint8)
-    assert (picture_hash(frame) ^ picture_hash(changed)).bit_count() <= 4
-    assert (picture_hash(frame) ^ picture_hash(other)).bit_count() > 16
+    assert (image_hash(frame) ^ image_hash(changed)).bit_count() <= 4
+    assert (image_hash(frame) ^ image_hash(other)).bit_count() > 16
 
 
 def fingerprint(name: str, hashes: list[int], loudness: list[int]) -> dict:

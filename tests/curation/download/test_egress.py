@@ -1,4 +1,4 @@
-"""Manners of an exit on a clock that the test turns: rate, pauses, rests that grow and outlive the process."""
+"""Rate limit and back-off of an egress on a simulated clock, also across processes."""
 
 from pathlib import Path
 
@@ -25,17 +25,17 @@ class Clock:
         self.now += seconds
 
 
-def make_exit(folder: Path, clock: Clock, **options: object) -> Egress:
-    """An exit without pauses unless asked for."""
+def make_egress(folder: Path, clock: Clock, **options: object) -> Egress:
+    """An egress without pauses by default."""
     config = EgressConfig(**{"pause_seconds": (0.0, 0.0), **options})  # type: ignore[arg-type]
     return Egress(config, REST, folder / "here.json", clock, clock.sleep)
 
 
-def turns(exit: Egress, clock: Clock, count: int, seconds_each: float = 0.0, **options: float) -> list[float]:
+def turns(egress: Egress, clock: Clock, count: int, seconds_each: float = 0.0, **options: float) -> list[float]:
     """The times at which it asked."""
     times = []
     for _ in range(count):
-        exit.wait_turn(**options)
+        egress.wait_turn(**options)
         times.append(clock.now)
         clock.now += seconds_each
     return times
@@ -43,7 +43,7 @@ def turns(exit: Egress, clock: Clock, count: int, seconds_each: float = 0.0, **o
 
 def test_no_hour_holds_more_look_ups_than_allowed(tmp_path: Path) -> None:
     clock = Clock()
-    times = turns(make_exit(tmp_path, clock, per_hour=120), clock, 250)
+    times = turns(make_egress(tmp_path, clock, per_hour=120), clock, 250)
     busiest = max(sum(start <= time < start + HOUR for time in times) for start in times)
     assert busiest <= 120 + 2  # the burst of a minute at the very beginning
     assert times[-1] - times[0] == pytest.approx(248 / 120 * HOUR, rel=0.01)
@@ -51,71 +51,71 @@ def test_no_hour_holds_more_look_ups_than_allowed(tmp_path: Path) -> None:
 
 def test_slow_downloads_are_not_slowed_further(tmp_path: Path) -> None:
     clock = Clock()
-    times = turns(make_exit(tmp_path, clock, per_hour=60), clock, 20, seconds_each=90)
+    times = turns(make_egress(tmp_path, clock, per_hour=60), clock, 20, seconds_each=90)
     assert times[-1] - times[0] == pytest.approx(19 * 90)
 
 
 def test_an_idle_hour_is_no_credit(tmp_path: Path) -> None:
     clock = Clock()
-    exit = make_exit(tmp_path, clock, per_hour=60)
-    turns(exit, clock, 1)
+    egress = make_egress(tmp_path, clock, per_hour=60)
+    turns(egress, clock, 1)
     clock.now += 10 * HOUR
-    times = turns(exit, clock, 10)
+    times = turns(egress, clock, 10)
     assert times[-1] - times[0] == pytest.approx(9 * 60)
 
 
 def test_pauses_lie_between_least_and_most_after_the_last_video_came(tmp_path: Path) -> None:
     clock = Clock()
-    exit = make_exit(tmp_path, clock, per_hour=1e6, pause_seconds=(2.0, 8.0))
+    egress = make_egress(tmp_path, clock, per_hour=1e6, pause_seconds=(2.0, 8.0))
     pauses = []
     for _ in range(50):
-        exit.wait_turn()
+        egress.wait_turn()
         clock.now += 30  # the download
-        exit.record_success()
+        egress.record_success()
         before = clock.now
-        exit.wait_turn()
+        egress.wait_turn()
         pauses.append(clock.now - before)
     assert 2 <= min(pauses) < 4 and 6 < max(pauses) <= 8.001
 
 
 def test_a_rate_of_its_own_replaces_the_exits(tmp_path: Path) -> None:
     clock = Clock()
-    times = turns(make_exit(tmp_path, clock, per_hour=300), clock, 80, per_hour=3600)
+    times = turns(make_egress(tmp_path, clock, per_hour=300), clock, 80, per_hour=3600)
     assert times[-1] - times[60] == pytest.approx(19)
 
 
 def test_rests_grow_and_end_with_the_first_video(tmp_path: Path) -> None:
     clock = Clock()
-    exit = make_exit(tmp_path, clock)
-    assert exit.cooldown_left() == 0 and not exit.cooling_down
+    egress = make_egress(tmp_path, clock)
+    assert egress.cooldown_left() == 0 and not egress.cooling_down
     for seconds in (100, 200, 350, 350):
-        assert exit.record_refusal("Sign in to confirm you're not a bot") == seconds
-        assert exit.cooldown_left() == pytest.approx(seconds) and exit.cooling_down
+        assert egress.record_refusal("Sign in to confirm you're not a bot") == seconds
+        assert egress.cooldown_left() == pytest.approx(seconds) and egress.cooling_down
         clock.now += seconds
-        assert exit.cooldown_left() == 0
-    assert exit.given_up
-    exit.record_success()
-    assert not exit.given_up and not exit.cooling_down
-    assert exit.record_refusal("again") == 100
+        assert egress.cooldown_left() == 0
+    assert egress.given_up
+    egress.record_success()
+    assert not egress.given_up and not egress.cooling_down
+    assert egress.record_refusal("again") == 100
 
 
 def test_manners_outlive_the_process(tmp_path: Path) -> None:
     clock = Clock()
-    exit = make_exit(tmp_path, clock, per_hour=60)
-    turns(exit, clock, 2)
-    times = turns(make_exit(tmp_path, clock, per_hour=60), clock, 1)
+    egress = make_egress(tmp_path, clock, per_hour=60)
+    turns(egress, clock, 2)
+    times = turns(make_egress(tmp_path, clock, per_hour=60), clock, 1)
     assert times[0] - clock.now == pytest.approx(0) and clock.now - 1.75e9 == pytest.approx(120)
-    exit.record_refusal("429")
+    egress.record_refusal("429")
     clock.now += 40
-    assert make_exit(tmp_path, clock).cooldown_left() == pytest.approx(60)
+    assert make_egress(tmp_path, clock).cooldown_left() == pytest.approx(60)
 
 
 def test_a_new_run_tries_an_exit_that_was_given_up_when_its_rest_is_over(tmp_path: Path) -> None:
     clock = Clock()
-    exit = make_exit(tmp_path, clock)
+    egress = make_egress(tmp_path, clock)
     for _ in range(4):
-        exit.record_refusal("429")
-    again = make_exit(tmp_path, clock)
+        egress.record_refusal("429")
+    again = make_egress(tmp_path, clock)
     again.reset_strikes()
     assert again.given_up  # it still rests
     clock.now += 351
@@ -125,7 +125,7 @@ def test_a_new_run_tries_an_exit_that_was_given_up_when_its_rest_is_over(tmp_pat
 
 def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "here.json").write_text('{"tokens": 1')
-    assert make_exit(tmp_path, Clock()).cooldown_left() == 0
+    assert make_egress(tmp_path, Clock()).cooldown_left() == 0
 
 
 @pytest.mark.parametrize(

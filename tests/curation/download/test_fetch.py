@@ -27,7 +27,7 @@ from tests.curation.web import OK, Answer, Web, serve
 
 ROOT = Path(__file__).parents[3]
 QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
-CONFIG = DownloadConfig(exits=(QUICK,), network_tries=2, backoff_seconds=0.01)
+CONFIG = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01)
 REST = CooldownConfig(cooldown_seconds=100, give_up_after=3)
 Row = dict[str, Any]
 
@@ -55,8 +55,8 @@ def row_of(name: str, url: str, **fields: Any) -> Row:
 
 
 def fetch(folder: Path, row: Row, config: DownloadConfig = CONFIG) -> Outcome:
-    """What the only exit does with one row."""
-    return Fetcher(config, folder, config.exits[0].name).download(row)
+    """Outcome of one row through the only egress."""
+    return Fetcher(config, folder, config.egress[0].name).download(row)
 
 
 def test_a_video_comes_whole_with_what_is_known_of_it(web: Web, talk: bytes, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_refused_media_are_counted_and_say_what_to_do(web: Web, talk: bytes, tmp
     once = fetch(tmp_path, row_of("a", web.add_video("a", talk, Answer(403), OK)))
     always = fetch(tmp_path, row_of("b", web.add_video("b", talk, Answer(403))))
     assert (once.outputs["forbidden"], always.outputs["forbidden"]) == (1, 2)
-    assert always.message.endswith("Upgrade yt-dlp: sites change and it ages in weeks.")
+    assert always.message.endswith("Upgrade yt-dlp: sites change, and releases age within weeks.")
     assert len(web.gets("/watch/b")) == 2  # looked up afresh before giving up
 
 
@@ -125,10 +125,10 @@ def test_what_a_list_got_wrong_is_on_record_without_a_request(web: Web, tmp_path
 
 def guarded(tmp_path: Path, web: Web, **options: Any) -> tuple[Fetcher, Clock]:
     """A fetcher with a clock of its own."""
-    config = replace(CONFIG, rest=REST, **options)
+    config = replace(CONFIG, cooldown=REST, **options)
     clock = Clock()
-    manners = Egress(QUICK, REST, tmp_path / ".exits" / "here.json", clock, clock.sleep)
-    return Fetcher(config, tmp_path, "here", manners), clock
+    egress = Egress(QUICK, REST, tmp_path / ".exits" / "here.json", clock, clock.sleep)
+    return Fetcher(config, tmp_path, "here", egress), clock
 
 
 def test_the_first_refusal_silences_the_exit_and_rests_grow(web: Web, talk: bytes, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_first_refusal_silences_the_exit_and_rests_grow(web: Web, talk: byte
     assert (outcome.state, outcome.error_class, outcome.outputs["pause_seconds"]) == ("pending", "rate_limit", 100)
     asked = len(web.asked)
     outcome = fetcher.download(second)
-    assert (outcome.state, outcome.reason, outcome.outputs["pause_seconds"]) == ("pending", "exit_rests", 100)
+    assert (outcome.state, outcome.reason, outcome.outputs["pause_seconds"]) == ("pending", "rate_limited", 100)
     assert len(web.asked) == asked  # not a single request while it rests
     clock.now += 100
     assert fetcher.download(first).outputs["pause_seconds"] == 200
@@ -229,7 +229,7 @@ def test_many_spans_of_a_video_are_one_request_and_a_lost_file_is_fetched_again(
 
 
 def test_a_video_waits_for_its_only_exit_and_no_attempt_is_counted(web: Web, talk: bytes, tmp_path: Path) -> None:
-    config = replace(CONFIG, rest=CooldownConfig(cooldown_seconds=1))
+    config = replace(CONFIG, cooldown=CooldownConfig(cooldown_seconds=1))
     rows = [row_of("a", web.add_video("a", talk, Answer(429), OK)), row_of("b", web.add_video("b", talk))]
     begun = time.monotonic()
     outcomes = run_stage(DownloadStage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
@@ -240,9 +240,9 @@ def test_a_video_waits_for_its_only_exit_and_no_attempt_is_counted(web: Web, tal
     ]  # fmt: skip
 
 
-def test_a_refused_exit_rests_while_another_does_its_work(web: Web, talk: bytes, tmp_path: Path) -> None:
+def test_a_refused_egress_cools_down_while_another_works(web: Web, talk: bytes, tmp_path: Path) -> None:
     bad, good = replace(QUICK, name="bad", source_address="127.0.0.5"), replace(QUICK, name="good")
-    config = replace(CONFIG, exits=(bad, good), rest=CooldownConfig(cooldown_seconds=60))
+    config = replace(CONFIG, egress=(bad, good), cooldown=CooldownConfig(cooldown_seconds=60))
     web.refused.add("127.0.0.5")
     rows = [row_of(f"v{number}", web.add_video(f"v{number}", talk)) for number in range(4)]
     outcomes = run_stage(DownloadStage(config, tmp_path), rows, Ledger(tmp_path / "ledger"), ExecutorConfig())
@@ -259,7 +259,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
         "import sys; from pathlib import Path\n"
         "from tests.curation.download.test_fetch import *\n"
         "url, folder = sys.argv[1], Path(sys.argv[2])\n"
-        "config = replace(CONFIG, exits=(replace(QUICK, max_bytes_per_second=100_000),))\n"
+        "config = replace(CONFIG, egress=(replace(QUICK, max_bytes_per_second=100_000),))\n"
         "run_stage(DownloadStage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), ExecutorConfig())\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "packages")))}
@@ -283,8 +283,8 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"exits": ()}, "at least one"),
-        ({"exits": (QUICK, QUICK)}, "each with its own name"),
+        ({"egress": ()}, "at least one"),
+        ({"egress": (QUICK, QUICK)}, "each with its own name"),
         ({"network_tries": 0}, "network_tries 0"),
     ],
 )

@@ -39,25 +39,25 @@ def test_what_was_taken_in_is_recognised(talk: Path, tmp_path: Path) -> None:
     folder = VideoFolder(tmp_path, WANTED)
     outputs = folder.take_in(part_of(folder, talk), row_of("-v"), SAID)
     assert outputs == {"file": "-v.mp4", "bytes": talk.stat().st_size, "sha256": sha256_file(talk), "fetched": SAID}
-    assert folder.outputs_here(row_of("-v")) == outputs and not list(folder.parts.iterdir())
-    assert folder.outputs_here(row_of("other")) is None
+    assert folder.existing_outputs(row_of("-v")) == outputs and not list(folder.parts.iterdir())
+    assert folder.existing_outputs(row_of("other")) is None
 
 
 def test_damage_and_another_recipe_are_seen(talk: Path, tmp_path: Path) -> None:
     folder, other = VideoFolder(tmp_path, WANTED), VideoFolder(tmp_path, {"max_height": 1080})
     folder.take_in(part_of(folder, talk), row_of("v"), SAID)
-    assert other.outputs_here(row_of("v")) is None
+    assert other.existing_outputs(row_of("v")) is None
     # The other recipe brings another container: one file of the unit remains.
     other.take_in(part_of(folder, talk, "v.f1080.webm"), row_of("v"), SAID)
     assert [file.name for file in tmp_path.glob("v.*")].count("v.mp4") == 0
-    assert folder.outputs_here(row_of("v")) is None and other.outputs_here(row_of("v")) is not None
+    assert folder.existing_outputs(row_of("v")) is None and other.existing_outputs(row_of("v")) is not None
     (tmp_path / "v.webm").write_bytes(talk.read_bytes()[:-10])
-    assert other.outputs_here(row_of("v")) is None
+    assert other.existing_outputs(row_of("v")) is None
 
 
 def test_a_file_put_there_by_hand_is_taken(talk: Path, tmp_path: Path) -> None:
     (tmp_path / "v.mkv").write_bytes(talk.read_bytes())
-    outputs = VideoFolder(tmp_path, WANTED).outputs_here(row_of("v"))
+    outputs = VideoFolder(tmp_path, WANTED).existing_outputs(row_of("v"))
     assert outputs is not None and outputs["file"] == "v.mkv" and outputs["fetched"] is None
 
 

@@ -16,9 +16,9 @@ from tests.curation.web import serve
 QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0, 0), request_pause_seconds=0, max_bytes_per_second=0)
 
 
-def make_site(folder: Path, max_height: int = 720, exit: EgressConfig = QUICK) -> Site:
+def make_site(folder: Path, max_height: int = 720, egress: EgressConfig = QUICK) -> Site:
     """A site that gives up soon."""
-    return Site(exit, folder / "cache", max_height, "h264", tries=2, backoff=0.01)
+    return Site(egress, folder / "cache", max_height, "h264", tries=2, backoff=0.01)
 
 
 def stream_alone(source: Path, kind: str, target: Path, late: float) -> Path:
@@ -82,10 +82,10 @@ def test_an_exit_goes_its_own_way(tmp_path: Path) -> None:
     cookies.write_text("# Netscape HTTP Cookie File\nvideos.test\tFALSE\t/\tFALSE\t0\tname\tvalue\n")
     with serve() as web:
         web.add_video("v", b"")
-        exit = EgressConfig(proxy=web.address, cookies=str(cookies), source_address="127.0.0.3")
+        egress = EgressConfig(proxy=web.address, cookies=str(cookies), source_address="127.0.0.3")
         # Only through the proxy is there such a host.
         assert (
-            make_site(tmp_path, exit=exit).look_up("http://videos.test/watch/v")["url"]
+            make_site(tmp_path, egress=egress).look_up("http://videos.test/watch/v")["url"]
             == "http://videos.test/media/v.mp4"
         )
         assert set(web.clients) == {"127.0.0.3"} and set(web.cookies) == {"name=value"}
@@ -95,8 +95,8 @@ def test_an_exit_goes_its_own_way(tmp_path: Path) -> None:
 
 
 def test_cookies_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="The cookies nowhere.txt of exit here do not exist"):
-        make_site(tmp_path, exit=EgressConfig(cookies="nowhere.txt"))
+    with pytest.raises(FileNotFoundError, match="The cookies nowhere.txt of egress here do not exist"):
+        make_site(tmp_path, egress=EgressConfig(cookies="nowhere.txt"))
 
 
 def test_a_full_disk_is_said_and_not_taken_for_the_videos_fault(tmp_path: Path) -> None:

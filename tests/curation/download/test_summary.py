@@ -19,8 +19,8 @@ def test_a_rising_share_of_403_is_said() -> None:
     summary = summarise_downloads(reversed(rising))
     assert summary.forbidden == (0.1, 2.0) and summary.forbidden_rises
     assert summary.lines() == [
-        "downloads: 10 failed, 10 kept, 5.00 GB (not here: forbidden 10)",
-        "media refused with 403: 10.0 % in the first half, 200.0 % in the second; it rises: upgrade yt-dlp",
+        "downloads: 10 failed, 10 kept, 5.00 GB (missing: forbidden 10)",
+        "media refused with 403: 10.0 % in the first half, 200.0 % in the second; rising: upgrade yt-dlp",
     ]
     assert len(summarise_downloads([fetched(1)]).lines()) == 1
 

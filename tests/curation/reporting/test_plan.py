@@ -13,7 +13,7 @@ from curation.reporting.rates import ALIVE, HOURS_PER_VIDEO, KEPT, RATES
 from curation.sources.avspeech import list_avspeech
 from tests.curation.reporting.test_pilot import write_run
 
-SLOW = DownloadConfig(exits=(EgressConfig("a", per_hour=100, max_bytes_per_second=0),))
+SLOW = DownloadConfig(egress=(EgressConfig("a", per_hour=100, max_bytes_per_second=0),))
 
 
 def drawn_pilot(videos: int, seed: int = 0) -> Pilot:
@@ -72,16 +72,16 @@ def test_local_videos_need_no_exit_and_a_local_pilot_tells_nothing_of_dead_links
 
 
 def test_the_advice_moves_the_bottleneck() -> None:
-    def plan(exits: int, cpus: int) -> str:
-        config = DownloadConfig(exits=tuple(EgressConfig(str(n), per_hour=10) for n in range(exits)))
+    def plan(egresses: int, cpus: int) -> str:
+        config = DownloadConfig(egress=tuple(EgressConfig(str(n), per_hour=10) for n in range(egresses)))
         return make_plan(Listed(1000, 1000, None), config, Machines(cpus), drawn_pilot(200), ("download", "cut")).advice
 
     # 70 hours of downloading, about 1400 core-hours.
-    assert plan(1, 100).startswith("the bottleneck is the exits (1)") and "1 more exit would" in plan(1, 100)
+    assert plan(1, 100).startswith("the bottleneck is the egresses (1)") and "1 more egress would" in plan(1, 100)
     assert plan(1, 10).startswith("the bottleneck is the CPU cores (10)") and "10 more CPU cores" in plan(1, 10)
     # Nineteen cores are too few by four, and not by three.
     assert "4 more CPU cores would" in plan(1, 19)
-    assert "the CPU cores (22)" in plan(1, 22) and "the exits (1)" in plan(1, 23)
+    assert "the CPU cores (22)" in plan(1, 22) and "the egresses (1)" in plan(1, 23)
 
 
 def test_millions_of_rows_are_counted_not_fetched(tmp_path: Path) -> None:

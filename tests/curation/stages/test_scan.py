@@ -15,7 +15,7 @@ from common.media.video import decode_stored
 from common.media.write import write_video
 from curation.config import ScanConfig
 from curation.stages import scan as module
-from curation.stages.scan import ScanStage, find_cuts, read_scan, small_picture
+from curation.stages.scan import ScanStage, find_cuts, read_scan, small_frame
 from miniature.world.clips import draw_clip
 from perception.faces.detect import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
@@ -130,7 +130,7 @@ def test_cuts_are_those_of_pyscenedetect_on_drawn_people(scan, tmp_path: Path) -
     path = tmp_path / "people.mp4"
     write_video(path, frames, None)
     ours = [round(cut * 25) for cut in scan(path)["cuts"]]
-    small = [cv2.cvtColor(small_picture(frame), cv2.COLOR_YCrCb2BGR) for frame in decode_stored(path)]
+    small = [cv2.cvtColor(small_frame(frame), cv2.COLOR_YCrCb2BGR) for frame in decode_stored(path)]
     assert ours == by_library(ScanConfig(), small) == [50, 100]
     assert ours == [first.frame_num for first, _ in detect(str(path), AdaptiveDetector())][1:]
 
