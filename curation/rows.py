@@ -1,7 +1,7 @@
 """Rows that travel between stages: a source video, and a clip of it, field by field.
 
-A `ClipRow` has the fields of the clip table (`common.clips.CLIP_FIELDS`) and those that stages hand to each other.
-What there is one value of per frame lies in files that a row names: `scan_file`, `tracks_file`.
+A `ClipRow` has the fields of the clip table (`common.clips.CLIP_FIELDS`) and those that stages pass to each other.
+Per-frame values are in files that a row names: `scan_file`, `tracks_file`.
 """
 
 from typing import Any, NamedTuple, TypedDict
@@ -10,7 +10,7 @@ Segment = dict[str, Any]  # see `curation.sources.remote.remote_row`
 
 
 class _ProbeFields(TypedDict, total=False):
-    """What `common.media.index.Probe` says of a source."""
+    """Fields of `common.media.index.Probe`."""
 
     duration: float
     fps: float
@@ -30,7 +30,7 @@ class _ProbeFields(TypedDict, total=False):
 
 
 class SourceRow(_ProbeFields, total=False):
-    """One source video. `unit` is its id; a video to be fetched has a `url` and, once it is here, a `path`."""
+    """One source video. `unit` is its id; a remote video has a `url` and, once downloaded, a `path`."""
 
     unit: str
     path: str
@@ -43,11 +43,11 @@ class SourceRow(_ProbeFields, total=False):
     bytes: int
     mtime_ns: int
     sha256: str
-    # of the download: name in the folder, when it was asked for (UTC), through which egress
+    # of the download: name in the folder, time of the request (UTC), name of the egress
     file: str
     asked: str
     exit: str
-    # of the scan: seconds at which a shot begins, and the file of what it saw frame by frame
+    # of the scan: start times of shots in seconds, and the file of per-frame results
     cuts: list[float]
     scan_file: str
     scan_sha256: str
@@ -68,7 +68,7 @@ class ClipRow(TypedDict, total=False):
     point_at: float | None  # seconds on the clip's clock
     tracks_file: str
     tracks_sha256: str  # of the boxes of this clip's tracks
-    people: dict[str, Any]  # the fields about faces as long as nobody has said who speaks
+    people: dict[str, Any]  # the fields about faces until the speaker is known
     room_below: list[float]  # per track: heights of the face that fit below the chin, median
     speaking_pct: list[float]  # per track
     lips: list[list[float]]  # per track: motion, agreement

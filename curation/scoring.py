@@ -26,10 +26,10 @@ def score_clips(
     tracks: Path,
     clips: Sequence[Row],
 ) -> list[Row]:
-    """Fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); a stage whose weights are
-    absent is left out.
+    """Fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); stages without
+    weights are skipped.
 
-    `run_stage(stage, rows)` brings rows through a stage, writes its outputs into them and returns those that were kept.
+    `run_stage(stage, rows)` runs rows through a stage, writes its outputs into them and returns those that were kept.
     """
     alive = run_stage(SpeechStage(), clips)
     if model := models.get("active_speaker"):

@@ -1,4 +1,4 @@
-"""Content hash of a clip file: over decoded frames and audio, the same for files that differ in their containers."""
+"""Content hash of a clip file: over decoded frames and audio, independent of the container."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from common.runs import sha256_file
 
 
 def hash_content(file: Path) -> str:
-    """SHA-256 of a file's decoded frames as they are stored, then of its sound as 16-bit samples at 16 kHz. Raises
+    """SHA-256 of a file's decoded frames as they are stored, then of its audio as 16-bit samples at 16 kHz. Raises
     MediaError."""
     digest = hashlib.sha256()
     for frame in decode_stored(file):
@@ -26,8 +26,8 @@ def hash_content(file: Path) -> str:
 
 @dataclass(frozen=True)
 class ContentStage(Stage[dict[str, Any]]):
-    """Over rows with `unit` and `sha256`: hashes `<folder>/<unit>.mp4`; its output is content_sha256. A file whose
-    bytes are not of that sha256 stays pending until it is there again."""
+    """Over rows with `unit` and `sha256`: hashes `<folder>/<unit>.mp4`; its output is content_sha256. A file
+    with another sha256 stays pending until it is restored."""
 
     name = "content"
     version = "1"
@@ -38,6 +38,6 @@ class ContentStage(Stage[dict[str, Any]]):
         """Hash one clip file. Raises MediaError."""
         file = self.folder / f"{row['unit']}.mp4"
         if not file.exists() or sha256_file(file) != row["sha256"]:
-            message = f"{file} is not the file of the clip table; run the curation job again, which writes it anew."
+            message = f"{file} differs from the clip table; run the curation job again, which restores it."
             return Outcome(row["unit"], "pending", "not_as_recorded", message)
         return Outcome(row["unit"], "kept", outputs={"content_sha256": hash_content(file)})

@@ -1,4 +1,4 @@
-"""Rebuilding of a frozen list's clips, from the list alone: videos fetched, cut at the same places, compared."""
+"""Rebuild of a frozen list: downloads its videos, cuts the same clips and compares them with the list."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -109,7 +109,7 @@ def _at_hand(videos: Path | None, video_id: str) -> Path | None:
 def _run(
     ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: Stage[Any], rows: Sequence[Row]
 ) -> list[Row]:
-    """Bring rows through a stage; notes in `why` what became of those that did not come through."""
+    """Run rows through a stage; records in `why` the reason of those that were not kept."""
     kept = []
     for row, outcome in zip(rows, run_stage(stage, rows, ledger, executor), strict=True):
         row |= outcome.outputs
@@ -122,7 +122,7 @@ def _run(
 
 @dataclass(frozen=True)
 class FitStage(Stage[Row]):
-    """Over source rows: brings the crops to the size the video has today. Outputs: `segments`, `file_sha256`."""
+    """Over source rows: scales the crops to the current size of the video. Outputs: `segments`, `file_sha256`."""
 
     name = "rebuild_fit"
     version = "1"
@@ -141,7 +141,7 @@ class FitStage(Stage[Row]):
 
 
 def _clips(source: Row) -> list[Row]:
-    """The rows to cut of one source; a crop that is outside of today's picture stays one, to be refused."""
+    """The rows to cut of one source; a crop outside the current frame stays invalid, and the cut rejects it."""
     return [
         {
             "unit": segment["name"],
@@ -162,7 +162,7 @@ def _clips(source: Row) -> list[Row]:
 
 @dataclass(frozen=True)
 class RebuildStage(Stage[Row]):
-    """Over the rows of clips to cut: writes `<folder>/<clip_id>.mp4` and says how it compares with the list."""
+    """Over the rows of clips to cut: writes `<folder>/<clip_id>.mp4` and compares it with the list."""
 
     name = "rebuild"
     version = RULE_VERSION

@@ -1,7 +1,7 @@
-"""Versions of a data set: the kept clips as a list that is named by its content, to publish, compare and rebuild.
+"""Data set versions: content-addressed lists of the kept clips, to publish, compare and rebuild.
 
-A list is `<name>.parquet`, a row a clip, and `<name>.json`, its header. Equal clips under equal rules give the same
-name and the same bytes. It holds ids, times and hashes: no captions, no scores, no names, no pictures.
+A list is `<name>.parquet`, one row per clip, and `<name>.json`, its header. Equal clips under equal rules give the same
+name and the same bytes. It holds ids, times and hashes: no captions, scores, names or images.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("video_id", pa.string()),
     ("source", pa.string()),
     ("row_index", pa.int64()),
-    ("url", pa.string()),  # null: a file that was at hand
+    ("url", pa.string()),  # null: a local file
     ("t_start", pa.float64()),  # seconds on the video's clock
     ("t_end", pa.float64()),
     ("split", pa.string()),
@@ -40,8 +40,8 @@ FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("sync_offset_applied", pa.int64()),  # frames
     ("source_sha256", pa.string()),
     ("sha256", pa.string()),  # of the clip file
-    ("content_sha256", pa.string()),  # of its decoded frames and sound, see `curation.dataset.content`
-    ("taken_down", pa.string()),  # SHA-256 of the id of a video that was withdrawn, whose clips this row stood for
+    ("content_sha256", pa.string()),  # of its decoded frames and audio, see `curation.dataset.content`
+    ("taken_down", pa.string()),  # SHA-256 of the id of the withdrawn video that this row's clip came from
 )
 SCHEMA = pa.schema(FIELDS)
 HOLDS = "Ids, times, offsets and hashes of clips; no captions, scores, names, pictures or sound."
@@ -50,13 +50,13 @@ COMPARED = [name for name in SCHEMA.names if name not in ("clip_id", "taken_down
 
 
 class VersionError(UserError, ValueError):
-    """A list that cannot be made, or is not what its header says."""
+    """A list cannot be written, or does not match its header."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What lies between two lists. Clips are told apart by clip_id, so one that was cut elsewhere is removed and added;
-    `fields` counts by field the clips that are in both and not equal, `rules` has old and new of settings."""
+    """Difference between two lists. Clips are identified by clip_id, so a clip with other cuts counts as removed and
+    added. `fields` counts changes by field among clips in both, `rules` maps changed settings to (old, new)."""
 
     added: int
     added_hours: float
@@ -69,7 +69,7 @@ class Difference:
     rules: dict[str, tuple[Any, Any]]
 
     def lines(self) -> list[str]:
-        """The difference for a person."""
+        """The difference as text."""
         rules = [f"rule {name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in self.rules.items()]
         fields = ", ".join(f"{name} {count}" for name, count in self.fields.items())
         return [
@@ -87,7 +87,7 @@ def freeze(
 
     `rules` is the recipe's `curation` section (a dataclass or mapping without paths), which is part of the name. The
     clip files are checked against the table and, with `hash_contents`, decoded (about 900 frames of 480p a second).
-    Raises FileNotFoundError without a clip table; VersionError when nothing is kept or a file is not the table's.
+    Raises FileNotFoundError without a clip table; VersionError when no clip is kept or a file differs from the table.
     """
     contents = _hash_clips(run, executor) if hash_contents else {}
     hashes = {"clip_id": list(contents), "content_sha256": list(contents.values())}
@@ -106,7 +106,7 @@ _FROM = """FROM clips AS c LEFT JOIN (SELECT DISTINCT ON (video_id) * FROM sourc
 
 
 def _columns(connection: duckdb.DuckDBPyConnection) -> str:
-    """The columns of a list; what the tables of an older run do not have is null."""
+    """SQL for the columns of a list; null for columns that the tables of an older run lack."""
     own = {
         "url": ("s", "url"),
         "source_height": ("s", "height"),
@@ -138,7 +138,7 @@ def _hash_clips(run: RunFolder, executor: ExecutorConfig) -> dict[str, str]:
 
 
 def _write(folder: Path, table: pa.Table, rules: Any, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write a list and its header; `published` is its header before clips of it were withdrawn."""
+    """Write a list and its header; `published` is the header from before a withdrawal."""
     digest, published = hash_rows(table, rules), published or {}
     alive = table.filter(table["taken_down"].is_null())
     spans = alive.select(["t_start", "t_end"]).to_pydict()
@@ -184,7 +184,7 @@ def _canonical(value: Any) -> bytes:
 def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """Header and rows of a list, given its .parquet or .json, checked against each other.
 
-    Raises FileNotFoundError; VersionError when the rows are not those the header was written for.
+    Raises FileNotFoundError, and VersionError when the rows do not match the header.
     """
     header = read_json(path.with_suffix(".json"))
     if header.get("format") != FORMAT:
@@ -193,12 +193,12 @@ def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
     digest = hash_rows(table, header["rules"])
     if digest != header["sha256_now"]:
         expected = header["sha256_now"][:16]
-        raise VersionError(f"{path} holds other clips than its header says ({digest[:16]} instead of {expected}).")
+        raise VersionError(f"{path} holds other clips than its header lists ({digest[:16]} instead of {expected}).")
     return header, table
 
 
 def compare(old: Path, new: Path) -> Difference:
-    """What changed from one list to another. Raises what `read_version` raises."""
+    """Difference from one list to another. Raises the errors of `read_version`."""
     (before, a), (after, b) = read_version(old), read_version(new)
     different = {name: f"a.{name} IS DISTINCT FROM b.{name}" for name in COMPARED}
     counts = ", ".join(f"count(*) FILTER ({text})" for text in different.values())
@@ -217,7 +217,7 @@ def compare(old: Path, new: Path) -> Difference:
 
 
 def _totals(of: str = "") -> str:
-    """Clips and hours of the rows of a list."""
+    """SQL for the number of clips and hours of a list."""
     return f"count(*), coalesce(sum(round(1000 * ({of}t_end - {of}t_start))), 0) / {MS_PER_HOUR}"
 
 
@@ -227,7 +227,7 @@ def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
 
 
 def _changes(before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that are not the same, by dotted name; null where a list has none."""
+    """Settings that differ, by dotted name, with old and new value; None where a list lacks one."""
     old, new = dict(_flat(before)), dict(_flat(after))
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
@@ -243,20 +243,20 @@ def _flat(rules: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def withdraw(path: Path, video_id: str, tombstone: str) -> int:
-    """Replace the rows of a video in a list by tombstones, of which clip_id and the text `tombstone` are left; returns
-    how many there are.
+    """Replace the rows of a video in a list by tombstones, which hold only clip_id and the text `tombstone`; returns
+    their number.
 
-    The list keeps its name; its header says what it hashes to now. Killed, it can be done again. Raises
-    FileNotFoundError, VersionError for a list that something else has changed.
+    The list keeps its name; its header records the new hash. Safe to repeat after a kill. Raises FileNotFoundError,
+    and VersionError for a list that was modified otherwise.
     """
     header, table = read_json(path.with_suffix(".json")), pq.read_table(path.with_suffix(".parquet"), schema=SCHEMA)
     rows = table.to_pylist()
-    doomed = [number for number, row in enumerate(rows) if row["video_id"] == video_id]
-    buried = [row for row in rows if row["taken_down"] == tombstone]
-    if not buried:  # else a killed withdrawal may lie between the two files
+    withdrawn = [number for number, row in enumerate(rows) if row["video_id"] == video_id]
+    tombstones = [row for row in rows if row["taken_down"] == tombstone]
+    if not tombstones:  # otherwise a killed withdrawal may have written only one of the two files
         read_version(path)
-    for number in doomed:
+    for number in withdrawn:
         rows[number] = {"clip_id": rows[number]["clip_id"], "taken_down": tombstone}
-    if doomed or buried:
+    if withdrawn or tombstones:
         _write(path.parent, pa.Table.from_pylist(rows, SCHEMA), header["rules"], header)
-    return len(doomed) + len(buried)
+    return len(withdrawn) + len(tombstones)

@@ -1,4 +1,4 @@
-"""Thresholds by name: `omniavatar`, `latentsync`, `strict`, each a piece of a recipe that recipes can extend."""
+"""Thresholds by name: `omniavatar`, `latentsync`, `strict`, each a partial recipe that recipes can extend."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class _Curation:
-    """What a preset may set. `cut` and `sync` shape the clips and matter when they are made; `select` at any time."""
+    """What a preset may set. `cut` and `sync` apply when clips are cut; `select` applies at any time."""
 
     cut: CutConfig = field(default_factory=CutConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)

@@ -1,4 +1,4 @@
-"""Decide again over the stored scores of a finished run, with other thresholds and nothing computed anew."""
+"""Reselection: new decisions from the stored scores of a finished run under other thresholds, without recomputation."""
 
 from common.clips import read_clips, write_clips
 from common.runs import RunFolder

@@ -1,4 +1,4 @@
-"""Costs of a small run, video by video: the basis of a plan, and the facts it is compared with."""
+"""Pilot costs: measured costs and yields of a run by video, the basis of a forecast."""
 
 import os
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from common.query import connect
 
 HOUR = 3600.0
 DRAWS = 1000
-# Outcomes under the settings that a stage had last; earlier ones are another pilot's.
+# Outcomes under the latest fingerprint of each stage; earlier ones belong to another pilot.
 _NEWEST = """WITH newest AS (SELECT stage, arg_max(fingerprint, recorded) AS fingerprint FROM outcomes GROUP BY stage),
-             told AS (SELECT o.* FROM outcomes o JOIN newest USING (stage, fingerprint))"""
+             latest AS (SELECT o.* FROM outcomes o JOIN newest USING (stage, fingerprint))"""
 _VIDEOS = f"""{_NEWEST}
     SELECT unit AS video_id,
     coalesce(max(json_extract(outputs, '$.duration')::DOUBLE) FILTER (stage = 'probe'),
@@ -23,23 +23,23 @@ _VIDEOS = f"""{_NEWEST}
     (NOT bool_or(stage IN ('sweep', 'download') AND state = 'rejected'))::INT::DOUBLE AS alive,
     coalesce(max(json_extract(outputs, '$.bytes')::DOUBLE) FILTER (stage = 'download'),
              max(json_extract(outputs, '$.announced.bytes')::DOUBLE), 0) AS wire_bytes
-    FROM told WHERE stage IN ('sweep', 'download', 'probe') GROUP BY unit ORDER BY unit"""
+    FROM latest WHERE stage IN ('sweep', 'download', 'probe') GROUP BY unit ORDER BY unit"""
 _CLIPS = f"""SELECT c.video_id, sum(c.duration) / {HOUR} AS clip_hours,
     coalesce(sum(c.duration) FILTER (decision = 'kept'), 0) / {HOUR} AS kept_hours,
     coalesce(sum(f.bytes), 0)::DOUBLE AS clip_bytes, coalesce(sum(s.size), 0)::DOUBLE AS shard_bytes
     FROM clips c LEFT JOIN files f USING (clip_id) LEFT JOIN shards s USING (clip_id) GROUP BY c.video_id"""
-# What comes after the latents is no part of the plan. A unit that was tried again has cost about as much each time;
-# only its last try is on record.
+# Stages after the latents are not part of the plan. Only the last attempt of a unit is recorded; each is assumed to
+# have cost the same.
 _COSTS = f"""{_NEWEST}
     SELECT stage, coalesce(c.video_id, t.unit) AS video_id, sum(cpu_seconds * attempt) / {HOUR} AS cpu,
     sum(gpu_seconds * attempt) / {HOUR} AS gpu
-    FROM told t LEFT JOIN clips c ON c.clip_id = t.unit WHERE stage NOT IN ('videos', 'eval') GROUP BY ALL"""
+    FROM latest t LEFT JOIN clips c ON c.clip_id = t.unit WHERE stage NOT IN ('videos', 'eval') GROUP BY ALL"""
 BASES = ("hours", "alive", "wire_bytes", "clip_hours", "kept_hours", "clip_bytes", "shard_bytes")
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What each of `videos` source videos came to, as arrays (videos,).
+    """Yields and costs of each of `videos` source videos, as arrays (videos,).
 
     `bases`: hours (of video), alive (0 or 1), wire_bytes (fetched), clip_hours, kept_hours, clip_bytes, shard_bytes.
     `cpu` and `gpu`: stage -> hours of work on all units of the video.
@@ -52,9 +52,9 @@ class Pilot:
 
 
 def read_pilot(run_root: Path | str) -> Pilot:
-    """The costs and yields of a run, finished or not; a mere sweep is a pilot too, of lengths and sizes.
+    """The costs and yields of a run, finished or not; a sweep alone is a pilot of lengths and sizes.
 
-    Raises FileNotFoundError for an absent run, ValueError for one whose ledger names no source yet.
+    Raises FileNotFoundError for an absent run, ValueError for one whose ledger has no source yet.
     """
     with connect(run_root) as connection:
         connection.register("files", _clip_files(Path(run_root) / "clips"))
@@ -62,7 +62,7 @@ def read_pilot(run_root: Path | str) -> Pilot:
         clips = connection.sql(_CLIPS).to_arrow_table()
         costs = connection.sql(_COSTS).to_arrow_table()
     if not videos.num_rows:
-        raise InputError(f"The ledger of {run_root} names no source; curate a small sample into it first.")
+        raise InputError(f"The ledger of {run_root} has no source; curate a small sample into it first.")
     place = {video: number for number, video in enumerate(videos["video_id"].to_pylist())}
     bases = {name: videos[name].to_numpy() for name in ("hours", "alive", "wire_bytes")}
     bases |= {name: _spread(clips, name, place) for name in BASES[3:]}

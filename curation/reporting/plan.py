@@ -1,8 +1,8 @@
-"""Forecast of a curation: hours, cores, GPUs, bytes and days by stage, scaled from a small run.
+"""Curation forecast: hours, CPU cores, GPUs, bytes and days by stage, scaled from a small run (the pilot).
 
-A stage that the small run, the pilot, went through is scaled from it: costs by video over all videos listed, so that
-whatever share a stage passes on is in the figure, with an interval from resampling its videos. For any other stage
-there is a rate per hour of video, named in the plan as what it is: a default.
+Costs of stages that the pilot ran are scaled per listed video, which includes the share of videos that each stage
+passes on, with a bootstrap interval over its videos. Other stages use a default rate per hour of video, and the plan
+marks them as such.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,20 +28,20 @@ from curation.sources.remote import Row
 
 DAY = 24.0
 COVERAGE = (5, 95)  # percentiles of the interval
-FEW = 20  # videos in a pilot, below which its interval promises too much
+FEW = 20  # videos in a pilot, below which its interval is unreliable
 STAGES = ("sweep", "download", "probe", "scan", "cut", "speech", "sync", "quality", "captions", "latents")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 90 % interval, which is None for what was not measured."""
+    """A figure with its 90 % interval; no interval where nothing was measured."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def text(self) -> str:
-        """The figure as it is printed."""
+        """The figure as text."""
         digits = 1 if self.value < 100 else 0
         if self.low is None or self.high is None:
             return f"{self.value:,.{digits}f}"
@@ -50,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Machines:
-    """What the work is spread over."""
+    """Hardware that runs the stages."""
 
     cpus: int = 1
     gpus: int = 0
@@ -62,7 +62,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list of sources names: videos, those to be fetched, and the hours of spans (None: whole videos)."""
+    """Size of a source list: videos, remote ones among them, and hours of annotated spans (None: whole videos)."""
 
     videos: int
     remote: int
@@ -88,7 +88,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The forecast of a curation; `unknown` are stages with neither a pilot nor a rate, left out of every sum."""
+    """Forecast of a curation; `unknown` lists stages with neither a pilot nor a rate, excluded from all sums."""
 
     listed: Listed
     pilot_videos: int
@@ -101,7 +101,7 @@ class Plan:
     advice: str
 
     def lines(self) -> list[str]:
-        """The plan as a table for a terminal, then what is assumed and what to do."""
+        """The plan as a table for a terminal, then the assumptions and the advice."""
         head = f"{'stage':<10}{'hours':>22}{'CPU hours':>24}{'GPU hours':>22}{'disk GB':>24}{'fetched GB':>24}  from"
         lines = [
             f"{self.listed.videos:,} videos listed, {self.listed.remote:,} of them to be fetched",
@@ -229,7 +229,7 @@ NOTHING = Estimate(0.0)
 
 
 def _fetching(stage: str, totals: _Totals, download: DownloadConfig) -> StagePlan:
-    """Asking for every video, or fetching those that are there: limited by the egresses, not by this machine."""
+    """Plan of the sweep or of the download: limited by the egresses, not by this machine."""
     remote = totals.sources.remote / totals.sources.videos
     rates = [egress.per_hour for egress in download.egress]
     measured = totals.pilot is not None and bool(totals.pilot.bases["wire_bytes"].any())
@@ -284,12 +284,11 @@ def _working(stage: str, totals: _Totals, machines: Machines) -> StagePlan:
 
 
 def _advice(rows: Sequence[StagePlan], machines: Machines, download: DownloadConfig) -> str:
-    """The bottleneck, and the least that makes another one the slowest; where that takes more than twice of what is
-    there, what halves it."""
+    """The bottleneck, and the smallest addition that moves it to another resource, at most a doubling."""
     have = {"egresses": len(download.egress), "CPU cores": machines.cpus, "GPUs": max(machines.gpus, 1)}
     hours = {limit: sum(row.hours.value for row in rows if row.limit == limit) for limit in have}
     first, second, _ = sorted(hours, key=lambda limit: -hours[limit])
-    # Of the order of a hundred million, or of nothing at all, where no other resource is in use.
+    # Without another resource in use the quotient is huge or undefined; the cap below applies.
     removing = ceil(have[first] * hours[first] / hours[second]) if hours[second] else 2 * have[first]
     more = max(1, min(removing, 2 * have[first]) - have[first])
     then = hours[first] * have[first] / (have[first] + more)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 GB = 1e9
-# What is taken for granted where nothing was measured.
+# Assumptions where nothing was measured.
 HOURS_PER_VIDEO = 1 / 6
 ALIVE = 0.7
 KEPT = 0.28  # of the hours, by OmniAvatar's paper: 1,320 of 4,700
@@ -15,8 +15,8 @@ GPU_SHARE = 0.45  # of an H200's measured 790 TFLOP/s
 
 @dataclass(frozen=True)
 class Rate:
-    """Hours of work per hour of `basis`: on CPU cores alone, or on a GPU (0: it has no use for one) and, to feed it, on
-    CPU cores beside it."""
+    """Hours of work per hour of `basis`: on CPU cores alone (`cpu`), or on a GPU (`gpu`; 0: does not use one) plus
+    the CPU cores that feed it (`beside`)."""
 
     basis: str
     cpu: float
@@ -29,10 +29,10 @@ _FLOPS = f"counted operations, {GPU_SHARE:.0%} of an H200 or one core at 0.1 to 
 RATES: Mapping[str, Rate] = {
     "probe": Rate("hours", 0.0005, 0.0, 0.0, "hashing 0.9 GB and reading the container, measured"),
     "scan": Rate(
-        "hours", 1.9, 5 * 36.4e9 / 790e12 / GPU_SHARE, 0.08, "decoding 720p, measured; S3FD at 5 looks a second"
+        "hours", 1.9, 5 * 36.4e9 / 790e12 / GPU_SHARE, 0.08, "decoding 720p, measured; S3FD at 5 frames a second"
     ),
-    "cut": Rate("clip_hours", 0.36, 0.0, 0.0, "one clip of 720p coded again, measured"),
-    "speech": Rate("clip_hours", 0.0064, 0.0, 0.0, "drawn clips, measured"),
+    "cut": Rate("clip_hours", 0.36, 0.0, 0.0, "one clip of 720p re-encoded, measured"),
+    "speech": Rate("clip_hours", 0.0064, 0.0, 0.0, "synthetic clips, measured"),
     "sync": Rate("clip_hours", 0.9, 90e9 / 790e12 / GPU_SHARE, 0.06, _FLOPS),
     "quality": Rate("clip_hours", 8.2, 2.1e12 / 790e12 / GPU_SHARE, 0.02, f"one frame a second; {_FLOPS}"),
     "latents": Rate("kept_hours", 148.0, 50.5e12 / 790e12 / GPU_SHARE, 0.06, f"480p; {_FLOPS}"),

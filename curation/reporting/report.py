@@ -1,4 +1,4 @@
-"""The report of a curation: one HTML file, readable offline, that accounts for every hour of the sources."""
+"""Curation report: one offline HTML file that accounts for every hour of the sources."""
 
 import base64
 import io
@@ -43,15 +43,15 @@ _DOWNLOADS = """
 
 
 def save_plan(run: RunFolder, plan: Plan) -> None:
-    """Keep a forecast with the run that it is of, to be held against the facts. Raises DiskFullError."""
+    """Store a forecast with its run, for comparison with the actual costs. Raises DiskFullError."""
     write_json(run.report / PLAN_FILE, plan)
 
 
 def write_curation_report(run: RunFolder, config: SelectConfig) -> Path:
     """Write `report/curation.html` from the tables, clips and ledger of a run, decided by `config`; returns its path.
 
-    The forecast is compared when `save_plan` has left one, planted faults are shown when the run has judged them.
-    Raises FileNotFoundError before the first `curate`; DiskFullError.
+    Includes a forecast stored by `save_plan` and the results on planted faults, where they exist. Raises
+    FileNotFoundError before the first `curate`, and DiskFullError.
     """
     hours = _hours(hours_rows(run.root, config))
     with connect(run.root) as connection:

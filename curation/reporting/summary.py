@@ -1,4 +1,4 @@
-"""Results of a curation run: the table of its sources, and its counts for people and scripts."""
+"""Curation results: the table of sources, and a summary of counts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,8 @@ SOURCES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CurationSummary:
-    """How many went where. `refused_sources` and `refused` count reasons (a clip may have several), `pending_roles` how
-    many clips wait for the weights of a role, `hours_kept` the length of what is kept."""
+    """Counts of sources and clips by state. `refused_sources` and `refused` count reasons (a clip may have several),
+    `pending_roles` the clips that wait for the weights of a role; `hours_kept` is the total length of kept clips."""
 
     sources: int
     refused_sources: dict[str, int]
@@ -62,7 +62,7 @@ class CurationSummary:
     hours_kept: float
 
     def lines(self) -> list[str]:
-        """The closing words for a person."""
+        """The summary as text."""
         refused = ", ".join(f"{reason} {count}" for reason, count in self.refused.items()) or "none"
         bad = ", ".join(f"{reason} {count}" for reason, count in self.refused_sources.items()) or "none"
         states = f"{self.kept} kept, {self.rejected} rejected, {self.pending} pending, {self.failed} failed"
@@ -79,7 +79,7 @@ class CurationSummary:
 
 
 def write_sources(run: RunFolder, listed: Sequence[Row], clips: Sequence[Row]) -> None:
-    """Write sources.parquet: one row per listed source, refused ones with their reason. Raises DiskFullError."""
+    """Write sources.parquet: one row per listed source, rejected ones with their reason. Raises DiskFullError."""
     cut = Counter(clip["video_id"] for clip in clips)
     kept = Counter(clip["video_id"] for clip in clips if clip["decision"] == "kept")
     rows = [

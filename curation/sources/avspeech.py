@@ -14,7 +14,7 @@ from curation.sources.remote import WATCH, YOUTUBE_ID, Row, SourcesError, refuse
 logger = logging.getLogger(__name__)
 
 COLUMNS = "id, start, end, x, y"
-# Above this share of rows that are no AVSpeech rows the file is taken for another one.
+# With a larger share of malformed rows, the file is not an AVSpeech list.
 FOREIGN_SHARE = 0.5
 
 
@@ -43,7 +43,7 @@ def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[tuple[int, 
     videos: dict[str, list[dict[str, Any]]] = {}
     malformed: list[tuple[int, str]] = []
     count = 0
-    # A broken byte spoils its own row only.
+    # An undecodable byte invalidates its own row only.
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not (line := line.strip()):

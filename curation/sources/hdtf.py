@@ -1,7 +1,7 @@
-"""HDTF (Zhang et al., CVPR 2021): five text files for each of three subsets, with all the gaps they have.
+"""HDTF (Zhang et al., CVPR 2021): five text files for each of three subsets, which have gaps.
 
-Times and crops belong to one clip, `name_index`; crops stand in pixels of the height the authors had, which is given
-beside them and is not the height a video has today.
+Times and crops belong to one clip, `name_index`; crops are in pixels at the height of the authors' copy, which is
+listed beside them and may differ from the current video.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 SUBSETS = ("RD", "WDA", "WRA")
 INTERVAL = re.compile(r"(\d+):(\d\d)-(\d+):(\d\d)")
-# A crop may pass the edge of the frame by this share of its side; further out it belongs to another picture.
+# A crop may pass the edge of the frame by this share of its side; beyond that it belongs to another version.
 OVERHANG = 0.02
 
 
 def list_hdtf(folder: Path, source: str = "") -> list[Row]:
-    """One row per video with its intervals as segments, in the order of the time lists; then what names no clip.
+    """One row per video with its intervals as segments, in the order of the time lists; then the invalid entries.
 
     `folder` holds the text files or is the data set's repository. Raises FileNotFoundError for a file that is missing
     and SourcesError for files without a single interval.
@@ -54,7 +54,7 @@ def _address(url: str) -> str:
 
 
 def _videos(folder: Path, subset: str, source: str) -> Iterator[tuple[str, str, list[Row], Row | None]]:
-    """Name, address and segments of each annotated video of a subset, or the row that refuses it."""
+    """Name, address and segments of each annotated video of a subset, or the row that rejects it."""
     urls, heights, times, crops = (_table(folder, subset, kind) for kind in KINDS)
     for name, spans in times.items():
         bad = [span for span in spans if not _seconds(span)]
@@ -105,7 +105,7 @@ def _segment(name: str, index: int, span: str, height: int, crops: dict[str, lis
 def fit_crops(segments: Sequence[Row], width: int, height: int) -> list[Row]:
     """The segments with their crops in pixels of a video of this size, inside its frame, and without `crop_height`.
 
-    A crop that does not fit the picture is of another version of the video and becomes None.
+    A crop that does not fit the frame belongs to another version of the video and becomes None.
     """
     return [_fitted(segment, width, height) if "crop_height" in segment else segment for segment in segments]
 
@@ -117,7 +117,7 @@ def _fitted(segment: Row, width: int, height: int) -> Row:
     x, y, wide, high = (value * height / segment["crop_height"] for value in segment["crop"])
     beyond = max(-x, -y, x + wide - width, y + high - height)
     if min(wide, high) < 2 or beyond > OVERHANG * max(wide, high):
-        logger.warning("The crop of %s does not fit a picture of %dx%d; it is left out", segment["name"], width, height)
+        logger.warning("The crop of %s does not fit a frame of %dx%d and was dropped", segment["name"], width, height)
         return fitted | {"crop": None}
     side = min(round(wide), round(high), width, height)
     return fitted | {"crop": [min(max(round(x), 0), width - side), min(max(round(y), 0), height - side), side, side]}
@@ -133,7 +133,7 @@ def list_hdtf_set(name: HdtfSet, folder: Path, seed: int = 0) -> list[Row]:
 
     hdtf100: 100 videos drawn by `seed`; of each the first interval that has a crop and 10 s, and of that the first
     10 s. hdtf400_15s: of every video the first 15 s of its first interval (all of it, where it is shorter); the seed
-    does not matter. Raises what `list_hdtf` raises, and SourcesError for another name or too few videos.
+    does not matter. Raises the errors of `list_hdtf`, and SourcesError for another name or too few videos.
     """
     if name not in get_args(HdtfSet):
         raise SourcesError(f"There is no HDTF set '{name}'; expected one of {', '.join(get_args(HdtfSet))}.")

@@ -95,7 +95,7 @@ def test_a_changed_list_is_noticed(run: RunFolder, tmp_path: Path) -> None:
     rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     rows[0]["t_end"] += 0.04
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
-    with pytest.raises(VersionError, match="holds other clips than its header says"):
+    with pytest.raises(VersionError, match="holds other clips than its header lists"):
         read_version(path)
     with pytest.raises(VersionError, match="holds other clips"):
         withdraw(path, "one", "hash")

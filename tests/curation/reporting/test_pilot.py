@@ -51,7 +51,7 @@ def test_every_cost_is_put_to_its_video(tmp_path: Path) -> None:
 
 
 def test_a_sweep_alone_is_a_pilot_of_lengths(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names no source"):
+    with pytest.raises(ValueError, match="has no source"):
         read_pilot(tmp_path)
     with Ledger(tmp_path / "ledger").open("sweep", "f") as log:
         announced = {"announced": {"duration": 1800, "bytes": 5}}
