@@ -213,7 +213,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """`frames_per_second` looked at, the whole picture each: a face crop scores far lower (paper, table 1).
+    """`frames_per_second` rated, each as a whole: a face crop scores far lower (paper, table 1).
 
     `frames` "even" takes just these, as Q-Align's authors do; "key" takes the stored key frame nearest to each, which
     costs a fraction of the decoding. `variant` names one of the three prompts in use; their numbers differ.
@@ -268,7 +268,7 @@ class SelectConfig:
     last, in frames. At `chance_sync_c` and below no shift fits better than another does by chance. Lips that move less
     than `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by
     the active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data
-    set's point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a picture counts as still;
+    set's point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a video counts as still;
     frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
     `split_seed`, become the test split with all their clips.
     """

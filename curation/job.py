@@ -52,7 +52,7 @@ def curate(
     executor: ExecutorConfig,
     after_stage: Callable[[], object] = lambda: None,
 ) -> CurationSummary:
-    """Bring every source through every stage and write clips.parquet, tracks.parquet, sources.parquet and the clip
+    """Run every source through every stage and write clips.parquet, tracks.parquet, sources.parquet and the clip
     files.
 
     Model roles: face_detector (else OpenCV's cascade), active_speaker, sync_scorer, pose, quality_scorer, captioner; a
@@ -102,7 +102,7 @@ class StageRunner:
     versions: dict[str, str] = field(default_factory=dict)
 
     def run(self, stage: Stage[Any], rows: Sequence[Row]) -> list[Row]:
-        """Bring rows through one stage; returns those that were kept, in order."""
+        """Run rows through one stage; returns those that were kept, in order."""
         self.versions[stage.name] = stage.fingerprint
         if self.adopt_for is not None:
             adopt(stage, rows, self.adopt_for, self.ledger)

@@ -184,7 +184,7 @@ class _Totals:
     def __init__(self, sources: Listed, pilot: Pilot | None) -> None:
         self.sources, self.pilot = sources, pilot
         self._measured: dict[str, np.ndarray] = {}
-        # Videos that were at hand say nothing about how many of a list are still there.
+        # Local videos give no estimate of how many listed videos still exist.
         asked = pilot is not None and bool({"sweep", "download"} & set(pilot.cpu))
         self.alive = ALIVE if sources.remote and not asked else 1.0
         if pilot:
@@ -199,7 +199,7 @@ class _Totals:
         return self.pilot is not None and stage in self.pilot.cpu
 
     def of(self, name: str) -> np.ndarray:
-        """The total of a basis, or of "cpu <stage>" and "gpu <stage>"; what was not measured follows from the rest."""
+        """The total of a basis, or of "cpu <stage>" and "gpu <stage>"; unmeasured ones are derived from the others."""
         if name in self._measured:
             return self._measured[name]
         spans = self.sources.span_hours

@@ -34,15 +34,15 @@ class CutStage(Stage[ClipRow]):
         return replace(outcome, outputs=outcome.outputs | fingerprint_clip(self.folder / f"{row['unit']}.mp4"))
 
     def product_exists(self, row: ClipRow, outcome: Outcome) -> bool:
-        """Whether the clip file is still there; what is in it is checked against the table at the end of the job."""
+        """Whether the clip file is still there; its bytes are checked against the table at the end of the job."""
         return (self.folder / f"{row['unit']}.mp4").exists()
 
 
 def cut_row(folder: Path, row: Mapping[str, Any], shift: int = 0) -> Outcome:
-    """Write one clip file, its sound delayed by `shift` frames.
+    """Write one clip file, its audio delayed by `shift` frames.
 
     Rejected as truncated, unreadable or no_audio when the source cannot be decoded there, and as bad_crop when the
-    data set's crop reaches out of the picture.
+    data set's crop exceeds the frame.
     """
     target = folder / f"{row['unit']}.mp4"
     crop, size = row.get("crop"), row.get("size")

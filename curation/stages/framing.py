@@ -32,7 +32,7 @@ MIN_OVERLAP = 0.3  # of a detected face with the track's box, to be the same fac
 
 
 def framing_judges(models: Mapping[str, Path | None]) -> tuple[Weights, ...]:
-    """Of a recipe's models those that `FramingStage` can use: pose, and a face pack that brings head angles."""
+    """Of a recipe's models those that `FramingStage` can use: pose, and a face pack with head angles."""
     pose, pack = models.get("pose"), models.get("face_detector")
     usable = {"pose": pose, "face_detector": pack if pack and (pack / ANGLES_FILE).is_file() else None}
     return tuple(Weights.of(role, path) for role, path in usable.items() if path)
@@ -115,7 +115,7 @@ def body_fields(config: FramingConfig, bodies: Sequence["Pose | None"], size: tu
 
 
 def _visible(config: FramingConfig, body: "Pose", joints: tuple[int, ...], size: tuple[int, int]) -> bool:
-    """Whether any of the joints is sure and inside the picture: pose networks place hidden ones beyond its edge."""
+    """Whether any of the joints is confident and inside the frame: pose networks place hidden ones beyond its edge."""
     points, sure = body.points[list(joints)], body.scores[list(joints)] >= config.min_score
     return bool((sure & ((points >= 0) & (points < size)).all(axis=1)).any())
 

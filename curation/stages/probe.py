@@ -9,7 +9,7 @@ from common.media.open import MediaError
 from common.runs import sha256_file
 from curation.rows import SourceRow
 
-# A sound file or a picture with a video's name is, to the user, no video.
+# An audio or image file with a video's suffix is reported as not a video.
 REASONS = {"no_video": "not_a_video"}
 
 

@@ -28,7 +28,7 @@ from curation.rows import Scan, SourceRow
 if TYPE_CHECKING:
     from perception.faces.detect import FaceDetector
 
-SHOT_SIDE = 128  # px, longer side of the picture that shots are looked for in
+SHOT_SIDE = 128  # px, longer side of the frames for shot detection
 SHOT_WINDOW = 2  # frames before and after that a change is compared with
 MOST_RATIO = 255.0
 MOTION_GRID = 32
@@ -74,7 +74,7 @@ class ScanStage(Stage[SourceRow]):
         self.hold(detector=load_face_detector(self.face_detector.path))
 
     def __call__(self, row: SourceRow) -> Outcome:
-        """Scan one source and write what was seen."""
+        """Scan one source and write the per-frame results."""
         try:
             times = index_video(row["path"]).times
             state = _ScanState(self.config, self.detector)
@@ -141,7 +141,7 @@ class _ScanState:
 def small_frame(frame: VideoFrame) -> np.ndarray:
     """Luma, red and blue difference (h, w, 3) uint8 0..255, not upright, the longer side at most 128 px.
 
-    Made from the decoder's planes: bringing every picture to full RGB first would cost half as much as decoding it.
+    Made from the decoder's planes: converting every frame to RGB first would cost half as much as decoding it.
     """
     luma, blue, red = planes(frame)
     scale = min(1.0, SHOT_SIDE / max(luma.shape))

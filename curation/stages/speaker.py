@@ -147,7 +147,7 @@ class ActiveSpeakerStage(Stage[ClipRow]):
 
 
 def face_crops(file: Path, track: Track, side: int) -> np.ndarray:
-    """The face of one track (n, side, side, 3), taken frame by frame: a clip of large pictures fills the memory."""
+    """The face of one track (n, side, side, 3), read frame by frame: a clip of large frames would fill the memory."""
     from perception.faces.crop import crop_track
 
     frames = islice(decode_video(file), track.start_frame, track.stop_frame)

@@ -84,7 +84,7 @@ class SyncStage(Stage[ClipRow]):
 
 
 def _fields(result: "SyncResult", shift: int) -> dict[str, Any]:
-    """Clip fields sync_* of a score taken after the sound was moved by `shift` frames; offsets are the source's."""
+    """Clip fields sync_* of a score taken after the audio was shifted by `shift` frames; offsets are the source's."""
     fields: dict[str, Any] = {
         "sync_c": round(result.sync_c, 4),
         "sync_c_valid": round(result.sync_c_valid, 4),
@@ -113,7 +113,7 @@ OFF_LINE = 2.0  # frames by which the offset of a third may miss the line
 
 @dataclass(frozen=True)
 class Drift:
-    """`thirds`: offset in frames of each third by itself (positive = the sound leads the picture). `frames`: growth of
+    """`thirds`: offset in frames of each third by itself (positive = the audio leads the video). `frames`: growth of
     the offset from the first window to the last along the straight line that fits best, None when the first or the
     last third does not lie on it (the middle alone may be chance); `confidence` along that line, on the scale of
     Sync-C, which it equals where nothing drifts."""
@@ -148,7 +148,7 @@ def measure_drift(by_window: np.ndarray) -> Drift | None:
 
 
 def _mean(distances: np.ndarray) -> np.ndarray:
-    """Mean over the windows; nan for a shift at which no window meets sound."""
+    """Mean over the windows; nan for a shift at which no window overlaps the audio."""
     count = np.isfinite(distances).sum(axis=0)
     return np.where(count > 0, np.nansum(distances, axis=0) / np.maximum(count, 1), np.nan)
 

@@ -71,7 +71,7 @@ class TracksStage(Stage[SourceRow]):
 
 
 def clip_fields(piece: Piece, tracks: Sequence[Track], size: tuple[int, int]) -> dict[str, Any]:
-    """The row of a clip of a source of this size (width, height), with what is known of its tracks."""
+    """The row of a clip of a source of this size (width, height), with the fields about its tracks."""
     row: dict[str, Any] = {"width": size[0], "height": size[1], **piece.row}
     digest = hashlib.sha256()
     for track in tracks:
@@ -173,7 +173,7 @@ def _to_ends(track: Track, frames: int, gap: int) -> Track:
 
 
 def people_fields(tracks: Sequence[Track], row: Mapping[str, Any], speaker: int = 0) -> dict[str, Any]:
-    """Clip fields about faces: how many at a time; number, size, share of the picture and distance from the annotated
+    """Clip fields about faces: how many at a time; number, size, share of the frame and distance from the annotated
     point of track `speaker`."""
     frames = round(row["duration"] * FPS)
     count = np.zeros(frames, int)
