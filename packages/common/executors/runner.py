@@ -5,12 +5,14 @@ import logging
 import resource
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.errors import UserError
 from common.executors.stage import Stage, StageError
 from common.ledger.store import PAUSE, Outcome, Unit
 from common.runs import DiskFullError, disk_guard, plain
@@ -24,17 +26,25 @@ class Runner:
 
     def __init__(self, stage: Stage[Any], gpus: float = 0.0) -> None:
         self.stage, self.gpus = stage, gpus
-        self.failure = "its models did not load."
+        self.failure, self.traceback = "its models did not load.", ""
 
     def load(self) -> None:
         """Load the stage's models; a failure is reported by the first attempt."""
         _, error = _caught(self.stage.load)
         self.failure = _describe(error) if error else ""
+        # A missing or unfit file is the user's to mend; of anything else the traceback must not be lost.
+        is_bug = error is not None and not isinstance(error, (UserError, OSError))
+        self.traceback = "".join(traceback.format_exception(error)) if is_bug else ""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Run one unit. Raises StageError when the stage did not load, and DiskFullError."""
+        """Run one unit. Raises DiskFullError; and when the stage did not load StageError, or RuntimeError with the
+        worker's traceback as a note where that is a bug."""
         if self.failure:
-            raise StageError(f"Stage '{self.stage.name}' cannot start: {self.failure}")
+            sentence = f"Stage '{self.stage.name}' cannot start: {self.failure}"
+            failure = RuntimeError(sentence) if self.traceback else StageError(sentence)
+            if self.traceback:
+                failure.add_note(f"In the worker:\n{self.traceback}")
+            raise failure
         started, cpu = _clock()
         with suppress(OSError):  # reset the peak memory counter, where the kernel allows it
             Path("/proc/self/clear_refs").write_text("5")

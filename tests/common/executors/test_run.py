@@ -434,3 +434,17 @@ def test_only_units_with_a_lost_product_run_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == ["a", "b", "c", "d", "b"]
     assert [replace(each, **MEASURED) for each in again] == [replace(each, **MEASURED) for each in first]
     assert ledger_rows(tmp_path / "ledger").num_rows == 4
+
+
+def make_buggy() -> Callable[[Row], Outcome]:
+    raise KeyError("weights")
+
+
+@pytest.mark.parametrize("executor", [HERE, POOL])
+def test_a_bug_in_load_keeps_its_traceback(tmp_path: Path, executor: ExecutorConfig) -> None:
+    """A missing file is a sentence for the user; anything else must say where it came from, across processes too."""
+    stage = FunctionStage("judge", "1", {}, {}, make_buggy)
+    with pytest.raises(RuntimeError, match="Stage 'judge' cannot start") as caught:
+        run_stage(stage, [{"unit": "a"}, {"unit": "b"}], Ledger(tmp_path), executor)
+    assert not isinstance(caught.value, StageError)
+    assert "in make_buggy" in "".join(caught.value.__notes__)
