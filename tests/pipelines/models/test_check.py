@@ -49,7 +49,7 @@ def test_the_shipped_weights_are_all_right_and_the_other_roles_say_what_is_missi
         assert not finding.problems and (" ok  " in line) == (role in WEIGHT_PATHS)
     assert findings["transformer"].facts == "177 tensors, 1,560,256 parameters, bfloat16, 3.1 MB"
     (line,) = findings["active_speaker"].lines()
-    assert "no weights: lips and sound alone" in line and "`omniavatar models fetch light-asd`" in line
+    assert "no weights: lips and audio alone" in line and "`omniavatar models fetch light-asd`" in line
 
 
 def test_a_renamed_tensor_is_named_twice(weights):
