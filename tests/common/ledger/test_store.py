@@ -103,6 +103,7 @@ for start in itertools.count():
 """
 
 
+@pytest.mark.soak
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """Rows are acknowledged on a pipe after append; whoever was acknowledged is there, once, after the kill."""
     chance, acknowledged = random.Random(0), -1
