@@ -115,6 +115,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.soak
 def test_one_core_suffices_and_a_killed_ray_is_an_error_that_a_rerun_resumes_from(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(ONE_CPU)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), "room"]

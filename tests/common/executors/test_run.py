@@ -386,6 +386,7 @@ def test_kill_9_of_the_run_leaves_no_orphans_and_the_next_run_resumes(tmp_path: 
     assert sorted(calls(tmp_path)[len(before) :]) == sorted({unit["unit"] for unit in units} - done)
 
 
+@pytest.mark.soak
 def test_no_finished_unit_runs_again_after_any_kill(tmp_path: Path) -> None:
     """The run dies twice, the second time after one of its workers; what had a row before is not called again."""
     again = []
