@@ -13,11 +13,12 @@ import pytest
 from scenedetect import detect
 from scenedetect.detectors import AdaptiveDetector
 
+from common.executors.stage import Weights
 from common.media.audio import read_audio
 from common.media.index import index_video, probe
 from common.media.video import decode_stored, decode_video, read_frames, read_video
 from curation.config import ScanConfig
-from curation.stages.scan import scan_source
+from curation.stages.scan import ScanStage, read_scan
 from miniature.world.clips import draw_clip
 from perception.faces.detect import Face
 from tests.benchmarks.measure import ROUNDS, Row, compare, cpu_seconds
@@ -122,8 +123,11 @@ def _face_sized(frame: np.ndarray) -> np.ndarray:
 
 
 def _scan(path: Path, faces: FaceSized, interval: float) -> list[float]:
-    row = {"unit": "source", "path": str(path)}
-    return list(scan_source(ScanConfig(face_interval=interval), faces, row).outputs["cuts"])
+    config = ScanConfig(face_interval=interval)
+    stage = ScanStage(config, Weights("face_detector", None, ""), path.parent / "per_frame")
+    stage.hold(detector=faces)
+    outcome = stage({"unit": "source", "path": str(path)})
+    return list((outcome.outputs | read_scan(stage.folder / outcome.outputs["scan_file"])._asdict())["cuts"])
 
 
 def _library_cuts(path: Path) -> list[float]:

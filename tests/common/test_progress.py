@@ -72,6 +72,9 @@ def test_logging_lets_our_words_through_and_not_other_peoples(verbose: bool, mon
     root_logger = logging.getLogger()
     before, level, stream = root_logger.handlers[:], root_logger.level, io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
+    # A test before this one in the same process may have set logging up: pytest takes its hook on warnings away again,
+    # logging believes it is still there and would not set it a second time.
+    logging.captureWarnings(False)
     try:
         setup_logging(verbose)
         logging.getLogger("curation.job").info("ours")
