@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import MissingFileError, UserError
-from common.ledger.tables import BATCH_ROWS, batches, check_table_format, connection_beside, quoted
-from common.runs import atomic_write, disk_guard
+from common.ledger.tables import BATCH_ROWS, check_table_format, write_sorted
 
 GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
@@ -118,19 +117,7 @@ def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     The rows are taken one by one and never all held in memory. Raises ClipError for an unknown field, a value of
     another type, a missing or doubled clip_id; DiskFullError.
     """
-    path = Path(path)
-    unsorted = path.with_name(f".{path.stem}.unsorted{path.suffix}")
-    try:
-        with disk_guard(unsorted):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with pq.ParquetWriter(unsorted, CLIP_SCHEMA, compression="zstd") as writer:
-                for piece in _pieces(rows):
-                    writer.write_batch(piece)
-        with atomic_write(path) as temporary, pq.ParquetWriter(temporary, CLIP_SCHEMA, compression="zstd") as writer:
-            for group in _sorted_groups(unsorted):
-                writer.write_table(group)
-    finally:
-        unsorted.unlink(missing_ok=True)
+    write_sorted(Path(path), _pieces(rows), CLIP_SCHEMA, "clip_id", GROUP_ROWS, _without_doubles)
 
 
 def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -160,23 +147,16 @@ def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
             raise ClipError(_misfit(piece, str(error))) from error
 
 
-def _sorted_groups(unsorted: Path) -> Iterator[pa.Table]:
-    """The rows by clip_id, in groups whose size depends on nothing but their number. Raises ClipError."""
-    waiting: list[pa.RecordBatch] = []
+def _without_doubles(ordered: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, which are sorted by clip_id. Raises ClipError for one that is there twice."""
     last = None
-    with connection_beside(unsorted.parent) as connection:
-        for batch in batches(connection.sql(f"FROM read_parquet({quoted(unsorted)}) ORDER BY clip_id"), CLIP_SCHEMA):
-            ids = pa.chunked_array([pa.array([last], pa.string()), batch["clip_id"]]).combine_chunks()
-            doubled = ids.filter(pc.equal(ids, pa.concat_arrays([ids[1:], pa.nulls(1, pa.string())])))
-            if len(doubled):
-                raise ClipError(f"clip_id '{doubled[0]}' is there twice; one row per clip.")
-            last = ids[-1].as_py()
-            waiting.append(batch)
-            while sum(len(each) for each in waiting) >= GROUP_ROWS:
-                table = pa.Table.from_batches(waiting)
-                yield table[:GROUP_ROWS].combine_chunks()
-                waiting = table[GROUP_ROWS:].to_batches()
-    yield pa.Table.from_batches(waiting, CLIP_SCHEMA).combine_chunks()
+    for batch in ordered:
+        ids = pa.chunked_array([pa.array([last], pa.string()), batch["clip_id"]]).combine_chunks()
+        doubled = ids.filter(pc.equal(ids, pa.concat_arrays([ids[1:], pa.nulls(1, pa.string())])))
+        if len(doubled):
+            raise ClipError(f"clip_id '{doubled[0]}' is there twice; one row per clip.")
+        last = ids[-1].as_py()
+        yield batch
 
 
 def _checked(row: Mapping[str, Any]) -> dict[str, Any]:

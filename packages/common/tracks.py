@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.ledger.tables import BATCH_ROWS, batches, check_table_format, connection_beside, quoted
-from common.runs import atomic_write, disk_guard
+from common.ledger.tables import check_table_format, write_sorted
 
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
 BOXES = pa.list_(pa.list_(pa.float32(), 4))
@@ -39,6 +38,7 @@ TRACK_SCHEMA = pa.schema(
 )
 TRACKS_FILE = "tracks.parquet"
 ORDER = "clip_id, track_id"
+GROUP_ROWS = 1024  # of the file and in memory: a row with the boxes of 20 s is 100 kB of Python objects
 
 
 def write_tracks(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -46,27 +46,18 @@ def write_tracks(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
     The rows are taken one by one and never all held in memory. Raises DiskFullError.
     """
-    path = Path(path)
-    unsorted = path.with_name(f".{path.stem}.unsorted{path.suffix}")
-    try:
-        with disk_guard(unsorted):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with pq.ParquetWriter(unsorted, TRACK_SCHEMA, compression="zstd") as writer:
-                iterator = iter(rows)
-                while piece := list(islice(iterator, BATCH_ROWS)):
-                    writer.write_batch(pa.RecordBatch.from_pylist(piece, TRACK_SCHEMA))
-        with connection_beside(path.parent) as connection, atomic_write(path) as temporary:
-            ordered = connection.sql(f"FROM read_parquet({quoted(unsorted)}) ORDER BY {ORDER}")
-            with pq.ParquetWriter(temporary, TRACK_SCHEMA, compression="zstd") as writer:
-                for batch in batches(ordered, TRACK_SCHEMA):
-                    writer.write_batch(batch)
-    finally:
-        unsorted.unlink(missing_ok=True)
+    write_sorted(Path(path), _pieces(rows), TRACK_SCHEMA, ORDER, GROUP_ROWS)
+
+
+def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
+    remaining = iter(rows)
+    while len(piece := pa.RecordBatch.from_pylist(list(islice(remaining, GROUP_ROWS)), TRACK_SCHEMA)):
+        yield piece
 
 
 def stream_tracks(path: Path | str) -> Iterator[dict[str, Any]]:
     """The rows of a track table as dicts, read piece by piece. Raises FileNotFoundError, FormatVersionError."""
     check_table_format(Path(path), TRACK_SCHEMA)
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS):
+        for batch in file.iter_batches(GROUP_ROWS):
             yield from batch.to_pylist()

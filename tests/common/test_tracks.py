@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from common.query import connect
-from common.tracks import TRACK_FIELDS, TRACKS_FILE, stream_tracks, write_tracks
+from common.tracks import GROUP_ROWS, TRACK_FIELDS, TRACKS_FILE, stream_tracks, write_tracks
 
 ROWS: list[dict[str, Any]] = [
     {"clip_id": clip, "track_id": number, "boxes": [[1.5, 2.0, 3.25, 4.0]] * 3, "is_speaker": number == 0}
@@ -41,3 +41,25 @@ def test_the_view_counts_faces_and_is_there_without_a_file(tmp_path: Path) -> No
     write_tracks(tmp_path / TRACKS_FILE, ROWS)
     with connect(tmp_path) as database:
         assert database.sql(question).fetchall() == [("a", 2, 3), ("b", 2, 3)]
+
+
+def test_a_large_table_is_written_piece_by_piece(tmp_path: Path) -> None:
+    class Row(dict[str, Any]):
+        alive = most = 0
+
+        def __init__(self, number: int) -> None:
+            super().__init__(clip_id=f"{number:05}", track_id=0, boxes=[[0.0] * 4])
+            Row.alive += 1
+            Row.most = max(Row.most, Row.alive)
+
+        def __del__(self) -> None:
+            Row.alive -= 1
+
+    numbers = list(range(3 * GROUP_ROWS - 100))
+    write_tracks(tmp_path / "one.parquet", map(Row, numbers))
+    write_tracks(tmp_path / "two.parquet", map(Row, numbers[::-1]))
+    assert Row.most <= GROUP_ROWS + 1  # a row with the boxes of 20 s is 100 kB of Python objects
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    stored = pq.ParquetFile(tmp_path / "one.parquet").metadata
+    groups = [stored.row_group(number).num_rows for number in range(stored.num_row_groups)]
+    assert groups == [GROUP_ROWS, GROUP_ROWS, GROUP_ROWS - 100]
