@@ -124,7 +124,8 @@ def test_base_folders_load_in_both_layouts(base: AvatarTransformer, tmp_path: Pa
     again = load_base(tmp_path / "diffusers")
     assert torch.equal(again(given["latents"], given["timestep"], given["text"]), expected)
     theirs = WanTransformer3DModel.from_pretrained(tmp_path / "diffusers")
-    assert torch.equal(theirs(given["latents"], given["timestep"], given["text"], return_dict=False)[0], expected)
+    stock = theirs(given["latents"], given["timestep"], given["text"], return_dict=False)[0]
+    assert (stock - expected).abs().max() < 5e-5  # its sinusoid of the timestep is float32
 
     original = tmp_path / "original"
     original.mkdir()
