@@ -5,9 +5,8 @@ n caption tokens, D text width, C - D stored audio width. Clips are encoded one 
 would depend on its neighbours, and the bytes of a shard on which clips remained when a job was killed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from latents.constants import Constants, to_samples, to_wave
 from omniavatar.encoders.audio import AudioEncoder, drop_duplicate, load_audio_encoder
 from omniavatar.encoders.text import TextEncoder, load_text_encoder
 from omniavatar.encoders.vae import WanVAE, load_vae
+from omniavatar.video.images import cover
 
 ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
 
@@ -123,27 +123,15 @@ def encode_audio(encoder: AudioEncoder, samples: np.ndarray) -> Tensor:
     return drop_duplicate(encoder.encode(to_wave(torch.from_numpy(samples))), encoder.hidden_size)
 
 
-def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) of the nearest aspect ratio, then of the nearest size (spec omniavatar 3.3)."""
-
-    def distance(bucket: tuple[int, int]) -> tuple[float, float]:
-        shape = abs(log(bucket[0] / bucket[1]) - log(height / width))
-        return round(shape, 6), abs(log(bucket[0] * bucket[1]) - log(height * width))
-
-    return min(buckets, key=distance)
-
-
 def fit_frames(frames: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
     """Resize frames (N, H, W, 3) uint8 until they cover the bucket (height, width), then crop its centre."""
     height, width = frames.shape[1:3]
     if (height, width) == bucket:
         return frames
-    scale = max(bucket[0] / height, bucket[1] / width)
-    size = (max(round(height * scale), bucket[0]), max(round(width * scale), bucket[1]))
-    top, margin = (size[0] - bucket[0]) // 2, (size[1] - bucket[1]) // 2
+    size, (top, left) = cover(height, width, bucket)
     fitted = np.empty((len(frames), *bucket, 3), np.uint8)
     for i, frame in enumerate(frames):
         image = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
         image = interpolate(image, size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
-        fitted[i] = image[:, top : top + bucket[0], margin : margin + bucket[1]].permute(1, 2, 0).numpy()
+        fitted[i] = image[:, top : top + bucket[0], left : left + bucket[1]].permute(1, 2, 0).numpy()
     return fitted

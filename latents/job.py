@@ -34,10 +34,10 @@ from latents.encode import (
     fit_frames,
     load_encoders,
     make_constants,
-    nearest_bucket,
 )
 from omniavatar.config import LoadConfig
 from omniavatar.models import resolve_device
+from omniavatar.video.images import nearest_bucket
 
 Clip = Mapping[str, Any]
 ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, nearest_bucket, to_video
+from latents.encode import Encoders, encode_clip, encoder_hashes, fit_frames, to_video
 from omniavatar.encoders.audio import restore_duplicate
+from omniavatar.video.images import fit_image, to_frames
 
 CLIP = tuple[np.ndarray, np.ndarray]
-BUCKETS_480P = [(400, 720), (720, 720), (720, 400)]
 
 
 def test_a_clip_is_cut_to_4n_plus_1_frames_and_all_tensors_agree(encoders: Encoders, clip: CLIP) -> None:
@@ -62,29 +62,18 @@ def test_audio_longer_than_the_video_is_not_resampled_to_fit(encoders: Encoders,
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((1080, 1920), (400, 720)), ((1920, 1080), (720, 400)), ((500, 480), (720, 720)), ((200, 321), (400, 720))],
-)
-def test_the_bucket_has_the_nearest_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert nearest_bucket(*size, BUCKETS_480P) == expected
-
-
-def test_among_buckets_of_one_shape_the_nearest_size_is_taken() -> None:
-    squares = [(64, 64), (96, 96)]
-    assert [nearest_bucket(side, side, squares) for side in (64, 96, 200, 70)] == [
-        (64, 64),
-        (96, 96),
-        (96, 96),
-        (64, 64),
-    ]
-
-
 def test_frames_cover_their_bucket_without_a_black_line() -> None:
     # The released script undershoots by one pixel here and pads a black line (spec omniavatar 3.3).
     fitted = fit_frames(np.full((1, 200, 321, 3), 200, np.uint8), (400, 720))
     assert fitted.shape == (1, 400, 720, 3)
     assert fitted.min() == 200
+
+
+def test_training_sees_what_generation_is_given() -> None:
+    """The reference of a clip and the image of a request are scaled and cropped alike, to the pixel."""
+    image = np.random.default_rng(2).integers(0, 256, (37, 53, 3)).astype(np.uint8)
+    fitted = fit_frames(image[None], (32, 48))
+    assert np.array_equal(fitted, to_frames(fit_image(image, 32, 48)[:, None]))
 
 
 def test_frames_keep_their_centre_and_their_ratio() -> None:

@@ -1,5 +1,8 @@
 """Image sizes the model was trained on, and conversion between uint8 images and tensors in [-1, 1]."""
 
+from collections.abc import Sequence
+from math import log
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,10 +20,32 @@ BUCKETS: dict[int, tuple[tuple[int, int], ...]] = {
 
 
 def choose_size(height: int, width: int, longest: int) -> tuple[int, int]:
-    """The bucket with the nearest height : width ratio. Raises ValueError for an unknown `longest`."""
+    """The bucket of generation, see `nearest_bucket`. Raises ValueError for an unknown `longest`."""
     if longest not in BUCKETS:
         raise InputError(f"No image sizes for a longest side of {longest}; expected one of {sorted(BUCKETS)}.")
-    return min(BUCKETS[longest], key=lambda size: abs(size[0] / size[1] - height / width))
+    return nearest_bucket(height, width, BUCKETS[longest])
+
+
+def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The (height, width) with the nearest height / width, as in upstream's `match_size`; among equal ones that of the
+    nearest area. Latents for training and generation choose by this one rule."""
+
+    def distance(bucket: tuple[int, int]) -> tuple[float, float]:
+        ratio = abs(bucket[0] / bucket[1] - height / width)
+        return round(ratio, 6), abs(log(bucket[0] * bucket[1]) - log(height * width))
+
+    return min(buckets, key=distance)
+
+
+def cover(height: int, width: int, target: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size to which an image is scaled so that it covers `target`, and the (top, left) of the crop in its middle.
+
+    As in upstream's `resize_pad` (truncated sizes, the odd pixel cropped from top and left), but never below the
+    target: there, 2.8 % of sizes fall one pixel short and a black line is padded.
+    """
+    scale = max(target[0] / height, target[1] / width)
+    size = max(target[0], int(height * scale)), max(target[1], int(width * scale))
+    return size, ((size[0] - target[0] + 1) // 2, (size[1] - target[1] + 1) // 2)
 
 
 def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
@@ -31,13 +56,10 @@ def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"An image of {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3).")
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    scale = max(height / image.shape[0], width / image.shape[1])
-    # Rounded to the nearest and never below the target: truncation would leave a black line at some sizes.
-    size = (max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale)))
+    size, (top, left) = cover(*image.shape[:2], (height, width))
     if size != image.shape[:2]:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    y, x = (size[0] - height) // 2, (size[1] - width) // 2
-    return pixels[0, :, y : y + height, x : x + width] / 127.5 - 1
+    return pixels[0, :, top : top + height, left : left + width] / 127.5 - 1
 
 
 def to_frames(video: Tensor) -> np.ndarray:

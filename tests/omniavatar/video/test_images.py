@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from omniavatar.video.images import choose_size, fit_image, to_frames
+from omniavatar.video.images import BUCKETS, choose_size, cover, fit_image, nearest_bucket, to_frames
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,31 @@ def test_the_bucket_has_the_nearest_ratio(source: tuple[int, int], longest: int,
     assert abs(chosen[0] / chosen[1] - ratio) <= abs(size[0] / size[1] - ratio)
     with pytest.raises(ValueError, match="999"):
         choose_size(*source, 999)
+
+
+def test_the_bucket_is_the_published_one_for_every_shape() -> None:
+    """Also where the nearest ratio and the nearest logarithm of a ratio differ (0.78: square by one, wide by other)."""
+    for longest, sizes in ((720, ((400, 720), (720, 720), (720, 400))), (1280, BUCKETS[1280])):
+        for height, width in ((780, 1000), (745, 1000), (1000, 745), (300, 1000), (1000, 690), (720, 1280), (333, 500)):
+            ratios = [abs(h / w - height / width) for h, w in sizes]
+            assert choose_size(height, width, longest) == sizes[ratios.index(min(ratios))]
+
+
+def test_among_buckets_of_one_shape_the_nearest_size_is_taken() -> None:
+    squares = [(64, 64), (96, 96)]
+    assert [nearest_bucket(side, side, squares)[0] for side in (64, 96, 200, 70)] == [64, 96, 96, 64]
+
+
+@pytest.mark.parametrize("size", [(400, 720), (720, 720), (720, 400), (64, 64)])
+def test_the_crop_is_upstreams_where_that_leaves_no_black_line(size: tuple[int, int]) -> None:
+    for height, width in ((1080, 1920), (333, 77), (101, 727), (1000, 777), (719, 1281), (640, 480), (511, 513)):
+        scale = max(size[0] / height, size[1] / width)
+        theirs = int(height * scale), int(width * scale)  # `resize_pad`: negative padding crops
+        offsets = [-((wanted - scaled) // 2) for wanted, scaled in zip(size, theirs, strict=True)]
+        scaled, crop = cover(height, width, size)
+        for ours, own, target, offset, cut in zip(scaled, theirs, size, offsets, crop, strict=True):
+            assert ours == max(own, target)
+            assert cut == (offset if own >= target else 0)
 
 
 @pytest.mark.parametrize("size", [(400, 720), (720, 720), (720, 400), (448, 720), (64, 64)])
