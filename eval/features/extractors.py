@@ -180,8 +180,11 @@ def _load_fidelity(config: FeatureConfig, models: Models) -> Extract:
 
 
 def one_frame_per_second(count: int, fps: float = 25.0) -> list[int]:
-    """Indices int(fps * i) below `count`, as the video loader of Q-Align takes them."""
-    return [index for index in (int(fps * i) for i in range(count)) if index < count]
+    """Indices int(fps * i), i below floor(count / fps), as the video loader of Q-Align takes them; at least the first.
+
+    Frames of a last, incomplete second are not read, as in curation.
+    """
+    return [int(fps * i) for i in range(max(1, int(count / fps)))]
 
 
 def quality_of_clip(scorer: QAlign, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,7 +208,7 @@ EXTRACTORS = (
     Extractor("fvd", "1", _load_fvd, needs=("fvd_features",), settings=("protocol", "fvd_stride")),
     Extractor("fvd_slow", "1", _load_slow_fvd, needs=("fvd_features",), settings=("protocol",), only="strict"),
     Extractor("sync", "2", _load_sync, needs=("sync_scorer",), uses=_FACES, settings=("sync",), reads=_WITH_AUDIO),
-    Extractor("quality", "1", _load_quality, needs=("quality_scorer",)),
+    Extractor("quality", "2", _load_quality, needs=("quality_scorer",)),
     Extractor("identity", "1", _load_identity, needs=("face_identity", *_FACES), settings=("identity_every",)),
     Extractor("pose", "1", _load_pose, needs=("pose",)),
     Extractor("lips", "1", _load_lips, uses=_FACES, settings=("sync",)),
