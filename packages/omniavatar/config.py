@@ -103,6 +103,8 @@ NEGATIVE_PROMPT = (
     "badly drawn hands, extra or fused fingers, badly drawn face, deformed limbs, three legs, crowded background, "
     "walking backwards"
 )
+# `negative_prompt` of configs/inference.yaml and inference_1.3B.yaml as released (github.com/Omni-Avatar/OmniAvatar).
+PUBLISHED_NEGATIVE_PROMPT = Path(__file__).with_name("published_negative_prompt.txt").read_text("utf-8").strip()
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,8 @@ class GenerateConfig:
 _PLAIN_JOINS = {"blend": 0, "colour_match": "none"}
 
 
-# A preset fixes the procedure. Shift, guidance and sizes depend on the weights and stay the recipe's; the defaults
-# above are upstream's.
+# A preset fixes the procedure. Shift, guidance and sizes depend on the weights and stay the recipe's, and so does the
+# negative prompt except in `official`; the defaults above are upstream's.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {
         "steps": 25, "overlap": 13, "overlap_kind": "pixel", "blend": 12, "colour_match": "reference",
@@ -186,6 +188,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "official": {
         "steps": 50, "overlap": 13, "overlap_kind": "pixel", **_PLAIN_JOINS,
         "full_last_chunk": True, "lead_in": 0.3, "keep_reference": True,
+        "negative_prompt": PUBLISHED_NEGATIVE_PROMPT,
     },
     # Algorithm 1. Its one long noise is equivalent to noise per chunk: the part under the overlap is never used.
     "paper": {

@@ -2,6 +2,7 @@ import pytest
 
 from common.recipe import RecipeError, dump_recipe, load_recipe
 from miniature.weights import WEIGHT_PATHS
+from omniavatar.config import PUBLISHED_NEGATIVE_PROMPT
 from pipelines.recipe import RECIPES, Recipe, read_recipe
 from pipelines.roles import MODEL_ROLES
 
@@ -45,3 +46,12 @@ def test_a_role_is_taken_away_by_an_empty_value(nothing, tmp_path):
         assert recipe.named_models()["adapter"] is None and recipe.named_models()["vae"] is not None
         (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
         assert load_recipe(tmp_path / "again.yaml", Recipe) == recipe
+
+
+@pytest.mark.parametrize("name", ["omniavatar-1.3b", "omniavatar-14b"])
+def test_the_published_recipes_sample_and_train_as_their_weights_were_made(name):
+    recipe = read_recipe(name)
+    assert recipe.generate.negative_prompt == PUBLISHED_NEGATIVE_PROMPT
+    # The two belong together: a model trained on exact timesteps and sampled with rounded ones is off, and vice versa.
+    assert recipe.generate.load.round_timestep and recipe.train.model.round_timestep
+    assert not (read_recipe("demo").generate.load.round_timestep or read_recipe("demo").train.model.round_timestep)
