@@ -35,7 +35,7 @@ from training.config import (
     ValidationConfig,
 )
 from training.launch.local import launch
-from training.omniavatar.export import DIFFUSERS
+from training.omniavatar.export import COMFYUI, DIFFUSERS
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def train_adapter(out: Path, minutes: float, ranks: int = 2) -> None:
     run = RunFolder(out / "work" / "adapter")
     model = ModelConfig(base=out / WEIGHT_PATHS["transformer"], variant="lora", lora_rank=32, lora_alpha=16)
     launch(run, _config(out, model, lr=3e-3, minutes=minutes, ranks=ranks), ranks)
-    official = shutil.ignore_patterns(DIFFUSERS)
+    official = shutil.ignore_patterns(DIFFUSERS, COMFYUI)
     shutil.copytree(run.checkpoints / "adapter", out / WEIGHT_PATHS["adapter"], ignore=official, dirs_exist_ok=True)
 
 

@@ -1,7 +1,8 @@
 """Export of trained weights as folders that inference loads: written to a temporary folder, verified, then renamed.
 
-`adapter/` is in the official layout and holds `diffusers/`, the same LoRA for diffusers' own loader; `base/` is the
-plain model of variant "base". Readers see the old or the new folder, never a mixture.
+`adapter/` is in the official layout and holds the same LoRA twice more: `diffusers/` for diffusers' own loader,
+`comfyui/` for readers that take the strength from the tensors. `base/` is the plain model of variant "base". Readers
+see the old or the new folder, never a mixture.
 """
 
 import os
@@ -17,12 +18,18 @@ from torch import Tensor
 from common.runs import disk_guard, read_json, sync, write_json
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
-from omniavatar.weights.loras import read_diffusers_lora, save_diffusers_lora
+from omniavatar.weights.loras import (
+    COMFYUI_FILE,
+    read_comfyui_lora,
+    read_diffusers_lora,
+    save_comfyui_lora,
+    save_diffusers_lora,
+)
 from omniavatar.weights.tensor_files import CheckpointError, read_tensors
 from training.config import ModelConfig
 from training.engine.zero import Engine
 
-DIFFUSERS = "diffusers"
+DIFFUSERS, COMFYUI = "diffusers", "comfyui"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -64,6 +71,11 @@ def _write_adapter(tensors: Mapping[str, Tensor], folder: Path, config: AdapterC
         (folder / DIFFUSERS).mkdir()
         save_diffusers_lora(tensors, folder / DIFFUSERS, config.rank, config.alpha, dtype)
         confirm(folder / DIFFUSERS, tensors, read_diffusers_lora(folder / DIFFUSERS), dtype)
+        (folder / COMFYUI).mkdir()
+        file = folder / COMFYUI / COMFYUI_FILE
+        save_comfyui_lora(tensors, file, config.alpha, dtype)
+        matrices = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+        confirm(file, matrices, read_comfyui_lora(file), dtype)
 
 
 def _write_notes(folder: Path, notes: Mapping[str, Mapping[str, Any]] | None) -> None:

@@ -83,8 +83,8 @@ class Plan:
 
     @property
     def export_bytes(self) -> int:
-        """The export next to it; LoRA in two layouts, of which one lacks the audio modules, under one percent."""
-        layouts = 2 if self.config.model.variant == "lora" else 1
+        """The export next to it; LoRA in three layouts, of which some lack the audio modules, under one percent."""
+        layouts = 3 if self.config.model.variant == "lora" else 1
         return layouts * (FLOAT if self.config.checkpoint.export_dtype == "fp32" else HALF) * self.parameters.trained
 
 

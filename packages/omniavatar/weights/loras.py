@@ -1,8 +1,9 @@
-"""Third-party LoRAs for the base, such as few-step ones, merged into a model; and adapters in diffusers' LoRA format.
+"""Third-party LoRAs for the base, such as few-step ones, merged into a model; adapters for diffusers and ComfyUI.
 
-Tensor names of third-party files are those of Wan2.1 or of diffusers, after `diffusion_model.`, `transformer.` or
-`base_model.model.`: pairs `<layer>.lora_down.weight` and `.lora_up.weight` (or `.lora_A`, `.lora_B`) with `.alpha` if
-it is not the rank, and full differences `<layer>.diff` of a weight and `<layer>.diff_b` of a bias.
+Tensor names of third-party files are those of Wan2.1 or of diffusers, after one of _PREFIXES, or with underscores for
+dots after `lora_unet_` (kohya's sd-scripts, musubi-tuner): pairs `<layer>.lora_down.weight` and `.lora_up.weight` (or
+`.lora_A`, `.lora_B`) with `.alpha` if it is not the rank, and full differences `<layer>.diff` of a weight and
+`<layer>.diff_b` of a bias.
 """
 
 import json
@@ -19,13 +20,23 @@ from torch import Tensor, nn
 
 from omniavatar.model.adapter import LORA_TARGETS
 from omniavatar.model.transformer import AvatarTransformer
-from omniavatar.weights.key_names import dit_to_diffusers
+from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
 from omniavatar.weights.tensor_files import CheckpointError, is_finite, read_tensors
 
-_PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.")
+_PREFIXES = (
+    "base_model.model.",
+    "model.",
+    "pipe.",
+    "diffusion_model.",
+    "transformer.",
+    "dit.",
+)  # removed in this order
+_FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_")
 _PARTS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".lora_A.default.weight": "down",
@@ -44,7 +55,7 @@ def merge_extra_lora(model: AvatarTransformer, path: Path | str, scale: float = 
     to the channels of the noisy latent. Raises FileNotFoundError, and CheckpointError that lists every tensor that is
     unknown, incomplete, mis-shaped or not finite; then nothing is changed.
     """
-    layers, problems = _read(path)
+    layers, problems = _read(path, _flat_names(model))
     updates: list[tuple[Tensor, Tensor]] = []
     ratio = _stored_ratio(path)
     for layer, parts in layers.items():
@@ -58,7 +69,14 @@ def merge_extra_lora(model: AvatarTransformer, path: Path | str, scale: float = 
         target.copy_(target.float() + scale * update.to(target.device))
 
 
-def _read(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def _flat_names(model: AvatarTransformer) -> dict[str, str]:
+    """{a layer's name with underscores for dots, as in Wan2.1 and as in diffusers: its name in diffusers}."""
+    layers = [name for name, _ in model.dit.named_modules() if name and "lora_" not in name]
+    originals = {dit_to_original(f"{name}.").removesuffix(".").replace(".", "_"): name for name in layers}
+    return {name.replace(".", "_"): name for name in layers} | originals
+
+
+def _read(path: Path | str, flat_names: Mapping[str, str]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """{diffusers' layer name: {part: tensor}} of a file, and its problems."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     problems = []
@@ -68,6 +86,9 @@ def _read(path: Path | str) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
             problems.append(f"unexpected: {name} {tuple(tensor.shape)}")
             continue
         layer = name.removesuffix(suffix)
+        flat = next((layer.removeprefix(prefix) for prefix in _FLAT_PREFIXES if layer.startswith(prefix)), None)
+        if flat is not None:
+            layer = flat_names.get(flat, flat)
         for prefix in _PREFIXES:
             layer = layer.removeprefix(prefix)
         layers[dit_to_diffusers(f"{layer}.").removesuffix(".")][_PARTS[suffix]] = tensor
@@ -119,6 +140,8 @@ LORA_FILE = LORA_WEIGHT_NAME_SAFE
 
 MODULES_FILE = "avatar_modules.safetensors"
 
+COMFYUI_FILE = "omniavatar_lora.safetensors"
+
 _INFIX = ".default."  # peft's name of the adapter, which diffusers' files do not contain
 
 
@@ -135,6 +158,31 @@ def save_diffusers_lora(
     )
     whole = {name: tensor.to(dtype).contiguous() for name, tensor in modules.items()}
     save_file(whole, folder / MODULES_FILE, metadata={"format": "pt"})
+
+
+def save_comfyui_lora(tensors: Mapping[str, Tensor], path: Path, alpha: float, dtype: torch.dtype) -> None:
+    """Write the LoRA among trained tensors by our names as one file with the names that ComfyUI reads.
+
+    Every pair has its `.alpha`: readers that look at tensors alone would apply the file for diffusers, whose alpha is
+    in the header, rank / alpha times as strong (2 times by default). Diffusers reads this file too.
+    """
+    named = {}
+    for name, tensor in _split(tensors)[0].items():
+        layer, _, part = name.rpartition(".lora_")  # part: "A.weight", "B.weight"
+        layer = f"diffusion_model.{dit_to_original(f'{layer}.').removesuffix('.')}"
+        kind = "down" if part.startswith("A") else "up"
+        named[f"{layer}.lora_{kind}.weight"] = tensor.to(dtype).contiguous()
+        named[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    save_file(named, path, metadata={"format": "pt"})
+
+
+def read_comfyui_lora(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(Our name, matrix) of every LoRA matrix in a file of `save_comfyui_lora`. Raises CheckpointError."""
+    for name, tensor in read_tensors(path):
+        layer, _, kind = name.removeprefix("diffusion_model.").rpartition(".lora_")
+        if layer:
+            part = "A" if kind == "down.weight" else "B"
+            yield f"dit.{dit_to_diffusers(f'{layer}.')}lora_{part}{_INFIX}weight", tensor
 
 
 def read_diffusers_lora(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from omniavatar.model.adapter import inject_lora, merge_lora
 from omniavatar.model.transformer import AvatarTransformer, build_condition, load_base, to_avatar
 from omniavatar.weights.checkpoints import AdapterConfig, adapter_tensors, save_base
+from omniavatar.weights.key_names import dit_to_diffusers
 from omniavatar.weights.loras import (
     LORA_FILE,
     MODULES_FILE,
     merge_extra_lora,
+    read_comfyui_lora,
     read_diffusers_lora,
+    save_comfyui_lora,
     save_diffusers_lora,
 )
 from omniavatar.weights.tensor_files import CheckpointError
@@ -116,9 +120,33 @@ def test_a_file_of_diffusers_comes_beside_the_adapter_with_its_own_scale(
     assert len(load_file(tmp_path / LORA_FILE)) == 20 * 6
 
 
+def _flat(name: str) -> str:
+    layer, dot, part = next(name.partition(end) for end in (".lora_", ".alpha", ".diff") if end in name)
+    return f"{layer.replace('.', '_')}{dot}{part}"
+
+
+@pytest.mark.parametrize(
+    "prefix", ["lora_unet_", "lora_unet__", "lora_transformer_", "pipe.dit.", "model.diffusion_model."]
+)
+def test_other_trainers_names_reach_the_same_weights(avatar: AvatarTransformer, tmp_path: Path, prefix: str) -> None:
+    """kohya and musubi-tuner put underscores for dots, in the names of Wan2.1 or of diffusers."""
+    given = {n.removeprefix("diffusion_model."): x for n, x in few_step_tensors().items() if "norm" not in n}
+    if prefix == "lora_transformer_":
+        given = {dit_to_diffusers(name): tensor for name, tensor in given.items()}
+    named = {f"{prefix}{_flat(name) if prefix.startswith('lora') else name}": tensor for name, tensor in given.items()}
+    save_file(named, tmp_path / "other.safetensors")
+    save_file({f"diffusion_model.{name}": x for name, x in given.items()}, tmp_path / "comfyui.safetensors")
+    twin = copy.deepcopy(avatar)
+    merge_extra_lora(avatar, tmp_path / "other.safetensors")
+    merge_extra_lora(twin, tmp_path / "comfyui.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(avatar.parameters(), twin.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"lora_unet_blocks_9_self_attn_q.diff_b": torch.zeros(32)}, "blocks_9_self_attn_q"),
+        ({"lora_te1_text_model_encoder.lora_down.weight": torch.zeros(2, 3)}, "lora_te1_text_model"),
         ({"diffusion_model.blocks.9.self_attn.q.diff_b": torch.zeros(32)}, "blocks.9"),
         ({"diffusion_model.blocks.0.self_attn.k.lora_up.weight": torch.zeros(32, 3)}, "has only up"),
         ({"diffusion_model.blocks.0.self_attn.q.diff_b": torch.zeros(31)}, r"\(31,\)"),
@@ -201,3 +229,41 @@ def test_reading_it_back_gives_our_names_and_values(trained: AvatarTransformer, 
     read, expected = dict(read_diffusers_lora(folder)), adapter_tensors(trained, "lora")
     assert read.keys() == expected.keys()
     assert all(torch.equal(read[name], value) for name, value in expected.items())
+
+
+def comfyui_updates(file: Path) -> dict[str, Tensor]:
+    """{layer of Wan2.1: update of its weight}, as readers that look at the tensors alone compute it."""
+    state = load_file(file)
+    layers = [name.removesuffix(".lora_down.weight") for name in state if name.endswith(".lora_down.weight")]
+    return {
+        layer.removeprefix("diffusion_model."): state[f"{layer}.alpha"]
+        / len(state[f"{layer}.lora_down.weight"])
+        * state[f"{layer}.lora_up.weight"]
+        @ state[f"{layer}.lora_down.weight"]
+        for layer in layers
+    }
+
+
+@torch.no_grad()
+def test_the_file_for_comfyui_has_the_same_strength_for_every_reader(
+    trained: AvatarTransformer, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "lora.safetensors"
+    save_comfyui_lora(adapter_tensors(trained, "lora"), file, ALPHA, torch.float32)
+    assert dict(read_comfyui_lora(file)).keys() == {n for n in adapter_tensors(trained, "lora") if ".lora_" in n}
+    layers = dict(trained.dit.named_modules())
+    updates = comfyui_updates(file)
+    assert len(updates) == 60
+    for name, update in updates.items():
+        exact = layers[dit_to_diffusers(f"{name}.").removesuffix(".")].get_delta_weight("default")
+        torch.testing.assert_close(update, exact)
+    # diffusers converts it to what it reads from the folder made for it, and fuses the same update.
+    model = stock(tmp_path / "base", load_file(folder / MODULES_FILE))
+    latents, condition = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 17, 3, 4, 6)
+    inputs = latents, torch.tensor([300.0, 700.0]), torch.randn(2, 5, 24)
+    expected = trained(*inputs, condition)
+    state = WanLoraLoaderMixin.lora_state_dict(str(file))
+    model.load_lora_adapter(state, prefix="transformer")
+    model.fuse_lora()
+    joined = torch.cat([latents, condition], 1), *inputs[1:]
+    assert torch.allclose(model(*joined, return_dict=False)[0], expected, atol=5e-5)

@@ -8,7 +8,7 @@ import torch
 from common.runs import DiskFullError, RunFolder
 from omniavatar.model.transformer import load_base
 from omniavatar.weights.checkpoints import AdapterConfig, load_adapter
-from omniavatar.weights.loras import read_diffusers_lora
+from omniavatar.weights.loras import COMFYUI_FILE, read_comfyui_lora, read_diffusers_lora
 from omniavatar.weights.tensor_files import CheckpointError
 from training.config import CheckpointConfig, ModelConfig, TrainConfig
 from training.engine.zero import join_group
@@ -28,6 +28,8 @@ def test_the_export_holds_what_was_trained(at_stage: Callable[[int], TrainConfig
     for read in (fresh, dict(read_diffusers_lora(folder / "diffusers"))):
         assert trained.keys() <= read.keys()
         assert all(torch.equal(read[name], value) for name, value in trained.items())
+    for_comfyui = dict(read_comfyui_lora(folder / "comfyui" / COMFYUI_FILE))
+    assert all(torch.equal(for_comfyui[name], value) for name, value in trained.items() if ".lora_" in name)
     assert sum(value.abs().max() > 0 for name, value in trained.items() if "lora_B" in name) == 40
     export(trainer.engine, run.checkpoints / "half", config.model, "bf16")
     half = dict(read_diffusers_lora(run.checkpoints / "half" / "diffusers"))
