@@ -56,7 +56,7 @@ def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"An image of {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3).")
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    size, (top, left) = cover(*image.shape[:2], (height, width))
+    size, (top, left) = cover(image.shape[0], image.shape[1], (height, width))
     if size != image.shape[:2]:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
     return pixels[0, :, top : top + height, left : left + width] / 127.5 - 1
