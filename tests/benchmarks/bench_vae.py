@@ -22,7 +22,8 @@ def works(vae: WanVAE) -> dict[str, Work]:
 @pytest.mark.parametrize("way", ["encode", "decode"])
 @torch.inference_mode()
 def test_vae_in_tiles(way: str, report: Callable[[Row], None]) -> None:
-    """The Wan2.1 topology with 4 channels for 96; memory counts torch's tensors, not scratch space of kernels."""
+    """The Wan2.1 topology with 4 channels for 96; memory counts torch's tensors, not scratch space of kernels. Borders
+    of 16 latents, for latents and pixels no further from untiled ones than upstream's, cost 1.46 of the arithmetic."""
     torch.manual_seed(0)
     vae = WanVAE(AutoencoderKLWan(base_dim=4).eval())
     work = works(vae)[way]
@@ -38,4 +39,4 @@ def test_vae_in_tiles(way: str, report: Callable[[Row], None]) -> None:
     whole = peer()
     assert (ours() - whole).abs().mean() < 0.1 * whole.std()
     report(compare_memory(f"VAE {way}, 5 frames of 480p in tiles", "untiled", ours, peer, aim=0.5))
-    report(compare(f"VAE {way}, 5 frames of 480p in tiles", "untiled", ours, peer, aim=1.2, rounds=2))
+    report(compare(f"VAE {way}, 5 frames of 480p in tiles", "untiled", ours, peer, aim=1.6, rounds=2))

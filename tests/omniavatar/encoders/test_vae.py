@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from miniature.weights import model_paths
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.encoders.vae import LARGEST_TILE, OVERLAP, Tiles, WanVAE, load_vae, plan_tiles, save_vae
 from tests.omniavatar import original_vae
 from tests.omniavatar.conftest import make_vae
@@ -136,12 +138,13 @@ def test_tiles_cover_the_frame_and_overlap_where_they_are_blended(size: tuple[in
         assert (tile == length and len(starts) == 1) or tile == step + OVERLAP
         assert length - starts[-1] >= min(OVERLAP, length)  # so the last tile has all that it shares
         work *= sum(min(tile, length - start) for start in starts)
-    assert work <= 1.25 * size[0] * size[1]
+    # Borders wide enough for the error below; upstream's tiles, always on, compute everything four times.
+    assert work <= 1.9 * size[0] * size[1]
 
 
 def test_the_plan_at_480p() -> None:
-    assert plan_tiles(60, 104) == Tiles(60, 32, 60, 26)  # four strips across the longer side
-    assert plan_tiles(104, 60) == Tiles(32, 60, 26, 60)
+    assert plan_tiles(60, 104) == Tiles(60, 42, 60, 26)  # four strips across the longer side
+    assert plan_tiles(104, 60) == Tiles(42, 60, 26, 60)
     assert plan_tiles(45, 45) is None
     with pytest.raises(ValueError, match="No tiles of at most 20 latents cover 60x104"):
         plan_tiles(60, 104, 20)
@@ -163,14 +166,14 @@ def miniature_vae() -> WanVAE:
 def test_tiles_are_close_to_the_whole(name: str, request: pytest.FixtureRequest) -> None:
     """Every tile is placed where it belongs: off by a pixel, or in the wrong unit, the difference is the signal's."""
     vae: WanVAE = request.getfixturevalue(name)
-    rows, columns = 3 * vae.stride[1], 30 * vae.stride[2]
+    rows, columns = 3 * vae.stride[1], 40 * vae.stride[2]
     down, across = torch.meshgrid(torch.linspace(0, 2, rows), torch.linspace(0, 9, columns), indexing="ij")
     frames = [torch.stack([(across + 2 * down + k).sin(), (across - k).cos(), (3 * across).sin()]) for k in range(5)]
     clip = 0.5 * torch.stack(frames, dim=1)[None]
     whole = vae.encode(clip)
     pixels = vae.decode(whole)
-    vae.set_tiling(True, largest_tile=60)
-    assert plan_tiles(3, 30, 60) == Tiles(3, 16, 3, 10)
+    vae.set_tiling(True, largest_tile=108)
+    assert plan_tiles(3, 40, 108) == Tiles(3, 36, 3, 20)
     widths: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
     hooks = [
         half.register_forward_pre_hook(lambda module, given, seen=widths[name]: seen.add(given[0].shape[-1]))
@@ -182,11 +185,65 @@ def test_tiles_are_close_to_the_whole(name: str, request: pytest.FixtureRequest)
     for hook in hooks:
         hook.remove()
     unit = vae.stride[2] // (vae.model.config.patch_size or 1)
-    assert widths == {"encoder": {16 * unit, 10 * unit}, "decoder": {16, 10}}
+    assert widths == {"encoder": {36 * unit, 20 * unit}, "decoder": {36, 20}}
     assert tiled.shape == whole.shape and tiled_pixels.shape == pixels.shape
     assert 0 < (tiled - whole).abs().mean() < 0.1 * whole.std()
     assert 0 < (tiled_pixels - pixels).abs().mean() < 0.1 * pixels.std()
     assert torch.equal(vae.encode(clip), whole)
+
+
+def in_upstreams_tiles(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, tile, step, unit: int, out: float):
+    """`run` on overlapping tiles, blended as in the released wan_video_vae.py. `tile` and `step` (height, width) in
+    latents of `unit` elements of x each, `out` elements of the result for one of x."""
+    height, width = x.shape[3] // unit, x.shape[4] // unit
+    starts = [
+        [at for at in range(0, side, stride) if at < stride or at - stride + size < side]
+        for side, size, stride in zip((height, width), tile, step, strict=True)
+    ]
+    total, weights = 0.0, 0.0
+    scale = int(unit * out)
+    for y in starts[0]:
+        for x0 in starts[1]:
+            part = run(x[..., y * unit : (y + tile[0]) * unit, x0 * unit : (x0 + tile[1]) * unit])
+            ramps = []
+            for at, size, stride, side, length in zip(
+                (y, x0), tile, step, (height, width), part.shape[3:], strict=True
+            ):
+                ramp, border = torch.ones(length), (size - stride) * scale
+                rise = (torch.arange(border) + 1) / border
+                if at:
+                    ramp[:border] = rise
+                if at + size < side:
+                    ramp[-border:] = rise.flip(0)
+                ramps.append(ramp)
+            mask = torch.minimum(ramps[0][:, None], ramps[1][None])
+            pad = (x0 * scale, width * scale - x0 * scale - part.shape[4])
+            pad += (y * scale, height * scale - y * scale - part.shape[3])
+            total = total + torch.nn.functional.pad(part * mask, pad)
+            weights = weights + torch.nn.functional.pad(mask, pad)
+    return total / weights
+
+
+@pytest.mark.soak
+@torch.no_grad()
+def test_our_tiles_are_no_further_from_the_whole_than_upstreams(wan21_vae: WanVAE) -> None:
+    """At 400 x 720, in mean and at the worst place. Upstream: encode 34x34 every 18x16, decode 30x52 every 15x26."""
+    picture = (
+        torch.from_numpy(draw_clip(HELD_OUT_SEED, 0.04).frames[0].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    )
+    image = torch.nn.functional.interpolate(picture, (400, 720), mode="bicubic")[:, :, None]
+    latents = wan21_vae.encode(image)
+    pixels = wan21_vae.decode(latents)
+    theirs = (
+        in_upstreams_tiles(wan21_vae.encode, image, (34, 34), (18, 16), 8, 1 / 8) - latents,
+        in_upstreams_tiles(wan21_vae.decode, latents, (30, 52), (15, 26), 1, 8).clamp(-1, 1) - pixels,
+    )
+    wan21_vae.set_tiling(True)
+    ours = wan21_vae.encode(image) - latents, wan21_vae.decode(latents) - pixels
+    wan21_vae.set_tiling(False)
+    for own, other in zip(ours, theirs, strict=True):
+        assert 0 < own.abs().mean() <= other.abs().mean()
+        assert own.abs().max() <= other.abs().max()
 
 
 def test_a_video_of_one_tile_is_not_changed(wan21_vae: WanVAE) -> None:
