@@ -1,7 +1,9 @@
 """Takedown of a video from a run, from its files to its latents; a killed one is completed by the same call."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,7 +14,6 @@ from curation.dataset.takedown import begin, finish, forget_clips, left_outside,
 from training.launch.hang_detection import LONGEST_INTERVAL
 
 ALIVE = 4 * LONGEST_INTERVAL  # seconds since the last heartbeat of a training that is taken to go on
-FILES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,19 @@ class Takedown:
         return lines + self.notes
 
 
-def plan_lines(run: RunFolder, video_id: str) -> list[str]:
-    """What `take_down` would remove, for a person; nothing is changed. Raises ValueError for a video that the run does
-    not know."""
+def plan_lines(run: RunFolder, video_id: str, every_file: bool = False) -> list[str]:
+    """What `take_down` would remove, for a person, counted by folder or file by file; nothing is changed. Raises
+    ValueError for a video that the run does not know."""
     entry = plan(run, video_id)
     if not entry["pages"] and not any(entry["counts"].values()):
         return [f"'{video_id}' was taken down on {entry['taken_down']}; nothing of it is left to remove"]
+    files = [*entry["files"], *entry["pages"]]
+    folders = Counter(Path(file).parent.as_posix() for file in files)
     lines = [f"to remove of '{video_id}': {_counted(entry['counts'])}"]
     lines += [f"clips: {', '.join(entry['clips'])}"] if entry["clips"] else []
-    files = [f"file: {file}" for file in [*entry["files"], *entry["pages"]]]
-    more = len(files) - FILES_SHOWN
-    lines += files[:FILES_SHOWN] + ([f"and {more} more files"] if more > 0 else [])
     lines += [f"list {name}: {count} clips become tombstones" for name, count in entry["counts"]["lists"].items()]
-    return lines + [f"outside of the run, to be left: {file}" for file in left_outside(run, entry)] + _training(run)
+    lines += files if every_file else [f"{folder}: {count} files" for folder, count in sorted(folders.items())]
+    return lines + [f"{file} is outside of the run and stays" for file in left_outside(run, entry)] + _training(run)
 
 
 def take_down(run: RunFolder, video_id: str, select: SelectConfig) -> Takedown:

@@ -54,7 +54,7 @@ def find_holdings(run: RunFolder, video_id: str) -> Row:
     clips |= set(output_texts(ledger, "tracks", {video_id}, "$.rows[*].clip_id"))
     paths = [row["path"] for row in _own_rows(run.root / SOURCES_FILE, ("path",), "video_id", {video_id})[0]]
     paths = [path for path in paths if path]
-    files = source_files(run, video_id, paths) | clip_files(run, clips) | _manifest_files(run, clips)
+    files = source_files(run, video_id, paths) | clip_files(run, clips) | _manifest_files(run, video_id, clips)
     keys = ledger_keys(run, video_id, clips, files)
     files |= _ledger_files(run, keys)
     counts = {
@@ -124,8 +124,6 @@ def source_files(run: RunFolder, video_id: str, paths: Collection[str]) -> set[s
     """The files of a source that are in the run, relative to it: those recorded as `paths`, downloads by their name,
     and the JSON beside them; none that is recorded for another video."""
     root = run.root.resolve()
-    _, others = _own_rows(run.root / SOURCES_FILE, ("path",), "video_id", {video_id})
-    kept = {_place(row["path"]) for row in others if row["path"]}
     videos = {_place(path) for path in paths}
     if not paths or any(f"/{path}".endswith(f"/sources/{video_id}") for path in paths):
         videos.add(_place(root / "sources" / video_id))  # of a run that was moved or copied
@@ -137,7 +135,7 @@ def source_files(run: RunFolder, video_id: str, paths: Collection[str]) -> set[s
         part = re.compile(re.escape(video_id) + r"\.(f[^.]+|joined)\.[A-Za-z0-9]+(\.part(-Frag\d+(\.part)?)?|\.ytdl)?")
         parts = (downloads / ".parts").iterdir() if (downloads / ".parts").is_dir() else ()
         found = {file for file in parts if part.fullmatch(file.name)} | {_place(downloads / f"{video_id}.json")}
-    videos -= kept
+    videos -= _other_sources(run, video_id)
     notes = {video.with_suffix(".json") for video in videos if video.suffix.lower() in VIDEO_SUFFIXES}
     # A sidecar is that of all videos which differ from it in the suffix only.
     shared = {note for note in notes for path in _beside(note) if path not in videos}
@@ -151,20 +149,31 @@ def _beside(note: Path) -> Iterator[Path]:
         yield from (path for path in names if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _manifest_files(run: RunFolder, clips: Collection[str]) -> set[str]:
-    """Files of the run that manifest rows of these clips refer to, and no other row does."""
+def _manifest_files(run: RunFolder, video_id: str, clips: Collection[str]) -> set[str]:
+    """The videos that manifest rows of these clips name; none that a row of another clip or source refers to."""
     own, others = _own_rows(run.root / MANIFEST, MANIFEST_FILES, "clip_id", clips)
     kept = {_place(run.root / row[name]) for row in others for name in MANIFEST_FILES if row[name]}
-    return _inside(run, {_place(run.root / row[name]) for row in own for name in MANIFEST_FILES if row[name]} - kept)
+    kept |= _other_sources(run, video_id)
+    _, rest = _own_rows(run.clips_parquet, (), "clip_id", clips)
+    kept |= {_place(run.root / f"clips/{row['clip_id']}.mp4") for row in rest}
+    videos = {row["video"] for row in own if Path(row["video"] or "").suffix.lower() in VIDEO_SUFFIXES}
+    return _inside(run, {_place(run.root / file) for file in videos} - kept)
+
+
+def _other_sources(run: RunFolder, video_id: str) -> set[Path]:
+    _, others = _own_rows(run.root / SOURCES_FILE, ("path",), "video_id", {video_id})
+    return {_place(row["path"]) for row in others if row["path"]}
 
 
 def _ledger_files(run: RunFolder, keys: Keys) -> set[str]:
     """Files of the run that outputs of these units refer to, and those of no other unit do."""
-    found: set[str] = set()
+    found: set[Path] = set()
     for stage, (path, folder) in REFERENCES.items():
         texts = output_texts(run.root / "ledger", stage, keys.get(stage, ()), path)
-        found |= {f"{folder}/{text}" for text, shared in texts.items() if not shared}
-    return _inside(run, {_place(run.root / name) for name in found})
+        base = (run.root / folder).resolve()
+        files = {_place(base / text) for text, shared in texts.items() if not shared}
+        found |= {file for file in files if file.is_relative_to(base)}
+    return _inside(run, found)
 
 
 def _place(path: Path | str) -> Path:

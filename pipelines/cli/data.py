@@ -192,7 +192,7 @@ def takedown(
     from pipelines.takedown import plan_lines, take_down
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    print("\n".join(plan_lines(RunFolder(run), video_id)))
+    print("\n".join(plan_lines(RunFolder(run), video_id, only_plan)))
     if only_plan:
         return
     print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))

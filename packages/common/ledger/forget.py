@@ -28,9 +28,9 @@ def stage_units(folder: Path | str, stage: str) -> list[str]:
 def count_units(folder: Path | str, keys: Keys) -> int:
     """The number of rows that `forget_units` would delete."""
     folder, count = Path(folder), 0
-    for stage, units in keys.items():
-        with connection_beside(folder) as connection:
-            connection.register("removed", _table(units))
+    with connection_beside(folder) as connection:
+        for stage in [stage for stage in keys if keys[stage]]:
+            connection.register("removed", _table(keys[stage]))
             sql = f"SELECT count(*) FROM ({ledger_sql(ledger_files(folder, stage))}) SEMI JOIN removed USING (unit)"
             count += connection.execute(sql).fetchall()[0][0]
     return count
@@ -39,11 +39,14 @@ def count_units(folder: Path | str, keys: Keys) -> int:
 def output_texts(folder: Path | str, stage: str, units: Collection[str], path: str) -> dict[str, bool]:
     """The texts at a JSON path (`$.file`, or `$.files.*` for several) of the outputs of these units' rows, such as file
     names -> whether a row of another unit has the same text there."""
+    files = ledger_files(Path(folder), stage)
+    if not files or not units:
+        return {}
     found = f"json_extract_string(outputs, {quoted(path)})"
     texts = found if "*" in path else f"[{found}]"
     sql = f"""SELECT text, bool_or(other) FROM (
                   SELECT unit NOT IN (SELECT unit FROM removed) AS other, unnest({texts}) AS text
-                  FROM ({ledger_sql(ledger_files(Path(folder), stage))})
+                  FROM ({ledger_sql(files)})
               ) WHERE text IS NOT NULL GROUP BY text HAVING bool_or(NOT other) ORDER BY text"""
     with connection_beside(Path(folder)) as connection:
         connection.register("removed", _table(units))
