@@ -94,7 +94,8 @@ def test_a_stage_is_left_alone_when_another_has_such_a_unit(ledger: Ledger) -> N
 def test_an_empty_file_of_a_killed_takedown_goes(ledger: Ledger) -> None:
     empty = ledger.folder / f"probe-{'0' * 16}.jsonl"
     empty.touch()
-    assert forget_units(ledger.folder, {"probe": {"nobody"}}) == 0 and not empty.exists()
+    assert forget_units(ledger.folder, {"cut": {"nobody"}}) == 0 and empty.exists()
+    assert forget_units(ledger.folder, {"probe": set()}) == 0 and not empty.exists()
 
 
 def test_open_rows_stay_when_no_unit_is_removed(ledger: Ledger) -> None:

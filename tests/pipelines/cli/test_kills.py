@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_any_change_it_is_as_if_undisturbed(base: Path, tmp_path: Path, command: str) -> None:
     kills, differences = kill_loop(base, tmp_path, *COMMANDS[command])
@@ -51,6 +52,7 @@ def test_killed_at_any_change_it_is_as_if_undisturbed(base: Path, tmp_path: Path
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3000)
 def test_a_takedown_of_many_kinds_of_files_killed_at_any_change(tmp_path: Path) -> None:
     run = draw_run(tmp_path / "base" / "run", ["1", "10", "talk"], True)
     (run.report / "index.html").write_text("clip of <b>1</b>")
