@@ -75,11 +75,11 @@ def require_known(run: RunFolder, holdings: Row) -> None:
     if rows or count_units(run.root / "ledger", dict.fromkeys(SOURCE_STAGES, {video_id})):
         return
     clips = read_columns(run.clips_parquet, ("clip_id", "video_id"))
-    videos = read_columns(run.root / SOURCES_FILE, ("video_id",))
-    known = {row["video_id"] for table in (clips, videos) if table for row in table.to_pylist() if row["video_id"]}
+    sources = read_columns(run.root / SOURCES_FILE, ("video_id",))
+    videos = {row["video_id"] for table in (clips, sources) if table for row in table.to_pylist() if row["video_id"]}
     of_clip = [row["video_id"] for row in clips.to_pylist() if row["clip_id"] == video_id] if clips else []
-    same = [name for name in known if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", video_id)]
-    near = sorted(name for name in known if Path(name).stem == video_id) or difflib.get_close_matches(video_id, known)
+    same = [name for name in videos if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", video_id)]
+    near = sorted(name for name in videos if Path(name).stem == video_id) or difflib.get_close_matches(video_id, videos)
     advice = "expected a video_id of its sources.parquet"
     if of_clip:
         advice = f"that is a clip of '{of_clip[0]}'; give the id of the video"
@@ -218,10 +218,10 @@ def read_columns(file: Path, columns: Collection[str]) -> pa.Table | None:
 
 def is_own(table: pa.Table, video_id: str, clips: Collection[str]) -> pa.ChunkedArray | None:
     """Of each row of a table, whether its `video_id` or `clip_id` is this video's; None for a table without these."""
-    wanted = {"video_id": [video_id], "clip_id": sorted(clips)}
+    ids_of = {"video_id": [video_id], "clip_id": sorted(clips)}
     marks = [
         pc.fill_null(pc.is_in(table[name].cast(pa.string()), pa.array(ids, pa.string())), False)
-        for name, ids in wanted.items()
+        for name, ids in ids_of.items()
         if name in table.column_names and is_text(table.schema.field(name).type)
     ]
     return (pc.or_(*marks) if len(marks) == 2 else marks[0]) if marks else None
