@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from common.runs import RunFolder
 from curation.config import SelectConfig
-from curation.dataset.takedown import begin, finish, forget_clips, left_outside, plan, still_named, tombstone
+from curation.dataset.takedown import begin, finish, forget_clips, left_outside, still_named, tombstone
 from training.launch.hang_detection import LONGEST_INTERVAL
 
 ALIVE = 4 * LONGEST_INTERVAL  # seconds since the last heartbeat of a training that is taken to go on
@@ -43,10 +43,10 @@ class Takedown:
         return lines + self.notes
 
 
-def plan_lines(run: RunFolder, video_id: str, every_file: bool = False) -> list[str]:
-    """What `take_down` would remove, for a person, counted by folder or file by file; nothing is changed. Raises
-    ValueError for a video that the run does not know."""
-    entry = plan(run, video_id)
+def plan_lines(run: RunFolder, entry: dict[str, Any], every_file: bool = False) -> list[str]:
+    """What `take_down` would remove by a `curation.dataset.takedown.plan`, for a person, counted by folder or file by
+    file."""
+    video_id = entry["video"]
     if not entry["pages"] and not any(entry["counts"].values()):
         return [f"'{video_id}' was taken down on {entry['taken_down']}; nothing of it is left to remove"]
     files = [*entry["files"], *entry["pages"]]
@@ -58,15 +58,16 @@ def plan_lines(run: RunFolder, video_id: str, every_file: bool = False) -> list[
     return lines + [f"{file} is outside of the run and stays" for file in left_outside(run, entry)] + _training(run)
 
 
-def take_down(run: RunFolder, video_id: str, select: SelectConfig) -> Takedown:
+def take_down(run: RunFolder, video_id: str, select: SelectConfig, entry: dict[str, Any] | None = None) -> Takedown:
     """Remove every trace of a video from a run but the SHA-256 of its id, by which later runs refuse it.
 
-    `select` are the run's thresholds (clips refused as duplicates of its clips are decided again). Raises ValueError
-    for a video the run does not know, RuntimeError when a run is at work, DiskFullError.
+    `entry` is its plan when one was made before. `select` are the run's thresholds (clips refused as duplicates of its
+    clips are decided again). Raises ValueError for a video the run does not know, RuntimeError when a run is at work,
+    DiskFullError.
     """
     from latents.takedown import forget_latents, shards_version  # imports torch, which a plan does without
 
-    entry = begin(run, video_id)
+    entry = begin(run, video_id, entry)
     notes = _training(run) + _swapped(run, entry)
     # The shards first: what they hold is told by the clip table.
     forget_latents(run, entry["clips"], tombstone(video_id))

@@ -43,8 +43,9 @@ MANIFEST_FILES = ("video", "reference", "audio", "image")
 
 
 def find_holdings(run: RunFolder, video_id: str) -> Row:
-    """What there is of a video: `clips` (ids), `files` (relative to the run), `paths` (of its source, as recorded) and
-    `counts` of what a takedown removes. Changes nothing. Raises InputError for a table that cannot be read."""
+    """What there is of a video: `clips` (ids), `files` and `tables` with rows of it (relative to the run), `paths` (of
+    its source, as recorded) and `counts` of what a takedown removes. Changes nothing. Raises InputError for a table
+    that cannot be read."""
     ledger, index = run.root / "ledger", run.root / "shards" / INDEX
     clip_rows = read_columns(run.clips_parquet, ("clip_id", "video_id"))
     shard_rows = read_columns(index, ("clip_id", "video_id"))
@@ -57,15 +58,17 @@ def find_holdings(run: RunFolder, video_id: str) -> Row:
     files = source_files(run, video_id, paths) | clip_files(run, clips) | _manifest_files(run, video_id, clips)
     keys = ledger_keys(run, video_id, clips, files)
     files |= _ledger_files(run, keys)
+    rows = {file: count_rows(file, video_id, clips) for file in tables(run)}
     counts = {
         "lists": _listed(run, video_id),
         "clip_rows": count_rows(run.clips_parquet, video_id, ()),
-        "table_rows": sum(count_rows(file, video_id, clips) for file in tables(run)),
+        "table_rows": sum(rows.values()),
         "files": len(files),
         "ledger_rows": count_units(ledger, keys),
         "samples": count_rows(index, video_id, clips),
     }
-    return {"video": video_id, "clips": sorted(clips), "files": sorted(files), "paths": paths, "counts": counts}
+    found = {"video": video_id, "clips": sorted(clips), "files": sorted(files), "paths": paths, "counts": counts}
+    return found | {"tables": [file.relative_to(run.root).as_posix() for file, count in rows.items() if count]}
 
 
 def require_known(run: RunFolder, holdings: Row) -> None:

@@ -93,12 +93,13 @@ def plan(run: RunFolder, video_id: str) -> Row:
     return found | {"pages": _pages(run, found), "taken_down": recorded.get("taken_down", "")}
 
 
-def begin(run: RunFolder, video_id: str) -> Row:
-    """Write the `plan` down as a journal, so that a killed takedown can be completed. From now on the video is refused.
+def begin(run: RunFolder, video_id: str, entry: Row | None = None) -> Row:
+    """Write the `plan` (or `entry`, which is one) down as a journal, so that a killed takedown can be completed. From
+    now on the video is refused.
 
     Raises what `plan` raises.
     """
-    entry = plan(run, video_id)
+    entry = entry or plan(run, video_id)
     if not entry["taken_down"] or entry["pages"] or any(entry["counts"].values()):
         entry["taken_down"] = entry["taken_down"] or datetime.now(UTC).isoformat(timespec="seconds")
         write_json(run.root / FOLDER / f"{tombstone(video_id)}.json", entry)
@@ -124,7 +125,7 @@ def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row
     withdrawn = {file.stem: withdraw(file, video, mark) for file in lists if file.with_suffix(".parquet").exists()}
     counts: Row = {"lists": {name: count for name, count in withdrawn.items() if count}}
     counts["clip_rows"] = _forget_rows(config, run, video)
-    counts["table_rows"] = sum(_filter_table(file, video, clips) for file in tables(run))
+    counts["table_rows"] = sum(_filter_table(run.root / name, video, clips) for name in entry["tables"])
     _filter_fingerprints(run.root / FINGERPRINTS, clips)
     files = sorted({*entry["files"], *clip_files(run, clips), *source_files(run, video, entry["paths"])})
     # The materialised copy of the clip table, for queries, is outdated now.

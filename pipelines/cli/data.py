@@ -188,14 +188,16 @@ def takedown(
     setup_logging(verbose)
     from common.runs import RunFolder
     from common.storage import Mirror
+    from curation.dataset.takedown import plan as make_plan
     from pipelines.recipe import read_recipe
     from pipelines.takedown import plan_lines, take_down
 
-    chosen = read_recipe(recipe, tuple(settings or ()))
-    print("\n".join(plan_lines(RunFolder(run), video_id, only_plan)))
+    chosen, folder = read_recipe(recipe, tuple(settings or ())), RunFolder(run)
+    entry = make_plan(folder, video_id)
+    print("\n".join(plan_lines(folder, entry, only_plan)))
     if only_plan:
         return
-    print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
+    print("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
     if chosen.mirror:
         mirror = Mirror(run, chosen.mirror)
         mirror.push()

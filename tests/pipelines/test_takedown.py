@@ -14,6 +14,7 @@ from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards.store import ShardReader
 from curation.config import SelectConfig
+from curation.dataset.takedown import plan
 from curation.dataset.versions import freeze, read_version
 from latents.config import LatentsConfig
 from latents.job import encode_clips
@@ -67,7 +68,7 @@ def test_nothing_of_it_is_left_and_all_is_counted(
 ) -> None:
     run = copy_of(finished, tmp_path / "run")
     ids = [row["clip_id"] for row in read_clips(run.clips_parquet) if row["video_id"] == "one"]
-    before, planned = contents(run), plan_lines(run, "one", every_file=True)
+    before, planned = contents(run), plan_lines(run, plan(run, "one"), every_file=True)
     assert contents(run) == before and {f"clips/{ids[0]}.mp4", "report/index.html"} <= set(planned)
     report = take_down(run, "one", SelectConfig())
     said = report.lines()[0].split("; ")[0]
@@ -99,7 +100,7 @@ def test_a_second_one_of_the_same_video_changes_nothing(finished: RunFolder, tmp
     assert contents(run) == before and again.removed["clip_rows"] == 0
     (counts,) = (read_json(file)["removed"] for file in (run.root / "takedowns").iterdir())
     assert counts["clip_rows"] == 3  # of the one that did something
-    assert plan_lines(run, "one")[0].endswith("nothing of it is left to remove")
+    assert plan_lines(run, plan(run, "one"))[0].endswith("nothing of it is left to remove")
     with pytest.raises(ValueError, match="knows no video 'three'"):
         take_down(run, "three", SelectConfig())
 
@@ -108,9 +109,9 @@ def test_a_training_that_is_alive_is_said(tmp_path: Path) -> None:
     run = draw_run(tmp_path, ["1", "2"], True)
     beat = run.logs / "heartbeat-0.json"
     beat.write_text("{}")
-    assert plan_lines(run, "1")[-1].startswith("a training of this run is alive")
+    assert plan_lines(run, plan(run, "1"))[-1].startswith("a training of this run is alive")
     os.utime(beat, (time.time() - 600, time.time() - 600))
-    assert not any("training" in line for line in plan_lines(run, "1"))
+    assert not any("training" in line for line in plan_lines(run, plan(run, "1")))
 
 
 class Stopped(BaseException):
