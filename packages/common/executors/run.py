@@ -63,9 +63,11 @@ def stream_stage(
         elif log.is_open_ended():
             with suppress(RuntimeError):  # another run is executing the stage
                 log.lock()
-                # The status that a killed run left says that it is running.
-                with StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts):
-                    log.compact()
+                if any(log.folder.glob(f"{stage.name}-{stage.fingerprint}.status.*")):
+                    # That of the killed run says that it is running.
+                    with StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts):
+                        pass
+                log.compact()
         yield from log.outcomes(keys)
 
 
