@@ -12,7 +12,7 @@ from common.errors import InputError
 from common.ledger.store import Ledger, Outcome, ledger_rows
 from common.runs import RunFolder
 from curation.config import SelectConfig
-from curation.dataset.holdings import find_holdings, source_files
+from curation.dataset.holdings import clip_files, find_holdings, source_files
 from curation.dataset.takedown import begin, forget_clips, plan, still_named, tombstone
 from tests.curation.withdrawn import FINGERPRINT, clip_of, draw_run, write
 
@@ -132,6 +132,22 @@ def test_what_another_video_refers_to_stays(tmp_path: Path) -> None:
     assert source_files(run, "a.mkv", [sources[1]["path"]]) == {"sources/a.mkv"}
     assert not [file for file in find_holdings(run, "b.mp4")["files"] if file.startswith("per_frame")]
     assert "clips.parquet" not in find_holdings(run, "a.mkv/")["files"]
+
+
+def test_files_of_clips_whose_ids_begin_alike_stay(tmp_path: Path) -> None:
+    names = ("c1.mp4", "c10.mp4", "c1.v2.mp4", "bc1.mp4", "c1", "c1.mp4.json")
+    for name in names:
+        write(tmp_path / "videos" / "x" / name, "")
+        write(tmp_path / "notes" / name, "")
+    assert clip_files(RunFolder(tmp_path), {"c1"}) == {"videos/x/c1.mp4", "videos/x/c1"}
+
+
+def test_fingerprints_of_other_test_clips_stay(tmp_path: Path) -> None:
+    run = draw_run(tmp_path, ["1", "2"], True)
+    lines = {video: f'{{"unit": "{clip_of(video)}", "hashes": ["{clip_of("1")}"]}}\n' for video in ("1", "2")}
+    write(run.report / "test_fingerprints.jsonl", "".join(lines.values()))
+    forget_clips(SelectConfig(), run, "1", begin(run, "1"))
+    assert (run.report / "test_fingerprints.jsonl").read_text() == lines["2"]
 
 
 def test_an_id_that_is_a_clip_of_another(tmp_path: Path) -> None:
