@@ -54,14 +54,14 @@ def rows_of(run: RunFolder) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     "ids,going",
     [
-        (LOCAL, ("1.mp4",)),
-        (REMOTE, ("talk",)),
+        (LOCAL[:5], ("1.mp4",)),
+        (REMOTE[3:7], ("talk",)),
         pytest.param(LOCAL, LOCAL[:-1], marks=pytest.mark.soak),
         pytest.param(REMOTE, REMOTE[:-1], marks=pytest.mark.soak),
     ],
 )
 def test_nothing_of_another_video_goes_with_it(tmp_path: Path, ids: tuple[str, ...], going: tuple[str, ...]) -> None:
-    run = draw_run(tmp_path, ids, ids is REMOTE)
+    run = draw_run(tmp_path, ids, "talk" in ids)
     for video in going:
         files, rows, clip = files_of(run), rows_of(run), clip_of(video)
         own = {name for name, held in files.items() if held.endswith(f" of {video}".encode())}
@@ -95,13 +95,10 @@ def test_a_plan_changes_nothing_and_counts(tmp_path: Path) -> None:
     "unknown,advice",
     [
         ("2.mp4", "expected a video_id"),
-        ("", "expected a video_id"),
         ("1", "such as '1.mp4'"),
-        ("*", "expected a video_id"),
         (".*", "expected a video_id"),
         (clip_of("1.mp4"), "is a clip of '1.mp4'"),
         (NFD, "written with other code points"),
-        ("beside", "expected a video_id"),
         ("\udcff.mp4", "expected a video_id"),
     ],
 )
@@ -142,14 +139,6 @@ def test_files_of_clips_whose_ids_begin_alike_stay(tmp_path: Path) -> None:
     assert clip_files(RunFolder(tmp_path), {"c1"}) == {"videos/x/c1.mp4", "videos/x/c1"}
 
 
-def test_fingerprints_of_other_test_clips_stay(tmp_path: Path) -> None:
-    run = draw_run(tmp_path, ["1", "2"], True)
-    lines = {video: f'{{"unit": "{clip_of(video)}", "hashes": ["{clip_of("1")}"]}}\n' for video in ("1", "2")}
-    write(run.report / "test_fingerprints.jsonl", "".join(lines.values()))
-    forget_clips(SelectConfig(), run, "1", begin(run, "1"))
-    assert (run.report / "test_fingerprints.jsonl").read_text() == lines["2"]
-
-
 def test_an_id_that_is_a_clip_of_another(tmp_path: Path) -> None:
     other = clip_of("a.mp4")
     run = draw_run(tmp_path, ["a.mp4", other], True)
@@ -170,11 +159,21 @@ def test_numbers_and_longer_words_do_not_name_it(tmp_path: Path) -> None:
     write(run.root / "report" / "curation.html", "<b>1</b>")
     write(run.root / "report" / "index.html", "<b>v1</b>")
     write(run.root / "cache" / "mine.json", '"1"')
+    lines = {video: f'{{"unit": "{clip_of(video)}", "hashes": ["{clip_of("1")}"]}}\n' for video in ("1", "2")}
+    write(run.report / "test_fingerprints.jsonl", "".join(lines.values()))
     entry = begin(run, "1")
     assert entry["pages"] == ["report/curation.html"]
     forget_clips(SelectConfig(), run, "1", entry)
+    assert (run.report / "test_fingerprints.jsonl").read_text() == lines["2"]
     named = [name for name in still_named(run, entry) if not name.startswith("ledger")]
-    assert named == ["cache/mine.json", "logs/b.jsonl", "logs/c.json", "logs/d.txt", "report/mine.html"]
+    assert named == [
+        "cache/mine.json",
+        "logs/b.jsonl",
+        "logs/c.json",
+        "logs/d.txt",
+        "report/mine.html",
+        "report/test_fingerprints.jsonl",
+    ]
     assert (run.root / "report" / "index.html").exists() and not (run.root / "report" / "curation.html").exists()
 
 
