@@ -8,7 +8,7 @@ from common.clips import stream_clips
 from common.runs import RunFolder, fingerprint, read_json
 from common.shards.index import finish_removal, read_index
 from common.shards.removal import remove_samples
-from latents.job import CONTENTS, clips_digest
+from latents.job import CONTENTS, cached, clips_digest
 
 VERSION = "version.json"
 FIELDS = ("clip_id", "video_id", "split", "caption", "sha256")
@@ -23,15 +23,16 @@ def forget_latents(run: RunFolder, clip_ids: Collection[str], tombstone: str) ->
     clips leave the clip table; killed, call it again. Raises DiskFullError, ShardError.
     """
     finish_removal(run.shards)
-    cached = [file for name in clip_ids for file in (run.cache / "latents").glob(f"*/*{name}*")]
-    for file in cached:
+    folders = list((run.cache / "latents").glob("*"))
+    encoded = [file for name in clip_ids for folder in folders if (file := cached(folder, name)).exists()]
+    for file in encoded:
         file.unlink()
     files = {VERSION: _next_version(run.shards, clip_ids, tombstone)}
     contents = _contents_without(run, clip_ids)
     key = fingerprint(contents) if contents else ""
     remove_samples(run.shards, clip_ids, key, files | ({CONTENTS: contents} if contents else {}))
     samples = sum(entry["samples"] for entry in _log(run.shards) if entry["video"] == tombstone)
-    return {"samples": samples, "files": len(cached)}
+    return {"samples": samples, "files": len(encoded)}
 
 
 def shards_version(shards: Path) -> int:

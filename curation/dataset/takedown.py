@@ -1,44 +1,66 @@
 """Takedown: removes a withdrawn video, its clips, rows and files from a run, and refuses it from then on.
 
-Only the SHA-256 of its id is kept, in `takedowns/` of the run and in the ledger.
+What is the video's is found by exact keys (`curation.dataset.holdings`). Only the SHA-256 of its id is kept, in
+`takedowns/` of the run and in the ledger.
 """
 
-import hashlib
-import logging
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
-from common.errors import InputError
-from common.ledger.forget import forget_units, named_by
-from common.ledger.store import Ledger, Outcome
+from common.ledger.forget import forget_units, messages_with
+from common.ledger.store import Ledger, Outcome, clean
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
+from curation.dataset.holdings import (
+    FOLDER,
+    PER_FRAME,
+    TORN,
+    VERSIONS,
+    clip_files,
+    count_rows,
+    find_holdings,
+    is_own,
+    is_text,
+    ledger_keys,
+    read_columns,
+    require_known,
+    run_files,
+    source_files,
+    tables,
+)
 from curation.dataset.versions import withdraw
 from curation.decide.select import select
-from curation.reporting.summary import SOURCES_FILE
+from curation.sources.listing import VIDEO_SUFFIXES
 
-logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 TAKEN_DOWN = "taken_down"
-FOLDER, VERSIONS = "takedowns", "versions"
-OWN = ("ledger", "shards", FOLDER, VERSIONS)  # each has its own removal code
-# Temporary files of killed writers (`common.runs.atomic_write`, `common.clips.write_clips`).
-TORN = re.compile(r"\..+\.(tmp|unsorted)(\.\w+)?")
 TEXTS = frozenset((".json", ".jsonl", ".html", ".csv", ".tsv", ".txt", ".yaml", ".log", ".md"))
+# What a command writes again from the tables: deleted when it names the video.
+WRITTEN_AGAIN = {"cache/manifest.json"} | {
+    f"report/{name}"
+    for name in ("index.html", "curation.html", "summary.json", "scores.json", "card.json", "card.md", "plan.json")
+    + ("demo_sync.json", "faults.json")
+}
+FINGERPRINTS = "report/test_fingerprints.jsonl"  # `unit` is a clip_id
+FILE_SUFFIXES = (*sorted(VIDEO_SUFFIXES), ".safetensors", ".json", ".png", ".jpg", ".wav", ".npz")
 
 
 def tombstone(video_id: str) -> str:
     """SHA-256 of the id of a withdrawn video, which is all that is kept of it."""
-    return hashlib.sha256(video_id.encode()).hexdigest()
+    return sha256(clean(video_id).encode()).hexdigest()
 
 
 def part_taken_down(run: RunFolder, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -53,82 +75,94 @@ def part_taken_down(run: RunFolder, rows: Sequence[Row]) -> tuple[list[Row], lis
     return [row for mark, row in marked if mark not in gone], refused
 
 
-def begin(run: RunFolder, video_id: str) -> Row:
-    """Write a journal of what is to be removed, so that a killed takedown can be completed: `clips` (ids) and `named`
-    (texts in the ledger that may be file names). From now on the video is refused.
+def plan(run: RunFolder, video_id: str) -> Row:
+    """What a takedown would remove: see `find_holdings`, and `pages`, which name it and which a command writes again.
+    `taken_down`: since when, "" if it is not. Changes nothing.
 
-    Raises ValueError when the run has no trace of the video.
+    After a kill it is what was found before anything was removed. Raises InputError when the run knows no such video,
+    and for a table that cannot be read.
     """
     journal = run.root / FOLDER / f"{tombstone(video_id)}.json"
     recorded = read_json(journal) if journal.exists() else {}
-    if "clips" in recorded:
+    if "counts" in recorded:
         return dict(recorded)
-    rows = read_clips(run.clips_parquet) if run.clips_parquet.exists() else []
-    clips = sorted(row["clip_id"] for row in rows if row["video_id"] == video_id)
-    paths = [row["path"] for row in _source_rows(run) if row["video_id"] == video_id]
-    named = named_by(run.ledger, {video_id, *clips})
-    if not (clips or paths or named or recorded):
-        raise InputError(f"{run.root} knows no video '{video_id}'; expected a video_id of its sources.parquet.")
-    since = recorded.get("taken_down", datetime.now(UTC).isoformat(timespec="seconds"))
-    entry = {"video": video_id, "clips": clips, "named": named, "paths": paths, "taken_down": since}
-    write_json(journal, entry)
+    found = find_holdings(run, clean(video_id))
+    if not recorded:
+        require_known(run, found)
+    found["clips"] = sorted({*found["clips"], *recorded.get("clips", ())})  # of a journal of older code
+    return found | {"pages": _pages(run, found), "taken_down": recorded.get("taken_down", "")}
+
+
+def begin(run: RunFolder, video_id: str, entry: Row | None = None) -> Row:
+    """Write the `plan` (or `entry`, which is one) down as a journal, so that a killed takedown can be completed. From
+    now on the video is refused.
+
+    Raises what `plan` raises.
+    """
+    entry = entry or plan(run, video_id)
+    if not entry["taken_down"] or entry["pages"] or any(entry["counts"].values()):
+        entry["taken_down"] = entry["taken_down"] or datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(run.root / FOLDER / f"{tombstone(video_id)}.json", entry)
     return entry
 
 
 def finish(run: RunFolder, video_id: str, report: Row) -> None:
     """Replace the journal of `begin` by the counts of `report`, which names neither the video nor its clips."""
-    mark = tombstone(video_id)
-    since = read_json(run.root / FOLDER / f"{mark}.json")["taken_down"]
-    write_json(run.root / FOLDER / f"{mark}.json", {"taken_down": since, "removed": report})
+    journal = run.root / FOLDER / f"{tombstone(video_id)}.json"
+    recorded = read_json(journal)
+    if "counts" in recorded:
+        write_json(journal, {"taken_down": recorded["taken_down"], "removed": report})
 
 
 def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row) -> Row:
-    """Remove the rows, files and ledger entries of a video from the run; returns counts.
+    """Remove the rows, files and ledger entries of a video from the run; returns counts of what went now.
 
     Clips that were refused only for showing the same as one of its clips are decided again by `config`. Safe to
     repeat after a kill. Raises DiskFullError, and RuntimeError while a run is active.
     """
-    ids = {video_id, *entry["clips"]}
-    counts = {"lists": _withdraw_lists(run, video_id), "clip_rows": _forget_rows(config, run, video_id)}
-    counts["table_rows"] = sum(_filter_table(file, ids) for file in _files(run, {".parquet"}))
-    counts["files"] = _delete_files(run, video_id, entry)
-    counts["ledger_rows"] = forget_units(run.ledger, ids)
+    video, clips, mark = clean(video_id), set(entry["clips"]), tombstone(video_id)
+    lists = sorted((run.root / VERSIONS).glob("*.json"))
+    withdrawn = {file.stem: withdraw(file, video, mark) for file in lists if file.with_suffix(".parquet").exists()}
+    counts: Row = {"lists": {name: count for name, count in withdrawn.items() if count}}
+    counts["clip_rows"] = _forget_rows(config, run, video)
+    counts["table_rows"] = sum(_filter_table(run.root / name, video, clips) for name in entry["tables"])
+    _filter_fingerprints(run.root / FINGERPRINTS, clips)
+    files = sorted({*entry["files"], *clip_files(run, clips), *source_files(run, video, entry["paths"])})
+    # The materialised copy of the clip table, for queries, is outdated now.
+    files += [f"cache/{file.name}" for file in run.cache.glob("clips-*.duckdb") if clips]
+    counts["files"] = sum(_delete(run.root / name) for name in files)
+    for name in {*entry["pages"], *_pages(run, entry)}:
+        _delete(run.root / name)
+    counts["ledger_rows"] = forget_units(run.ledger, ledger_keys(run, video, clips, files))
     for file in run.root.rglob(".*"):
         if TORN.fullmatch(file.name):
             file.unlink()
     with Ledger(run.ledger).open("takedown", "0" * 16) as log:
-        if all(outcome.unit != tombstone(video_id) for _, outcome in log.done()):
-            log.append((tombstone(video_id), ""), Outcome(tombstone(video_id), "rejected", TAKEN_DOWN))
+        if all(outcome.unit != mark for _, outcome in log.done()):
+            log.append((mark, ""), Outcome(mark, "rejected", TAKEN_DOWN))
+        if log.is_open_ended():
             log.compact()
     return counts
 
 
 def still_named(run: RunFolder, entry: Row) -> list[str]:
-    """Files of the run that still hold the id or a clip id of a video as text, relative to the run; those that a
-    command regenerates (report, cache) are deleted instead."""
-    ids = [re.escape(name) for name in (entry["video"], *entry["clips"])]
-    pattern = re.compile(rf"(?<![A-Za-z0-9_.-])({'|'.join(ids)})(?![A-Za-z0-9_-])")
-    named = []
-    for file in _files(run, TEXTS):
-        if not pattern.search(file.read_text("utf-8", errors="replace")):
-            continue
-        relative = file.relative_to(run.root)
-        if relative.parts[0] in ("report", "cache"):
-            file.unlink()
-        else:
-            named.append(relative.as_posix())
-    return named
+    """What still holds the id or a clip id of a video as a whole word: files, relative to the run, and stages whose
+    rows of other units name it in a message. Nobody but the user can say what of it is meant."""
+    named = [file.relative_to(run.root).as_posix() for file in run_files(run, TEXTS) if _names(file, entry)]
+    ids = pa.array([entry["video"], *entry["clips"]], pa.string())
+    for file in [*tables(run), run.clips_parquet]:
+        if file.parent.name != PER_FRAME and _has_cell(file, ids):
+            named.append(file.relative_to(run.root).as_posix())
+    pattern = _pattern(entry)
+    stages = [stage for stage, text in messages_with(run.ledger, ids.to_pylist()) if pattern.search(text)]
+    return named + [f"ledger, messages of stage {stage}" for stage in dict.fromkeys(stages)]
 
 
 def left_outside(run: RunFolder, entry: Row) -> list[str]:
     """Source files of the video outside the run, which only the user may delete."""
     paths = [Path(path) for path in entry["paths"] if path]
-    return [str(path) for path in paths if path.exists() and not path.is_relative_to(run.root)]
-
-
-def _source_rows(run: RunFolder) -> list[Row]:
-    file = run.root / SOURCES_FILE
-    return pq.read_table(file, columns=["video_id", "path"]).to_pylist() if file.exists() else []
+    root = run.root.resolve()
+    return [str(path) for path in paths if path.exists() and not path.resolve().is_relative_to(root)]
 
 
 def _forget_rows(config: SelectConfig, run: RunFolder, video_id: str) -> int:
@@ -162,54 +196,83 @@ def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str])
     return [decided.get(row["clip_id"], row) for row in rows]
 
 
-def _filter_table(file: Path, ids: Collection[str]) -> int:
-    """Delete the rows of a Parquet file whose clip_id or video_id is one of these; returns the number deleted."""
-    table = pq.read_table(file)
-    removed = [
-        pc.is_in(table[name], pa.array(sorted(ids))) for name in ("clip_id", "video_id") if name in table.schema.names
-    ]
-    if not removed:
+def _filter_table(file: Path, video_id: str, clips: Collection[str]) -> int:
+    """Delete the rows of a Parquet file that are the video's; returns the number deleted. A file of per-frame values
+    that has no other row goes."""
+    count = count_rows(file, video_id, clips)
+    if not count:
         return 0
-    gone = removed[0] if len(removed) == 1 else pc.or_kleene(*removed)
-    remaining = table.filter(pc.invert(pc.fill_null(gone, False)))
-    if remaining.num_rows < table.num_rows:
+    with pq.ParquetFile(file) as stored:
+        table = stored.read()
+    remaining = table.filter(pc.invert(is_own(table, video_id, clips)))
+    if not remaining.num_rows and file.parent.name == PER_FRAME:
+        file.unlink()
+    else:
         with atomic_write(file) as temporary:
             pq.write_table(remaining, temporary, compression="zstd")
-    return table.num_rows - remaining.num_rows
+    return count
 
 
-def _delete_files(run: RunFolder, video_id: str, entry: Row) -> int:
-    """Delete the files named after the video or its clips, and cache files that its ledger rows name."""
-    named = {Path(text).name for text in entry["named"] if Path(text).suffix}
-    stem = Path(video_id).with_suffix("").name
-    removed = []
-    for file in _files(run):
-        inside = file.relative_to(run.root)
-        own = inside.as_posix().endswith(f"/{video_id}") or (
-            inside.parts[0] in ("cache", "sources") and file.name.split(".")[0] in (stem, video_id)
-        )
-        if (
-            own
-            or file.name.startswith(tuple(entry["clips"]))
-            or (inside.parts[0] in ("cache", "per_frame") and file.name in named)
-        ):
-            removed.append(file)
-    # The materialised copy of the clip table, for queries, is outdated now.
-    removed += [file for file in run.cache.glob("clips-*.duckdb") if file not in removed]
-    for file in removed:
+def _filter_fingerprints(file: Path, clips: Collection[str]) -> None:
+    """Delete the lines of these clips from a file of `write_fingerprints`."""
+    lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
+    remaining = [line for line in lines if json.loads(line)["unit"] not in clips]
+    if len(remaining) < len(lines):
+        with atomic_write(file) as temporary:
+            temporary.write_text("".join(remaining), "utf-8")
+
+
+def _pages(run: RunFolder, entry: Row) -> list[str]:
+    return [name for name in sorted(WRITTEN_AGAIN) if _names(run.root / name, entry)]
+
+
+def _delete(file: Path) -> bool:
+    there = file.is_file() or file.is_symlink()
+    if there:
         file.unlink()
-    return len(removed)
+    return there
 
 
-def _withdraw_lists(run: RunFolder, video_id: str) -> dict[str, int]:
-    """Name -> number of tombstones, of the run's frozen lists that hold the video."""
-    lists = sorted((run.root / VERSIONS).glob("*.json"))
-    return {file.stem: count for file in lists if (count := withdraw(file, video_id, tombstone(video_id)))}
+def _pattern(entry: Row) -> re.Pattern[str]:
+    """The ids of a video and its clips as whole words: alone, or as a file's name with its suffix."""
+    ids = "|".join(re.escape(name) for name in sorted({entry["video"], *entry["clips"]}, key=len, reverse=True))
+    suffixes = "|".join(map(re.escape, FILE_SUFFIXES))
+    return re.compile(rf"(?<![\w.-])({ids})({suffixes})?(?![\w-]|\.\w)")
 
 
-def _files(run: RunFolder, suffixes: Collection[str] = ()) -> Iterator[Path]:
-    """The files of the run except those in OWN folders, sorted by name."""
-    for file in sorted(run.root.rglob("*")):
-        matches = file.is_file() and (not suffixes or file.suffix in suffixes)
-        if matches and file.relative_to(run.root).parts[0] not in OWN:
-            yield file
+def _names(file: Path, entry: Row) -> bool:
+    pattern = _pattern(entry)
+    return any(pattern.search(text) for text in _texts(file))
+
+
+def _texts(file: Path) -> Iterator[str]:
+    """The texts of a file: the strings in JSON, not its numbers; else all of it, as it is and with escapes undone."""
+    if not file.is_file():
+        return
+    text = file.read_text("utf-8", errors="replace")
+    if file.suffix in (".json", ".jsonl"):
+        try:
+            documents = [text] if file.suffix == ".json" else text.splitlines()
+            yield from [string for document in documents for string in _strings(json.loads(document))]
+            return
+        except ValueError:
+            pass  # cut off, or not what its suffix says
+    yield from dict.fromkeys((text, unescape(text), unquote(text)))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    if isinstance(value, dict):
+        yield from value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(item)
+
+
+def _has_cell(file: Path, ids: pa.Array) -> bool:
+    """Whether a cell of a table is exactly one of the ids."""
+    names = [field.name for field in pq.read_schema(file) if is_text(field.type)] if file.exists() else []
+    table = read_columns(file, names)
+    return table is not None and any(
+        pc.any(pc.is_in(column.cast(pa.string()), ids)).as_py() for column in table.columns
+    )

@@ -172,22 +172,32 @@ def rebuild(
 
 @app.command(rich_help_panel=CURATE)
 def takedown(
-    video_id: Annotated[str, typer.Argument(help="video_id of sources.parquet")],
+    video_id: Annotated[
+        str, typer.Argument(help="video_id of sources.parquet, to the letter; after -- it may begin with a dash")
+    ],
     run: ExistingRunOption = Path("runs/demo"),
+    only_plan: Annotated[bool, typer.Option("--plan", help="only print what would be removed, and change nothing")] = (
+        False
+    ),
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Remove a video from a run, its latents and mirror included; later runs reject it."""
+    """Remove a video from a run, its latents and mirror included; later runs reject it. Prints first what it removes:
+    rows and files with exactly this id or a clip id of it, and files that these rows name."""
     setup_logging(verbose)
     from common.runs import RunFolder
     from common.storage import Mirror
+    from curation.dataset.takedown import plan as make_plan
     from pipelines.recipe import read_recipe
-    from pipelines.takedown import take_down
+    from pipelines.takedown import plan_lines, take_down
 
-    chosen = read_recipe(recipe, tuple(settings or ()))
-    # After `--` an id may begin with a dash.
-    print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
+    chosen, folder = read_recipe(recipe, tuple(settings or ())), RunFolder(run)
+    entry = make_plan(folder, video_id)
+    print("\n".join(plan_lines(folder, entry, only_plan)))
+    if only_plan:
+        return
+    print("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
     if chosen.mirror:
         mirror = Mirror(run, chosen.mirror)
         mirror.push()

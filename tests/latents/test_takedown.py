@@ -83,6 +83,17 @@ def test_shards_that_were_out_of_date_are_packed_anew(run: RunFolder, encoder_fo
     assert drawn.read == [2] and ShardReader(run.shards).sample(1)[1]["caption"] == "a woman speaks"
 
 
+def test_files_of_clips_whose_ids_begin_alike_stay(tmp_path: Path) -> None:
+    run, names = RunFolder(tmp_path), ("clip1", "clip10", "clip1.v2", "aclip1", "[c]lip1", "clip*")
+    for name in names:
+        (run.cache / "latents" / "f").mkdir(parents=True, exist_ok=True)
+        (run.cache / "latents" / "f" / f"{name}.safetensors").touch()
+    for gone in ("clip1", "clip*", "[c]lip1"):
+        assert forget_latents(run, [gone, "nobody"], "f00d")["files"] == 1
+    left = sorted(file.stem for file in (run.cache / "latents" / "f").iterdir())
+    assert left == ["aclip1", "clip1.v2", "clip10"]
+
+
 def test_a_run_without_shards_has_nothing_to_forget(tmp_path: Path) -> None:
     assert forget_latents(RunFolder(tmp_path), ["clip1"], "f00d") == {"samples": 0, "files": 0}
     assert not (tmp_path / "shards" / "version.json").exists()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards.store import ShardReader
 from curation.config import SelectConfig
+from curation.dataset.takedown import plan
 from curation.dataset.versions import freeze, read_version
 from latents.config import LatentsConfig
 from latents.job import encode_clips
-from pipelines.takedown import take_down
+from pipelines.takedown import plan_lines, take_down
 from tests.curation.frozen import RULES, make_run, write_videos
+from tests.curation.withdrawn import draw_run
 from tests.latents.conftest import encoder_folders
 
 __all__ = ["encoder_folders"]
@@ -65,12 +68,17 @@ def test_nothing_of_it_is_left_and_all_is_counted(
 ) -> None:
     run = copy_of(finished, tmp_path / "run")
     ids = [row["clip_id"] for row in read_clips(run.clips_parquet) if row["video_id"] == "one"]
+    before, planned = contents(run), plan_lines(run, plan(run, "one"), every_file=True)
+    assert contents(run) == before and {f"clips/{ids[0]}.mp4", "report/index.html"} <= set(planned)
     report = take_down(run, "one", SelectConfig())
+    said = report.lines()[0].split("; ")[0]
     (listed,) = (run.root / "versions").glob("*.json")
     # Two clips kept and one refused, which has no file; each clip file and each file of the cache.
     counts = {"lists": {listed.stem: 2}, "clip_rows": 3, "table_rows": 1, "files": 4, "samples": 2}
     assert report.removed.pop("ledger_rows") >= 4 and report.removed == counts
     assert (report.shards_version, report.named, report.trained) == (2, [], False)
+    assert (report.pages, report.notes) == (["report/index.html"], [])
+    assert planned[0].removeprefix("to remove of 'one': ") == said.removeprefix("removed: ")
     assert report.lines()[0].startswith("removed: 3 clip rows, 1 table rows, 4 files")
     assert f"list {listed.stem}: 2 clips became tombstones; publish it again" in report.lines()
     reader = ShardReader(run.shards)
@@ -90,8 +98,20 @@ def test_a_second_one_of_the_same_video_changes_nothing(finished: RunFolder, tmp
     before = contents(run)
     again = take_down(run, "one", SelectConfig())
     assert contents(run) == before and again.removed["clip_rows"] == 0
+    (counts,) = (read_json(file)["removed"] for file in (run.root / "takedowns").iterdir())
+    assert counts["clip_rows"] == 3  # of the one that did something
+    assert plan_lines(run, plan(run, "one"))[0].endswith("nothing of it is left to remove")
     with pytest.raises(ValueError, match="knows no video 'three'"):
         take_down(run, "three", SelectConfig())
+
+
+def test_a_training_that_is_alive_is_said(tmp_path: Path) -> None:
+    run = draw_run(tmp_path, ["1", "2"], True)
+    beat = run.logs / "heartbeat-0.json"
+    beat.write_text("{}")
+    assert plan_lines(run, plan(run, "1"))[-1].startswith("a training of this run is alive")
+    os.utime(beat, (time.time() - 600, time.time() - 600))
+    assert not any("training" in line for line in plan_lines(run, plan(run, "1")))
 
 
 class Stopped(BaseException):

@@ -56,12 +56,17 @@ def stream_stage(
         todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not policy.settled(i))
         if stage.cost:
             todo = deque(sorted(todo, key=lambda i: -stage.predicted_cost(rows[i])))
+        counts = Counter({state: int((states == code).sum()) for code, state in enumerate(STATES)})
         if todo:
-            counts = Counter({state: int((states == code).sum()) for code, state in enumerate(STATES)})
             counts.subtract(STATES[states[i]] for i in todo if states[i] >= 0)
             _run_units(stage, rows, keys["input_hash"].combine_chunks(), todo, counts, policy, log, executor)
         elif log.is_open_ended():
             with suppress(RuntimeError):  # another run is executing the stage
+                log.lock()
+                if any(log.folder.glob(f"{stage.name}-{stage.fingerprint}.status.*")):
+                    # That of the killed run says that it is running.
+                    with StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts):
+                        pass
                 log.compact()
         yield from log.outcomes(keys)
 

@@ -329,6 +329,20 @@ def test_outcomes_stream_from_a_generator_of_units(tmp_path: Path) -> None:
     assert unmeasured([first, *streamed]) == unmeasured(run(tmp_path / "b", units, HERE))
 
 
+def test_a_run_killed_after_its_last_unit_is_ended_by_the_next(tmp_path: Path) -> None:
+    """Killed before it merged its rows and said that it had ended."""
+    units = draw_units(0, 4, ("keep",))
+    run(tmp_path, units, HERE)
+    ledger = tmp_path / "ledger"
+    (file,), (status,) = ledger.glob("*.parquet"), ledger.glob("*.status.json")
+    file.with_suffix(".jsonl").touch()
+    status.write_text(status.read_text().replace('"ended"', '"running"'))
+    status.with_suffix(".tmp").write_text("torn")
+    run(tmp_path, units, HERE)
+    assert [each.state for each in read_status(RunFolder(tmp_path))] == ["ended"]
+    assert not [each for each in ledger.iterdir() if each.suffix in (".jsonl", ".tmp")]
+
+
 def test_status_of_a_running_and_an_ended_stage(tmp_path: Path) -> None:
     run(tmp_path, draw_units(0, 20, ("keep", "reject")), HERE)
     (status,) = read_status(RunFolder(tmp_path))

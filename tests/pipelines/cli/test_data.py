@@ -61,7 +61,14 @@ def test_a_version_is_frozen_rebuilt_and_loses_a_video(tmp_path: Path) -> None:
     lines = omniavatar("rebuild", frozen, "--run", tmp_path / "again", "--videos", videos)
     assert any("3 clips of 2 videos: same bytes" in line for line in lines)
 
+    lines = omniavatar("takedown", "--run", run.root, "--plan", "--", "one")
+    assert lines[0].startswith("to remove of 'one': 3 clip rows") and (run.root / "versions" / frozen.name).exists()
+    assert not (run.root / "takedowns").exists()
+    for unknown in ("on", "one.mp4"):
+        refused = run_here("takedown", "--run", run.root, "--", unknown)
+        assert refused.returncode == 1 and f"knows no video '{unknown}'" in refused.stderr
     lines = omniavatar("takedown", "--run", run.root, "--", "one")
+    assert lines[0].startswith("to remove of 'one': 3 clip rows")
     assert any("2 clips became tombstones" in line for line in lines)
     assert not any("one" in str(file) for file in run.root.rglob("*"))
     # The list keeps its name with tombstones in it; one frozen now has another, and the same clips.
