@@ -105,7 +105,8 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
 
 def step_seconds(run: RunFolder) -> dict[str, float]:
     """Seconds each finished step took, summed over interrupted tries."""
-    return {path.stem: read_json(path)["seconds"] for path in sorted(_marks(run).glob("*.json"))}
+    marks = sorted(path for path in _marks(run).glob("*.json") if not path.name.startswith("."))
+    return {path.stem: read_json(path)["seconds"] for path in marks}
 
 
 def _place(steps: Sequence[Step], name: str) -> int:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_hexdigest
 
-from common.runs import atomic_write, disk_guard, sync
+from common.runs import HOST, atomic_write, disk_guard, sync
 from common.shards.index import (
     INDEX,
     INDEX_SCHEMA,
@@ -54,6 +54,7 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         check_format(self.folder)
         finish_removal(self.folder)
+        self._owner = f"{HOST}-{os.getpid()}"
         self._file: FileIO | None = None
         self._rows: list[dict[str, Any]] = []
         self._parts = self._keep_finished()
@@ -109,7 +110,7 @@ class ShardWriter:
 
     @property
     def _partial(self) -> Path:
-        return self._tar.with_suffix(".tar.partial")
+        return self._tar.with_suffix(f".{self._owner}.tar.partial")
 
     def _finish_shard(self) -> None:
         assert self._file is not None
