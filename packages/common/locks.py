@@ -2,8 +2,8 @@
 
 The lock is a `flock` on `RUN/.lock`, which the kernel releases when its holder dies, however it dies. What the file
 says (command, process, host, since when) is for people, and for file systems where the lock of one host is unknown to
-another: NFS without a lock service, Lustre mounted with `localflock`, some FUSE mounts. There the holder's refreshing of
-the file's time stands in for the lock.
+another: NFS mounted with `nolock` or `local_lock`, Lustre with `localflock`, some FUSE mounts. There the time of the
+file, which its holder refreshes, stands in for the lock.
 """
 
 import fcntl

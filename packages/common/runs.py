@@ -187,9 +187,9 @@ def _sweep(folder: Path) -> None:
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it is synced and renamed, on error removed.
 
-    Several writers of one file do not mix: the last to end wins; leftovers of killed ones are removed. The file has the permissions of the umask, whatever
-    the library that wrote it thinks of them. Raises DiskFullError when the disk fills up; any other error of the block
-    passes through.
+    Several writers of one file do not mix, the last to end wins; leftovers of killed ones are removed. The file has the
+    permissions of the umask, whatever the library that wrote it gave it. Raises DiskFullError when the disk fills up;
+    any other error of the block passes through.
     """
     path = Path(path)
     temporary = temporary_beside(path)

@@ -128,7 +128,8 @@ def judge_cell(config: SweepConfig, places: Places, cell: Cell) -> None:
     link(run.root / "checkpoints", places.training(cell.training) / "checkpoints")
     places.features.mkdir(exist_ok=True)
     link(run.cache / "features", places.features)
-    inputs = replace(DATA_STEPS[-1], name="inputs", sections=DATA_SECTIONS, work=partial(_link_data, places, cell))
+    linking = partial(_link_data, places, cell)
+    inputs = replace(DATA_STEPS[-1], name="inputs", sections=DATA_SECTIONS, work=linking, inputs="", whole="")
     videos = _BY_NAME["generate"]
     if cell.long:
         link(run.root / "inputs", _drawn_inputs(config, places, cell.long))

@@ -22,12 +22,14 @@ from common.runs import HOST, atomic_write, disk_guard, sync
 from common.shards.index import (
     INDEX,
     INDEX_SCHEMA,
+    absent_tars,
     check_format,
     finish_removal,
     index_row,
     merge_parts,
     part_fingerprint,
     read_index,
+    read_part,
     record_format,
     write_part,
 )
@@ -131,7 +133,7 @@ class ShardWriter:
         for part in sorted(self.folder.glob("shard-*.parquet")):
             expected = self.folder / f"shard-{len(parts):06d}.parquet"
             ours = part_fingerprint(part) == self.fingerprint
-            if part == expected and ours and part.with_suffix(".tar").exists():
+            if part == expected and ours and not absent_tars(self.folder, read_part(part)):
                 parts.append(part)
         referenced = {file for part in parts for file in (part, part.with_suffix(".tar"))}
         stale = [file for file in self.folder.glob("shard-*") if file not in referenced]
