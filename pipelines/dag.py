@@ -160,6 +160,7 @@ def _run(context: Context, step: Step, key: str) -> None:
     started = time.monotonic()
     mark, tries = _mark(context.run, step), _tries(context.run, step)
     spent = read_json(tries)["seconds"] if tries.exists() else 0.0
+    write_json(tries, {"seconds": spent})  # until it ends, what an earlier end recorded does not hold
     try:
         # Before the work: what arrives during it is for the next run.
         draws = bool(step.draws and getattr(context.recipe, step.draws) is not None)
@@ -197,8 +198,10 @@ def _has_result(context: Context, step: Step, key: str) -> bool:
 def _left(context: Context, step: Step, key: str) -> str:
     """Why a step is not done, in a few words; "" for one that is."""
     mark = _mark(context.run, step)
+    if _tries(context.run, step).exists():
+        return "it was begun and not finished"
     if not mark.exists():
-        return "not finished before" if _tries(context.run, step).exists() else "not done yet"
+        return "not done yet"
     if not _has_result(context, step, key):
         return "its settings, weights or an earlier step changed, or its result is gone"
     recorded = read_json(mark)
