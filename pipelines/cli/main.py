@@ -236,9 +236,10 @@ def miniature(
     """Train every model of the small world again from nothing (about two hours on two cores)."""
     setup_logging(verbose)
     from common.locks import hold_run
-    from pipelines.small_world import train_everything
 
     with hold_run(out, "omniavatar miniature"):
+        from pipelines.small_world import train_everything
+
         train_everything(out, scale)
     print(out)
 
