@@ -14,20 +14,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import MissingFileError, UserError
 from common.executors.retry import Unsettled, collect_unsettled
 from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
 from curation.config import ROLES as CURATION_ROLES
 from eval.config import ROLES as EVAL_ROLES
 from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES
 from pipelines.config import LIKENESS_ROLES
-from pipelines.inputs import InputsElsewhereError
 
 logger = logging.getLogger(__name__)
 
 
 class StepError(UserError, ValueError):
     """A step was asked for that does not exist, or whose inputs are not there yet."""
+
+
+class InputsElsewhereError(MissingFileError):
+    """The sources of a run are not on this machine, which goes on with what another has made of them."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,11 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
                 f"{context.run.root} has no finished step '{step.name}' for this recipe, which '{first}' builds on; "
                 f"run it first: omniavatar run --from {step.name}"
             )
-        left = "" if force and number >= start else _left(context, step, key)
-        if number < start and left:
-            logger.warning("%s: %s; `omniavatar %s` would take that in", step.name, left, step.name)
-        elif number >= start and (force or left):
-            logger.info("%s: start%s", step.name, f" ({left})" if left else "")
+        reason = "" if force and number >= start else _reason_to_run(context, step, key)
+        if number < start and reason:
+            logger.warning("%s: %s; `omniavatar %s` would take that in", step.name, reason, step.name)
+        elif number >= start and (force or reason):
+            logger.info("%s: start%s", step.name, f" ({reason})" if reason else "")
             _run(context, step, key)
         elif number >= start:
             logger.info("%s: done already", step.name)
@@ -195,7 +198,7 @@ def _has_result(context: Context, step: Step, key: str) -> bool:
     return mark.exists() and read_json(mark)["key"] == key and (Path(context.run.root) / step.output).exists()
 
 
-def _left(context: Context, step: Step, key: str) -> str:
+def _reason_to_run(context: Context, step: Step, key: str) -> str:
     """Why a step is not done, in a few words; "" for one that is."""
     mark = _mark(context.run, step)
     if _tries(context.run, step).exists():

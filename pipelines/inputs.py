@@ -6,20 +6,12 @@ Cheap enough to be asked before every run: no network, no engine, and of large f
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from common.errors import MissingFileError
 from common.runs import RunFolder, fingerprint, hash_path, read_json, sha256_file
-
-if TYPE_CHECKING:  # the steps name these functions
-    from pipelines.dag import Context
+from pipelines.dag import Context, InputsElsewhereError
 
 HASHED_BYTES = 64 * 2**20
-
-
-class InputsElsewhereError(MissingFileError):
-    """The sources of a run are not on this machine, which goes on with what another has made of them."""
-
 
 CLIP_CONTENT = ("clip_id", "video_id", "split", "caption", "sha256")
 
@@ -33,7 +25,7 @@ def file_stamps(paths: Iterable[Path | str]) -> list[Any]:
     return [status and [status.st_size, status.st_mtime_ns] for _, status in found]
 
 
-def sources(context: "Context") -> Any:
+def sources(context: Context) -> Any:
     """Of `curate`: every listed source with its sidecar, and the lists that clips are held against.
 
     Raises InputsElsewhereError, and what `list_sources` raises.
@@ -55,7 +47,7 @@ def sources(context: "Context") -> Any:
     return [[row | {"path": None} for row in listed], stamps, file_stamps(named)]
 
 
-def cut_clips_are_there(context: "Context") -> bool:
+def cut_clips_are_there(context: Context) -> bool:
     """Whether every clip of the clip table that has a file still has it."""
     from common.clips import stream_clips
 
@@ -65,25 +57,25 @@ def cut_clips_are_there(context: "Context") -> bool:
     return all(f"{row['clip_id']}.mp4" in names for row in rows if row["sha256"])
 
 
-def kept_clips(context: "Context") -> Any:
+def kept_clips(context: Context) -> Any:
     """Of `latents`: what the shards have to hold."""
     return _kept_clips(context.run)
 
 
-def shards_are_whole(context: "Context") -> bool:
+def shards_are_whole(context: Context) -> bool:
     """Whether every tar that the index names is there in its full length."""
     from common.shards.index import absent_tars, read_index
 
     return not absent_tars(context.run.shards, read_index(context.run.shards))
 
 
-def shards(context: "Context") -> Any:
+def shards(context: Context) -> Any:
     """Of `train`: the description of what the shards hold, and their version."""
     files = (context.run.shards / name for name in ("contents.json", "version.json"))
     return [read_json(file) if file.exists() else None for file in files]
 
 
-def requests(context: "Context") -> Any:
+def requests(context: Context) -> Any:
     """Of `generate`: the trained adapter, the held-out clips, the portrait and the voice of the long video."""
     recipe, adapter = context.recipe, context.run.checkpoints / "adapter"
     long, extra = recipe.videos.long, recipe.generate.load.extra_lora
@@ -91,12 +83,12 @@ def requests(context: "Context") -> Any:
     return [hash_path(adapter) if adapter.exists() else None, _kept_clips(context.run), file_stamps(files)]
 
 
-def videos_are_there(context: "Context") -> bool:
+def videos_are_there(context: Context) -> bool:
     """Whether every video of the manifest is there."""
     return all((context.run.root / row["video"]).is_file() for row in _manifest(context.run))
 
 
-def videos(context: "Context") -> Any:
+def videos(context: Context) -> Any:
     """Of `eval`: the manifest and every file that it names, and the long video, with what its generator wrote."""
     rows, root = _manifest(context.run), Path(context.run.root)
     named = {row.get(name) for row in rows for name in ("video", "reference", "audio", "image")} | {"videos/demo.mp4"}

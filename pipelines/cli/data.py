@@ -178,8 +178,8 @@ def rebuild(
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     with hold_run(run, "omniavatar rebuild"):
-        made = make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos)
-    print("\n".join(made.lines()))
+        rebuilt = make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos)
+    print("\n".join(rebuilt.lines()))
 
 
 @app.command(rich_help_panel=CURATE)

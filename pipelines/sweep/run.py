@@ -202,5 +202,5 @@ def _folder(kind: str, places: Places, cell: Cell) -> Path:
 
 
 def _result(kind: str, places: Places, cell: Cell) -> Path:
-    made = "report/metrics.parquet" if kind == "rows" else _trained(cell).output
-    return _folder(kind, places, cell) / made
+    result = "report/metrics.parquet" if kind == "rows" else _trained(cell).output
+    return _folder(kind, places, cell) / result

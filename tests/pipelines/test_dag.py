@@ -7,8 +7,7 @@ from common.executors.run import run_stage
 from common.executors.stage import Stage
 from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder, read_json
-from pipelines.dag import Context, Step, StepError, run_steps, step_seconds, used_roles
-from pipelines.inputs import InputsElsewhereError
+from pipelines.dag import Context, InputsElsewhereError, Step, StepError, run_steps, step_seconds, used_roles
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from common.clips import write_clips
 from common.runs import RunFolder, write_json
 from common.shards.store import ShardWriter
 from pipelines import inputs
-from pipelines.dag import Context
+from pipelines.dag import Context, InputsElsewhereError
 from pipelines.recipe import read_recipe
 
 
@@ -107,7 +107,7 @@ def test_a_product_that_is_gone_or_short_is_seen(name: str, command: str, contex
 
 def test_sources_that_are_not_on_this_machine(context: Context) -> None:
     shutil.rmtree(context.run.root.parent / "sources")
-    with pytest.raises(inputs.InputsElsewhereError, match="are not here"):
+    with pytest.raises(InputsElsewhereError, match="are not here"):
         inputs.sources(context)
 
 

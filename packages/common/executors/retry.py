@@ -83,8 +83,8 @@ class Unsettled:
 
     def may_run(self, executor: ExecutorConfig) -> bool:
         """Whether a run with these settings would run one of them again."""
-        left = self.attempts is not None and self.attempts <= executor.retry_failed
-        return bool(self.pending or left or (executor.retry and self.failed))
+        has_attempts = self.attempts is not None and self.attempts <= executor.retry_failed
+        return bool(self.pending or has_attempts or (executor.retry and self.failed))
 
 
 _collected: ContextVar[list[Unsettled] | None] = ContextVar("collected", default=None)
