@@ -196,10 +196,11 @@ def takedown(
     from common.runs import RunFolder
     from common.storage import Mirror
     from pipelines.recipe import read_recipe
-    from pipelines.takedown import take_down
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    with hold_run(run, "omniavatar takedown"):
+    with hold_run(run, "omniavatar takedown"):  # who holds the run is said before torch is imported
+        from pipelines.takedown import take_down
+
         # After `--` an id may begin with a dash.
         print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
         if chosen.mirror:
