@@ -22,6 +22,7 @@ from common.media.audio import read_audio
 from common.media.video import read_video
 from common.progress import progress
 from common.runs import RunFolder, atomic_write, fingerprint, read_json, write_json
+from common.shards.index import INDEX, absent_tars, read_index
 from common.shards.sample import pack_tensors, read_tensors, write_parts
 from common.shards.store import ShardWriter
 from latents.bill import write_bill
@@ -224,6 +225,8 @@ def clips_digest(clips: Sequence[Clip]) -> str:
 
 
 def is_packed(shards: Path, expected: Mapping[str, Any]) -> bool:
-    """True when the shard folder holds exactly these contents."""
+    """True when the shard folder holds exactly these contents, every tar in full."""
     path = shards / CONTENTS
-    return path.exists() and read_json(path) == expected
+    if not path.exists() or read_json(path) != expected or not (shards / INDEX).exists():
+        return False
+    return not absent_tars(shards, read_index(shards))

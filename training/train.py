@@ -6,9 +6,11 @@ process trains alone; `training.launch.local` or torchrun start several, which t
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.locks import hold_run
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
@@ -274,7 +277,10 @@ def main() -> int:
     exit_with_launcher()
     save_on_signal()
     try:
-        return 0 if train(run, load_recipe(run.root / "train.yaml", TrainConfig)) else UNFINISHED
+        # Of ranks that no launcher has started, the first holds the run for all.
+        first = int(os.environ.get("RANK", "0")) == 0
+        with hold_run(run.root, "training.train") if first else nullcontext():
+            return 0 if train(run, load_recipe(run.root / "train.yaml", TrainConfig)) else UNFINISHED
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         report_failure(run, error)
         return 1

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from common.errors import InputError, MissingFileError
 from common.progress import duration_text
-from common.query import connect
+from common.query import ask
 from common.runs import atomic_write
 from curation.config import SelectConfig
 from curation.decide.select import decided_sql, yield_sql
@@ -198,5 +198,4 @@ def _axes_of(table: pa.Table) -> list[str]:
 def _ask(run_root: Path | str, sql: str) -> pa.Table:
     if not (Path(run_root) / "clips.parquet").exists():
         raise MissingFileError(f"There is no clip table in {run_root}; run the curation job, which writes it.")
-    with connect(run_root) as connection:
-        return connection.sql(sql).to_arrow_table()
+    return ask(run_root, lambda connection: connection.sql(sql).to_arrow_table())

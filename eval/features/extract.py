@@ -17,7 +17,7 @@ from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
 from common.media.video import read_video
-from common.runs import disk_guard
+from common.runs import disk_guard, temporary_beside
 from eval.config import FeatureConfig
 from eval.features.extractors import EXTRACTORS, DecodedVideo, Extract, Extractor, no_real_video
 from eval.features.records import Arrays, UnscorableError
@@ -144,7 +144,7 @@ def run_extractor(extract: Extract, video: DecodedVideo) -> Arrays:
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an npz file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    temporary = temporary_beside(path)
     # Not synced: there are many files, and one that a power cut damaged fails its checksum and is made again.
     with disk_guard(path):
         np.savez(temporary, **arrays)

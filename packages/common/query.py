@@ -2,10 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -37,6 +37,8 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 DATABASE = "run.duckdb"
+TRIES = 20  # of a question whose files are replaced while it is answered
+T = TypeVar("T")
 PROBED = """SELECT unit AS video_id, state, reason, message, outputs, fingerprint,
             try_cast(json_extract_string(outputs, '$.duration') AS DOUBLE) AS duration
             FROM outcomes WHERE stage = 'probe'"""
@@ -109,6 +111,37 @@ def _create_views(connection: duckdb.DuckDBPyConnection, root: Path, clips_attac
         connection.execute(f"CREATE VIEW sources AS {PROBED}")
 
 
+def ask(run_root: Path | str, question: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
+    """The answer of `question` to a connection of `connect`, from files of one moment: where a writer has replaced one
+    meanwhile, it is asked again. Raises what `question` and `connect` raise."""
+    for _ in range(TRIES):
+        before = _stamps(Path(run_root))
+        try:
+            with connect(run_root) as connection:
+                answer = question(connection)
+        except (duckdb.Error, OSError):
+            if _stamps(Path(run_root)) == before:
+                raise
+        else:
+            if _stamps(Path(run_root)) == before:
+                return answer
+    with connect(run_root) as connection:
+        return question(connection)
+
+
+def _stamps(root: Path) -> list[Any]:
+    """What changes when a file behind the views is replaced, added or removed; a line more in a log is no change."""
+    tables = [root / name for name in ("clips.parquet", TRACKS_FILE, "sources.parquet")]
+    tables += [root / "shards" / "index.parquet", root / "report" / "metrics.parquet"]
+    stamps: list[Any] = []
+    for file in [*tables, *ledger_files(root / "ledger")]:
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            content = (status.st_size, status.st_mtime_ns) if file.suffix == ".parquet" else ()
+            stamps.append((file, status.st_ino, content))
+    return stamps
+
+
 def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None) -> pa.Table:
     """The result of SQL, or of a query named in `common.queries`; `values` fill in its `$names`.
 
@@ -116,14 +149,17 @@ def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None =
     """
     query = QUERIES.get(sql.strip())
     parameters = (query.values if query else {}) | dict(values or {})
-    with connect(run_root) as connection:
-        try:
-            result = connection.sql(query.sql if query else sql, params=parameters or None)
-        except duckdb.Error as error:
-            raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
+
+    def question(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+        result = connection.sql(query.sql if query else sql, params=parameters or None)
         if result is None:
             raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
         return result.to_arrow_table()
+
+    try:
+        return ask(run_root, question)
+    except duckdb.Error as error:
+        raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
 
 
 def _hint(sql: str) -> str:

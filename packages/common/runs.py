@@ -8,6 +8,12 @@ import json
 import math
 import os
 import platform
+import re
+import secrets
+import socket
+import stat
+import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
@@ -134,24 +140,76 @@ class disk_guard:
             raise DiskFullError(message) from error
 
 
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # a name of any characters as eight digits
+# .<start of the target's name>.<host>-<pid>-<random>.<kind><suffix>
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.(?:tmp|unsorted)(?:\.[^.]*)?", re.DOTALL)
+_FOREIGN_SECONDS = 86_400.0  # age from which the temporary file of another host counts as a leftover
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can only be read by setting it
+
+
+def temporary_beside(path: Path, kind: str = "tmp") -> Path:
+    """A hidden name beside `path`, of the same suffix, that no other writer uses."""
+    # The start of the name only: the whole of a long one and what is added may be longer than a file name can be.
+    return path.with_name(f".{path.stem[:40]}.{HOST}-{os.getpid()}-{secrets.token_hex(3)}.{kind}{path.suffix}")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is a temporary file (`temporary_beside`) whose writer was killed."""
+    named = _TEMPORARY.fullmatch(path.name)
+    if named is None:
+        return False
+    host, pid = named.groups()
+    if host == HOST:
+        return not Path(f"/proc/{pid}").exists()
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_SECONDS
+    except FileNotFoundError:  # renamed at this moment
+        return False
+
+
+_writes_before_sweep: dict[Path, int] = {}
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder; with many files in it not before every write, for it lists them."""
+    if waiting := _writes_before_sweep.get(folder, 0):
+        _writes_before_sweep[folder] = waiting - 1
+        return
+    names = os.listdir(folder)
+    for name in names:
+        if name.startswith(".") and is_leftover(folder / name):
+            (folder / name).unlink(missing_ok=True)
+    _writes_before_sweep[folder] = len(names) // 100
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it is synced and renamed, on error removed.
 
-    Raises DiskFullError when the disk fills up; any other error of the block passes through.
+    Several writers of one file do not mix, the last to end wins; leftovers of killed ones are removed. The file has the
+    permissions of the umask, whatever the library that wrote it gave it. Raises DiskFullError when the disk fills up;
+    any other error of the block passes through.
     """
     path = Path(path)
-    # One fixed name per target: what a killed run leaves behind is overwritten by the next, never piled up.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         with disk_guard(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
             yield temporary
+            follow_umask(temporary)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(file: Path) -> None:
+    """Give a new file the permissions of the umask: safetensors creates files for their owner alone."""
+    if stat.S_ISREG(file.stat().st_mode):
+        file.chmod(0o666 & ~_UMASK)
 
 
 def sync(path: Path) -> None:

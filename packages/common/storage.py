@@ -7,20 +7,23 @@ one holds.
 """
 
 import errno
+import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
 from common.errors import UserError
-from common.runs import disk_guard, fingerprint, read_json, sha256_file, write_json
+from common.runs import disk_guard, fingerprint, read_json, sha256_file, temporary_beside, write_json
 
 PART_BYTES = 8 * 2**20
 MANIFEST = "manifest.json"
@@ -86,8 +89,12 @@ def fetch(url: str, cache: Path) -> Path:
     target = cache / f"{fingerprint([url, info.size, date])}{suffix}"
     if not target.exists() or target.stat().st_size != info.size:
         part = target.with_suffix(f"{suffix}.part")
-        _download(url, storage, path, info.size, part)
-        part.replace(target)
+        with _only_writer(part) as file:
+            if target.exists() and target.stat().st_size == info.size:
+                part.unlink()  # another process has fetched it while this one waited
+            else:
+                _download(url, storage, path, info.size, file)
+                part.replace(target)
     return target
 
 
@@ -97,7 +104,7 @@ def publish(local: Path, url: str) -> None:
     parent = PurePosixPath(path).parent.as_posix()
     is_local = isinstance(storage, fs.LocalFileSystem)
     # On a file system an open file is seen half written; on an object store it appears when it is closed.
-    written = f"{parent}/.{PurePosixPath(path).name}.part" if is_local else path
+    written = f"{parent}/{temporary_beside(Path(path), 'part').name}" if is_local else path
     with _explained(url), open(local, "rb") as source:
         if is_local:
             storage.create_dir(parent, recursive=True)
@@ -120,6 +127,8 @@ class Mirror:
         next push copies only what is missing. Raises StorageError, also for a file that changes meanwhile.
         """
         there = {item.path: item.bytes for item in list_objects(join(self.url, OBJECTS))}
+        for name in [name for name in there if name.endswith(".part")]:  # an upload to a folder that was killed
+            self._delete(name)
         manifest = self.root / "cache" / MANIFEST
         recorded = read_json(manifest)["files"] if manifest.exists() else {}
         files: dict[str, dict[str, Any]] = {}
@@ -157,7 +166,7 @@ class Mirror:
                 raise StorageError(
                     f"The manifest at {_shown(self.url)} names {path}, outside of the run; do not trust it."
                 )
-            self._bring(path, entry["sha256"], entry["bytes"])
+            self._bring(path, entry)
         return len(missing)
 
     def sweep(self) -> int:
@@ -167,10 +176,13 @@ class Mirror:
             named = {entry["sha256"] for entry in json.loads(_read(join(self.url, MANIFEST)))["files"].values()}
         stale = [item.path for item in list_objects(join(self.url, OBJECTS)) if item.path not in named]
         for name in stale:
-            storage, path = _open(join(self.url, OBJECTS, name))
-            with _explained(self.url):
-                storage.delete_file(path)
+            self._delete(name)
         return len(stale)
+
+    def _delete(self, name: str) -> None:
+        storage, path = _open(join(self.url, OBJECTS, name))
+        with _explained(self.url):
+            storage.delete_file(path)
 
     def _files(self) -> Iterator[Path]:
         for path in sorted(self.root.rglob("*")):
@@ -180,31 +192,49 @@ class Mirror:
             if path.is_file() and mirrored and not hidden:
                 yield path
 
-    def _bring(self, path: Path, digest: str, size: int) -> None:
-        url = join(self.url, OBJECTS, digest)
+    def _bring(self, path: Path, entry: dict[str, Any]) -> None:
+        url = join(self.url, OBJECTS, entry["sha256"])
         storage, remote = _open(url)
         part = path.with_name(f".{path.name}.part")
-        _download(url, storage, remote, size, part)
-        if sha256_file(part) != digest:
-            part.unlink()
-            raise StorageError(f"{_shown(url)} is not what its name says; push the run again from where it is whole.")
-        part.replace(path)
+        with _only_writer(part) as file:
+            _download(url, storage, remote, entry["bytes"], file)
+            if sha256_file(part) != entry["sha256"]:
+                part.unlink()
+                raise StorageError(
+                    f"{_shown(url)} is not what its name says; push the run again from where it is whole."
+                )
+            # The time of the original, by which steps recognise their inputs and the next push the file.
+            os.utime(part, ns=(entry["mtime_ns"], entry["mtime_ns"]))
+            part.replace(path)
 
 
-def _download(url: str, storage: fs.FileSystem, path: str, size: int, part: Path) -> None:
-    """Write an object of `size` bytes to `part`, going on behind what is there of it."""
+@contextmanager
+def _only_writer(part: Path) -> Iterator[BinaryIO]:
+    """The unfinished file `part`, opened for appending by one process at a time; another one waits. It keeps its name,
+    so that a download that was killed goes on where it was."""
     with disk_guard(part):
         part.parent.mkdir(parents=True, exist_ok=True)
-        if part.exists() and part.stat().st_size > size:
-            part.unlink()  # of another object
-        with open(part, "ab") as target, _explained(url), storage.open_input_file(path) as source:
-            source.seek(target.tell())
-            while piece := source.read(PART_BYTES):
-                target.write(piece)
-            if target.tell() != size:
-                raise StorageError(
-                    f"{_shown(url)} ended after {target.tell()} of {size} bytes; run the same command again."
-                )
+        while True:
+            with open(part, "ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                    continue  # the process that was waited for has renamed it
+                yield file
+                return
+
+
+def _download(url: str, storage: fs.FileSystem, path: str, size: int, part: BinaryIO) -> None:
+    """Write an object of `size` bytes to the open file `part`, going on behind what is there of it."""
+    with _explained(url), storage.open_input_file(path) as source:
+        if part.tell() > size:
+            part.truncate(0)  # of another object
+            part.seek(0)
+        source.seek(part.tell())
+        while piece := source.read(PART_BYTES):
+            part.write(piece)
+        part.flush()
+        if part.tell() != size:
+            raise StorageError(f"{_shown(url)} ended after {part.tell()} of {size} bytes; run the same command again.")
 
 
 def _read(url: str) -> bytes:

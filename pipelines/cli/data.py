@@ -39,6 +39,7 @@ def plan(
     settings: SetOption = None,
 ) -> None:
     """Forecast of curation: hours of CPU and GPU, days, bytes, and the bottleneck. Downloads nothing."""
+    from common.locks import hold_run
     from common.runs import RunFolder
     from curation.reporting.pilot import read_pilot
     from curation.reporting.plan import Machines, listed, make_plan
@@ -51,7 +52,8 @@ def plan(
     measured = read_pilot(pilot) if pilot else None
     forecast = make_plan(what, chosen.curation.download, Machines(cpus, gpus), measured)
     if run:
-        save_plan(RunFolder(run), forecast)
+        with hold_run(run, "omniavatar plan"):
+            save_plan(RunFolder(run), forecast)
     print("\n".join(forecast.lines()))
 
 
@@ -94,10 +96,13 @@ def reselect(
     settings: SetOption = None,
 ) -> None:
     """Apply other thresholds to the stored scores and rewrite the decisions."""
+    from common.locks import hold_run
     from common.runs import RunFolder
     from curation.decide.reselect import reselect as decide_again
 
-    print("\n".join(decide_again(_thresholds(recipe, preset, settings), RunFolder(run), test_list).lines()))
+    select = _thresholds(recipe, preset, settings)
+    with hold_run(run, "omniavatar reselect"):
+        print("\n".join(decide_again(select, RunFolder(run), test_list).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -115,9 +120,11 @@ def split(
 ) -> None:
     """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
     from common.clips import read_clips
+    from common.locks import hold_run
     from curation.decide.split import draw_split, write_split
 
-    write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
+    with hold_run(run, "omniavatar split"):
+        write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
     print(out)
 
 
@@ -131,12 +138,14 @@ def freeze(
 ) -> None:
     """Write the kept clips as a version: a list named by its content hash, from which others rebuild the clips."""
     setup_logging(verbose)
+    from common.locks import hold_run
     from common.runs import RunFolder
     from curation.dataset.versions import freeze as write_version
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    header = write_version(RunFolder(run), chosen.curation.rules, run / "versions", chosen.executor, contents)
+    with hold_run(run, "omniavatar freeze"):
+        header = write_version(RunFolder(run), chosen.curation.rules, run / "versions", chosen.executor, contents)
     print(run / "versions" / f"{header['name']}.parquet")
 
 
@@ -162,12 +171,15 @@ def rebuild(
 ) -> None:
     """Rebuild the clips of a version, and list which are identical, which changed and which are unavailable."""
     setup_logging(verbose)
+    from common.locks import hold_run
     from common.runs import RunFolder
     from curation.dataset.rebuild import rebuild as make_again
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    print("\n".join(make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos).lines()))
+    with hold_run(run, "omniavatar rebuild"):
+        rebuilt = make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos)
+    print("\n".join(rebuilt.lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -186,6 +198,7 @@ def takedown(
     """Remove a video from a run, its latents and mirror included; later runs reject it. Prints first what it removes:
     rows and files with exactly this id or a clip id of it, and files that these rows name."""
     setup_logging(verbose)
+    from common.locks import hold_run
     from common.runs import RunFolder
     from common.storage import Mirror
     from curation.dataset.takedown import plan as make_plan
@@ -193,12 +206,14 @@ def takedown(
     from pipelines.takedown import plan_lines, take_down
 
     chosen, folder = read_recipe(recipe, tuple(settings or ())), RunFolder(run)
-    entry = make_plan(folder, video_id)
-    print("\n".join(plan_lines(folder, entry, only_plan)))
     if only_plan:
+        print("\n".join(plan_lines(folder, make_plan(folder, video_id), only_plan)))
         return
-    print("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
-    if chosen.mirror:
-        mirror = Mirror(run, chosen.mirror)
-        mirror.push()
-        mirror.sweep()
+    with hold_run(run, "omniavatar takedown"):
+        entry = make_plan(folder, video_id)
+        print("\n".join(plan_lines(folder, entry, only_plan)))
+        print("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
+        if chosen.mirror:
+            mirror = Mirror(run, chosen.mirror)
+            mirror.push()
+            mirror.sweep()

@@ -36,6 +36,7 @@ def sweep(
     """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
     setup_logging(verbose)
     from common.executors.config import ExecutorConfig
+    from common.locks import hold_run
     from pipelines.sweep.settings import Places, cells, read_sweep
 
     config = read_sweep(file)
@@ -44,9 +45,10 @@ def sweep(
     from pipelines.sweep.run import run_sweep
 
     executor = ExecutorConfig(workers=workers, retry_failed=1, retry=retry)
-    failed = [] if table_only else run_sweep(config, out, executor)
     command = f"omniavatar sweep {file} --out {out}"
-    print(write_results(config, Places(out.resolve()), results or out / "results", command))
+    with hold_run(out, command):
+        failed = [] if table_only else run_sweep(config, out, executor)
+        print(write_results(config, Places(out.resolve()), results or out / "results", command))
     for outcome in failed:
         print(f"{outcome.unit}: {outcome.message}")
     if failed:
@@ -116,6 +118,7 @@ def cut_test_set(
 ) -> None:
     """Write the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
+    from common.locks import hold_run
     from common.runs import RunFolder
     from eval.sets.catalog import find_list, read_test_set
     from eval.sets.inputs import CLIPS, SAMPLES, write_inputs
@@ -125,7 +128,8 @@ def cut_test_set(
     about = read_recipe(recipe or str(folder.recipe_yaml), tuple(settings or ()))
     detector = about.model_paths(("face_detector",))["face_detector"]
     target = out or SETS / chosen.name
-    outcomes = write_inputs(chosen, folder, target, about.curation.people, detector, about.executor)
+    with hold_run(target, "omniavatar eval inputs"):
+        outcomes = write_inputs(chosen, folder, target, about.curation.people, detector, about.executor)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     lines = [f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad]
     done = f"{len(outcomes) - len(bad)} of {len(outcomes)} clips; {target / SAMPLES}, {target / CLIPS}"
@@ -142,6 +146,7 @@ def import_list(
     ] = None,
 ) -> None:
     """Import a list of videos of any system into a run folder, which `eval run` then judges."""
+    from common.locks import hold_run
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
@@ -149,7 +154,9 @@ def import_list(
     if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
         raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
     folders = {method: Path(folder) for method, _, folder in parts}
-    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
+    with hold_run(run, "omniavatar eval import"):
+        counts = import_videos(file, RunFolder(run), folders)
+    print(", ".join(f"{method} {count}" for method, count in counts.items()))
 
 
 @eval_app.command("plan")
@@ -174,6 +181,7 @@ def judge_videos(
 ) -> None:
     """Score the videos in the manifest of a run folder, made by any system; a killed run resumes."""
     setup_logging(verbose)
+    from common.locks import hold_run
     from common.recipe import dump_recipe
     from common.runs import RunFolder, save_provenance
     from eval.config import ROLES
@@ -186,23 +194,26 @@ def judge_videos(
     from eval.job import evaluate
     from eval.reporting.report import write_report
 
-    if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
-        # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
-        save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
-    evaluate(chosen.eval, models, folder, chosen.executor)
-    print(write_report(folder, {}))
+    with hold_run(folder.root, "omniavatar eval run"):
+        if not folder.recipe_yaml.exists():  # a run keeps the recipe that its videos were made with
+            # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
+            save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
+        evaluate(chosen.eval, models, folder, chosen.executor)
+        print(write_report(folder, {}))
 
 
 @eval_app.command("report")
 def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
     """Write the report of a judged run again from its files; nothing is measured again."""
+    from common.locks import hold_run
     from common.runs import RunFolder
     from eval.scoring.eval_table import read_metrics
 
     read_metrics(RunFolder(run))
     from eval.reporting.report import write_report
 
-    print(write_report(RunFolder(run), {}))
+    with hold_run(run, "omniavatar eval report"):
+        print(write_report(RunFolder(run), {}))
 
 
 @eval_app.command("compare")
@@ -237,8 +248,12 @@ def result_card(
     ] = "",
 ) -> None:
     """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
+    from common.locks import hold_run
     from common.runs import RunFolder
     from eval.reporting.card import write_card
+    from eval.scoring.eval_table import read_metrics
     from eval.sets.catalog import find_list, read_test_set
 
-    print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))
+    read_metrics(RunFolder(run))  # a wrong folder is reported before anything is written there
+    with hold_run(run, "omniavatar eval card"):
+        print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from pipelines.cli.failures import logs_folder
 
 if TYPE_CHECKING:
+    from common.runs import RunFolder
     from pipelines.dag import Context
+    from pipelines.recipe import Recipe
 
 
 def run_flow(
@@ -15,16 +17,24 @@ def run_flow(
 ) -> None:
     """Run the steps `first` to `last` of a recipe and say what there is then. Errors as of the recipe and its steps."""
     # Imported here: torch and its friends take seconds that `--help` should not wait for.
-    from common.recipe import dump_recipe
-    from common.runs import RunFolder, save_provenance
-    from common.storage import Mirror
-    from pipelines.cli.summary import closing_words
-    from pipelines.dag import STEPS, Context, run_steps, used_roles
+    from common.locks import hold_run
+    from common.runs import RunFolder
     from pipelines.recipe import read_recipe
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
-    logs_folder.set(folder.logs)
+    with hold_run(folder.root, f"omniavatar {first if first and first == last else 'run'}"):
+        logs_folder.set(folder.logs)
+        _run_steps(recipe, folder, first, last, force)
+
+
+def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, force: bool) -> None:
+    from common.recipe import dump_recipe
+    from common.runs import save_provenance
+    from common.storage import Mirror
+    from pipelines.cli.summary import closing_words
+    from pipelines.dag import STEPS, Context, run_steps, used_roles
+
     mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
     if mirror:
         mirror.restore()

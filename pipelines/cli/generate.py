@@ -74,6 +74,7 @@ def generate(
 def _make_list(
     samples: Path, seconds: float, out: Path, preset: str, measure: bool, recipe: str, changes: tuple[str, ...]
 ) -> None:
+    from common.locks import hold_run
     from pipelines.generate.sample_list import read_samples
     from pipelines.recipe import read_recipe
 
@@ -83,7 +84,8 @@ def _make_list(
     _warn_of_miniature(chosen, next((sample.request.image for sample in requested if sample.request.image), None))
     from pipelines.generate.animate_list import RESULTS, animate_list
 
-    outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)
+    with hold_run(out, "omniavatar generate --list"):
+        outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     print("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
     print(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")

@@ -235,9 +235,12 @@ def miniature(
 ) -> None:
     """Train every model of the small world again from nothing (about two hours on two cores)."""
     setup_logging(verbose)
-    from pipelines.small_world import train_everything
+    from common.locks import hold_run
 
-    train_everything(out, scale)
+    with hold_run(out, "omniavatar miniature"):
+        from pipelines.small_world import train_everything
+
+        train_everything(out, scale)
     print(out)
 
 

@@ -18,8 +18,9 @@ from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
+from common.locks import hold_run
 from common.recipe import dump_recipe
-from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance
+from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance, temporary_beside
 from omniavatar.config import GENERATION_ROLES, Request
 from pipelines.config import METHOD_ROLES
 from pipelines.dag import STEPS, Context, Step, run_steps
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _BY_NAME = {step.name: step for step in STEPS}
 DATA_STEPS = (_BY_NAME["curate"], _BY_NAME["latents"])
 DATA_STEP_ROLES = tuple({role for step in DATA_STEPS for role in step.roles})
+COMMAND = "omniavatar sweep"
 Work = Callable[[Mapping[str, Any]], Outcome]
 # A new version makes the units of that kind again. Rows 2: long videos are judged against their own audio.
 VERSIONS = {"bases": "1", "trainings": "1", "rows": "2"}
@@ -61,7 +63,8 @@ def run_sweep(config: SweepConfig, out: Path, executor: ExecutorConfig) -> list[
 
 def _make_data(folder: Path, cell: Cell, executor: ExecutorConfig) -> None:
     recipe = replace(cell.recipe, executor=executor)
-    run_steps(Context(recipe, RunFolder(folder), recipe.model_paths(DATA_STEP_ROLES)), DATA_STEPS)
+    with hold_run(folder, COMMAND):
+        run_steps(Context(recipe, RunFolder(folder), recipe.model_paths(DATA_STEP_ROLES)), DATA_STEPS)
 
 
 def _do(
@@ -94,8 +97,9 @@ class CellStage(Stage[dict[str, Any]]):
 
     def __call__(self, row: dict[str, Any]) -> Outcome:
         """Do one row and seed."""
-        work = judge_cell if self.kind == "rows" else train_cell
-        work(self.config, self.places, self._cell(row))
+        work, cell = (judge_cell if self.kind == "rows" else train_cell), self._cell(row)
+        with hold_run(_folder(self.kind, self.places, cell), COMMAND):
+            work(self.config, self.places, cell)
         return Outcome(row["unit"], "kept")
 
     def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
@@ -124,7 +128,8 @@ def judge_cell(config: SweepConfig, places: Places, cell: Cell) -> None:
     link(run.root / "checkpoints", places.training(cell.training) / "checkpoints")
     places.features.mkdir(exist_ok=True)
     link(run.cache / "features", places.features)
-    inputs = replace(DATA_STEPS[-1], name="inputs", sections=DATA_SECTIONS, work=partial(_link_data, places, cell))
+    linking = partial(_link_data, places, cell)
+    inputs = replace(DATA_STEPS[-1], name="inputs", sections=DATA_SECTIONS, work=linking, inputs="", whole="")
     videos = _BY_NAME["generate"]
     if cell.long:
         link(run.root / "inputs", _drawn_inputs(config, places, cell.long))
@@ -164,7 +169,7 @@ def link(at: Path, target: Path) -> None:
     if at.is_symlink() and at.readlink() == where:
         return
     at.parent.mkdir(parents=True, exist_ok=True)
-    temporary = at.with_name(f".{at.name}.{os.getpid()}")
+    temporary = temporary_beside(at)
     temporary.symlink_to(where)
     os.replace(temporary, at)
 
@@ -192,7 +197,10 @@ def _trained(cell: Cell) -> Step:
     return replace(step, output="checkpoints/base") if cell.recipe.train.model.plain else step
 
 
+def _folder(kind: str, places: Places, cell: Cell) -> Path:
+    return places.row(cell.row, cell.seed) if kind == "rows" else places.training(cell.training)
+
+
 def _result(kind: str, places: Places, cell: Cell) -> Path:
-    if kind == "rows":
-        return places.row(cell.row, cell.seed) / "report" / "metrics.parquet"
-    return places.training(cell.training) / _trained(cell).output
+    result = "report/metrics.parquet" if kind == "rows" else _trained(cell).output
+    return _folder(kind, places, cell) / result

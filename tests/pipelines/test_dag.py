@@ -2,14 +2,20 @@ from dataclasses import dataclass
 
 import pytest
 
+from common.executors.config import ExecutorConfig
+from common.executors.run import run_stage
+from common.executors.stage import Stage
+from common.ledger.store import Ledger, Outcome
 from common.runs import RunFolder, read_json
-from pipelines.dag import Context, Step, StepError, run_steps, step_seconds, used_roles
+from pipelines.dag import Context, InputsElsewhereError, Step, StepError, run_steps, step_seconds, used_roles
 
 
 @dataclass(frozen=True)
 class Recipe:
     a: int = 1
     b: int = 1
+    draws: int | None = None
+    executor: ExecutorConfig = ExecutorConfig(workers=1, retry_failed=0)
 
 
 @pytest.fixture
@@ -109,3 +115,118 @@ def test_a_failed_step_is_tried_again_and_its_seconds_add_up(tmp_path):
     run_steps(context, [step])
     assert set(step_seconds(context.run)) == {"x"}
     assert read_json(tmp_path / "logs/steps/x.json")["figures"] == {}
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A step that reads `value`, and a call that says whether it was run."""
+    value, calls = [1], []
+
+    def work(context):
+        calls.append(1)
+        return {}
+
+    def run(recipe=None, **fields):
+        calls.clear()
+        step = Step("x", (), (), ".", work, **{"inputs": lambda context: value[0]} | fields)
+        run_steps(Context(recipe or Recipe(), RunFolder(tmp_path), {}), [step])
+        return len(calls)
+
+    return value, run
+
+
+def test_a_step_whose_inputs_changed_is_done_once_more(watched):
+    value, run = watched
+    assert [run(), run()] == [1, 0]
+    value[0] = 2
+    assert [run(), run()] == [1, 0]
+
+
+def test_what_arrives_during_the_work_is_for_the_next_run(watched, tmp_path):
+    value, _ = watched
+    step = Step("x", (), (), ".", lambda context: value.__setitem__(0, 5), inputs=lambda context: value[0])
+    run_steps(Context(Recipe(), RunFolder(tmp_path), {}), [step])
+    assert watched[1]() == 1 and watched[1]() == 0
+
+
+def test_a_step_that_draws_its_inputs_knows_them_afterwards(watched, tmp_path):
+    value, run = watched
+    recipe = Recipe(draws=1)
+    step = Step("x", (), (), ".", lambda c: value.__setitem__(0, 5), inputs=lambda c: value[0], draws="draws")
+    run_steps(Context(recipe, RunFolder(tmp_path), {}), [step])
+    assert run(recipe, draws="draws") == 0
+
+
+def test_a_product_that_is_not_whole_is_made_again(watched):
+    _, run = watched
+    assert [run(whole=lambda context: True), run(whole=lambda context: True)] == [1, 0]
+    assert run(whole=lambda context: False) == 1
+
+
+def test_inputs_on_another_machine_are_not_compared(watched, caplog):
+    _, run = watched
+    run()
+
+    def absent(context):
+        raise InputsElsewhereError("the sources are not here")
+
+    assert run(inputs=absent) == 0 and "the sources are not here" in caplog.text
+
+
+def test_a_step_that_was_begun_again_and_failed_is_not_done(watched, tmp_path):
+    value, run = watched
+    run()
+    value[0] = 2
+    broken = Step("x", (), (), ".", lambda context: 1 / 0, inputs=lambda context: value[0])
+    with pytest.raises(ZeroDivisionError):
+        run_steps(Context(Recipe(), RunFolder(tmp_path), {}), [broken])
+    value[0] = 1  # as when it was last done; what lies there is of the broken run
+    assert [run(), run()] == [1, 0]
+
+
+def test_an_earlier_step_with_changed_inputs_is_told_and_does_not_stop_the_later(tmp_path, caplog):
+    value = [1]
+    steps = [Step("x", (), (), ".", lambda c: {}, inputs=lambda c: value[0]), Step("y", (), (), ".", lambda c: {})]
+    context = Context(Recipe(), RunFolder(tmp_path), {})
+    run_steps(context, steps)
+    value[0] = 2
+    run_steps(context, steps, "y", "y")
+    assert "x: its inputs changed" in caplog.text
+
+
+@dataclass(frozen=True)
+class Fickle(Stage[dict]):
+    """Ends each unit in the state that its row names."""
+
+    name = "fickle"
+    version = "1"
+
+    def __call__(self, row):
+        if row["state"] == "failed":
+            raise ValueError("planted")
+        return Outcome(row["unit"], row["state"])
+
+
+@pytest.mark.parametrize(
+    ("states", "executor", "again"),
+    [
+        (["kept", "rejected"], {}, False),
+        (["kept", "pending"], {}, True),  # a download after a 429
+        (["failed"], {}, False),  # its attempts are used up
+        (["failed"], {"retry_failed": 1}, True),
+        (["failed"], {"retry": True}, True),
+        (["kept"], {"retry": True}, False),
+    ],
+)
+def test_units_left_to_run_again_keep_a_step_from_being_done(states, executor, again, tmp_path):
+    units = [{"unit": str(number), "state": state} for number, state in enumerate(states)]
+    calls = []
+
+    def work(context):
+        calls.append(1)
+        run_stage(Fickle(), units, Ledger(context.run.ledger), context.recipe.executor)
+
+    step, run = Step("x", (), (), ".", work), RunFolder(tmp_path)
+    run_steps(Context(Recipe(), run, {}), [step])
+    run_steps(Context(Recipe(executor=ExecutorConfig(**{"workers": 1, "retry_failed": 0} | executor)), run, {}), [step])
+    assert len(calls) == 1 + again

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from common.runs import temporary_beside
+
 DOING = READING, COMPUTING, SAVING = ("waiting for data", "computing", "validating or saving")
 LONGEST_INTERVAL = 5.0  # seconds between two heartbeats
 
@@ -123,7 +125,7 @@ def beat_file(logs: Path, rank: int) -> Path:
 def write_beat(logs: Path, rank: int, beat: Beat) -> None:
     """Replace a rank's file atomically; not synced, since it has no use after a power cut. Raises OSError."""
     file = beat_file(logs, rank)
-    temporary = file.with_suffix(".tmp")
+    temporary = temporary_beside(file)
     temporary.write_text(json.dumps({**beat.progress._asdict(), "number": beat.number}))
     os.replace(temporary, file)
 

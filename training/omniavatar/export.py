@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.runs import disk_guard, read_json, sync, write_json
+from common.runs import disk_guard, follow_umask, read_json, sync, write_json
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
 from omniavatar.weights.loras import (
@@ -115,6 +115,7 @@ def replaced(folder: Path) -> Iterator[Path]:
             beside.mkdir(parents=True)
             yield beside
             for path in (*beside.rglob("*"), beside):
+                follow_umask(path)
                 sync(path)
         if folder.exists():
             os.replace(folder, old)

@@ -1,7 +1,11 @@
 """Retry policy: retries failed units a few times, and quarantines units that keep crashing their workers."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from common.executors.config import ExecutorConfig
 from common.ledger.store import DIED, PAUSE, Last, Outcome
 
 QUARANTINED = "Quarantined"  # error class of a unit that crashed its workers too often
@@ -59,3 +63,48 @@ class RetryPolicy:
         if last.state != "failed" or last.error_class == QUARANTINED:
             return False
         return last.error_class == DIED or last.attempt - self._spent.get(index, 0) <= self.retry_failed
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """Units that a stage has left without a final outcome: how many are pending, how many failed, and the lowest number
+    of attempts that one of the failed has had (0 after a crash; None when all of them are quarantined or none failed).
+    """
+
+    stage: str
+    pending: int
+    failed: int
+    attempts: int | None
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return self.pending + self.failed
+
+    def may_run(self, executor: ExecutorConfig) -> bool:
+        """Whether a run with these settings would run one of them again."""
+        has_attempts = self.attempts is not None and self.attempts <= executor.retry_failed
+        return bool(self.pending or has_attempts or (executor.retry and self.failed))
+
+
+_collected: ContextVar[list[Unsettled] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collect_unsettled() -> Iterator[list[Unsettled]]:
+    """Context with the list that every stage which runs in it adds an entry to."""
+    stages: list[Unsettled] = []
+    token = _collected.set(stages)
+    try:
+        yield stages
+    finally:
+        _collected.reset(token)
+
+
+def record_unsettled(stage: str, units: Collection[Last]) -> None:
+    """Add what a stage has left, the last result of each unit that failed or is pending, to the list of the context."""
+    if (stages := _collected.get()) is None:
+        return
+    failed = [last for last in units if last.state == "failed"]
+    attempts = [0 if last.error_class == DIED else last.attempt for last in failed if last.error_class != QUARANTINED]
+    stages.append(Unsettled(stage, len(units) - len(failed), len(failed), min(attempts, default=None)))

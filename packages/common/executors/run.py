@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import LoadError, Pause, WorkerSlot, attempts, open_slot
 from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_capacity
-from common.executors.retry import RetryPolicy
+from common.executors.retry import RetryPolicy, record_unsettled
 from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
@@ -68,6 +68,7 @@ def stream_stage(
                     with StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts):
                         pass
                 log.compact()
+        record_unsettled(stage.name, log.last(keys)[1].values())
         yield from log.outcomes(keys)
 
 

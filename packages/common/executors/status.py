@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.ledger.store import STATES, State
-from common.runs import RunFolder, disk_guard, read_json
+from common.runs import RunFolder, disk_guard, read_json, temporary_beside
 
 BEAT_SECONDS = 1.0  # between two writes
 LOST_SECONDS = 60.0  # without a heartbeat from another machine
@@ -104,7 +104,7 @@ class StageHeartbeat:
             updated=now,
         )
         # Atomic for readers; without fsync, since losing the status in a power cut is acceptable.
-        temporary = self._file.with_suffix(".tmp")
+        temporary = temporary_beside(self._file)
         with disk_guard(self._file):
             temporary.write_text(json.dumps(asdict(status)), "utf-8")
             os.replace(temporary, self._file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.runs import FormatVersionError, atomic_write, disk_guard
+from common.runs import FormatVersionError, atomic_write, disk_guard, temporary_beside
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,7 +48,7 @@ def write_sorted(
     Row groups have `group_rows` rows, whatever the batches; memory holds one group and one batch. `check` sees the
     batches in order on their way into the file and may raise, which leaves the old file. Raises DiskFullError.
     """
-    unsorted = path.with_name(f".{path.stem}.unsorted{path.suffix}")
+    unsorted = temporary_beside(path, "unsorted")
     try:
         with disk_guard(unsorted):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,13 @@ def read_index(folder: Path | str) -> pa.Table:
     return pq.read_table(path, schema=INDEX_SCHEMA)
 
 
+def absent_tars(folder: Path, table: pa.Table) -> list[str]:
+    """Names of the tars of an index, or of a part of one, that are not there or end before their last sample does."""
+    ends = {row["shard"]: row["offset"] + row["size"] for row in table.select(["shard", "offset", "size"]).to_pylist()}
+    sizes = {name: (folder / name).stat().st_size if (folder / name).is_file() else 0 for name in ends}
+    return [name for name, end in ends.items() if sizes[name] < end]
+
+
 def index_row(
     clip_id: str, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], packed: Packed
 ) -> dict[str, Any]:

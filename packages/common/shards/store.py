@@ -18,16 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_hexdigest
 
-from common.runs import atomic_write, disk_guard, sync
+from common.runs import HOST, atomic_write, disk_guard, sync
 from common.shards.index import (
     INDEX,
     INDEX_SCHEMA,
+    absent_tars,
     check_format,
     finish_removal,
     index_row,
     merge_parts,
     part_fingerprint,
     read_index,
+    read_part,
     record_format,
     write_part,
 )
@@ -54,6 +56,7 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         check_format(self.folder)
         finish_removal(self.folder)
+        self._owner = f"{HOST}-{os.getpid()}"
         self._file: FileIO | None = None
         self._rows: list[dict[str, Any]] = []
         self._parts = self._keep_finished()
@@ -109,7 +112,7 @@ class ShardWriter:
 
     @property
     def _partial(self) -> Path:
-        return self._tar.with_suffix(".tar.partial")
+        return self._tar.with_suffix(f".{self._owner}.tar.partial")
 
     def _finish_shard(self) -> None:
         assert self._file is not None
@@ -130,7 +133,7 @@ class ShardWriter:
         for part in sorted(self.folder.glob("shard-*.parquet")):
             expected = self.folder / f"shard-{len(parts):06d}.parquet"
             ours = part_fingerprint(part) == self.fingerprint
-            if part == expected and ours and part.with_suffix(".tar").exists():
+            if part == expected and ours and not absent_tars(self.folder, read_part(part)):
                 parts.append(part)
         referenced = {file for part in parts for file in (part, part.with_suffix(".tar"))}
         stale = [file for file in self.folder.glob("shard-*") if file not in referenced]

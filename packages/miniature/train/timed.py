@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common.progress import setup_logging
+from common.runs import temporary_beside
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class TimedTraining:
         """Write weights, optimizer and clock; an interrupted write leaves the previous checkpoint whole."""
         if self.rank == 0:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.checkpoint.with_suffix(".tmp")
+            beside = temporary_beside(self.checkpoint)
             state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(state | {"step": self.step, "seconds": self.seconds}, beside)
             beside.replace(self.checkpoint)

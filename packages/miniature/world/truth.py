@@ -93,7 +93,11 @@ def _judge(run: RunFolder, folder: Path) -> list[Judged]:
     sources = pq.read_table(run.root / "sources.parquet").to_pylist()
     judged = []
     for row in sorted(sources, key=lambda row: row["video_id"]):
-        truth = Truth(**read_json((folder / row["video_id"]).with_suffix(".json"))["truth"])
+        sidecar = (folder / row["video_id"]).with_suffix(".json")
+        planted = read_json(sidecar).get("truth") if sidecar.exists() else None
+        if planted is None:  # somebody's own video among the drawn ones
+            continue
+        truth = Truth(**planted)
         own = sorted(clips.get(row["video_id"], []), key=lambda clip: clip["t_start"])
         reason = row["reason"] if row["state"] != "kept" else ""
         judged.append(Judged(truth, reason, own, bool(row.get("variable_frame_rate"))))

@@ -314,9 +314,10 @@ def test_an_interrupted_write_leaves_the_old_file(clip: Path) -> None:
     assert [path.name for path in clip.parent.iterdir()] == [clip.name]
 
 
-def test_a_full_disk_is_one_clear_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What the writer opens beside the target is a device that is always full.
-    (tmp_path / ".full.tmp.mp4").symlink_to("/dev/full")
+    monkeypatch.setattr("common.runs.temporary_beside", lambda path: tmp_path / ".full.mp4")
+    (tmp_path / ".full.mp4").symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match="disk is full: .*full.mp4"):
         write_video(tmp_path / "full.mp4", numbered(30), clicks(30))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,112 @@
+"""Inputs of each step outside the recipe, as values to compare, and whether its products are whole.
+
+Cheap enough to be asked before every run: no network, no engine, and of large files only size and time.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.runs import RunFolder, fingerprint, hash_path, read_json, sha256_file
+from pipelines.dag import Context, InputsElsewhereError
+
+HASHED_BYTES = 64 * 2**20
+
+CLIP_CONTENT = ("clip_id", "video_id", "split", "caption", "sha256")
+
+
+def file_stamps(paths: Iterable[Path | str]) -> list[Any]:
+    """What tells whether files are as they were: their hashes, or where they are larger together than `HASHED_BYTES`
+    their sizes and times; None for an absent file."""
+    found = [(str(path), Path(path).stat() if Path(path).is_file() else None) for path in paths]
+    if sum(status.st_size for _, status in found if status) <= HASHED_BYTES:
+        return [status and sha256_file(path) for path, status in found]
+    return [status and [status.st_size, status.st_mtime_ns] for _, status in found]
+
+
+def sources(context: Context) -> Any:
+    """Of `curate`: every listed source with its sidecar, and the lists that clips are held against.
+
+    Raises InputsElsewhereError, and what `list_sources` raises.
+    """
+    from curation.config import SourcesConfig
+    from curation.sources.listing import list_sources
+
+    recipe = context.recipe
+    if recipe.drawn is not None:
+        return None
+    config = recipe.sources
+    if recipe.small_world is not None:
+        config = SourcesConfig(path=str(Path(context.run.root) / "sources"))
+    if config.path and not Path(config.path).expanduser().exists():
+        raise InputsElsewhereError(f"the sources {config.path} are not here, so what was made of them is not compared")
+    listed = [{name: value for name, value in row.items() if name != "mtime_ns"} for row in list_sources(config)]
+    stamps = file_stamps(row["path"] for row in listed if row["path"])
+    named = [path for path in (recipe.curation.keep_out, recipe.curation.test_list) if path]
+    return [[row | {"path": None} for row in listed], stamps, file_stamps(named)]
+
+
+def cut_clips_are_there(context: Context) -> bool:
+    """Whether every clip of the clip table that has a file still has it."""
+    from common.clips import stream_clips
+
+    with os.scandir(context.run.clips) as files:
+        names = {file.name for file in files}
+    rows = stream_clips(context.run.clips_parquet, ("clip_id", "sha256"))
+    return all(f"{row['clip_id']}.mp4" in names for row in rows if row["sha256"])
+
+
+def kept_clips(context: Context) -> Any:
+    """Of `latents`: what the shards have to hold."""
+    return _kept_clips(context.run)
+
+
+def shards_are_whole(context: Context) -> bool:
+    """Whether every tar that the index names is there in its full length."""
+    from common.shards.index import absent_tars, read_index
+
+    return not absent_tars(context.run.shards, read_index(context.run.shards))
+
+
+def shards(context: Context) -> Any:
+    """Of `train`: the description of what the shards hold, and their version."""
+    files = (context.run.shards / name for name in ("contents.json", "version.json"))
+    return [read_json(file) if file.exists() else None for file in files]
+
+
+def requests(context: Context) -> Any:
+    """Of `generate`: the trained adapter, the held-out clips, the portrait and the voice of the long video."""
+    recipe, adapter = context.recipe, context.run.checkpoints / "adapter"
+    long, extra = recipe.videos.long, recipe.generate.load.extra_lora
+    files = [path for path in (long and long.image, long and long.audio, extra) if path]
+    return [hash_path(adapter) if adapter.exists() else None, _kept_clips(context.run), file_stamps(files)]
+
+
+def videos_are_there(context: Context) -> bool:
+    """Whether every video of the manifest is there."""
+    return all((context.run.root / row["video"]).is_file() for row in _manifest(context.run))
+
+
+def videos(context: Context) -> Any:
+    """Of `eval`: the manifest and every file that it names, and the long video, with what its generator wrote."""
+    rows, root = _manifest(context.run), Path(context.run.root)
+    named = {row.get(name) for row in rows for name in ("video", "reference", "audio", "image")} | {"videos/demo.mp4"}
+    files = sorted(root / name for name in named if name)
+    return [rows, file_stamps([*files, *(file.with_suffix(".json") for file in files)])]
+
+
+def _kept_clips(run: RunFolder) -> str | None:
+    from common.clips import stream_clips
+
+    if not run.clips_parquet.exists():
+        return None
+    rows = stream_clips(run.clips_parquet, (*CLIP_CONTENT, "decision"))
+    return fingerprint([[row[name] for name in CLIP_CONTENT] for row in rows if row["decision"] == "kept"])
+
+
+def _manifest(run: RunFolder) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    file = Path(run.root) / "videos" / "manifest.parquet"
+    return list(pq.read_table(file).to_pylist()) if file.exists() else []
