@@ -88,6 +88,9 @@ def _shard_findings(path: Path, held: dict[int, dict[str, Any]], reader: ShardRe
             if row["offset"] != end:
                 yield row["clip_id"], f"begins at byte {row['offset']}, the one before ends at {end}"
             end = row["offset"] + row["size"]
+            if end > path.stat().st_size:
+                yield row["clip_id"], f"ends at byte {end}, {path.name} at {path.stat().st_size}"
+                continue
             file.seek(row["offset"])
             if why := _sample_finding(file.read(row["size"]), row, reader, number):
                 yield row["clip_id"], why

@@ -19,6 +19,7 @@ from common.clips import read_clips, write_clips
 from common.errors import InputError
 from common.ledger.forget import forget_units, named_by
 from common.ledger.store import Ledger, Outcome
+from common.parquet import read_table
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
 from curation.dataset.versions import withdraw
@@ -128,7 +129,7 @@ def left_outside(run: RunFolder, entry: Row) -> list[str]:
 
 def _source_rows(run: RunFolder) -> list[Row]:
     file = run.root / SOURCES_FILE
-    return pq.read_table(file, columns=["video_id", "path"]).to_pylist() if file.exists() else []
+    return read_table(file, columns=["video_id", "path"]).to_pylist() if file.exists() else []
 
 
 def _forget_rows(config: SelectConfig, run: RunFolder, video_id: str) -> int:
@@ -164,7 +165,7 @@ def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str])
 
 def _filter_table(file: Path, ids: Collection[str]) -> int:
     """Delete the rows of a Parquet file whose clip_id or video_id is one of these; returns the number deleted."""
-    table = pq.read_table(file)
+    table = read_table(file)
     removed = [
         pc.is_in(table[name], pa.array(sorted(ids))) for name in ("clip_id", "video_id") if name in table.schema.names
     ]

@@ -15,6 +15,7 @@ from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
 from common.ledger.tables import check_table_format, connection_beside, quoted
+from common.parquet import check_parquet, name_damaged
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
@@ -119,11 +120,20 @@ def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None =
     with connect(run_root) as connection:
         try:
             result = connection.sql(query.sql if query else sql, params=parameters or None)
+            if result is not None:
+                return result.to_arrow_table()
         except duckdb.Error as error:
+            if found := name_damaged(error, _parquet_files(Path(run_root))):
+                raise found from error
             raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
-        if result is None:
-            raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
-        return result.to_arrow_table()
+        raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    """The Parquet files behind the views of a run."""
+    tables = ("clips.parquet", TRACKS_FILE, "sources.parquet", "shards/index.parquet", "report/metrics.parquet")
+    files = [*(root / name for name in tables), *ledger_files(root / "ledger")]
+    return [file for file in files if file.suffix == ".parquet" and file.exists()]
 
 
 def _hint(sql: str) -> str:
@@ -222,6 +232,7 @@ def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, 
     if file.exists():
         if b"format" in (schema.metadata or {}):
             check_table_format(file, schema)
+        check_parquet([file])
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({quoted(file)})")
     else:
         _empty_view(connection, name, schema)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
 from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.parquet import check_parquet
 from common.runs import atomic_write, plain, read_format_version, write_format_version
 
 State = Literal["kept", "rejected", "failed", "pending"]
@@ -269,6 +270,7 @@ def _stage_sql(files: list[Path]) -> str:
     The merged file holds every unit once and may be large, the recent files (segments and lines) are small. Only units
     with a recent row need the window function; all other merged rows pass through an anti join.
     """
+    check_parquet([file for file in files if file.suffix == ".parquet"], ("unit", "input_hash", "state", "attempt"))
     segments = [quoted(file) for file in files if _is_segment(file)]
     lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
     merged = [f"SELECT * FROM read_parquet({quoted(file)})" for file in files if file.suffixes == [".parquet"]]
