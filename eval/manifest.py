@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from common.errors import UserError
 from common.parquet import read_schema, read_table
 from common.runs import RunFolder

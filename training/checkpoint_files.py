@@ -67,7 +67,7 @@ def _lost_rank(states: set[str]) -> str:
         kind: {int(found[1]) for name in states if (found := re.search(rf"zero_pp_rank_(\d+)_.*{kind}_states", name))}
         for kind in ("model", "optim")
     }
-    ranks = max((max(found, default=-1) for found in by_kind.values())) + 1
+    ranks = max(max(found, default=-1) for found in by_kind.values()) + 1
     for kind, found in by_kind.items():
         if found and (lost := set(range(ranks)) - found):  # at stage 1 and 2 one model state serves all ranks
             return f"the {kind} state of rank {min(lost)} is missing"

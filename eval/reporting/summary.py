@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from common.ledger.store import ledger_rows
 from common.parquet import read_table
 from common.runs import RunFolder, read_json

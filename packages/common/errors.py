@@ -60,7 +60,10 @@ REMEDIES = (
     (r"logs/steps/[^/]+", "delete it and run the same command again; the step goes on where it was"),
     (r"report/[^/]+", "delete it and run `omniavatar eval --force`"),
     (r"cache/.+", "delete it and run the same command again, which makes it anew"),
-    (r"checkpoints/(adapter|base|best|adapters/[^/]+)/[^/]+", "copy the export of another checkpoint over it, or train on"),
+    (
+        r"checkpoints/(adapter|base|best|adapters/[^/]+)/[^/]+",
+        "copy the export of another checkpoint over it, or train on",
+    ),
     (r"checkpoints/state/origin\.json", "delete it; the training then goes on without comparing its settings"),
     (r"versions/[^/]+", "restore it from a copy, or write the version again with `omniavatar freeze`"),
 )

@@ -18,7 +18,8 @@ def reading_parquet(path: Path | str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        raise damaged(path, error) from error
+        # "... Either the file is corrupted or this is not a parquet file": the first sentence says it.
+        raise damaged(path, str(error).split(". ")[0]) from error
     except OSError as error:
         if error.errno is not None:  # pyarrow gives none to what it cannot decode
             raise
@@ -66,7 +67,7 @@ def check_parquet(files: Iterable[Path], columns: Sequence[str] = ()) -> None:
 def name_damaged(error: Exception, files: Iterable[Path]) -> DamagedFileError | None:
     """The sentence for an error of DuckDB: of the file that it names or else of the first of `files` that cannot be
     read whole; None when all of them can."""
-    if named := re.search(r"'([^']+\.parquet)'", str(error)):
+    if named := re.search(r"""['"]([^'"]+\.(?:parquet|jsonl))['"]""", str(error)):
         return damaged(named[1], error)
     for file in files:
         try:
