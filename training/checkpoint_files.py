@@ -68,8 +68,8 @@ def _lost_rank(states: set[str]) -> str:
         for kind in ("model", "optim")
     }
     ranks = max(max(found, default=-1) for found in by_kind.values()) + 1
-    for kind, found in by_kind.items():
-        if found and (lost := set(range(ranks)) - found):  # at stage 1 and 2 one model state serves all ranks
+    for kind, present in by_kind.items():
+        if present and (lost := set(range(ranks)) - present):  # at stage 1 and 2 one model state serves all ranks
             return f"the {kind} state of rank {min(lost)} is missing"
     return ""
 

@@ -45,8 +45,8 @@ def read_table(
     _check_columns(path, columns or (schema.names if schema is not None else ()))
     with reading_parquet(path):
         # No partitioning: a folder called a=b is not a column.
-        wanted = list(columns) if columns else None
-        return pq.read_table(path, columns=wanted, schema=schema, filters=filters, partitioning=None)
+        names = list(columns) if columns else None
+        return pq.read_table(path, columns=names, schema=schema, filters=filters, partitioning=None)
 
 
 def read_batches(path: Path | str, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
