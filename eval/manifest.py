@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from common.errors import UserError
+from common.parquet import read_schema, read_table
 from common.runs import RunFolder
 
 COLUMNS = ("method", "clip_id", "video", "reference", "audio", "seed")
@@ -65,9 +64,9 @@ def read_roles(run: RunFolder) -> dict[str, str]:
     """Method -> role, of the methods that have one. Raises ManifestError for an unknown role, for two roles of one
     method, and for two judged or two swapped methods."""
     path = Path(run.root) / "videos" / "manifest.parquet"  # run.videos would create the folder
-    if not path.exists() or "role" not in pq.read_schema(path).names:
+    if not path.exists() or "role" not in read_schema(path).names:
         return {}
-    rows = pq.read_table(path, columns=["method", "role"]).to_pylist()
+    rows = read_table(path, columns=["method", "role"]).to_pylist()
     pairs = sorted({(row["method"], row["role"]) for row in rows if row["role"]})
     unknown = [f"{role!r} of {method}" for method, role in pairs if role not in ROLES]
     if unknown:
@@ -88,7 +87,7 @@ def read_manifest(run: RunFolder) -> list[dict]:
     path = Path(run.root) / "videos" / "manifest.parquet"  # run.videos would create the folder
     if not path.exists():
         raise ManifestError(f"{path} does not exist; generate the videos to judge first (pipeline step 'generate').")
-    table = pq.read_table(path)
+    table = read_table(path)
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise ManifestError(f"{path} lacks the columns {missing}; it must have {list(COLUMNS)}.")

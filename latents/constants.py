@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from common.errors import InputError, MissingFileError
+from common.errors import InputError, MissingFileError, damaged
 from common.runs import atomic_write, hash_path
 from latents.config import AudioKind
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # takes seconds, which a forecast from widths alone does with
     from omniavatar.encoders.audio import AudioEncoder
 
 FILE_NAME = "constants.safetensors"
+CONTENTS = "contents.json"  # description of the shards, written last: it marks the folder as finished
+DIMENSIONS = {"empty_text": 2, "text_length": 0, "audio_dim": 0, "waveform": 0, "audio_encoder": 1}
 FULL_SCALE = 32768  # of a stored waveform: int16
 
 
@@ -101,7 +104,8 @@ def stored_widths(folder: Path) -> tuple[int, int]:
 
 
 def read_constants(folder: Path) -> Constants:
-    """Read the file of a shard folder. Raises FileNotFoundError when the folder holds no finished shards."""
+    """Read the file of a shard folder. Raises FileNotFoundError when the folder holds no finished shards,
+    DamagedFileError."""
     import torch
 
     tensors = _read(folder)
@@ -118,4 +122,20 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     path = folder / FILE_NAME
     if not path.exists():
         raise MissingFileError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
-    return load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise damaged(path, error) from error
+    if wrong := [name for name, dims in DIMENSIONS.items() if name not in tensors or tensors[name].ndim != dims]:
+        raise damaged(path, f"'{wrong[0]}' is not there, or not what it was written as")
+    rows, width = tensors["empty_text"].shape
+    length, audio = int(tensors["text_length"]), int(tensors["audio_dim"])
+    if not 1 <= rows <= length or width < 1 or audio < 1 or tensors["audio_encoder"].nbytes not in (0, 32):
+        raise damaged(path, f"a text of {rows} x {width}, padded to {length}, and audio of width {audio}")
+    if not np.isfinite(tensors["empty_text"]).all():
+        raise damaged(path, "'empty_text' is not finite")
+    return tensors

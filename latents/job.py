@@ -27,7 +27,7 @@ from common.shards.sample import pack_tensors, read_tensors, write_parts
 from common.shards.store import ShardWriter
 from latents.bill import write_bill
 from latents.config import AudioKind, LatentsConfig
-from latents.constants import write_constants
+from latents.constants import CONTENTS, write_constants
 from latents.encode import (
     Encoders,
     encode_clip,
@@ -45,7 +45,6 @@ ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]
 """From a clip row (with "path") to frames (N, H, W, 3) uint8 RGB at 25 fps and wave (samples,) float32 at 16 kHz."""
 
 VERSION = "2"
-CONTENTS = "contents.json"
 
 
 def read_clip(clip: Clip) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,12 @@
 """Verification of shards: reads every byte again and compares it with index, checksums and SHA-256."""
 
+import errno
 import hashlib
 import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import BLOCKSIZE
@@ -14,12 +16,14 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from common.errors import DamagedFileError, MissingFileError
 from common.ledger.jsonlines import JsonLines
 from common.progress import progress
 from common.runs import RunFolder, fingerprint
 from common.shards.index import INDEX, read_part
 from common.shards.sample import META, TENSORS, ShardError
 from common.shards.store import TAR_END, ShardReader
+from latents.constants import CONTENTS, FILE_NAME, stored_widths
 
 LOG = "verify.jsonl"  # in the run's cache: shards checked by an unfinished verification
 
@@ -39,27 +43,53 @@ class Verdict:
 
 
 def verify_shards(run: RunFolder) -> Verdict:
-    """Read all shards of a run again. A stopped verification resumes at the next shard. Raises FileNotFoundError,
-    ShardError for an index that cannot be used at all."""
+    """Read all shards of a run again, and the constants beside them. A stopped verification resumes at the next shard;
+    in a folder that cannot be written to it begins again.
+
+    Raises FileNotFoundError; ShardError and DamagedFileError for an index that cannot be used at all.
+    """
     reader, verdict = ShardReader(run.shards), Verdict()
     rows = reader.index.to_pylist()
+    verdict.bad += _constants_findings(run.shards)
     verdict.bad += _index_findings(run.shards, rows)
     shards: dict[str, list[int]] = {file.name: [] for file in run.shards.glob("shard-*.tar")}
     for number, row in enumerate(rows):
         shards.setdefault(row["shard"], []).append(number)
-    log = JsonLines(run.cache / LOG)
+    log = JsonLines(run.root / "cache" / LOG)  # run.cache would create the folder
     earlier = {(row["shard"], row["stamp"]): row["bad"] for row in log.rows()}
     for shard in progress(sorted(shards), "verify"):
         path, held = run.shards / shard, {number: rows[number] for number in shards[shard]}
         stamp = shard_stamp(path, held)
         if (bad := earlier.get((shard, stamp))) is None:
             bad = list(_shard_findings(path, held, reader))
-            log.append({"shard": shard, "stamp": stamp, "bad": bad})
+            with _read_only_allowed():
+                log.append({"shard": shard, "stamp": stamp, "bad": bad})
         verdict.bad += [(name, why) for name, why in bad]
         verdict.samples += len(held)
         verdict.size += sum(row["size"] for row in held.values())
-    log.remove()
+    with _read_only_allowed():
+        log.remove()
     return verdict
+
+
+@contextmanager
+def _read_only_allowed() -> Iterator[None]:
+    """Pass over the error of writing into a folder, or on a disk, that is only readable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+
+
+def _constants_findings(shards: Path) -> Iterator[tuple[str, str]]:
+    """What is wrong with the file of constants, which the latents job writes beside its description of the shards."""
+    if not (shards / CONTENTS).exists() and not (shards / FILE_NAME).exists():
+        return
+    try:
+        stored_widths(shards)
+    except (DamagedFileError, MissingFileError) as error:
+        yield FILE_NAME, str(error)
 
 
 def _index_findings(shards: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -88,6 +118,9 @@ def _shard_findings(path: Path, held: dict[int, dict[str, Any]], reader: ShardRe
             if row["offset"] != end:
                 yield row["clip_id"], f"begins at byte {row['offset']}, the one before ends at {end}"
             end = row["offset"] + row["size"]
+            if end > path.stat().st_size:
+                yield row["clip_id"], f"ends at byte {end}, {path.name} at {path.stat().st_size}"
+                continue
             file.seek(row["offset"])
             if why := _sample_finding(file.read(row["size"]), row, reader, number):
                 yield row["clip_id"], why

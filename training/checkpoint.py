@@ -29,6 +29,7 @@ from common.runs import (
     write_format_version,
     write_json,
 )
+from training.checkpoint_files import LATEST, latest_checkpoint, write_parts
 from training.config import CheckpointConfig, ModelConfig
 from training.engine.universal import sharded_over, to_universal
 from training.engine.zero import Engine
@@ -60,12 +61,11 @@ class Checkpoints:
         """Load weights and optimizer from the latest checkpoint, saved by any number of ranks; returns the state.
 
         With the same number of ranks the training resumes bit for bit, with another to rounding. Raises
-        ConversionError, DiskFullError, FormatVersionError.
+        ConversionError, DiskFullError, FormatVersionError; DamagedFileError, which names an older one that is whole.
         """
-        latest = self.state_folder / "latest"
-        if not latest.exists():
+        tag = latest_checkpoint(self.state_folder)
+        if not tag:
             return TrainState()
-        tag = latest.read_text()
         version = read_format_version(
             self.state_folder / tag, FORMAT_VERSION, f"delete {self.state_folder} to start again"
         )
@@ -117,6 +117,7 @@ class Checkpoints:
             if every > 0 and state.step % every == 0:
                 with replaced(self.folder / NUMBERED / tag) as beside:
                     shutil.copytree(exported, beside, dirs_exist_ok=True)
+            write_parts(partial)
             self._publish(partial, tag)
         self.engine.wait()
 
@@ -125,7 +126,7 @@ class Checkpoints:
             sync(path)
         shutil.rmtree(self.state_folder / tag, ignore_errors=True)
         os.replace(partial, self.state_folder / tag)
-        with atomic_write(self.state_folder / "latest") as path:
+        with atomic_write(self.state_folder / LATEST) as path:
             path.write_text(tag)
         for old in sorted(self.state_folder.glob("step-*"))[: -self.config.keep]:
             shutil.rmtree(old)

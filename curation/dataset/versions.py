@@ -20,6 +20,7 @@ from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
 from common.ledger.tables import BATCH_ROWS
+from common.parquet import read_table
 from common.query import connect
 from common.runs import RunFolder, atomic_write, plain, read_json, write_json
 from curation.dataset.content import ContentStage
@@ -189,7 +190,7 @@ def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
     header = read_json(path.with_suffix(".json"))
     if header.get("format") != FORMAT:
         raise VersionError(f"{path} has format {header.get('format')!r}; this version reads format {FORMAT}.")
-    table = pq.read_table(path.with_suffix(".parquet"), schema=SCHEMA)
+    table = read_table(path.with_suffix(".parquet"), schema=SCHEMA)
     digest = hash_rows(table, header["rules"])
     if digest != header["sha256_now"]:
         expected = header["sha256_now"][:16]
@@ -249,7 +250,7 @@ def withdraw(path: Path, video_id: str, tombstone: str) -> int:
     The list keeps its name; its header records the new hash. Safe to repeat after a kill. Raises FileNotFoundError,
     and VersionError for a list that was modified otherwise.
     """
-    header, table = read_json(path.with_suffix(".json")), pq.read_table(path.with_suffix(".parquet"), schema=SCHEMA)
+    header, table = read_json(path.with_suffix(".json")), read_table(path.with_suffix(".parquet"), schema=SCHEMA)
     rows = table.to_pylist()
     withdrawn = [number for number, row in enumerate(rows) if row["video_id"] == video_id]
     tombstones = [row for row in rows if row["taken_down"] == tombstone]

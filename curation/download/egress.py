@@ -61,7 +61,10 @@ class Egress:
 
     def cooldown_left(self) -> float:
         """Remaining seconds of the cooldown."""
-        return max(0.0, self._state.cooldown_until - self._clock())
+        now, longest = self._clock(), self.cooldown.max_cooldown_seconds
+        if self._state.cooldown_until > now + longest:  # the clock was set back since
+            self._state.cooldown_until = now + longest
+        return max(0.0, self._state.cooldown_until - now)
 
     @property
     def cooling_down(self) -> bool:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.clips import read_clips
+from common.parquet import read_table
 from common.progress import duration_text
 from common.runs import RunFolder, atomic_write
 
@@ -95,7 +96,7 @@ def write_sources(run: RunFolder, listed: Sequence[Row], clips: Sequence[Row]) -
 def summarise(run: RunFolder) -> CurationSummary:
     """Count what clips.parquet and sources.parquet of a run hold. Raises FileNotFoundError when they are not there."""
     clips = read_clips(run.clips_parquet)
-    sources = pq.read_table(run.root / SOURCES_FILE).to_pylist()
+    sources = read_table(run.root / SOURCES_FILE).to_pylist()
     states = Counter(clip["decision"] for clip in clips)
     reasons = Counter((clip["decision"], reason) for clip in clips for reason in clip["reasons"])
     return CurationSummary(

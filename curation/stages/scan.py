@@ -21,6 +21,7 @@ from common.media.decode import planes, to_rgb
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_stored
+from common.parquet import read_table
 from common.runs import atomic_write
 from curation.config import ScanConfig
 from curation.rows import Scan, SourceRow
@@ -104,7 +105,7 @@ def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:
 
 def read_scan(file: Path) -> Scan:
     """What `write_scan` wrote. Raises FileNotFoundError."""
-    (row,) = pq.read_table(file).to_pylist()
+    (row,) = read_table(file).to_pylist()
     return Scan(list(zip(row["face_times"], row["face_boxes"], strict=True)), row["motion"])
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from common.constants import FPS
 from common.executors.stage import ROWS, Stage, no_effect
 from common.ledger.store import Outcome
+from common.parquet import read_table
 from common.runs import atomic_write
 from common.tracks import TRACK_SCHEMA
 from curation.config import CutConfig, PeopleConfig
@@ -120,7 +121,7 @@ def read_tracks(folder: Path, row: ClipRow) -> list[Track]:
 @lru_cache(maxsize=4)  # the clips of a source come one after the other
 def read_source_tracks(file: Path) -> tuple[dict[str, Any], ...]:
     """The rows that `write_source_tracks` wrote. Raises FileNotFoundError."""
-    return tuple(pq.read_table(file).to_pylist())
+    return tuple(read_table(file).to_pylist())
 
 
 def track_rows(folder: Path, clips: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

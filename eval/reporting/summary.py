@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from common.ledger.store import ledger_rows
+from common.parquet import read_table
 from common.runs import RunFolder, read_json
 from eval.manifest import Methods, arrange
 
@@ -57,7 +56,7 @@ def judged_method(run: RunFolder) -> str:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a Parquet file, none when there is no such file."""
-    return pq.read_table(path).to_pylist() if path.exists() else []
+    return read_table(path).to_pylist() if path.exists() else []
 
 
 def _counts(run: RunFolder) -> dict[str, Any]:

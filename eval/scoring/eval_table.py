@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.parquet import read_schema, read_table
 from common.runs import RunFolder
 from eval.features.records import Arrays, Record
 
@@ -75,7 +75,7 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     path = Path(run.root) / "report" / "metrics.parquet"
     if not path.is_file():
         raise CompareError(f"{path} does not exist; judge the run first: omniavatar eval run --run {run.root}")
-    return pq.read_table(path).to_pylist()
+    return read_table(path).to_pylist()
 
 
 def by_clip(rows: Table, method: str, metric: str) -> dict[str, float]:
@@ -100,7 +100,7 @@ def check_protocols(*tables: Table) -> None:
 def read_groups(run: RunFolder) -> dict[str, str]:
     """clip_id -> video or speaker, of the clips whose manifest names one."""
     path = Path(run.root) / "videos" / "manifest.parquet"
-    if not path.is_file() or "group" not in pq.read_schema(path).names:
+    if not path.is_file() or "group" not in read_schema(path).names:
         return {}
-    rows = pq.read_table(path, columns=["clip_id", "group"]).to_pylist()
+    rows = read_table(path, columns=["clip_id", "group"]).to_pylist()
     return {row["clip_id"]: row["group"] for row in rows if row["group"]}

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from common.media.video import decode_video
+from common.parquet import read_table
 from common.runs import RunFolder
 from common.tracks import TRACKS_FILE
 from curation.config import PeopleConfig
@@ -29,7 +29,7 @@ def stored_boxes(run: RunFolder, clips: Sequence[Row]) -> dict[str, str]:
         return {}
     names = [clip["clip_id"] for clip in clips]
     columns = ["clip_id", "is_speaker", "boxes"]
-    rows = pq.read_table(file, columns=columns, filters=[("clip_id", "in", names)]).to_pylist()
+    rows = read_table(file, columns=columns, filters=[("clip_id", "in", names)]).to_pylist()
     return {
         row["clip_id"]: hashlib.sha256(repr(row["boxes"]).encode()).hexdigest() for row in rows if row["is_speaker"]
     }
@@ -43,7 +43,7 @@ def speaker_boxes(people: PeopleConfig, clip: Row, load: Callable[[], FaceDetect
     """
     if clip["tracks"]:
         only = [("clip_id", "==", clip["clip_id"]), ("is_speaker", "==", True)]
-        (row,) = pq.read_table(clip["tracks"], columns=["boxes"], filters=only).to_pylist()
+        (row,) = read_table(clip["tracks"], columns=["boxes"], filters=only).to_pylist()
         return np.asarray(row["boxes"], np.float32).reshape(-1, 4)
     frames = enumerate(decode_video(clip["path"], fps=1 / DETECT_SECONDS))
     faces = [(number * DETECT_SECONDS, [list(face.box) for face in load().detect(frame)]) for number, frame in frames]

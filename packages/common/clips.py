@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from common.errors import MissingFileError, UserError
 from common.ledger.tables import BATCH_ROWS, check_table_format, write_sorted
+from common.parquet import read_batches
 
 GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
@@ -123,14 +123,13 @@ def write_clips(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 def stream_clips(path: Path | str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a clip table as dicts, maps as dicts, read piece by piece; all columns or those named.
 
-    Raises FileNotFoundError, FormatVersionError for a table of newer code.
+    Raises FileNotFoundError, FormatVersionError for a table of newer code, DamagedFileError.
     """
     if not Path(path).exists():
         raise MissingFileError(f"{path} does not exist; run the curation job, which writes it.")
     check_table_format(Path(path), CLIP_SCHEMA)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist(maps_as_pydicts="strict")
+    for batch in read_batches(path, BATCH_ROWS, columns):
+        yield from batch.to_pylist(maps_as_pydicts="strict")
 
 
 def read_clips(path: Path | str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Error classes for what a user can correct, and the traceback file of everything else."""
 
+import re
 import traceback
 from pathlib import Path
 
@@ -34,6 +35,52 @@ class UserError(Exception):
 
 class InputError(UserError, ValueError):
     """An option, a setting or a file of the user holds something else than was expected."""
+
+
+class DamagedFileError(InputError):
+    """A file that an earlier command wrote is empty, cut short or overwritten."""
+
+
+# What brings a file back, by the end of its path; the first that fits.
+REMEDIES = (
+    (
+        r"(clips|sources|tracks)\.parquet",
+        "delete it and run `omniavatar curate --force`; finished units are taken from the ledger",
+    ),
+    (r"shards/index\.parquet", "delete it and run `omniavatar latents`, which merges it again from its parts"),
+    (
+        r"shards/[^/]+",
+        "delete the folder of the shards and run `omniavatar latents`; what is encoded already is taken from the cache",
+    ),
+    (r"ledger/format\.json", 'write {"version": 2} into it, the format since the first release'),
+    (r"ledger/[^/]+\.status\.json", "delete it; it only shows progress"),
+    (r"ledger/[^/]+", "delete it and run the same command again; only the units it recorded are computed again"),
+    (r"videos/manifest\.parquet", "delete it and run `omniavatar run --from generate`"),
+    (r"videos/.+\.json", "delete it with its video and make the video again"),
+    (r"logs/steps/[^/]+", "delete it and run the same command again; the step goes on where it was"),
+    (r"report/[^/]+", "delete it and run `omniavatar eval --force`"),
+    (r"cache/.+", "delete it and run the same command again, which makes it anew"),
+    (
+        r"checkpoints/(adapter|base|best|adapters/[^/]+)/[^/]+",
+        "copy the export of another checkpoint over it, or train on",
+    ),
+    (r"checkpoints/state/origin\.json", "delete it; the training then goes on without comparing its settings"),
+    (r"versions/[^/]+", "restore it from a copy, or write the version again with `omniavatar freeze`"),
+)
+
+
+def damaged(path: Path | str, why: object, what: str = "is damaged") -> DamagedFileError:
+    """The error for a file that cannot be read: what is wrong with it, in one short line, and what to do."""
+    text = Path(path).as_posix()
+    reason = shorten(" ".join(str(why).split()).rstrip("."))
+    advice = (remedy for pattern, remedy in REMEDIES if re.search(rf"(^|/){pattern}$", text))
+    remedy = next(advice, "restore it from a copy, or delete it and run the command that writes it")
+    return DamagedFileError(f"{path} {what} ({reason}); {remedy}.")
+
+
+def shorten(text: str, length: int = 120) -> str:
+    """A text for an error message: what is longer is cut in the middle."""
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 3 :]}"
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -15,6 +15,7 @@ from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
 from common.ledger.tables import check_table_format, connection_beside, quoted
+from common.parquet import check_parquet, name_damaged
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
@@ -131,10 +132,8 @@ def ask(run_root: Path | str, question: Callable[[duckdb.DuckDBPyConnection], T]
 
 def _stamps(root: Path) -> list[Any]:
     """What changes when a file behind the views is replaced, added or removed; a line more in a log is no change."""
-    tables = [root / name for name in ("clips.parquet", TRACKS_FILE, "sources.parquet")]
-    tables += [root / "shards" / "index.parquet", root / "report" / "metrics.parquet"]
     stamps: list[Any] = []
-    for file in [*tables, *ledger_files(root / "ledger")]:
+    for file in _files_behind(root):
         with suppress(FileNotFoundError):
             status = file.stat()
             content = (status.st_size, status.st_mtime_ns) if file.suffix == ".parquet" else ()
@@ -159,7 +158,16 @@ def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None =
     try:
         return ask(run_root, question)
     except duckdb.Error as error:
+        files = [file for file in _files_behind(Path(run_root)) if file.suffix == ".parquet" and file.exists()]
+        if found := name_damaged(error, files):
+            raise found from error
         raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
+
+
+def _files_behind(root: Path) -> list[Path]:
+    """The files that the views of a run read, but for logs; some may not exist."""
+    tables = ("clips.parquet", TRACKS_FILE, "sources.parquet", "shards/index.parquet", "report/metrics.parquet")
+    return [*(root / name for name in tables), *ledger_files(root / "ledger")]
 
 
 def _hint(sql: str) -> str:
@@ -258,6 +266,7 @@ def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, 
     if file.exists():
         if b"format" in (schema.metadata or {}):
             check_table_format(file, schema)
+        check_parquet([file])
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({quoted(file)})")
     else:
         _empty_view(connection, name, schema)

@@ -5,16 +5,18 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from common.errors import MissingFileError, UserError
+from common.errors import MissingFileError, UserError, shorten
 from common.runs import plain
 
 T = TypeVar("T")
 SCALARS = (bool, int, float, str)
+MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 100_000, 50  # of a recipe; ours have 10,000, 500 and 6
 RENAMED_KEYS = {
     "survive": "fault_tolerance",
     "stuck_seconds": "stall_seconds",
@@ -51,33 +53,73 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice instead of keeping the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key '{key}' is given twice, on line {node.start_mark.line + 1} and below")
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                name = shorten(str(key.value))
+                raise yaml.YAMLError(f"key '{name}' is given twice, on line {node.start_mark.line + 1} and below")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises YAMLError, also for one that is too long, too deep, or grows by its aliases."""
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, expected {MOST_CHARACTERS:,} at most")
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)  # before values are made of it: merge keys write out their aliases
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels") from error
+    except ValueError as error:  # a date or a number that Python cannot hold
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Raise YAMLError for more values than a recipe has, with every alias written out, or for too many levels."""
+    waiting, count = [(root, 1)], 0
+    while waiting:
+        node, level = waiting.pop()
+        count += 1
+        if level > MOST_LEVELS:
+            raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels")
+        if count + len(waiting) > MOST_VALUES:
+            raise yaml.YAMLError(f"it has more than {MOST_VALUES:,} values, aliases (*name) written out")
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(each, level + 1) for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(each, level + 1) for each in node.value]
 
 
 def _find(name: str, beside: Path, search: Sequence[Path]) -> Path:
     for folder in (beside, *search):
         for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
+            with suppress(OSError):  # a name too long for a file
+                if candidate.is_file():
+                    return candidate
     names = sorted({file.stem for folder in search for file in Path(folder).glob("*.yaml")})
     near = difflib.get_close_matches(name, names, 1)
     advice = f"did you mean '{near[0]}'?" if near else f"give a path to a YAML file or one of: {', '.join(names)}."
-    raise MissingFileError(f"There is no recipe '{name}'; {advice}")
+    raise MissingFileError(f"There is no recipe '{shorten(name)}'; {advice}")
 
 
 def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"{path} extends itself by way of {seen[-1]}; break the circle.")
     try:
-        tree = yaml.load(path.read_text("utf-8"), _StrictLoader) or {}
+        tree = _load_yaml(path.read_text("utf-8")) or {}
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise RecipeError(f"{path} is not valid YAML: {shorten(' '.join(str(error).split()), 400)}.") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path} holds {tree!r}; expected a mapping of keys to values at the top.")
+        raise RecipeError(f"{path} holds {shorten(repr(tree))}; expected a mapping of keys to values at the top.")
     bases = tree.pop("extends", None) or []
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -88,11 +130,13 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"Override '{override}' is not of the form key=value, such as train.lr=1e-5.")
+        raise RecipeError(f"Override '{shorten(override)}' is not of the form key=value, such as train.lr=1e-5.")
     try:
-        tree = yaml.load(value, _StrictLoader)
+        tree = _load_yaml(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"Override '{override}': the value is not valid YAML; quote it.") from error
+        raise RecipeError(f"Override '{shorten(override)}': the value is not valid YAML; quote it.") from error
+    if key.count(".") >= MOST_LEVELS:
+        raise RecipeError(f"Override '{shorten(override)}' is nested deeper than {MOST_LEVELS} levels.")
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
     return tree
@@ -195,7 +239,7 @@ def _build_scalar(kind: Any, value: Any, key: str) -> Any:
 
 
 def _mismatch(key: str, value: Any, expected: str) -> RecipeError:
-    return RecipeError(f"Key '{key or 'recipe'}' is {value!r}: expected {expected}.".replace("?.", "?"))
+    return RecipeError(f"Key '{key or 'recipe'}' is {shorten(repr(value))}: expected {expected}.".replace("?.", "?"))
 
 
 def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
@@ -204,7 +248,7 @@ def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
         return f"Key '{name}' is called '{_join(section, renamed)}' now; rename it in the recipe."
     near = difflib.get_close_matches(last, valid, 1)
     advice = f"did you mean '{_join(section, near[0])}'?" if near else f"valid keys here: {', '.join(valid)}."
-    return f"Key '{name}' (value {value!r}) is not known; {advice}"
+    return f"Key '{shorten(name)}' (value {shorten(repr(value))}) is not known; {advice}"
 
 
 def _join(section: str, name: str) -> str:

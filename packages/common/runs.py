@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from common.errors import InputError, UserError
+from common.errors import UserError, damaged, shorten
 
 OWN_FOLDERS = (
     "common",
@@ -249,12 +249,18 @@ def write_json(path: Path | str, obj: Any) -> None:
         temporary.write_text(json.dumps(plain(obj), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file. Raises FileNotFoundError; ValueError naming the file when it is not JSON."""
+def read_json(path: Path | str, *keys: str) -> Any:
+    """Read a JSON file; with `keys`, an object that has them. Raises FileNotFoundError, DamagedFileError."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); delete it or write it again.") from error
+        content = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        reason = error if Path(path).stat().st_size else "it is empty"
+        raise damaged(path, reason, "is not valid JSON") from error
+    if keys and not isinstance(content, dict):
+        raise damaged(path, f"it holds {shorten(repr(content))}, expected an object")
+    if missing := [key for key in keys if key not in content]:
+        raise damaged(path, f"it has no entry '{missing[0]}'")
+    return content
 
 
 def write_format_version(folder: Path | str, version: int) -> None:
@@ -268,7 +274,7 @@ def read_format_version(folder: Path | str, newest: int, remedy: str) -> int:
     Raises FormatVersionError unless it is 1 to `newest`, ending with `remedy`: what to do other than updating.
     """
     file = Path(folder) / FORMAT_FILE
-    version = read_json(file)["version"] if file.exists() else 1
+    version = read_json(file, "version")["version"] if file.exists() else 1
     if version not in range(1, newest + 1):
         raise FormatVersionError(
             f"{folder} is stored in format version {version!r}, this code reads versions 1 to {newest}; "

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.ledger.tables import check_table_format, write_sorted
+from common.parquet import read_batches
 
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
 BOXES = pa.list_(pa.list_(pa.float32(), 4))
@@ -58,6 +58,5 @@ def _pieces(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
 def stream_tracks(path: Path | str) -> Iterator[dict[str, Any]]:
     """The rows of a track table as dicts, read piece by piece. Raises FileNotFoundError, FormatVersionError."""
     check_table_format(Path(path), TRACK_SCHEMA)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(GROUP_ROWS):
-            yield from batch.to_pylist()
+    for batch in read_batches(path, GROUP_ROWS):
+        yield from batch.to_pylist()

@@ -79,7 +79,7 @@ def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None
 def last_checkpoint(run: RunFolder) -> str:
     """Name of the newest checkpoint, "" before the first."""
     latest = run.checkpoints / "state" / "latest"
-    return latest.read_text() if latest.exists() else ""
+    return latest.read_text("utf-8", "replace") if latest.exists() else ""
 
 
 def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:

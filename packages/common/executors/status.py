@@ -1,18 +1,23 @@
 """Stage status: a heartbeat file per stage beside its ledger rows, and the status table that terminals show."""
 
 import json
+import logging
+import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from common.errors import DamagedFileError
 from common.ledger.store import STATES, State
 from common.runs import RunFolder, disk_guard, read_json, temporary_beside
 
+logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0  # between two writes
 LOST_SECONDS = 60.0  # without a heartbeat from another machine
 FAILURES_SHOWN = 8
@@ -65,7 +70,7 @@ class StageHeartbeat:
         self._file = folder / f"{stage}-{fingerprint}.status.json"
         self._stage, self._fingerprint, self._total = stage, fingerprint, total
         self._counts, self._before = counts, sum(counts.values())
-        self._started, self._written = time.time(), 0.0
+        self._started, self._began, self._written = _start_time(folder), time.monotonic(), -math.inf
         self.workers, self.resting, self.note = 0, 0, ""
 
     def __enter__(self) -> "StageHeartbeat":
@@ -74,7 +79,7 @@ class StageHeartbeat:
 
     def beat(self) -> None:
         """Write the status if the last write is at least `BEAT_SECONDS` old. Raises DiskFullError."""
-        if time.time() - self._written >= BEAT_SECONDS:
+        if time.monotonic() - self._written >= BEAT_SECONDS:
             self._write("running")
 
     def __exit__(self, kind: type | None, *error: object) -> None:
@@ -83,9 +88,9 @@ class StageHeartbeat:
         self._write("stopped" if kind else "ended")
 
     def _write(self, state: Literal["running", "ended", "stopped"]) -> None:
-        self._written = now = time.time()
+        self._written = now = time.monotonic()
         done = sum(self._counts.values())
-        rate = (done - self._before) / max(now - self._started, 1e-9)
+        rate = (done - self._before) / max(now - self._began, 1e-9)
         status = StageStatus(
             stage=self._stage,
             fingerprint=self._fingerprint,
@@ -101,7 +106,7 @@ class StageHeartbeat:
             host=socket.gethostname(),
             pid=os.getpid(),
             started=self._started,
-            updated=now,
+            updated=time.time(),
         )
         # Atomic for readers; without fsync, since losing the status in a power cut is acceptable.
         temporary = temporary_beside(self._file)
@@ -110,10 +115,27 @@ class StageHeartbeat:
             os.replace(temporary, self._file)
 
 
+def _start_time(folder: Path) -> float:
+    """The time now, but after the start of every stage before, even when the clock was set back in between."""
+    return max([time.time(), *(status.started + 1e-3 for status in _stored(folder))])
+
+
 def read_status(run: RunFolder) -> list[StageStatus]:
-    """Status of every stage that a run has started, in order; one whose process is gone is "lost"."""
-    found = [StageStatus(**read_json(file)) for file in run.ledger.glob("*-*.status.json")]
-    return sorted(map(_with_liveness, found), key=lambda status: status.started)
+    """Status of every stage that a run has started, in order; one whose process is gone is "lost".
+
+    A damaged status file is passed over with a warning: it shows what the ledger knows as well.
+    """
+    return sorted(map(_with_liveness, _stored(run.ledger)), key=lambda status: status.started)
+
+
+def _stored(folder: Path) -> Iterator[StageStatus]:
+    for file in folder.glob("*-*.status.json"):
+        try:
+            fields = read_json(file, *(item.name for item in dataclass_fields(StageStatus)))
+        except DamagedFileError as error:
+            logger.warning("%s", error)
+            continue
+        yield StageStatus(**fields)
 
 
 def _with_liveness(status: StageStatus) -> StageStatus:

@@ -39,14 +39,19 @@ class JsonLines:
             return before + len(line)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The complete objects of the file in order; torn lines are skipped. A missing file has no rows."""
+        """The complete objects of the file in order; what is no object (a torn line, the NULs of a power cut) is
+        skipped. A missing file has no rows."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield json.loads(line)
-                except ValueError:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                elif line.strip():
                     logger.debug("%s: line %d is torn and was ignored", self.path, number)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
 from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.parquet import check_parquet
 from common.runs import atomic_write, plain, read_format_version, write_format_version
 
 State = Literal["kept", "rejected", "failed", "pending"]
@@ -30,6 +31,7 @@ Unit = dict[str, Any]  # a row with a "unit" id
 Key = tuple[str, str]  # unit id, input hash
 SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
 LEDGER_FORMAT = 2  # of the ledger folder; `curation.dataset.adopt` adopts outcomes of format 1
+AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 
 LEDGER_SCHEMA = pa.schema(
@@ -212,7 +214,7 @@ class StageLedger:
 
     def _seal(self) -> None:
         """Turn the appended lines into a segment and start an empty `.jsonl`."""
-        numbers = [int(file.suffixes[0][1:]) for file in self._files() if _is_segment(file)]
+        numbers = [_number(file) for file in self._files() if _is_segment(file)]
         if self._lines.path.stat().st_size:
             number = max(numbers, default=0) + 1
             self._write(self.folder / f"{self._name}.{number:06d}.parquet", [self._lines.path])
@@ -269,25 +271,33 @@ def _stage_sql(files: list[Path]) -> str:
     The merged file holds every unit once and may be large, the recent files (segments and lines) are small. Only units
     with a recent row need the window function; all other merged rows pass through an anti join.
     """
-    segments = [quoted(file) for file in files if _is_segment(file)]
-    lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
-    merged = [f"SELECT * FROM read_parquet({quoted(file)})" for file in files if file.suffixes == [".parquet"]]
-    later = [f"SELECT * FROM read_parquet([{', '.join(segments)}])"] if segments else []
-    if lines:
-        columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
-        options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
-        # With ignore_errors, a torn line is read as a row of NULLs.
-        later.append(f"SELECT * FROM read_json([{', '.join(lines)}], {options}) WHERE unit IS NOT NULL")
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    lines = [file for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
+    check_parquet(parquet, ("unit", "input_hash", "state", "attempt"))
+    merged = [f"SELECT *, 0 AS written FROM read_parquet({quoted(file)})" for file in parquet if not _is_segment(file)]
+    # The order of writing decides which row of a unit is the latest, not its time: clocks may be set back.
+    later = [
+        f"SELECT *, {_number(file)} AS written FROM read_parquet({quoted(file)})"
+        for file in parquet
+        if _is_segment(file)
+    ]
+    columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
+    options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
+    # With ignore_errors, a line that is torn or no object is read as a row of NULLs.
+    later += [
+        f"""SELECT *, {AFTER_SEGMENTS} + row_number() OVER () AS written FROM read_json({quoted(file)}, {options})
+            WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES}"""
+        for file in lines
+    ]
     if not later:
-        return merged[0] if merged else ""
-    # Attempts before time: clocks of several machines may differ, attempt numbers only grow.
-    last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY attempt DESC, recorded DESC) = 1"
+        return f"SELECT * EXCLUDE (written) FROM ({merged[0]})" if merged else ""
+    last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY written DESC) = 1"
     recent = " UNION ALL BY NAME ".join(later)
     if not merged:
-        return f"SELECT * FROM ({recent}) {last}"
+        return f"SELECT * EXCLUDE (written) FROM ({recent}) {last}"
     # First the merged rows of units without a recent row, then the latest row of each unit with one. MATERIALIZED: the
     # recent files are read once instead of three times.
-    return f"""SELECT * FROM (
+    return f"""SELECT * EXCLUDE (written) FROM (
         WITH merged AS ({merged[0]}), recent AS MATERIALIZED ({recent}), again AS (SELECT unit, input_hash FROM recent)
         SELECT * FROM merged ANTI JOIN again USING (unit, input_hash)
         UNION ALL BY NAME
@@ -303,6 +313,10 @@ def clean(value: Any) -> Any:
 
 def _is_segment(file: Path) -> bool:
     return file.suffix == ".parquet" and len(file.suffixes) == 2
+
+
+def _number(segment: Path) -> int:
+    return int(segment.suffixes[0][1:])
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.parquet import check_parquet, name_damaged, read_schema
 from common.runs import FormatVersionError, atomic_write, disk_guard, temporary_beside
 
 if TYPE_CHECKING:
@@ -19,12 +20,20 @@ BATCH_ROWS = 65_536
 
 @contextmanager
 def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
-    """An in-memory DuckDB that spills into `folder` instead of the current one when it exceeds its memory limit."""
+    """An in-memory DuckDB that spills into `folder` instead of the current one when it exceeds its memory limit.
+
+    Raises DamagedFileError where a query fails over a Parquet file of `folder` that cannot be read.
+    """
     import duckdb  # workers import this module but never query
 
     config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
     with duckdb.connect(config=config | {"temp_directory": str(folder / ".spill")}) as connection:
-        yield connection
+        try:
+            yield connection
+        except duckdb.Error as error:
+            if found := name_damaged(error, sorted(folder.glob("*.parquet"))):
+                raise found from error
+            raise
 
 
 def batches(
@@ -81,9 +90,11 @@ def _row_groups(ordered: Iterator[pa.RecordBatch], schema: pa.Schema, rows: int)
 
 def check_table_format(file: Path, schema: pa.Schema) -> None:
     """Refuse a table that newer code has written: its format, "<name> <number>" in the metadata, is above that of
-    `schema`. A file without one is of format 1. Raises FormatVersionError."""
+    `schema`. A file without one is of format 1. Raises FormatVersionError; DamagedFileError for a file that is no
+    Parquet, or has not even the first column of `schema`."""
     newest = int(schema.metadata[b"format"].split()[-1])
-    stored = (pq.read_schema(file).metadata or {}).get(b"format", b"1").split()[-1]
+    check_parquet([file], schema.names[:1])
+    stored = ((read_schema(file).metadata or {}).get(b"format", b"1").split() or [b""])[-1]
     if not stored.isdigit() or not 1 <= int(stored) <= newest:
         raise FormatVersionError(
             f"{file} is stored in format {stored.decode()}, this code reads 1 to {newest}; update omniavatar-stack, or "

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.constants import FPS
-from common.errors import MissingFileError
+from common.errors import MissingFileError, damaged, shorten
+from common.parquet import read_schema, read_table, reading_parquet
 from common.runs import read_format_version, sync, write_format_version
 from common.shards.sample import Packed, ShardError
 
@@ -59,7 +61,7 @@ def read_index(folder: Path | str) -> pa.Table:
     """The index of a shard folder, rows in the order they were written.
 
     Raises FileNotFoundError; ShardError when the removal of samples was interrupted, or for shards of an older layout;
-    FormatVersionError.
+    FormatVersionError; DamagedFileError for an index that cannot be read, or names places that cannot be.
     """
     path = Path(folder) / INDEX
     check_format(folder)
@@ -67,12 +69,37 @@ def read_index(folder: Path | str) -> pa.Table:
         raise ShardError(f"The removal of samples from {folder} was interrupted; run the same takedown again.")
     if not path.exists():
         raise MissingFileError(f"{path} does not exist: the shards are absent or unfinished; run the latents job.")
-    names = pq.read_schema(path).names
+    names = read_schema(path).names
     if missing := [name for name in INDEX_SCHEMA.names if name not in names]:
         raise ShardError(
             f"{path} lacks the column '{missing[0]}': its shards are of an older layout; run the latents job."
         )
-    return pq.read_table(path, schema=INDEX_SCHEMA)
+    table = read_table(path, schema=INDEX_SCHEMA)
+    if wrong := _wrong_place(table):
+        raise damaged(path, wrong)
+    return table
+
+
+def _wrong_place(table: pa.Table) -> str:
+    """What is impossible in an index: a value that is absent or too small, a file elsewhere, two samples in one place;
+    "" when nothing is. Whether a shard is long enough is seen when it is read."""
+    for name in INDEX_SCHEMA.names:
+        if table[name].null_count:
+            return f"a sample without '{name}'"
+        least = 1 if name in ("size", "latent_frames", "head_bytes") else 0
+        if pa.types.is_integer(table[name].type) and table.num_rows and pc.min(table[name]).as_py() < least:
+            return f"'{name}' is {pc.min(table[name])}, expected at least {least}"
+    odd = table["shard"].filter(pc.invert(pc.match_substring_regex(table["shard"], r"^shard-\d{6,}\.tar$")))
+    if len(odd):
+        return f"it names the shard {shorten(repr(odd[0].as_py()))}"
+    offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
+    together = pc.equal(table["shard"][1:], table["shard"][:-1]).to_numpy() if table.num_rows > 1 else np.empty(0, bool)
+    # Compared without adding, which could overflow.
+    overlapping = np.flatnonzero(together & (offsets[1:] - offsets[:-1] < sizes[:-1]))
+    if len(overlapping):
+        clip = table["clip_id"][int(overlapping[0]) + 1].as_py()
+        return f"sample {shorten(clip)} begins before the one before it ends"
+    return ""
 
 
 def absent_tars(folder: Path, table: pa.Table) -> list[str]:
@@ -112,19 +139,19 @@ def write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
 
 def read_part(path: Path) -> pa.Table:
     """Read the index of one shard, of any layout."""
-    with pq.ParquetFile(path) as file:
+    with reading_parquet(path), pq.ParquetFile(path) as file:
         return file.read(use_threads=False).replace_schema_metadata(None)
 
 
 def part_fingerprint(path: Path) -> str | None:
     """Fingerprint of what a shard was made from; None for a shard of an older layout."""
-    schema = pq.read_schema(path)
+    schema = read_schema(path)
     return (schema.metadata or {}).get(b"fingerprint", b"").decode() if schema.names == INDEX_SCHEMA.names else None
 
 
 def merge_parts(path: Path, parts: list[Path]) -> None:
     """Write the merged index of all shards."""
-    schema = pq.read_schema(parts[0]).remove_metadata() if parts else INDEX_SCHEMA
+    schema = read_schema(parts[0]).remove_metadata() if parts else INDEX_SCHEMA
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(read_part(part))

@@ -60,6 +60,8 @@ def _copy_shard(tar: Path, target: Path, table: pa.Table, doomed: set[str]) -> p
     rows = [row for row in table.to_pylist() if row["clip_id"] not in doomed]
     with open(tar, "rb") as old, open(target / tar.name, "wb") as new:
         for row in rows:
+            if row["offset"] < 0 or row["offset"] + row["size"] > tar.stat().st_size:
+                raise ShardError(f"{tar} ends before sample {row['clip_id']} does; run the latents job again.")
             old.seek(row["offset"])
             row["offset"] = new.tell()
             new.write(old.read(row["size"]))

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from xxhash import xxh3_128_hexdigest
 
+from common.parquet import read_table
 from common.runs import HOST, atomic_write, disk_guard, sync
 from common.shards.index import (
     INDEX,
@@ -60,7 +60,7 @@ class ShardWriter:
         self._file: FileIO | None = None
         self._rows: list[dict[str, Any]] = []
         self._parts = self._keep_finished()
-        columns = [pq.read_table(part, columns=["clip_id"])["clip_id"].to_pylist() for part in self._parts]
+        columns = [read_table(part, columns=["clip_id"])["clip_id"].to_pylist() for part in self._parts]
         self._stored = {clip for column in columns for clip in column}
 
     def __contains__(self, clip_id: str) -> bool:
