@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.options import CURATE, RUN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
+from pipelines.cli.options import CURATE, RUN, ExistingRunOption, RecipeOption, SetOption, VerboseOption, within
 
 app = typer.Typer()
 
@@ -31,8 +31,8 @@ def plan(
     pilot: Annotated[
         Path | None, typer.Option(help="run folder of a sample of these sources, to scale up from")
     ] = None,
-    cpus: Annotated[int, typer.Option(help="CPU cores to plan for")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs to plan for")] = 0,
+    cpus: Annotated[int, typer.Option(help="CPU cores to plan for", callback=within(1))] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs to plan for", callback=within(0))] = 0,
     run: Annotated[
         Path | None, typer.Option("--run", help="run folder to store the forecast in, for its report")
     ] = None,
@@ -103,8 +103,8 @@ def reselect(
 @app.command(rich_help_panel=CURATE)
 def split(
     run: ExistingRunOption = Path("runs/demo"),
-    count: Annotated[int, typer.Option(help="test clips")] = 100,
-    seed: Annotated[int, typer.Option(help="random seed of the draw")] = 0,
+    count: Annotated[int, typer.Option(help="test clips", callback=within(1))] = 100,
+    seed: Annotated[int, typer.Option(help="random seed of the draw", callback=within(0))] = 0,
     by_clip: Annotated[
         bool,
         typer.Option(

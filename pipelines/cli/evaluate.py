@@ -16,6 +16,8 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    pairs,
+    within,
 )
 
 SETS = Path("runs") / "sets"
@@ -27,7 +29,7 @@ app = typer.Typer()
 def sweep(
     file: Annotated[str, typer.Argument(help="name of a shipped sweep, or path to a YAML file")],
     out: Annotated[Path, typer.Option("--out", help="folder of the sweep; the same folder resumes a sweep")],
-    workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores")] = 0,
+    workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores", callback=within(0))] = 0,
     results: Annotated[Path | None, typer.Option("--results", help="folder of the table; default OUT/results")] = None,
     table_only: Annotated[bool, typer.Option("--table", help="only write the table of what is finished")] = False,
     retry: RetryOption = False,
@@ -85,8 +87,12 @@ def draw_test_set(
     name: Annotated[str, typer.Argument(help="small_world, avspeech_semi, avspeech_face, hdtf100 or hdtf400_15s")],
     run: Annotated[Path | None, typer.Option("--run", help="curated run that the clips are drawn from")] = None,
     files: Annotated[Path | None, typer.Option("--files", help="of the sets of HDTF: folder of its text files")] = None,
-    count: Annotated[int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video", callback=within(1))
+    ] = 100,
+    seed: Annotated[
+        int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none", callback=within(0))
+    ] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="list to write; default runs/sets/NAME.csv")] = None,
     split: Annotated[
         Path | None, typer.Option("--split", help="also write it for curation.test_list: no training on its videos")
@@ -145,10 +151,8 @@ def import_list(
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
-    parts = [pair.partition("=") for pair in sources or ()]
-    if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
-        raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
-    folders = {method: Path(folder) for method, _, folder in parts}
+    named = pairs(sources, "--made", "ours=out")
+    folders = {method: Path(folder) for method, folder in named}
     print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
 
 

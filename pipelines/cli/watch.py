@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from common.errors import InputError
+from common.errors import MissingFileError
 from common.progress import setup_logging
-from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption
+from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption, pairs
 
 app = typer.Typer()
 
@@ -52,10 +52,12 @@ def curves(
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 
-    pairs = [pair.partition("=") for pair in beside or ()]
-    wrong = [name for name, _, folder in pairs if not Path(folder).is_dir() or not folder]
-    if wrong:
-        raise InputError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
+    others = {name: Path(folder) for name, folder in pairs(beside, "--beside", "control=runs/control")}
+    for name, folder in others.items():
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"--beside {name}: there is no run folder at {folder}; give one that a run wrote to."
+            )
     target = out or RunFolder(run).report / "training.png"
-    draw_training_curves(RunFolder(run), target, {name: RunFolder(Path(folder)) for name, _, folder in pairs})
+    draw_training_curves(RunFolder(run), target, {name: RunFolder(folder) for name, folder in others.items()})
     print(target)
