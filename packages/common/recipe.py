@@ -77,6 +77,8 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
         raise RecipeError(f"{path} extends itself by way of {seen[-1]}; break the circle.")
     try:
         tree = yaml.load(path.read_text("utf-8"), _StrictLoader) or {}
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8.") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):

@@ -123,7 +123,7 @@ def _reader_has_gone() -> bool:
 def _end_bug(error: Exception) -> int:
     file = traceback_file()
     sentence = write_traceback(error, file)
-    if isinstance(error, PATH_ERRORS):
+    if isinstance(error, PATH_ERRORS) or (isinstance(error, OSError) and error.filename is not None):
         return _end(f"error: {sentence} (traceback: {file})", ERROR_EXIT, error)
     return _end(f"internal error: {type(error).__name__}: {sentence} (traceback: {file})", BUG_EXIT, error)
 

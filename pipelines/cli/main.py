@@ -25,6 +25,7 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    not_a_file,
     pairs,
     within,
 )
@@ -171,6 +172,8 @@ def list_models(
     from pipelines.models.published import read_published
 
     named = None
+    if settings and not recipe:
+        raise typer.BadParameter("settings are of a recipe; name one with --recipe", param_hint="--set")
     if recipe:
         from pipelines.recipe import read_recipe
 
@@ -182,7 +185,9 @@ def list_models(
 @models_app.command("fetch")
 def fetch_models(
     names: Annotated[list[str], typer.Argument(help="entries of `models list`, or roles that only one entry serves")],
-    to: Annotated[Path, typer.Option("--to", help="folder of weights; each entry gets its own in it")],
+    to: Annotated[
+        Path, typer.Option("--to", help="folder of weights; each entry gets its own in it", callback=not_a_file)
+    ],
     accept: Annotated[bool, typer.Option("--accept", help="your use is allowed by what the licences say")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -238,7 +243,9 @@ def export_model(
 
 @model_commands.command(rich_help_panel=MODELS)
 def miniature(
-    out: Annotated[Path, typer.Option(help="where the weights are written")] = Path("runs/miniature"),
+    out: Annotated[Path, typer.Option(help="where the weights are written", callback=not_a_file)] = Path(
+        "runs/miniature"
+    ),
     scale: Annotated[
         float, typer.Option(help="multiplies the minutes of every training", callback=within(0, open=True))
     ] = 1.0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption, within
+from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption, existing_run, within
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -60,7 +60,10 @@ def forecast(
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="run folder whose kept clips, and measured speed if any, are used")
+        Path | None,
+        typer.Option(
+            "--run", help="run folder whose kept clips, and measured speed if any, are used", callback=existing_run
+        ),
     ] = None,
     clips: Annotated[int, typer.Option(help="number of clips, without --run", callback=within(0))] = 0,
     hours: Annotated[float, typer.Option(help="hours of video, with --clips", callback=within(0))] = 0.0,

@@ -9,7 +9,16 @@ import typer
 
 from common.errors import MissingFileError
 from common.progress import setup_logging
-from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption, pairs
+from pipelines.cli.options import (
+    TRAIN,
+    RecipeOption,
+    RunOption,
+    SetOption,
+    VerboseOption,
+    existing_run,
+    not_a_folder,
+    pairs,
+)
 
 app = typer.Typer()
 
@@ -42,11 +51,13 @@ def watch(
 
 @app.command(rich_help_panel=TRAIN)
 def curves(
-    run: Annotated[Path, typer.Option("--run", help="run folder of the training")],
+    run: Annotated[Path, typer.Option("--run", help="run folder of the training", callback=existing_run)],
     beside: Annotated[
         list[str] | None, typer.Option("--beside", help="name=folder of a run to compare with; may be repeated")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)", callback=not_a_folder)
+    ] = None,
 ) -> None:
     """Plot a training: losses, audio gap, lip sync of its samples."""
     from common.runs import RunFolder
