@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C; schedulers, `kill`, `timeout`; a terminal or an ssh session that is gone."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; `kill`, `timeout`, Kubernetes, Docker; a terminal or an ssh session that is gone; SLURM's notice."""
 UNFINISHED = 75
 """Exit code of what was stopped by a signal and goes on when run again (EX_TEMPFAIL of sysexits.h)."""
 CGROUP = Path("/proc/self/cgroup")
@@ -26,36 +26,39 @@ class Stopped(KeyboardInterrupt):
         super().__init__(self.name)
 
 
+_stopping = False
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _stopping
+    if _stopping:
+        os._exit(UNFINISHED)
+    _stopping = True
+    raise Stopped(number)
+
+
 @contextmanager
-def stop_signals(*more: signal.Signals) -> Iterator[None]:
-    """Context in which the first stop signal (or one of `more`) raises Stopped, and the second ends the process at
-    once, with code 75. No effect outside the main thread; a signal that the parent wants ignored (nohup) stays so."""
-    stopping = False
+def stop_signals() -> Iterator[None]:
+    """Context in which the first stop signal raises Stopped, and the second ends the process at once, with code 75.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        if stopping:
-            os._exit(UNFINISHED)
-        stopping = True
-        raise Stopped(number)
-
-    if threading.current_thread() is not threading.main_thread():
+    No effect outside the main thread or in another such context. A signal that the parent wants ignored (nohup) stays
+    ignored.
+    """
+    global _stopping
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *more)}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, stop)
+    _stopping = False
+    with keep_handlers():
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _stop)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def keep_handlers() -> Iterator[None]:
-    """Context that puts the handlers of the stop signals back, which a library (Ray) replaces by its own."""
+    """Context that puts the handlers of the stop signals back at its end; Ray replaces them by its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -46,7 +46,7 @@ def run_command(command: Callable[[], object]) -> int:
     except BrokenPipeError as error:
         return CLOSED_PIPE_EXIT if _reader_has_gone() else _end_bug(error)
     except SystemExit as end:  # rich's, on a closed pipe
-        return CLOSED_PIPE_EXIT if end.code == 1 else end.code
+        return CLOSED_PIPE_EXIT if end.code == 1 else int(end.code or 0)
     except (typer.Abort, KeyboardInterrupt) as stop:
         return _end(_stopped(stop), UNFINISHED)
     except TyperException as error:
@@ -97,7 +97,8 @@ def _usage(error: TyperException) -> str:
     message = " ".join(error.format_message().split())
     if not message:
         return ""
-    refused = getattr(error.__cause__, "errors", list)()  # of a wrong type, with the value in it
+    # Of a value of a wrong type, with the value in it.
+    refused: list[dict[str, object]] = getattr(error.__cause__, "errors", list)()
     value = f" '{refused[0]['input']}' was given." if refused else ""
     context = getattr(error, "ctx", None)
     help_hint = f" See {context.command_path} --help." if context else ""

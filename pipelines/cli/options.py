@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,11 +47,11 @@ def _settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
-def within(low: float, *, open: bool = False) -> Callable[[float | None], float | None]:
+def within(low: float, *, open: bool = False) -> Callable[[Any], Any]:
     """Callback of an option: refuses numbers below `low` (with `open` also `low` itself), NaN and infinity."""
     allowed = Range(low, open=open)
 
-    def check(value: float | None) -> float | None:
+    def check(value: Any) -> Any:
         if value is not None and not allowed.holds(value):
             raise typer.BadParameter(f"{value} was given, expected {allowed}.")
         return value

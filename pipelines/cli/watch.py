@@ -1,7 +1,5 @@
 """Commands that follow a training: sample videos of its adapters, plots of its log."""
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -43,9 +41,7 @@ def watch(
     folder = RunFolder(run or Path("runs") / chosen.name)
     models = chosen.model_paths((*BASE_ROLES, "sync_scorer", "face_detector"))
     require(models, BASE_ROLES)
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once or ended.is_set())
+    sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once)
     print(folder.report / "training.png")
 
 

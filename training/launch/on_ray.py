@@ -6,6 +6,7 @@ keeps none.
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from common.executors.config import ExecutorConfig
 from common.executors.ray_cluster import connect_ray
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write
+from common.signals import Stopped
 from training.config import TrainConfig
-from training.launch.local import TrainingFailedError, describe_failure
+from training.launch.local import TrainingFailedError, describe_failure, saved_sentence
 from training.launch.rank import failure_file, report_failure
 from training.train import train
 
@@ -61,7 +63,12 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
     )
     logger.info("Ray trains with %d ranks; logs are in %s", ranks, run.logs)
     try:
-        trainer.fit()
+        # In a thread of its own Ray Train leaves Ctrl-C alone; on the main thread it would end with code 0.
+        ThreadPoolExecutor(1).submit(trainer.fit).result()
+    except Stopped as stop:
+        ray.shutdown()
+        stop.add_note(saved_sentence(run))
+        raise
     except GroupLostError as error:
         failed = [rank for rank in range(ranks) if failure_file(run, rank).exists()]
         first = min(failed, key=lambda rank: failure_file(run, rank).stat().st_mtime, default=None)

@@ -15,6 +15,7 @@ from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
 from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
+from common.signals import keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
@@ -57,16 +58,28 @@ class RayWorker:
         options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_restarts": 0}
         actor: Any = ray.remote(Host).options(**options)
         self._actor: Any = actor.remote()
+        self._last: Future[Any] | None = None
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
         """Start loading in the actor."""
         future: Future[None] = self._actor.load.remote(job).future()
+        self._last = future
         return future
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Start one unit in the actor."""
         future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
+        self._last = future
         return future
+
+    def death_reason(self) -> str:
+        """Ray knows the exit code of an actor only as a guess; of its own memory monitor it is sure."""
+        import ray
+
+        error = self._last.exception() if self._last and self._last.done() else None
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return "was killed by Ray because memory ran out"
+        return "was killed or crashed; the logs of Ray on its machine say more"
 
     def stop(self) -> None:
         """Kill the actor; it is gone already when Ray has been shut down."""
@@ -89,7 +102,8 @@ def connect_ray(config: ExecutorConfig) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.ray_address != "local":
         try:
-            ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
+            with keep_handlers():
+                ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
         except ConnectionError as error:
             reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
             raise StageError(
@@ -100,7 +114,7 @@ def connect_ray(config: ExecutorConfig) -> None:
     # A private Ray inherits the environment; a cluster needs a runtime_env, which is slower.
     workers = config.workers or len(os.sched_getaffinity(0))
     cores = max(1, math.ceil(workers * config.cpus_per_worker))
-    with _environment("PYTHONPATH", search):
+    with _environment("PYTHONPATH", search), keep_handlers():
         ray.init(
             address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
         )
