@@ -107,7 +107,8 @@ def _usage(error: TyperException) -> str:
 
 def _stopped(stop: BaseException) -> str:
     signal_name = stop.name if isinstance(stop, Stopped) else "SIGINT"
-    notes = getattr(stop, "__notes__", None) or ["what is finished is kept"]
+    logs = logs_folder.get()
+    notes = getattr(stop, "__notes__", None) or [f"what is finished is kept{f' in {logs.parent}' if logs else ''}"]
     return f"stopped by {signal_name}: {'; '.join(notes)}; run the same command again to go on"
 
 
