@@ -26,15 +26,20 @@ class Stopped(KeyboardInterrupt):
         super().__init__(self.name)
 
 
-_stopping = False
+_came: Stopped | None = None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    global _stopping
-    if _stopping:
+    global _came
+    if _came is not None:
         os._exit(UNFINISHED)
-    _stopping = True
-    raise Stopped(number)
+    _came = Stopped(number)
+    raise _came
+
+
+def stop_that_came() -> Stopped | None:
+    """The stop of this `stop_signals` context, for libraries (DuckDB) that make another error of what it raises."""
+    return _came
 
 
 @contextmanager
@@ -44,11 +49,11 @@ def stop_signals() -> Iterator[None]:
     No effect outside the main thread or in another such context. A signal that the parent wants ignored (nohup) stays
     ignored.
     """
-    global _stopping
+    global _came
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _stop:
         yield
         return
-    _stopping = False
+    _came = None
     with keep_handlers():
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from common.errors import UserError, needs_extra, write_traceback
 from common.runs import disk_guard
-from common.signals import UNFINISHED, Stopped, stop_signals
+from common.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
 
 ERROR_EXIT, USAGE_EXIT = 1, 2
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
@@ -52,8 +52,10 @@ def run_command(command: Callable[[], object]) -> int:
     except TyperException as error:
         return _end(_usage(error), error.exit_code)
     except UserError as error:
-        return _end(f"error: {error}", ERROR_EXIT, error)
+        return _end_stopped() or _end(f"error: {error}", ERROR_EXIT, error)
     except Exception as error:  # the command line's one broad except: nothing may end without its traceback kept
+        if code := _end_stopped():
+            return code
         extra = needs_extra(error) if isinstance(error, ModuleNotFoundError) else None
         if extra is not None:
             return _end(f"error: {extra}", ERROR_EXIT, error)
@@ -110,6 +112,12 @@ def _stopped(stop: BaseException) -> str:
     logs = logs_folder.get()
     notes = getattr(stop, "__notes__", None) or [f"what is finished is kept{f' in {logs.parent}' if logs else ''}"]
     return f"stopped by {signal_name}: {'; '.join(notes)}; run the same command again to go on"
+
+
+def _end_stopped() -> int:
+    """The exit code of a stop that a library has turned into an error of its own; 0 when there was none."""
+    stop = stop_that_came()
+    return _end(_stopped(stop), UNFINISHED) if stop else 0
 
 
 def _reader_has_gone() -> bool:

@@ -41,6 +41,22 @@ def exit_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def stop_file(run: RunFolder) -> Path:
+    """File by which a launcher that has no other way to the ranks (Ray) asks them to save and to end."""
+    return run.logs / "train-stop"
+
+
+def stop_with_launcher(run: RunFolder) -> None:
+    """Set `stop_requested` as soon as there is a `stop_file`."""
+
+    def watch() -> None:
+        while not stop_file(run).exists():
+            time.sleep(0.5)
+        stop_requested.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def failure_file(run: RunFolder, rank: int) -> Path:
     """File for the error message (first line) and traceback of a failed rank."""
     return run.logs / f"train-failure-{rank}.txt"
