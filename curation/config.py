@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from common.constants import Reader
 from common.errors import InputError
+from common.ranges import Correlation, Count, Percent, Positive, Share, Signed
 from common.runs import plain
 from perception.config import Variant
 
@@ -57,7 +58,7 @@ class EgressConfig:
     proxy: str = ""
     cookies: str = ""
     source_address: str = ""
-    per_hour: float = 300.0
+    per_hour: Positive = 300.0
     pause_seconds: tuple[float, float] = (2.0, 8.0)
     request_pause_seconds: float = 0.5
     max_bytes_per_second: int = 3_000_000
@@ -80,7 +81,7 @@ class CooldownConfig:
 
     cooldown_seconds: float = 1800.0
     max_cooldown_seconds: float = 6 * HOUR
-    give_up_after: int = 6
+    give_up_after: Count = 6
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ class DownloadConfig:
     egress: tuple[EgressConfig, ...] = (EgressConfig(),)
     cooldown: CooldownConfig = CooldownConfig()
     canary: str = ""
-    max_height: int = 720
+    max_height: Count = 720
     prefer_codec: Literal["h264", "vp9", "av1"] = "h264"
     sweep: bool = False
     sweep_per_hour: float = 0.0
-    network_tries: int = 4
+    network_tries: Count = 4
     backoff_seconds: float = 5.0
 
     def __post_init__(self) -> None:
@@ -125,10 +126,10 @@ class ScanConfig:
     around it; least change); `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces
     are looked for in; `reader` decodes."""
 
-    shot_threshold: float = 3.0
+    shot_threshold: Positive = 3.0
     shot_min_content: float = 15.0
-    min_shot: int = 15
-    face_interval: float = 0.2
+    min_shot: Count = 15
+    face_interval: Positive = 0.2
     reader: Reader = "pyav"
 
 
@@ -162,10 +163,10 @@ class PeopleConfig:
     as a person when its track spans `min_share` of the clip and was seen in `min_density` of the looks meanwhile: a
     pattern that passes for a face now and then is none."""
 
-    min_overlap: float = 0.4
+    min_overlap: Share = 0.4
     max_gap: float = 1.0
-    min_share: float = 0.5
-    min_density: float = 0.5
+    min_share: Share = 0.5
+    min_density: Share = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ class SpeakerConfig:
     """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
     a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`)."""
 
-    min_speaking_pct: float = 25.0
-    min_sync_c: float = 3.0
+    min_speaking_pct: Percent = 25.0
+    min_sync_c: Signed = 3.0
     min_lip_motion: float = 0.4
 
 
@@ -183,9 +184,9 @@ class SyncConfig:
     """`max_shift` frames searched each way; an offset of at most `max_correction` frames is put right when the
     confidence is at least `min_correction_c`."""
 
-    max_shift: int = 15
+    max_shift: Count = 15
     max_correction: int = 10
-    min_correction_c: float = 3.0
+    min_correction_c: Signed = 3.0
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,9 @@ class FramingConfig:
 
     semi_from: float = 1.8
     full_from: float = 6.5
-    frames_per_second: float = 2.0
-    min_score: float = 0.3
-    min_share: float = 0.5
+    frames_per_second: Positive = 2.0
+    min_score: Share = 0.3
+    min_share: Share = 0.5
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ class TextConfig:
     """A pair of frames `seconds_apart` is compared every `interval` seconds: text does not move in between, people
     do."""
 
-    interval: float = 1.0
-    seconds_apart: float = 0.4
+    interval: Positive = 1.0
+    seconds_apart: Positive = 0.4
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class QualityConfig:
     costs a fraction of the decoding. `variant` names one of the three prompts in use; their numbers differ.
     """
 
-    frames_per_second: float = 1.0
+    frames_per_second: Positive = 1.0
     frames: Literal["even", "key"] = "even"
     variant: Variant = "scorer"
 
@@ -238,9 +239,9 @@ class CaptionConfig:
     for OmniAvatar's order (first frame, behaviour, background), greedily in at most `max_tokens` tokens."""
 
     default: str = "A person is talking to the camera."
-    frames: int = 3
+    frames: Count = 3
     prompt: str = PROMPT
-    max_tokens: int = 160
+    max_tokens: Count = 160
 
 
 @dataclass(frozen=True)
@@ -252,11 +253,11 @@ class DuplicatesConfig:
     (lower: a shift by a fraction of 0.1 s blurs the curve)."""
 
     max_different_bits: int = 32
-    min_audio_correlation: float = 0.97
+    min_audio_correlation: Correlation = 0.97
     max_seconds_apart: float = 0.2
     max_overlap_bits: int = 12
-    min_overlap: float = 3.0
-    min_overlap_correlation: float = 0.8
+    min_overlap: Positive = 3.0
+    min_overlap_correlation: Correlation = 0.8
 
 
 @dataclass(frozen=True)
@@ -274,24 +275,24 @@ class SelectConfig:
     """
 
     min_seconds: float = 3.0
-    max_seconds: float = 20.0
-    min_sync_c: float = 4.0
-    chance_sync_c: float = 2.0
+    max_seconds: Positive = 20.0
+    min_sync_c: Signed = 4.0
+    chance_sync_c: Signed = 2.0
     max_offset: int = 1
     max_drift: int = 1
     min_lip_motion: float = 0.4
-    min_speaking_pct: float = 25.0
+    min_speaking_pct: Percent = 25.0
     max_xy_distance: float = 0.15
     min_iqa: float = 2.6
     max_faces: int = 1
     min_face_px: float = 32.0
     min_side: int = 256
-    min_speech_pct: float = 30.0
+    min_speech_pct: Percent = 30.0
     max_music_ratio: float = 0.36
-    max_text_area_pct: float = 0.7
-    max_static_pct: float = 80.0
+    max_text_area_pct: Percent = 0.7
+    max_static_pct: Percent = 80.0
     min_fps: float = 20.0
-    test_share: float = 0.1
+    test_share: Share = 0.1
     split_seed: int = 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.errors import InputError
+from common.ranges import Count
 from perception.config import Protocol
 
 ROLES: Mapping[str, str] = {
@@ -26,9 +27,9 @@ class SyncRules:
     detector runs on every `look_every`-th frame (1 in the reference); boxes in between are interpolated.
     """
 
-    max_shift: int = 15
-    min_track: int = 25
-    look_every: int = 1
+    max_shift: Count = 15
+    min_track: Count = 25
+    look_every: Count = 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class FeatureConfig:
     """
 
     protocol: Protocol = "paper"
-    fvd_stride: int = 1
-    identity_every: int = 1
+    fvd_stride: Count = 1
+    identity_every: Count = 1
     sync: SyncRules = SyncRules()
 
 
@@ -58,7 +59,7 @@ class ScoreConfig:
     """
 
     comparisons: tuple[str, ...] | None = None
-    resamples: int = 10_000
+    resamples: Count = 10_000
     swap_draws: int = 499
     jackknife_groups: int = 100
     seed: int = 0

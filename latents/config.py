@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import InputError
+from common.ranges import Count
 
 AudioKind = Literal["features", "waveform"]
 
@@ -17,11 +18,11 @@ class LatentsConfig:
     is bf16 there and fp32 on a CPU. Both change the bytes: on another kind of device latents are encoded again.
     """
 
-    buckets: tuple[tuple[int, int], ...] = ((400, 720), (720, 720), (720, 400))
-    references: int = 4
+    buckets: tuple[tuple[Count, Count], ...] = ((400, 720), (720, 720), (720, 400))
+    references: Count = 4
     audio: AudioKind = "features"
-    samples_per_shard: int = 128
-    threads: int = 1
+    samples_per_shard: Count = 128
+    threads: Count = 1
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
 

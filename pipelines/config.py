@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.ranges import Count, Positive
 from omniavatar.config import Request
 
 LIKENESS_ROLES = ("face_detector", "face_identity")
@@ -19,7 +20,7 @@ class DrawnConfig:
 
     train: int = 1800
     test: int = 48
-    seconds: float = WINDOW_SECONDS
+    seconds: Positive = WINDOW_SECONDS
     half_body_every: int = HALF_BODY_EVERY
 
 
@@ -34,8 +35,8 @@ class VideosConfig:
     """`clips` held-out clips of `frames` video frames (4n), made `batch` at a time; `floor` real clips of training."""
 
     clips: int = 24
-    frames: int = 48
-    batch: int = 8
+    frames: Count = 48
+    batch: Count = 8
     floor: int = 24
     methods: tuple[str, ...] = GENERATED
     long: Request | None = None
@@ -49,6 +50,6 @@ class SamplesConfig:
     """
 
     clips: int = 8
-    frames: int = 48
+    frames: Count = 48
     steps: int = 0  # of the sampler; 0 = the recipe's
-    every_seconds: float = 10.0
+    every_seconds: Positive = 10.0

@@ -7,6 +7,7 @@ from typing import Literal
 
 from common.errors import InputError, MissingFileError
 from common.executors.config import ExecutorConfig
+from common.ranges import Count
 from common.recipe import load_recipe
 from curation.config import CurationConfig, SourcesConfig
 from curation.decide.presets import PRESETS
@@ -41,7 +42,7 @@ class Recipe:
     curation: CurationConfig = field(default_factory=CurationConfig)
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    ranks: int = 1
+    ranks: Count = 1
     mirror: str = ""
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)

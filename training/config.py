@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import InputError
+from common.ranges import Count, Positive, Share
 from omniavatar.config import AudioEntry, Recompute, Variant
 
 
@@ -49,17 +50,17 @@ class DataConfig:
     """
 
     split: str = "train"
-    batch: int = 1  # samples of one micro-batch; all have the same shape
-    micro_batches: int = 1  # micro-batches of one optimizer step, over all ranks and accumulation
+    batch: Count = 1  # samples of one micro-batch; all have the same shape
+    micro_batches: Count = 1  # micro-batches of one optimizer step, over all ranks and accumulation
     max_latents: int = 0  # longest window in latent frames; 0 = as the token cap allows
-    min_latents: int = 1  # shortest window in latent frames; clips without one are left out
-    durations: tuple[int, ...] = ()  # lengths of windows in latent frames
+    min_latents: Count = 1  # shortest window in latent frames; clips without one are left out
+    durations: tuple[Count, ...] = ()  # lengths of windows in latent frames
     longest_side: int = 0  # in pixels; clips with larger frames are left out; 0 = none are
-    max_tokens: int = 30_000
+    max_tokens: Count = 30_000
     token_rule: Literal["strict", "official"] = "strict"
     shuffle_audio: bool = False  # control experiment: every clip gets another clip's audio
     audio_encoder: Path | None = None
-    readers: int = 1  # threads that read ahead; the samples are the same at any number
+    readers: Count = 1  # threads that read ahead; the samples are the same at any number
     reader: Literal["windows", "webdataset"] = "windows"
     max_bad: int = 100  # unreadable samples before the training stops
 
@@ -76,13 +77,13 @@ class ObjectiveConfig:
     """Rates and ranges of everything that is drawn at random."""
 
     prefix: tuple[int, int] = (1, 4)  # clean latent frames at the start, both ends included
-    audio_dropout: float = 0.1
-    text_dropout: float = 0.1
-    zero_first_audio: float = (
+    audio_dropout: Share = 0.1
+    text_dropout: Share = 0.1
+    zero_first_audio: Share = (
         0.5  # how often a sample with a prefix of one gets the zero first audio frame of inference
     )
-    first_reference: float = 0.0  # how often the reference is the clip's first frame instead of a random one
-    shift: float = 5.0
+    first_reference: Share = 0.0  # how often the reference is the clip's first frame instead of a random one
+    shift: Positive = 5.0
     sigma: Literal["grid", "uniform", "logit_normal"] = "grid"
     weighting: Literal["bell", "uniform"] = "bell"
 
@@ -92,10 +93,10 @@ class OptimizerConfig:
     """AdamW with warm-up, then constant, then (over the last part of the run) linear to zero."""
 
     lr: float = 5e-5
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: float = 0.01  # not on tensors of one dimension
     warmup: int = 100  # steps
-    decay: float = 0.0  # last fraction of the run over which the rate falls to zero; 0 = constant
+    decay: Share = 0.0  # last fraction of the run over which the rate falls to zero; 0 = constant
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
@@ -117,19 +118,19 @@ class EngineConfig:
     stage: Literal[0, 1, 2, 3] = 3
     autocast: Literal["none", "bf16"] = "none"
     frozen_dtype: Literal["fp32", "bf16"] = "fp32"
-    clip: float = 1.0  # largest norm of the gradient
-    threads: int = 1  # CPU threads of each process
-    sequence_parallel: int = 1
+    clip: Positive = 1.0  # largest norm of the gradient
+    threads: Count = 1  # CPU threads of each process
+    sequence_parallel: Count = 1
     build: Literal["auto", "whole", "sharded"] = "auto"
-    hpz_ranks: int = 1
+    hpz_ranks: Count = 1
     offload_parameters: bool = False
     offload_optimizer: bool = False
-    reduce_bucket: int = 50_000_000  # gradients reduced at a time; a LoRA of 14B has 600 million of them in all
-    prefetch_bucket: int = 50_000_000  # stage 3: weights gathered ahead of their use
+    reduce_bucket: Count = 50_000_000  # gradients reduced at a time; a LoRA of 14B has 600 million of them in all
+    prefetch_bucket: Count = 50_000_000  # stage 3: weights gathered ahead of their use
     live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
     persistent_below: int = 100_000  # stage 3: smaller tensors are whole on every rank
     # Seconds a collective may wait; more than fault_tolerance.stall_seconds, whose error names the stalled rank.
-    collective_timeout: float = 3600.0
+    collective_timeout: Positive = 3600.0
 
     def __post_init__(self) -> None:
         for name in ("sequence_parallel", "hpz_ranks", "reduce_bucket"):
@@ -166,8 +167,8 @@ class ValidationConfig:
 
     every: int = 0
     split: str = "test"
-    samples: int = 16
-    sigmas: tuple[float, ...] = (0.3, 0.6, 0.85)
+    samples: Count = 16
+    sigmas: tuple[Share, ...] = (0.3, 0.6, 0.85)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class CheckpointConfig:
     every_steps: int = 0
     every_seconds: float = 300.0
     export_every_steps: int = 0
-    keep: int = 2
+    keep: Count = 2
     export_dtype: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -194,10 +195,10 @@ class FaultToleranceConfig:
     """
 
     spike: float = 5.0
-    history: int = 100
-    quarantine_after: int = 3
+    history: Count = 100
+    quarantine_after: Count = 3
     restarts: int = 3
-    stall_seconds: float = (
+    stall_seconds: Positive = (
         1800.0  # without progress of any rank, one is taken to hang; longer than any validation or save
     )
     save_seconds: float = 60.0  # for ranks that were asked to stop to save, before they are killed
@@ -223,11 +224,11 @@ class Phase:
     steps: int = 0
     patience: int = 0
     longest_side: int | None = None
-    max_tokens: int | None = None
-    durations: tuple[int, ...] | None = None
-    first_reference: float | None = None
-    audio_dropout: float | None = None
-    text_dropout: float | None = None
+    max_tokens: Count | None = None
+    durations: tuple[Count, ...] | None = None
+    first_reference: Share | None = None
+    audio_dropout: Share | None = None
+    text_dropout: Share | None = None
     lr: float | None = None
 
 

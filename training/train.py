@@ -23,6 +23,7 @@ from common.locks import hold_run
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
+from common.signals import UNFINISHED
 from training.checkpoint import Checkpoints, record_provenance
 from training.config import TrainConfig
 from training.data.buckets import Bucket
@@ -33,7 +34,6 @@ from training.engine.zero import Engine, StepResult, join_group, leave_group
 from training.fault_tolerance import is_spike, skip_reason, step_skipped, step_taken, with_unreadable
 from training.launch.hang_detection import COMPUTING, READING, SAVING, RankHeartbeat
 from training.launch.rank import (
-    UNFINISHED,
     exit_stalled,
     exit_with_launcher,
     report_failure,

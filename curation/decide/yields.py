@@ -1,5 +1,6 @@
 """Yield of thresholds: clips and hours that others would keep, and that each rule rejects, from the stored scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,17 +31,28 @@ UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}  # name -> how many m
 def parse_axis(text: str) -> tuple[str, tuple[float, ...]]:
     """A threshold and its values from "min_sync_c=2,3,4.5" or "min_sync_c=2:8:0.5" (first, last, step). Raises
     ValueError."""
+
+    def finite(value: str) -> float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(value)
+        return number
+
     name, _, values_text = text.partition("=")
     thresholds = [key for key, value in asdict(SelectConfig()).items() if key[:3] in ("min", "max")]
     if name not in thresholds:
         raise InputError(f"'{name}' is no threshold of a grid; expected one of {', '.join(thresholds)}.")
     try:
         if ":" not in values_text:
-            return name, tuple(sorted({float(value) for value in values_text.split(",")}))
-        first, last, step = map(float, values_text.split(":"))
+            return name, tuple(sorted({finite(value) for value in values_text.split(",")}))
+        first, last, step = map(finite, values_text.split(":"))
         count = round((last - first) / step) + 1
+        if count > MAX_CELLS:
+            raise InputError(f"The grid '{text}' has {count} values; expected at most {MAX_CELLS}.")
         return name, tuple(round(first + step * number, 9) for number in range(max(count, 1)))
-    except (ValueError, ZeroDivisionError) as error:
+    except InputError:
+        raise
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         expected = "values such as 2,3,4 or first:last:step such as 2:8:0.5"
         raise InputError(f"The grid '{text}' cannot be read; expected {expected}.") from error
 

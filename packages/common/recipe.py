@@ -7,16 +7,18 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 
 from common.errors import MissingFileError, UserError, shorten
+from common.ranges import NOT_NEGATIVE, Range
 from common.runs import plain
 
 T = TypeVar("T")
 SCALARS = (bool, int, float, str)
 MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS = 500_000, 100_000, 50  # of a recipe; ours have 10,000, 500 and 6
+NOTHING = ("", "~", "null")  # as values of an override of a field that may be none
 RENAMED_KEYS = {
     "survive": "fault_tolerance",
     "stuck_seconds": "stall_seconds",
@@ -35,12 +37,13 @@ def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), s
     """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
 
     `extends: <name or path relative to this file>`, or a list of them, is read first and merged deeply, in that order;
-    `overrides` ("train.lr=1e-5", values are YAML) come last. Raises FileNotFoundError for an absent recipe,
-    RecipeError for anything in it that `cls` does not declare.
+    `overrides` ("train.lr=1e-5") come last: the value of a field of text is taken as it stands, any other is YAML.
+    Raises FileNotFoundError for an absent recipe, RecipeError for anything in it that `cls` does not declare and for
+    numbers out of their range (`common.ranges`).
     """
     tree = _read_tree(_find(str(path), Path(), search), search, ())
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        tree = _merge(tree, _parse_override(override, cls))
     return _build(cls, tree, "")
 
 
@@ -115,7 +118,7 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
     try:
         tree = _load_yaml(path.read_text("utf-8")) or {}
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise RecipeError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8.") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {shorten(' '.join(str(error).split()), 400)}.") from error
     if not isinstance(tree, dict):
@@ -127,19 +130,56 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
     return _merge(merged, tree)
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
+def _parse_override(override: str, cls: type) -> dict[str, Any]:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
         raise RecipeError(f"Override '{shorten(override)}' is not of the form key=value, such as train.lr=1e-5.")
-    try:
-        tree = _load_yaml(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"Override '{shorten(override)}': the value is not valid YAML; quote it.") from error
-    if key.count(".") >= MOST_LEVELS:
+    if len(parts) > MOST_LEVELS:
         raise RecipeError(f"Override '{shorten(override)}' is nested deeper than {MOST_LEVELS} levels.")
-    for part in reversed(key.strip().split(".")):
+    tree = _override_value(_kind_of(cls, parts), text, override)
+    for part in reversed(parts):
         tree = {part: tree}
     return tree
+
+
+def _kind_of(cls: type, parts: Sequence[str]) -> Any:
+    """The declared type of the field that a dotted key names; Any where there is none, which is reported later."""
+    kind: Any = cls
+    for part in parts:
+        (kind,) = _members(kind)[:1] or (Any,)
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(part, Any)
+        else:
+            kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else Any
+    return kind
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types that a union is of without None; of any other type the type itself."""
+    union = typing.get_origin(kind) in (Union, types.UnionType)
+    return [member for member in typing.get_args(kind) if member is not type(None)] if union else [kind]
+
+
+def _override_value(kind: Any, text: str, override: str) -> Any:
+    """The value of an override: of a field of text just the characters, without quotes around them; else YAML."""
+    members = _members(kind)
+    textual = all(member in (str, Path) or _choices_are_text(member) for member in members)
+    try:
+        value = _load_yaml(text)
+    except yaml.YAMLError as error:
+        if textual or str in members:
+            return text
+        raise RecipeError(f"Override '{shorten(override)}': the value is not valid YAML; quote it.") from error
+    if members != [kind] and text.strip().lower() in NOTHING:
+        return None
+    if textual and not (isinstance(value, str) and text.strip()[:1] in ("'", '"')):
+        return text
+    return value if textual or str not in members or type(value) in members else text
+
+
+def _choices_are_text(kind: Any) -> bool:
+    return typing.get_origin(kind) is Literal and all(isinstance(choice, str) for choice in typing.get_args(kind))
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -150,9 +190,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(kind: Any, value: Any, key: str) -> Any:
-    """Convert a YAML value to the declared type `kind`, or raise RecipeError naming `key`."""
+def _build(kind: Any, value: Any, key: str, allowed: Range = NOT_NEGATIVE) -> Any:
+    """Convert a YAML value to the declared type `kind`, a number in its range, or raise RecipeError naming `key`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _build(arguments[0], value, key, arguments[1])
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(typing.cast(type, kind), value, key)
     if kind is Any:
@@ -166,7 +208,10 @@ def _build(kind: Any, value: Any, key: str) -> Any:
         return tuple(_build(item, each, f"{key}[{i}]") for i, (item, each) in enumerate(zip(items, value, strict=True)))
     if origin is dict and isinstance(value, Mapping):
         return {str(name): _build(arguments[1], each, f"{key}.{name}") for name, each in value.items()}
-    return _build_scalar(kind, value, key)
+    scalar = _build_scalar(kind, value, key)
+    if kind in (int, float) and not allowed.holds(scalar):
+        raise _mismatch(key, value, str(allowed))
+    return scalar
 
 
 def _build_dataclass(cls: type, value: Any, key: str) -> Any:
@@ -174,7 +219,7 @@ def _build_dataclass(cls: type, value: Any, key: str) -> Any:
         value = {}  # a section whose entries are all commented out
     if not isinstance(value, Mapping):
         raise _mismatch(key, value, f"a section with the keys {_names(cls)}")
-    kinds = typing.get_type_hints(cls)
+    kinds = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for name in value:
         if name not in fields:

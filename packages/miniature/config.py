@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from common.ranges import Positive
+
 
 @dataclass(frozen=True)
 class SmallWorldConfig:
@@ -10,5 +12,5 @@ class SmallWorldConfig:
     clean: int = 30
     offset: int = 21
     each_fault: int = 3
-    seconds: float = 3.6
+    seconds: Positive = 3.6
     seed: int = 500_000

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import InputError
+from common.ranges import Count, Positive, Signed
 
 ROLES: Mapping[str, str] = {
     "transformer": "no training, no generation",
@@ -69,7 +70,7 @@ class LoadConfig:
     shard: bool = False
     merge: bool = True
     extra_lora: str = ""
-    extra_lora_scale: float = 1.0
+    extra_lora_scale: Signed = 1.0
 
     def __post_init__(self) -> None:
         if self.share_branches and self.share_sequence:
@@ -126,16 +127,16 @@ class GenerateConfig:
     """
 
     load: LoadConfig = LoadConfig()
-    steps: int = 25
-    shift: float = 5.0
+    steps: Count = 25
+    shift: Positive = 5.0
     text_guidance: float = 4.5
     audio_guidance: float = 4.5
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     batched_guidance: bool = False
     cache_threshold: float = 0.0
-    cache_polynomial: tuple[float, ...] = ()
-    overlap: int = 13
+    cache_polynomial: tuple[Signed, ...] = ()
+    overlap: Count = 13
     overlap_kind: Literal["pixel", "latent"] = "pixel"
     blend: int = 12
     colour_match: Literal["none", "reference"] = "reference"
@@ -144,8 +145,8 @@ class GenerateConfig:
     portrait_frames: int = 1
     chunk_frames: int = 0
     full_last_chunk: bool = False
-    max_tokens: int = 30_000
-    longest_side: int = 720
+    max_tokens: Count = 30_000
+    longest_side: Count = 720
     height: int = 0
     width: int = 0
     seed: int = 42

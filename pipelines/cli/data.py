@@ -6,7 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.options import CURATE, RUN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
+from pipelines.cli.options import (
+    CURATE,
+    RUN,
+    ExistingRunOption,
+    RecipeOption,
+    SetOption,
+    VerboseOption,
+    existing_file,
+    existing_run,
+    not_a_file,
+    not_a_folder,
+    within,
+)
 
 app = typer.Typer()
 
@@ -29,12 +41,14 @@ def _thresholds(recipe: str, preset: str, settings: list[str] | None) -> Any:
 def plan(
     recipe: RecipeOption = "folder",
     pilot: Annotated[
-        Path | None, typer.Option(help="run folder of a sample of these sources, to scale up from")
+        Path | None,
+        typer.Option(help="run folder of a sample of these sources, to scale up from", callback=existing_run),
     ] = None,
-    cpus: Annotated[int, typer.Option(help="CPU cores to plan for")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs to plan for")] = 0,
+    cpus: Annotated[int, typer.Option(help="CPU cores to plan for", callback=within(1))] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs to plan for", callback=within(0))] = 0,
     run: Annotated[
-        Path | None, typer.Option("--run", help="run folder to store the forecast in, for its report")
+        Path | None,
+        typer.Option("--run", help="run folder to store the forecast in, for its report", callback=not_a_file),
     ] = None,
     settings: SetOption = None,
 ) -> None:
@@ -73,7 +87,9 @@ def show_yield(
     grid: Annotated[
         list[str] | None, typer.Option("--grid", help="threshold=2,3,4 or threshold=first:last:step; may be repeated")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="PNG or SVG file to draw the grid into")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="PNG or SVG file to draw the grid into", callback=not_a_folder)
+    ] = None,
     settings: SetOption = None,
 ) -> None:
     """Clips and hours that other thresholds would keep, and what each rule rejects, from the stored scores."""
@@ -108,15 +124,17 @@ def reselect(
 @app.command(rich_help_panel=CURATE)
 def split(
     run: ExistingRunOption = Path("runs/demo"),
-    count: Annotated[int, typer.Option(help="test clips")] = 100,
-    seed: Annotated[int, typer.Option(help="random seed of the draw")] = 0,
+    count: Annotated[int, typer.Option(help="test clips", callback=within(1))] = 100,
+    seed: Annotated[int, typer.Option(help="random seed of the draw", callback=within(0))] = 0,
     by_clip: Annotated[
         bool,
         typer.Option(
             "--by-clip", help="draw clips, as the paper does, not videos: other clips of a test video stay in training"
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="list to write, for curation.test_list of a recipe")] = Path("test.tsv"),
+    out: Annotated[
+        Path, typer.Option(help="list to write, for curation.test_list of a recipe", callback=not_a_folder)
+    ] = Path("test.tsv"),
 ) -> None:
     """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
     from common.clips import read_clips
@@ -151,8 +169,8 @@ def freeze(
 
 @app.command(rich_help_panel=CURATE)
 def diff(
-    old: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`")],
-    new: Annotated[Path, typer.Argument(help="list to compare with")],
+    old: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`", callback=existing_file)],
+    new: Annotated[Path, typer.Argument(help="list to compare with", callback=existing_file)],
 ) -> None:
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
     from curation.dataset.versions import compare
@@ -162,8 +180,8 @@ def diff(
 
 @app.command(rich_help_panel=CURATE)
 def rebuild(
-    version: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`")],
-    run: Annotated[Path, typer.Option("--run", help="run folder to write")] = Path("runs/rebuilt"),
+    version: Annotated[Path, typer.Argument(help="list of `omniavatar freeze`", callback=existing_file)],
+    run: Annotated[Path, typer.Option("--run", help="run folder to write", callback=not_a_file)] = Path("runs/rebuilt"),
     videos: Annotated[str, typer.Option(help="folder that holds some of the videos; the rest is downloaded")] = "",
     recipe: RecipeOption = "folder",
     settings: SetOption = None,

@@ -16,6 +16,11 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    existing_run,
+    not_a_file,
+    not_a_folder,
+    pairs,
+    within,
 )
 
 SETS = Path("runs") / "sets"
@@ -26,8 +31,10 @@ app = typer.Typer()
 @app.command(rich_help_panel=EVALUATE)
 def sweep(
     file: Annotated[str, typer.Argument(help="name of a shipped sweep, or path to a YAML file")],
-    out: Annotated[Path, typer.Option("--out", help="folder of the sweep; the same folder resumes a sweep")],
-    workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="folder of the sweep; the same folder resumes a sweep", callback=not_a_file)
+    ],
+    workers: Annotated[int, typer.Option("--workers", help="rows at a time; 0 = all cores", callback=within(0))] = 0,
     results: Annotated[Path | None, typer.Option("--results", help="folder of the table; default OUT/results")] = None,
     table_only: Annotated[bool, typer.Option("--table", help="only write the table of what is finished")] = False,
     retry: RetryOption = False,
@@ -85,13 +92,24 @@ def evaluate_step(
 @eval_app.command("sets")
 def draw_test_set(
     name: Annotated[str, typer.Argument(help="small_world, avspeech_semi, avspeech_face, hdtf100 or hdtf400_15s")],
-    run: Annotated[Path | None, typer.Option("--run", help="curated run that the clips are drawn from")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="curated run that the clips are drawn from", callback=existing_run)
+    ] = None,
     files: Annotated[Path | None, typer.Option("--files", help="of the sets of HDTF: folder of its text files")] = None,
-    count: Annotated[int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="list to write; default runs/sets/NAME.csv")] = None,
+    count: Annotated[
+        int, typer.Option("--count", help="of the sets of AVSpeech: clips to draw, by video", callback=within(1))
+    ] = 100,
+    seed: Annotated[
+        int, typer.Option("--seed", help="of the draw; small_world and hdtf400_15s have none", callback=within(0))
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="list to write; default runs/sets/NAME.csv", callback=not_a_folder)
+    ] = None,
     split: Annotated[
-        Path | None, typer.Option("--split", help="also write it for curation.test_list: no training on its videos")
+        Path | None,
+        typer.Option(
+            "--split", help="also write it for curation.test_list: no training on its videos", callback=not_a_folder
+        ),
     ] = None,
 ) -> None:
     """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
@@ -110,8 +128,10 @@ def draw_test_set(
 @eval_app.command("inputs")
 def cut_test_set(
     listed: Annotated[str, typer.Argument(metavar="LIST", help="file of `eval sets`, or name of a published list")],
-    run: Annotated[Path, typer.Option("--run", help="curated run that has the clips")],
-    out: Annotated[Path | None, typer.Option("--out", help="folder to write; default runs/sets/<set>")] = None,
+    run: Annotated[Path, typer.Option("--run", help="curated run that has the clips", callback=existing_run)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder to write; default runs/sets/<set>", callback=not_a_file)
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="for its face detector; default: the recipe of the run")] = "",
     settings: SetOption = None,
     verbose: VerboseOption = False,
@@ -139,7 +159,7 @@ def cut_test_set(
 @eval_app.command("import")
 def import_list(
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines: method, clip_id, video, reference, audio ...")],
-    run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in")],
+    run: Annotated[Path, typer.Option("--run", help="run folder that the videos are judged in", callback=not_a_file)],
     sources: Annotated[
         list[str] | None,
         typer.Option("--made", help="METHOD=FOLDER of its <clip_id>.mp4, for the clips.csv of `eval inputs`"),
@@ -150,10 +170,8 @@ def import_list(
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
-    parts = [pair.partition("=") for pair in sources or ()]
-    if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
-        raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
-    folders = {method: Path(folder) for method, _, folder in parts}
+    named = pairs(sources, "--made", "ours=out")
+    folders = {method: Path(folder) for method, folder in named}
     with hold_run(run, "omniavatar eval import"):
         counts = import_videos(file, RunFolder(run), folders)
     print(", ".join(f"{method} {count}" for method, count in counts.items()))
@@ -203,7 +221,7 @@ def judge_videos(
 
 
 @eval_app.command("report")
-def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder")]) -> None:
+def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder", callback=existing_run)]) -> None:
     """Write the report of a judged run again from its files; nothing is measured again."""
     from common.locks import hold_run
     from common.runs import RunFolder
@@ -242,7 +260,7 @@ def compare_runs(
 
 @eval_app.command("card")
 def result_card(
-    run: Annotated[Path, typer.Option("--run", help="a judged run folder")],
+    run: Annotated[Path, typer.Option("--run", help="a judged run folder", callback=existing_run)],
     test_set: Annotated[
         str, typer.Option("--test-set", help="list that the clips are of; default: the one they were imported with")
     ] = "",

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.flow import run_flow
-from pipelines.cli.options import GENERATE, RecipeOption, RetryOption, RunOption, SetOption, VerboseOption
+from pipelines.cli.options import GENERATE, RecipeOption, RetryOption, RunOption, SetOption, VerboseOption, within
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -28,7 +27,7 @@ def generate(
     ] = None,
     audio: Annotated[Path | None, typer.Option(help="audio the person speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
-    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
+    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video", callback=within(0))] = 0.0,
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
     ] = None,
@@ -119,12 +118,20 @@ def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
     return {**judges, **require(recipe.model_paths(GENERATION_ROLES), GENERATION_ROLES)}
 
 
+def _numbers(thresholds: str) -> list[float]:
+    try:
+        return [within(0, open=True)(float(part)) for part in thresholds.split(",")]
+    except (ValueError, typer.BadParameter) as error:
+        hint = f"'{thresholds}' was given, expected numbers above 0 with commas between."
+        raise typer.BadParameter(hint, param_hint="--thresholds") from error
+
+
 @app.command(rich_help_panel=GENERATE)
 def calibrate(
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; default: test clips")
     ] = None,
-    clips: Annotated[int, typer.Option(help="number of test clips of the run, without --list")] = 4,
+    clips: Annotated[int, typer.Option(help="number of test clips of the run, without --list", callback=within(1))] = 4,
     thresholds: Annotated[str, typer.Option(help="cache_threshold values to try")] = "0.05,0.1,0.15,0.2,0.3,0.5",
     recipe: RecipeOption = "demo",
     run: RunOption = None,
@@ -138,10 +145,7 @@ def calibrate(
     from pipelines.recipe import read_recipe
     from pipelines.roles import require
 
-    try:
-        tried = [float(part) for part in thresholds.split(",")]
-    except ValueError as error:
-        raise InputError(f"--thresholds is {thresholds!r}; expected numbers with commas between.") from error
+    tried = _numbers(thresholds)
     chosen = read_recipe(recipe, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / chosen.name)
     weights = require(chosen.model_paths(GENERATION_ROLES), GENERATION_ROLES)

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
-from pipelines.cli.failures import run_command
+from pipelines.cli.failures import prepare_streams, run_command
 from pipelines.cli.flow import run_flow
 from pipelines.cli.generate import app as generate_command
 from pipelines.cli.options import (
@@ -26,6 +25,9 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    not_a_file,
+    pairs,
+    within,
 )
 from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
@@ -91,7 +93,9 @@ def train(
     gpu: Annotated[
         str, typer.Option(help="device to plan for, such as A100-80GB or H200 (default: this machine)")
     ] = "",
-    ranks: Annotated[int, typer.Option(help="number of training processes (default: recipe)")] = 0,
+    ranks: Annotated[
+        int | None, typer.Option(help="number of training processes (default: recipe)", callback=within(1))
+    ] = None,
     ray: RayOption = "",
     force: ForceOption = False,
     verbose: VerboseOption = False,
@@ -126,14 +130,20 @@ def query(
     values: Annotated[
         list[str] | None, typer.Option("--value", help="name=value of a $name in the query; may be repeated")
     ] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="the same as --value, after the query")
+    ] = None,
 ) -> None:
-    """Ask DuckDB about a run: `omniavatar query "select decision, count(*) from clips group by 1"`."""
+    """Ask DuckDB about a run: `query "select decision, count(*) from clips group by 1"`, `query clip id=ID`."""
+    from common.queries import QUERIES
     from common.query import catalogue_lines, run_query, table_lines
 
     if not sql:
         return print("\n".join(catalogue_lines()))
-    pairs = [value.partition("=") for value in values or ()]
-    print("\n".join(table_lines(run_query(run, sql, {name: value for name, _, value in pairs}))))
+    named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "omniavatar query clip id=ID"))
+    if missing := sorted(set(QUERIES[sql].values) - set(named)) if sql in QUERIES else []:
+        raise typer.BadParameter(f"'{sql}' asks about one {missing[0]}; write omniavatar query {sql} {missing[0]}=...")
+    print("\n".join(table_lines(run_query(run, sql, named))))
 
 
 @app.command(rich_help_panel=RUN)
@@ -162,6 +172,8 @@ def list_models(
     from pipelines.models.published import read_published
 
     named = None
+    if settings and not recipe:
+        raise typer.BadParameter("settings are of a recipe; name one with --recipe", param_hint="--set")
     if recipe:
         from pipelines.recipe import read_recipe
 
@@ -173,7 +185,9 @@ def list_models(
 @models_app.command("fetch")
 def fetch_models(
     names: Annotated[list[str], typer.Argument(help="entries of `models list`, or roles that only one entry serves")],
-    to: Annotated[Path, typer.Option("--to", help="folder of weights; each entry gets its own in it")],
+    to: Annotated[
+        Path, typer.Option("--to", help="folder of weights; each entry gets its own in it", callback=not_a_file)
+    ],
     accept: Annotated[bool, typer.Option("--accept", help="your use is allowed by what the licences say")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -222,15 +236,19 @@ def export_model(
 
     types = {"": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in types:
-        raise InputError(f"--dtype is {dtype!r}; expected float32 or bfloat16.")
+        raise typer.BadParameter(f"'{dtype}' was given, expected float32 or bfloat16.", param_hint="--dtype")
     paths = read_recipe(recipe, tuple(settings or ())).named_models()
     print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
 
 
 @model_commands.command(rich_help_panel=MODELS)
 def miniature(
-    out: Annotated[Path, typer.Option(help="where the weights are written")] = Path("runs/miniature"),
-    scale: Annotated[float, typer.Option(help="multiplies the minutes of every training")] = 1.0,
+    out: Annotated[Path, typer.Option(help="where the weights are written", callback=not_a_file)] = Path(
+        "runs/miniature"
+    ),
+    scale: Annotated[
+        float, typer.Option(help="multiplies the minutes of every training", callback=within(0, open=True))
+    ] = 1.0,
     verbose: VerboseOption = False,
 ) -> None:
     """Train every model of the small world again from nothing (about two hours on two cores)."""
@@ -251,8 +269,15 @@ for commands in (data_commands, watch_command, generate_command, eval_commands, 
 
 def main() -> None:
     """Entry point of the command line; see `pipelines.cli.failures` for how errors end it."""
-    # Outside of its standalone mode typer returns the code of a typer.Exit.
-    sys.exit(run_command(lambda: app(standalone_mode=False)))
+    prepare_streams()
+    sys.exit(run_command(_invoke))
+
+
+def _invoke() -> object:
+    # Not `app()`, which ends on Ctrl-C and on a closed pipe by itself, without a word of ours.
+    command = typer.main.get_command(app)
+    with command.make_context("omniavatar", sys.argv[1:]) as context:
+        return command.invoke(context)
 
 
 if __name__ == "__main__":

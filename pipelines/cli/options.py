@@ -1,28 +1,85 @@
 """Options that several commands share, each defined once, and the groups that `--help` sorts the commands into."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from common.errors import MissingFileError
+from common.ranges import Range
 
 RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Generate", "Evaluate", "Models"
 
 
-def _existing(run: Path) -> Path:
-    if not run.is_dir():
+def existing_run(run: Path | None) -> Path | None:
+    """Callback of an option: the folder of a run that is there."""
+    if run is not None and not run.is_dir():
         raise MissingFileError(f"There is no run folder at {run}; give the folder that a run has written to.")
     return run
 
 
+def existing_file(path: Path) -> Path:
+    """Callback of an argument: a file that is there."""
+    if not path.is_file():
+        raise MissingFileError(f"There is {'a folder' if path.is_dir() else 'no file'} at {path}; give a file.")
+    return path
+
+
+def not_a_file(folder: Path | None) -> Path | None:
+    """Callback of an option: a folder to write, which may be there."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is a file; give a folder.")
+    return folder
+
+
+def not_a_folder(file: Path | None) -> Path | None:
+    """Callback of an option: a file to write, which may be there."""
+    if file is not None and file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder; give the name of a file.")
+    return file
+
+
+def _settings(settings: list[str] | None) -> list[str] | None:
+    for setting in settings or ():
+        if not setting.partition("=")[0].strip() or "=" not in setting:
+            raise typer.BadParameter(f"'{setting}' is not SECTION.KEY=VALUE; write e.g. --set train.steps=100")
+    return settings
+
+
+def within(low: float, *, open: bool = False) -> Callable[[Any], Any]:
+    """Callback of an option: refuses numbers below `low` (with `open` also `low` itself), NaN and infinity."""
+    allowed = Range(low, open=open)
+
+    def check(value: Any) -> Any:
+        if value is not None and not allowed.holds(value):
+            raise typer.BadParameter(f"{value} was given, expected {allowed}.")
+        return value
+
+    return check
+
+
+def pairs(words: list[str] | None, option: str, example: str) -> list[tuple[str, str]]:
+    """The words NAME=VALUE of an option or argument, split; a usage error for any other."""
+    split = [word.partition("=") for word in words or ()]
+    for name, equals, value in split:
+        if not name or not value:
+            raise typer.BadParameter(
+                f"'{name}{equals}{value}' is not NAME=VALUE; write e.g. {example}", param_hint=option
+            )
+    return [(name, value) for name, _, value in split]
+
+
 RecipeOption = Annotated[str, typer.Option("--recipe", help="name of a shipped recipe, or path to a YAML file")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="run folder (default: runs/<recipe name>)")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="run folder (default: runs/<recipe name>)", callback=not_a_file)
+]
 ExistingRunOption = Annotated[
-    Path, typer.Option("--run", help="run folder that a command has written to", callback=_existing)
+    Path, typer.Option("--run", help="run folder that a command has written to", callback=existing_run)
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="override a key of the recipe: section.key=value; may be repeated")
+    list[str] | None,
+    typer.Option("--set", help="override a key of the recipe: section.key=value; may be repeated", callback=_settings),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="run finished steps again")]
 RayOption = Annotated[str, typer.Option("--ray", help="run on a Ray cluster: auto, local or an address")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.progress import setup_logging
-from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption
+from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption, existing_run, within
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -18,8 +18,10 @@ app = typer.Typer(no_args_is_help=True, help="Shards of latents: forecast their 
 @app.command()
 def verify(
     run: ExistingRunOption = Path("runs/demo"),
-    images: Annotated[int, typer.Option(help="number of samples to decode into a PNG, next to their source")] = 0,
-    seed: Annotated[int, typer.Option(help="random seed of the choice of samples")] = 0,
+    images: Annotated[
+        int, typer.Option(help="number of samples to decode into a PNG, next to their source", callback=within(0))
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="random seed of the choice of samples", callback=within(0))] = 0,
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
 ) -> None:
@@ -58,11 +60,14 @@ def forecast(
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="run folder whose kept clips, and measured speed if any, are used")
+        Path | None,
+        typer.Option(
+            "--run", help="run folder whose kept clips, and measured speed if any, are used", callback=existing_run
+        ),
     ] = None,
-    clips: Annotated[int, typer.Option(help="number of clips, without --run")] = 0,
-    hours: Annotated[float, typer.Option(help="hours of video, with --clips")] = 0.0,
-    workers: Annotated[int, typer.Option(help="number of encoding workers")] = 1,
+    clips: Annotated[int, typer.Option(help="number of clips, without --run", callback=within(0))] = 0,
+    hours: Annotated[float, typer.Option(help="hours of video, with --clips", callback=within(0))] = 0.0,
+    workers: Annotated[int, typer.Option(help="number of encoding workers", callback=within(1))] = 1,
     probe: Annotated[
         bool, typer.Option("--probe", help="measure the speed on this machine, on a few frames of noise")
     ] = False,

@@ -4,10 +4,13 @@ Imports nothing but the standard library before the check: the package it is abo
 """
 
 import importlib.util
+import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
+STOPPED = 75  # as common.signals.UNFINISHED
 # Distributions with packages of several of these names exist on the package index.
 OWN_PACKAGES = (
     "common",
@@ -40,8 +43,16 @@ def foreign_package() -> str:
     return ""
 
 
+def end_on_signals() -> None:
+    """Before the command begins and after it has ended a stop signal ends the process without a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(STOPPED))
+
+
 def main() -> None:
     """Run the command line, or end with one sentence when another distribution shadows one of our packages."""
+    end_on_signals()
     problem = foreign_package()
     if problem:
         sys.exit(f"error: {problem}")

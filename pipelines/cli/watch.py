@@ -1,15 +1,22 @@
 """Commands that follow a training: sample videos of its adapters, plots of its log."""
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from common.errors import InputError
+from common.errors import MissingFileError
 from common.progress import setup_logging
-from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption
+from pipelines.cli.options import (
+    TRAIN,
+    RecipeOption,
+    RunOption,
+    SetOption,
+    VerboseOption,
+    existing_run,
+    not_a_folder,
+    pairs,
+)
 
 app = typer.Typer()
 
@@ -34,28 +41,30 @@ def watch(
     folder = RunFolder(run or Path("runs") / chosen.name)
     models = chosen.model_paths((*BASE_ROLES, "sync_scorer", "face_detector"))
     require(models, BASE_ROLES)
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once or ended.is_set())
+    sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once)
     print(folder.report / "training.png")
 
 
 @app.command(rich_help_panel=TRAIN)
 def curves(
-    run: Annotated[Path, typer.Option("--run", help="run folder of the training")],
+    run: Annotated[Path, typer.Option("--run", help="run folder of the training", callback=existing_run)],
     beside: Annotated[
         list[str] | None, typer.Option("--beside", help="name=folder of a run to compare with; may be repeated")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)", callback=not_a_folder)
+    ] = None,
 ) -> None:
     """Plot a training: losses, audio gap, lip sync of its samples."""
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 
-    pairs = [pair.partition("=") for pair in beside or ()]
-    wrong = [name for name, _, folder in pairs if not Path(folder).is_dir() or not folder]
-    if wrong:
-        raise InputError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
+    others = {name: Path(folder) for name, folder in pairs(beside, "--beside", "control=runs/control")}
+    for name, folder in others.items():
+        if not folder.is_dir():
+            raise MissingFileError(
+                f"--beside {name}: there is no run folder at {folder}; give one that a run wrote to."
+            )
     target = out or RunFolder(run).report / "training.png"
-    draw_training_curves(RunFolder(run), target, {name: RunFolder(Path(folder)) for name, _, folder in pairs})
+    draw_training_curves(RunFolder(run), target, {name: RunFolder(folder) for name, folder in others.items()})
     print(target)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.ranges import Count, Signed
 from common.recipe import RecipeError, load_recipe
 from common.runs import fingerprint, hash_path, plain, read_json, write_json
 from omniavatar.config import preset
@@ -39,7 +40,7 @@ class RowConfig:
     set: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
     long: float = 0.0
-    knobs: dict[str, float] = field(default_factory=dict)
+    knobs: dict[str, Signed] = field(default_factory=dict)
     reported: str = ""
     network: dict[str, Any] = field(default_factory=dict)
     transformer_of: str = ""
@@ -58,7 +59,7 @@ class SweepConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: tuple[str, ...] = ("sync_c", "sync_d", "offset_zero", "fid", "fvd", "iqa", "ase", "csim")
     long_base: str = ""
-    long_clips: int = 3
+    long_clips: Count = 3
     long_metrics: tuple[str, ...] = (
         "sync_c", "csim", "identity_drift", "colour_drift", "colour_shift", "contrast_drift", "seam_z", "seam_p",
         "seam_p_latent",

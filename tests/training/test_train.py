@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
 from common.shards.store import ShardReader, ShardWriter
+from common.signals import UNFINISHED
 from latents.constants import Constants, write_constants
 from omniavatar.config import Recompute
 from omniavatar.model.transformer import load_base
@@ -29,7 +30,6 @@ from training.config import (
 )
 from training.engine.zero import join_group
 from training.fault_tolerance import TrainingDivergedError
-from training.launch.rank import UNFINISHED
 from training.planning.flops import Network, work
 from training.train import Trainer, train
 

@@ -6,22 +6,18 @@ starts `-m training.train RUN` without this file; docs/launch.md shows how.
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from common.errors import UserError
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
+from common.signals import UNFINISHED, Stopped, exit_reason, oom_kills, stop_signals
 from training.config import TrainConfig
-from training.launch.rank import LAUNCHER, STALLED, UNFINISHED, failure_file
+from training.launch.rank import LAUNCHER, STALLED, failure_file
 
 logger = logging.getLogger(__name__)
 SECONDS_TO_REPORT = 5.0  # grace for the other ranks after one has failed; without it they cannot save
@@ -43,27 +39,31 @@ def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
     """Train `config` in `ranks` processes and return when they are done; call again to resume after any end.
 
     After a rank was killed or hangs, all are restarted from the last checkpoint, `fault_tolerance.restarts` times
-    without a new checkpoint in between. Ctrl-C, SIGTERM and SIGUSR1 let the ranks save first, and raise
-    KeyboardInterrupt. Raises TrainingFailedError.
+    without a new checkpoint in between. A stop signal (`common.signals`) lets the ranks save first, and raises Stopped.
+    Raises TrainingFailedError.
     """
     with atomic_write(run.root / "train.yaml") as path:
         path.write_text(dump_recipe(config))
     restarts, reached = config.fault_tolerance.restarts, last_checkpoint(run)
-    with stop_signals_interrupt():
-        while (failure := run_group(run, config, ranks)) is not None:
-            if last_checkpoint(run) != reached:
-                restarts, reached = config.fault_tolerance.restarts, last_checkpoint(run)
-            if not failure.restartable or restarts == 0:
-                raise TrainingFailedError(failure.sentence)
-            restarts -= 1
-            logger.warning("%s. Restarting all ranks (%d restarts left)", failure.sentence, restarts)
+    try:
+        with stop_signals():
+            while (failure := run_group(run, config, ranks)) is not None:
+                if last_checkpoint(run) != reached:
+                    restarts, reached = config.fault_tolerance.restarts, last_checkpoint(run)
+                if not failure.restartable or restarts == 0:
+                    raise TrainingFailedError(failure.sentence)
+                restarts -= 1
+                logger.warning("%s. Restarting all ranks (%d restarts left)", failure.sentence, restarts)
+    except Stopped as stop:
+        stop.add_note(saved_sentence(run))
+        raise
 
 
 def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None:
     """Run all ranks once, until all are done or one has failed."""
     for rank in range(ranks):
         failure_file(run, rank).unlink(missing_ok=True)
-    workers = start_workers(run, ranks, config.engine.threads)
+    workers, oom_kills_before = start_workers(run, ranks, config.engine.threads), oom_kills()
     patience = config.fault_tolerance.save_seconds
     try:
         failed = first_failure(run, workers)
@@ -73,7 +73,13 @@ def run_group(run: RunFolder, config: TrainConfig, ranks: int) -> Failure | None
     if failed is None:
         return None
     code = workers[failed].returncode
-    return Failure(describe_failure(run, failed, code), restartable=code < 0 or code == STALLED)
+    return Failure(describe_failure(run, failed, code, oom_kills_before), restartable=code < 0 or code == STALLED)
+
+
+def saved_sentence(run: RunFolder) -> str:
+    """What a training that was stopped goes on from."""
+    checkpoint = last_checkpoint(run)
+    return f"the training is saved as checkpoint {checkpoint}" if checkpoint else "no step of the training is saved yet"
 
 
 def last_checkpoint(run: RunFolder) -> str:
@@ -129,37 +135,17 @@ def stop_workers(workers: list[subprocess.Popen[bytes]], seconds: float) -> None
             worker.wait()
 
 
-def describe_failure(run: RunFolder, rank: int, code: int) -> str:
+def describe_failure(run: RunFolder, rank: int, code: int, oom_kills_before: int = 0) -> str:
     """The failed rank's own error message, or an explanation of its exit code."""
     file = failure_file(run, rank)
     if code < 0:
-        return (
-            f"rank {rank} was killed by signal {-code} (memory may have run out); run the same command to resume from "
-            "the last checkpoint"
-        )
+        reason = exit_reason(code, oom_kills_before)
+        return f"rank {rank} {reason}; run the same command to resume from the last checkpoint"
     if code == UNFINISHED:
         return f"rank {rank} was asked to stop and the training has been saved; run the same command to resume"
     if not file.exists():
         return f"rank {rank} ended with code {code}; its traceback is above"
     return f"{file.read_text().splitlines()[0]} (rank {rank}, traceback in {file})"
-
-
-@contextmanager
-def stop_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise KeyboardInterrupt in the context; no effect outside the main thread."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def free_port() -> int:

@@ -6,16 +6,20 @@ keeps none.
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import TimeoutError
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from common.executors.config import ExecutorConfig
 from common.executors.ray_cluster import connect_ray
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write
+from common.signals import Stopped
 from training.config import TrainConfig
-from training.launch.local import TrainingFailedError, describe_failure
-from training.launch.rank import failure_file, report_failure
+from training.launch.local import TrainingFailedError, describe_failure, saved_sentence
+from training.launch.rank import failure_file, report_failure, stop_file, stop_with_launcher
 from training.train import train
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
             )
     for rank in range(ranks):
         failure_file(run, rank).unlink(missing_ok=True)
+    stop_file(run).unlink(missing_ok=True)
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config={"run": str(run.root), "home": str(Path.cwd())},
@@ -60,8 +65,16 @@ def launch_on_ray(run: RunFolder, config: TrainConfig, ranks: int, executor: Exe
         ),
     )
     logger.info("Ray trains with %d ranks; logs are in %s", ranks, run.logs)
+    # In a (daemon) thread of its own Ray Train leaves Ctrl-C alone; on the main thread it would end with code 0.
+    fit = ThreadPool(1).apply_async(trainer.fit)
     try:
-        trainer.fit()
+        fit.get()
+    except Stopped as stop:
+        stop_file(run).touch()
+        with suppress(TimeoutError, GroupLostError):
+            fit.get(config.fault_tolerance.save_seconds)
+        stop.add_note(saved_sentence(run))
+        raise
     except GroupLostError as error:
         failed = [rank for rank in range(ranks) if failure_file(run, rank).exists()]
         first = min(failed, key=lambda rank: failure_file(run, rank).stat().st_mtime, default=None)
@@ -73,6 +86,7 @@ def train_on_worker(settings: dict[str, str]) -> None:
     """Entry point on each Ray worker; relative paths of the recipe start from the launcher's working directory."""
     os.chdir(settings["home"])
     run = RunFolder(Path(settings["run"]))
+    stop_with_launcher(run)
     try:
         train(run, load_recipe(run.root / "train.yaml", TrainConfig))
     except (ValueError, FileNotFoundError, RuntimeError) as error:

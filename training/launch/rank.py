@@ -10,13 +10,12 @@ from pathlib import Path
 
 from common.errors import write_traceback
 from common.runs import RunFolder
+from common.signals import STOP_SIGNALS
 
 LAUNCHER = "OMNIAVATAR_LAUNCHER"
 """Environment variable with the process id of `training.launch.local`; unset under torchrun and when run by hand."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Preemption notices: of Kubernetes and Docker, of a terminal, of SLURM's --signal=USR1@SECONDS."""
-UNFINISHED, STALLED = 75, 76
-"""Exit codes after which to run again: stopped by a signal and saved (EX_TEMPFAIL of sysexits.h); a rank hung."""
+STALLED = 76
+"""Exit code of a rank that found another one hanging; after it and after UNFINISHED a training is to be run again."""
 
 stop_requested = threading.Event()
 """Set by a signal handler: the training saves after the current step, and ends."""
@@ -38,6 +37,22 @@ def exit_with_launcher() -> None:
         while os.getppid() == int(launcher):
             time.sleep(0.2)
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_file(run: RunFolder) -> Path:
+    """File by which a launcher that has no other way to the ranks (Ray) asks them to save and to end."""
+    return run.logs / "train-stop"
+
+
+def stop_with_launcher(run: RunFolder) -> None:
+    """Set `stop_requested` as soon as there is a `stop_file`."""
+
+    def watch() -> None:
+        while not stop_file(run).exists():
+            time.sleep(0.5)
+        stop_requested.set()
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import InputError
+from common.ranges import Positive
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ExecutorConfig:
     kind: Literal["process", "ray"] = "process"
     workers: int = 0
     ray_address: str = "local"
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: Positive = 1.0
     gpus_per_worker: float = 0.0
     retry_failed: int = 2
     retry_crashes: int = 2

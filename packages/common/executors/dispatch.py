@@ -16,7 +16,9 @@ from typing import Any
 from common.errors import UserError
 from common.executors.workers import Worker, WorkerTask
 from common.ledger.store import DIED, PAUSE, TIMED_OUT, Outcome, Unit
+from common.signals import STOP_SIGNALS
 
+GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this process
 TICK_SECONDS = 1.0  # time without any result after which `watch` is called
 
 
@@ -104,8 +106,9 @@ def attempts(
         outcome = _result(slot, future)
         index, slot.running, proven = slot.index, None, proven or outcome is not None
         if outcome is None:
+            why = _death_reason(slot)
             _refill(slot, ended)
-            outcome = _lost(rows[index], next_attempt(index), DIED, "killed, out of memory, or crashed.")
+            outcome = _lost(rows[index], next_attempt(index), DIED, f"it {why}.")
         elif outcome.state == "pending":
             slot.resumes = time.monotonic() + float(outcome.outputs.get(PAUSE, 0.0))
         yield index, outcome
@@ -135,7 +138,7 @@ def _submit_units(
             continue
         if slot.loading.exception() is not None:
             if not proven:
-                raise LoadError("its worker died loading its models; check that there is enough memory.")
+                raise LoadError(f"its worker died loading its models: it {_death_reason(slot)}.")
             _refill(slot, ended)
             continue
         slot.index = todo.popleft()
@@ -147,6 +150,15 @@ def _submit_units(
             continue
         slot.running, slot.started = running, now
         running.add_done_callback(lambda future, slot=slot: ended.put((slot, future)))  # type: ignore[misc]
+
+
+def _death_reason(slot: WorkerSlot) -> str:
+    # A signal to the whole process group or control group reaches the workers as well. This process's own may come a
+    # moment later, and then ends it here, before the crash is counted against the unit.
+    reason = slot.worker.death_reason()
+    if any(reason.endswith(number.name) for number in STOP_SIGNALS):
+        time.sleep(GROUP_SECONDS)
+    return reason
 
 
 def _result(slot: WorkerSlot, future: "Future[Outcome]") -> Outcome | None:

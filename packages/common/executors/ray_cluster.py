@@ -1,20 +1,24 @@
 """Ray workers, and the connection to the Ray cluster; the only file of the executors that imports Ray."""
 
+import atexit
 import gc
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
 from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
+from common.signals import Stopped, keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
@@ -57,16 +61,28 @@ class RayWorker:
         options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_restarts": 0}
         actor: Any = ray.remote(Host).options(**options)
         self._actor: Any = actor.remote()
+        self._last: Future[Any] | None = None
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
         """Start loading in the actor."""
         future: Future[None] = self._actor.load.remote(job).future()
+        self._last = future
         return future
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Start one unit in the actor."""
         future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
+        self._last = future
         return future
+
+    def death_reason(self) -> str:
+        """Ray knows the exit code of an actor only as a guess; of its own memory monitor it is sure."""
+        import ray
+
+        error = self._last.exception() if self._last and self._last.done() else None
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return "was killed by Ray because memory ran out"
+        return "was killed or crashed; the logs of Ray on its machine say more"
 
     def stop(self) -> None:
         """Kill the actor; it is gone already when Ray has been shut down."""
@@ -89,7 +105,7 @@ def connect_ray(config: ExecutorConfig) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.ray_address != "local":
         try:
-            ray.init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
+            _init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
         except ConnectionError as error:
             reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
             raise StageError(
@@ -100,10 +116,42 @@ def connect_ray(config: ExecutorConfig) -> None:
     # A private Ray inherits the environment; a cluster needs a runtime_env, which is slower.
     workers = config.workers or len(os.sched_getaffinity(0))
     cores = max(1, math.ceil(workers * config.cpus_per_worker))
+    atexit.register(_end_private_ray)
     with _environment("PYTHONPATH", search):
-        ray.init(
-            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
-        )
+        _init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    with keep_handlers():
+        try:
+            ray.init(**options)
+        except SystemExit as end:  # of the handler of SIGTERM that Ray installs first of all
+            raise Stopped(signal.SIGTERM) from end
+
+
+def _end_private_ray() -> None:
+    """Shut a private Ray down with the agents of its raylet, which would outlive it by some seconds."""
+    import ray
+
+    raylets = _children(os.getpid(), "raylet")
+    agents = [agent for raylet in raylets for agent in _children(raylet)]
+    ray.shutdown()
+    for agent in agents:
+        with suppress(ProcessLookupError):
+            os.kill(agent, signal.SIGKILL)
+
+
+def _children(parent: int, name: str = "") -> list[int]:
+    """Process ids of the children of a process, those of one name if it is given; none where there is no /proc."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            before, _, after = file.read_text().rpartition(")")
+            if int(after.split()[1]) == parent and before.partition("(")[2].startswith(name):
+                found.append(int(file.parent.name))
+    return found
 
 
 def ray_capacity(stage: Stage, config: ExecutorConfig, kind: WorkerKind, idle: IdleWorkers | None) -> int:

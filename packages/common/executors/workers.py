@@ -8,15 +8,20 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from common.ledger.store import Outcome, Unit
+from common.signals import STOP_SIGNALS, exit_reason, oom_kills
 
+COLLECT_SECONDS = 2.0  # at most, until the exit code of a dead process is known
 WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane
 
 
@@ -42,6 +47,9 @@ class Worker(Protocol):
 
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Start one unit."""
+
+    def death_reason(self) -> str:
+        """Why the worker is gone, as "was killed by signal SIGTERM"; called after one of the errors of `death`."""
 
     def stop(self) -> None:
         """End the worker, in the middle of a unit if it has one."""
@@ -71,6 +79,10 @@ class InProcessWorker:
         future.set_result(self._job.attempt(unit, attempt))
         return future
 
+    def death_reason(self) -> str:
+        """Never called: this process lives."""
+        return "was lost"
+
     def stop(self) -> None:
         """Release the job."""
         self._job = None
@@ -82,9 +94,11 @@ class ProcessWorker:
     death: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
     def __init__(self) -> None:
+        _start_tracker()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process)
         self._processes: set[BaseProcess] = set()
+        self._oom_kills = oom_kills()
 
     def load(self, job: WorkerTask | None) -> "Future[None]":
         """Start loading in the process."""
@@ -97,6 +111,13 @@ class ProcessWorker:
     def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
         """Start one unit in the process."""
         return self._pool.submit(_attempt, unit, attempt)
+
+    def death_reason(self) -> str:
+        """From the exit code of the process, which the pool may collect a moment after it has broken."""
+        deadline = time.monotonic() + COLLECT_SECONDS
+        while None in (codes := [process.exitcode for process in self._processes]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return exit_reason(codes[0] if codes else None, self._oom_kills)
 
     def stop(self) -> None:
         """Kill the process. No clean shutdown: units are safe against a kill at any moment, and libraries such as
@@ -137,14 +158,24 @@ class IdleWorkers:
                 worker.stop()
 
 
+def _start_tracker() -> None:
+    """Start multiprocessing's tracker of semaphores, unless it runs, such that it outlives a stop of the process group
+    and is silent about what it then removes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a blocked signal stays so in the new process
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _job: WorkerTask | None = None  # of this spawned process
 
 
 def _enter_process() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism
-    signal.signal(
-        signal.SIGINT, lambda *_: os._exit(130)
-    )  # Ctrl-C reaches the whole process group: exit without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole process group: no traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
