@@ -21,10 +21,10 @@ MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_a
 # The demuxers that may read a foreign file: recordings of sound or images that hold their data themselves. Not those
 # that read other files (concat, hls, dash, playlists, SDP), devices, pictures, subtitles, or any text as a video (tty).
 DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv asf ogg mxf gxf nut dv rm ivf obu av1 "
-    "h264 hevc vvc m4v h263 mjpeg gif apng yuv4mpegpipe wav w64 aiff caf au voc mp3 aac loas flac ape wv tta amr ac3 "
-    "eac3 ac4 dts dtshd truehd mlp mpc mpc8 dsf oma gsm iff"
-).split()
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gxf,nut,dv,rm,ivf,obu,"
+    "av1,h264,hevc,vvc,m4v,h263,mjpeg,gif,apng,yuv4mpegpipe,wav,w64,aiff,caf,au,voc,mp3,aac,loas,flac,ape,wv,tta,amr,"
+    "ac3,eac3,ac4,dts,dtshd,truehd,mlp,mpc,mpc8,dsf,oma,gsm,iff"
+)
 
 # What no recording of a person goes beyond; a damaged header may claim anything.
 MAX_PIXELS = 40_000_000  # of one image: 8K has 33 million
@@ -67,7 +67,7 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
         raise MissingFileError(f"There is no media file at {path}; give the path of an existing video or sound file.")
     if not os.path.isfile(path):  # a pipe or a device may never end
         raise MediaError("not_a_video", f"{path} is not a file; expected a video or sound file.")
-    allowed = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+    allowed = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     # No protocol's name can stand before a path from the root: "concat:a|b" and "subfile,,...:a" are legal file names.
     place = os.path.join(os.getcwd(), path)
     try:
@@ -95,7 +95,9 @@ def _opening_error(path: Path, error: Exception) -> MediaError:
         return MediaError("truncated", f"{path} ends before its index (no moov box found); fetch the file again.")
     if head[:4] == b"\x1a\x45\xdf\xa3" or head[:4] == b"RIFF":
         return MediaError("unreadable", f"{path} has a damaged header; fetch the file again.")
-    return MediaError("not_a_video", f"{path} is in none of the formats that are read; expected video or sound, say an mp4.")
+    return MediaError(
+        "not_a_video", f"{path} is in none of the formats that are read; expected video or sound, say an mp4."
+    )
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
