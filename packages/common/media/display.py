@@ -35,7 +35,7 @@ def orientation(frame: VideoFrame) -> Orientation:
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Orientation(False, 0)
-    a, b, _, c, d = np.frombuffer(cast(Buffer, matrix), np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(cast(Buffer, matrix)), np.int32)[:5].tolist()
     mirrored = a * d - b * c < 0
     if mirrored:
         a, b = -a, -b

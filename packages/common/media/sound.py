@@ -33,11 +33,11 @@ FRONT_GAIN, CENTRE_GAIN, SURROUND_GAIN = 0.5, 1.0, 0.5
 def decode_mono(container: InputContainer, start: float, end: float | None) -> tuple[np.ndarray, float, int]:
     """Mono samples covering [start, end] of the container's clock, the time of the first, and their rate.
 
-    Mixed by `MonoMix`. Raises MediaError: too_long for more than `LONGEST_AUDIO`, by the header or by what is there.
+    Mixed by `MonoMix`. Raises MediaError: too_long for more than `LONGEST_AUDIO`, before it is decoded.
     """
     stream = audio_stream(container)
     assert stream is not None  # the caller has looked
-    _check_length(container, stream, start, end)
+    _check_length(container, start, end)
     mix = MonoMix()
     decoded = _decode(container, stream, start, end, mix)
     if mix.cancels():
@@ -48,31 +48,28 @@ def decode_mono(container: InputContainer, start: float, end: float | None) -> t
     return mix.without_overshoot(decoded[0]), *decoded[1:]
 
 
-def _check_length(container: InputContainer, stream: AudioStream, start: float, end: float | None) -> None:
-    if end is not None:
-        seconds = end - start
-    else:
-        announced = stream.duration * stream.time_base if stream.duration and stream.time_base else None
-        seconds = float((container.duration or 0) / av.time_base if announced is None else announced)
-        if seconds > LONGEST_AUDIO:  # or the header lies: packets are counted without decoding them
-            seconds = min(seconds, _packet_seconds(container.name))
+def _check_length(container: InputContainer, start: float, end: float | None) -> None:
+    seconds = _packet_seconds(container.name) if end is None else end - start
     if seconds > LONGEST_AUDIO:
-        raise _too_long(container, seconds)
+        raise _too_long(container)
 
 
 def _packet_seconds(path: str) -> float:
+    """Seconds of audio in a file by its packets, whatever its header says, without decoding; not counted to the end
+    where it is too long."""
+    seconds = 0.0
     with open_media(path) as container:
         stream = audio_stream(container)
         assert stream is not None
-        seconds = 0.0
         for packet in container.demux(stream):
             seconds += float((packet.duration or 0) * (packet.time_base or 0))
+            if seconds > LONGEST_AUDIO:
+                break
     return seconds
 
 
-def _too_long(container: InputContainer, seconds: float) -> MediaError:
-    hours = f"{seconds / 3600:.1f} hours"
-    return MediaError("too_long", f"{container.name} lasts {hours}; cut it to {LONGEST_AUDIO / 3600:g}.")
+def _too_long(container: InputContainer) -> MediaError:
+    return MediaError("too_long", f"{container.name} has over {LONGEST_AUDIO / 3600:g} hours of sound; cut it.")
 
 
 def _decode(
@@ -104,7 +101,7 @@ def _decode(
             blocks.append(mix.add(packed))
             length += len(blocks[-1])
         if length > min(LONGEST_AUDIO * rate, MAX_SAMPLES):
-            raise _too_long(container, length / rate)
+            raise _too_long(container)
     return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), (first if blocks else start), rate
 
 
