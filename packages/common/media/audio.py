@@ -9,9 +9,9 @@ import av
 import numpy as np
 
 from common.constants import AUDIO_RATE
+from common.media.downmix import decode_mono
 from common.media.index import index_video
 from common.media.open import MediaError, audio_stream, open_media, video_stream
-from common.media.sound import decode_mono
 from common.media.write import audio_frame
 
 
@@ -20,8 +20,8 @@ def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end
 
     `end` None means the end of the last frame, so T frames at 25 fps come with T * 640 samples at 16 kHz; where the
     audio starts late, has a gap or ends early there are zeros. In a file without images time 0 is the first sample
-    and the audio is returned whole. Any channels are mixed as `common.media.sound.MonoMix` says. Raises
-    FileNotFoundError or MediaError (no_audio: there is no audio stream; too_long: more than 4 hours).
+    and the audio is returned whole. Any channels are mixed as `common.media.downmix.MonoMix` says. Raises
+    FileNotFoundError or MediaError (no_audio: there is no audio stream; unsupported: more than 4 hours of it).
     """
     with open_media(path) as container:
         stream = audio_stream(container)

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from common.media.display import HDR, WIDE_GAMUT, orientation, square_size, transfer
 from common.media.open import (
     MAX_PIXELS,
-    PICTURES,
+    STILLS,
     MediaError,
     audio_stream,
     check_bytes,
@@ -233,7 +233,7 @@ def _special(
     for one in (stream, audio):
         if one is not None:
             same = [other for other in container.streams if other.type == one.type]
-            tracks = [other.index for other in same if not other.disposition & PICTURES]
+            tracks = [other.index for other in same if not other.disposition & STILLS]
             if one.index != tracks[0]:
                 yield f"{one.type} track {tracks.index(one.index) + 1} of {len(tracks)}"
     if audio is not None and (audio.channels or 0) > 2:

@@ -11,9 +11,9 @@ import numpy as np
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
+from common.media.downmix import LONGEST_AUDIO
+from common.media.images import read_image_file
 from common.media.open import audio_stream, open_media
-from common.media.pictures import read_picture
-from common.media.sound import LONGEST_AUDIO
 from common.media.video import read_video
 from omniavatar.config import Request
 
@@ -56,7 +56,7 @@ def read_request(request: Request) -> Inputs:
 def read_image(path: Path | str) -> np.ndarray:
     """An image file, upright and in sRGB, as uint8 (H, W, 3); of a GIF or a video the first frame.
 
-    Converted as by `common.media.pictures.picture_rgb`; sides beyond 4096 px are averaged down. Raises
+    Converted as by `common.media.images.image_to_rgb`; sides beyond 4096 px are averaged down. Raises
     FileNotFoundError, InputError.
     """
     path = Path(path)
@@ -64,7 +64,7 @@ def read_image(path: Path | str) -> np.ndarray:
         raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return check_sides(read_video(path, end=1 / 25)[0], path)
-    return check_sides(read_picture(path, LARGEST_SIDE), path)
+    return check_sides(read_image_file(path, LARGEST_SIDE), path)
 
 
 def check_sides(image: np.ndarray, name: Path | str) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
     ("call", "places"),
     [
         (r"\bav\.open\((?![^\n]*\"w\")", {"packages/common/media/open.py"}),
-        (r"\bImage\.open\(", {"packages/common/media/pictures.py"}),
+        (r"\bImage\.open\(", {"packages/common/media/images.py"}),
         (r"decord\.VideoReader\(", {"packages/common/media/decord_reader.py"}),
         (r"cv2\.(imread|VideoCapture)|\bffmpeg\b.*-i |imageio|soundfile|torchaudio", set()),
     ],

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from common.errors import InputError
-from common.media.pictures import read_picture
+from common.media.images import read_image_file
 
 RED = (200, 30, 30)
 SECRET = "secret-token"
@@ -33,7 +33,7 @@ def test_what_is_no_picture_is_refused_without_repeating_it(kind: str, tmp_path:
     path = tmp_path / "face.png"
     path.write_bytes(FOREIGN[kind])
     with pytest.raises(InputError) as error:
-        read_picture(path)
+        read_image_file(path)
     assert str(path) in str(error.value) and SECRET not in str(error.value)
 
 
@@ -41,7 +41,7 @@ def test_what_is_no_picture_is_refused_without_repeating_it(kind: str, tmp_path:
 def test_pictures_of_every_usual_format_are_read(suffix: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 48), RED)
     image.save(tmp_path / f"a.{suffix}", **({"append_images": [image], "save_all": True} if suffix == "mpo" else {}))
-    found = read_picture(tmp_path / f"a.{suffix}")
+    found = read_image_file(tmp_path / f"a.{suffix}")
     assert found.shape == (48, 64, 3) and found.dtype == np.uint8
     assert np.abs(found.astype(int) - RED).max() < 8
 
@@ -57,7 +57,7 @@ def test_every_orientation_is_undone(tag: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x112] = tag
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), upright)
+    np.testing.assert_array_equal(read_image_file(tmp_path / "a.png"), upright)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -84,7 +84,7 @@ WORKFLOW = zlib.compress(bytes(80_000_000))  # a workflow of a node-based tool h
 )
 def test_text_in_a_png_of_any_size_does_not_matter(chunks: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "workflow.png").write_bytes(png_with(*chunks))
-    assert (read_picture(tmp_path / "workflow.png") == RED).all()
+    assert (read_image_file(tmp_path / "workflow.png") == RED).all()
 
 
 @pytest.mark.parametrize(
@@ -93,28 +93,28 @@ def test_text_in_a_png_of_any_size_does_not_matter(chunks: list[bytes], tmp_path
 def test_what_unpacks_without_end_is_damaged(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png_with(body))
     with pytest.raises(InputError, match="is damaged"):
-        read_picture(tmp_path / "bomb.png")
+        read_image_file(tmp_path / "bomb.png")
 
 
 def test_gigantic_pictures_are_refused_by_their_header(tmp_path: Path) -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     (tmp_path / "big.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     with pytest.raises(InputError, match="has too many pixels"):
-        read_picture(tmp_path / "big.png")
+        read_image_file(tmp_path / "big.png")
     with (tmp_path / "sparse.png").open("wb") as file:
         os.truncate(file.fileno(), 2**31)
     with pytest.raises(InputError, match="2147483648 bytes; give an image file of at most 1 GiB"):
-        read_picture(tmp_path / "sparse.png")
+        read_image_file(tmp_path / "sparse.png")
 
 
 def test_a_length_that_lies_is_damage(tmp_path: Path) -> None:
     content = png_with()
     (tmp_path / "lie.png").write_bytes(content[:8] + b"\xff\xff\xff\xff" + content[12:])
     with pytest.raises(InputError, match="is damaged"):
-        read_picture(tmp_path / "lie.png")
+        read_image_file(tmp_path / "lie.png")
 
 
 def test_sides_beyond_the_longest_are_averaged_down(tmp_path: Path) -> None:
     Image.new("RGB", (90, 30), RED).save(tmp_path / "wide.png")
-    assert read_picture(tmp_path / "wide.png", longest=40).shape == (10, 30, 3)
-    assert read_picture(tmp_path / "wide.png").shape == (30, 90, 3)
+    assert read_image_file(tmp_path / "wide.png", longest=40).shape == (10, 30, 3)
+    assert read_image_file(tmp_path / "wide.png").shape == (30, 90, 3)
