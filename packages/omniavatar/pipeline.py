@@ -11,11 +11,12 @@ from PIL import Image
 
 from common.constants import AUDIO_RATE
 from common.errors import InputError, MissingFileError
+from common.media.images import image_to_rgb
 from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video.inputs import AudioInput, check_sides, read_audio_input, read_image, silent_audio, to_rgb
+from omniavatar.video.inputs import LARGEST_SIDE, AudioInput, check_sides, read_audio_input, read_image, silent_audio
 from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
@@ -127,7 +128,11 @@ def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
 def _read_portrait(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
-    return check_sides(to_rgb(image), "The image") if isinstance(image, Image.Image) else read_image(image)
+    return (
+        check_sides(image_to_rgb(image, LARGEST_SIDE), "The image")
+        if isinstance(image, Image.Image)
+        else read_image(image)
+    )
 
 
 def _read_audio(audio: np.ndarray | Path | str | None, seconds: float) -> AudioInput:

@@ -7,19 +7,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 
 from common.constants import AUDIO_RATE
+from common.media.downmix import decode_mono
 from common.media.index import index_video
 from common.media.open import MediaError, audio_stream, open_media, video_stream
 from common.media.write import audio_frame
-
-# Stamps that stray less than this from the running sample count are rounding, not a gap in the audio.
-AUDIO_JITTER = 0.02
-# Decoding starts this much before the wanted audio: a transform codec needs the previous block.
-AUDIO_PREROLL = 0.3
-# A longer silence between two packets is a damaged stamp.
-MAX_GAP = 600.0
 
 
 def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end: float | None = None) -> np.ndarray:
@@ -27,7 +20,8 @@ def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end
 
     `end` None means the end of the last frame, so T frames at 25 fps come with T * 640 samples at 16 kHz; where the
     audio starts late, has a gap or ends early there are zeros. In a file without images time 0 is the first sample
-    and the audio is returned whole. Raises FileNotFoundError or MediaError ("no_audio": there is no audio stream).
+    and the audio is returned whole. Any channels are mixed as `common.media.downmix.MonoMix` says. Raises
+    FileNotFoundError or MediaError (no_audio: there is no audio stream; unsupported: more than 4 hours of it).
     """
     with open_media(path) as container:
         stream = audio_stream(container)
@@ -38,7 +32,7 @@ def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end
             origin, end = index.start, index.probe.duration if end is None else end
         else:
             origin = float((stream.start_time or 0) * (stream.time_base or 0))
-        samples, first, stored = _decode_audio(container, origin + start, None if end is None else origin + end)
+        samples, first, stored = decode_mono(container, origin + start, None if end is None else origin + end)
         samples, first = _resample(samples, stored, rate), first - origin
     begin = round((start - first) * rate)
     stop = len(samples) if end is None else begin + round((end - start) * rate)
@@ -46,36 +40,6 @@ def read_audio(path: str | Path, rate: int = AUDIO_RATE, start: float = 0.0, end
     kept = samples[max(0, begin) : max(0, stop)]
     tail = np.zeros(max(0, stop - begin - len(lead) - len(kept)), np.float32)
     return np.concatenate([lead, kept, tail])
-
-
-def _decode_audio(container: InputContainer, start: float, end: float | None) -> tuple[np.ndarray, float, int]:
-    """Mono samples covering [start, end] of the container's clock, the time of the first, and their rate."""
-    stream = container.streams.audio[0]
-    if start > AUDIO_PREROLL:
-        container.seek(int((start - AUDIO_PREROLL) * av.time_base))
-    flat, form = av.AudioResampler(format="fltp"), ("", "")
-    blocks: list[np.ndarray] = []
-    first, length, rate = 0.0, 0, stream.rate
-    for frame in container.decode(stream):
-        rate = rate if blocks else frame.sample_rate  # some codecs know it only now
-        time = first + length / rate if frame.time is None else frame.time
-        if end is not None and time > end + AUDIO_PREROLL:
-            break
-        first = first if blocks else time
-        gap = time - first - length / rate
-        if gap > MAX_GAP or frame.sample_rate != rate:
-            what = f"a gap of {gap:.0f} s" if gap > MAX_GAP else f"a change from {rate} to {frame.sample_rate} Hz"
-            raise MediaError("unreadable", f"{container.name}: {what} in the sound; fetch the file again.")
-        if gap > AUDIO_JITTER:
-            blocks.append(np.zeros(round(gap * rate), np.float32))
-            length += len(blocks[-1])
-        if (frame.format.name, frame.layout.name) != form:
-            flat, form = av.AudioResampler(format="fltp"), (frame.format.name, frame.layout.name)
-        for planar in flat.resample(frame):
-            # A plain mean keeps any channel layout inside [-1, 1].
-            blocks.append(planar.to_ndarray().mean(axis=0))
-            length += len(blocks[-1])
-    return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), (first if blocks else start), rate
 
 
 def _resample(samples: np.ndarray, stored_rate: int, rate: int) -> np.ndarray:
