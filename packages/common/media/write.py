@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -20,7 +19,6 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from common.constants import AUDIO_RATE, FPS
-from common.media.marks import XMP_BOX, mark_tags
 from common.runs import atomic_write
 
 AUDIO_BIT_RATE = 64_000
@@ -43,14 +41,15 @@ def write_video(
     audio_rate: int = AUDIO_RATE,
     crf: int = 18,
     timestamps: Sequence[float] | None = None,
-    generated_by: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    boxes: bytes = b"",
 ) -> None:
     """Write frames uint8 RGB (T, H, W, 3) and mono audio (n,) as MP4: H.264 yuv420p (BT.709) and AAC.
 
-    `timestamps` (s, increasing, one per frame) replace the constant rate. `generated_by`, the settings of a model,
-    marks the file as generated (`common.media.marks`); filmed and drawn videos have none. The same input gives the same
-    bytes, and the file appears whole or not at all. Raises ValueError for no frames, odd sizes or wrong arrays, and
-    what common.runs.atomic_write raises (a full disk).
+    `timestamps` (s, increasing, one per frame) replace the constant rate. `tags` is metadata of any names, `boxes`
+    whole MP4 boxes for the end of the file (see common.media.marks). The same input gives the same bytes, and the file
+    appears whole or not at all. Raises ValueError for no frames, odd sizes or wrong arrays, and what
+    common.runs.atomic_write raises (a full disk).
     """
     iterator = iter(frames)
     first = next(iterator, None)
@@ -59,12 +58,11 @@ def write_video(
     _check_image(path, first, first.shape)
     # bitexact leaves dates and library versions out of the file
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    if generated_by is not None:
+    if tags:
         options["movflags"] += "+use_metadata_tags"
     with atomic_write(path) as temporary:
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            if generated_by is not None:
-                container.metadata.update(mark_tags(generated_by))
+            container.metadata.update(tags or {})
             video_writer = _VideoWriter.open(container, first.shape, fps, crf, timestamps)
             audio_writer = _AudioWriter.open(container, audio, audio_rate)
             for number, image in enumerate(chain([first], iterator)):
@@ -72,9 +70,8 @@ def write_video(
                 audio_writer.write(until=video_writer.write(number, image))
             audio_writer.write(until=None)
             container.mux(video_writer.stream.encode(None))
-        if generated_by is not None:
-            with temporary.open("ab") as file:
-                file.write(XMP_BOX)
+        with temporary.open("ab") as file:
+            file.write(boxes)
 
 
 def _check_image(path: str | Path, image: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from common.constants import AUDIO_RATE, FPS
-from common.media.marks import XMP_PACKET
+from common.media.marks import XMP_BOX, XMP_PACKET, mark_tags
 from common.media.write import write_video
 from common.runs import atomic_write, write_json
 from omniavatar.config import GenerateConfig
@@ -40,7 +40,8 @@ def write_avatar_video(
         count = len(frames) if isinstance(frames, np.ndarray) else len(frames := list(frames))
     samples = round(count * rate / FPS)
     track = np.pad(wave[:samples], (0, max(0, samples - len(wave))))
-    write_video(path, frames, track, audio_rate=rate, generated_by=made_with or settings_mark())
+    tags = mark_tags(made_with or settings_mark())
+    write_video(path, frames, track, audio_rate=rate, tags=tags, boxes=XMP_BOX)
 
 
 def settings_mark(
