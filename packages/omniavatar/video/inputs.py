@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
-from common.media.open import audio_stream, open_media
+from common.media.open import MediaError, audio_stream, open_media
 from common.media.video import read_first_image
 from common.runs import sha256_file
 from omniavatar.config import Request
@@ -29,6 +29,9 @@ LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger 
 LARGEST_RATIO = 8.0
 LONGEST_AUDIO = 4 * 3600.0  # seconds
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+# Node-based tools store their whole graph in a PNG; Pillow's limit is 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = 100_000_000
+PngImagePlugin.MAX_TEXT_MEMORY = 200_000_000
 AAC_RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 
@@ -117,18 +120,30 @@ def read_image(path: Path | str) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    try:
+        return check_sides(_read_still(path), path)
+    except UnidentifiedImageError:
+        pass  # a video, then, whatever its suffix
+    try:
         return check_sides(read_first_image(path), path)
+    except MediaError as error:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            raise
+        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or similar file.") from error
+
+
+def _read_still(path: Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3). Raises UnidentifiedImageError for what is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return check_sides(to_rgb(image), path)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or similar file.") from error
+                return to_rgb(image)
+    except UnidentifiedImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} has too many pixels ({error}); give an image of at most 8000 px a side.") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # ValueError: text chunks beyond all measure
         raise InputError(f"{path} is damaged ({error}); give an image that opens in a viewer.") from error
 
 

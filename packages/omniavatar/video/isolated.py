@@ -76,7 +76,9 @@ class _Child:
         if code >= 0:
             self.log.seek(0)
             words = self.log.read().decode(errors="replace").strip()
-            return RuntimeError(f"The process that decodes {path} ended with exit code {code}: {words}")
+            bug = RuntimeError(f"The process that decodes {path} ended with exit code {code}: {words[-200:]}")
+            bug.add_note(words)
+            return bug
         name = signal.Signals(-code).name
         causes = {
             signal.SIGALRM: f"its decoder took longer than {TIME_LIMIT:g} s",
