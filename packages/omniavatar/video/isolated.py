@@ -24,15 +24,19 @@ import numpy as np
 from common.errors import InputError, MissingFileError, UserError
 from common.media.open import MediaError, MediaFault
 
-TIME_LIMIT = 300  # seconds for one file; four hours of sound take a sixth of it
+TIME_LIMIT = 300  # seconds for one file; four hours of sound take a quarter of it
 _START = "from omniavatar.video.isolated import serve; serve()"
+
+
+class DecoderStoppedError(UserError, RuntimeError):
+    """A file took too long or too much memory; another time, or on another machine, it may not."""
 
 
 def decode(function: str, path: Path | str) -> list[Any]:
     """The result of `function` ("module:name") for a file, a sequence of arrays and numbers, computed in the child.
 
-    Raises what it raises of UserError, MediaError when the decoder crashed, was killed or took longer than TIME_LIMIT,
-    RuntimeError with the child's traceback for a bug.
+    Raises what it raises of UserError, MediaError when the decoder crashed, DecoderStoppedError when it was killed or
+    took longer than TIME_LIMIT, and RuntimeError with the child's traceback for a bug.
     """
     return _own_child().decode(function, path)
 
@@ -50,17 +54,19 @@ class _Child:
     def decode(self, function: str, path: Path | str) -> list[Any]:
         with self.lock:
             if self.process is None or self.process.poll() is not None:
+                self.end()
                 self.process = self._start()
-            answered = False
+            answer: list[Any] | UserError | None = None
             try:
-                parts = _ask(self.process, {"function": function, "path": str(path), "seconds": TIME_LIMIT})
-                answered = True
+                answer = _ask(self.process, {"function": function, "path": str(path), "seconds": TIME_LIMIT})
             except (EOFError, BrokenPipeError):
                 raise self._death(path, self.process.wait()) from None
             finally:
-                if not answered:  # interrupted, say: half an answer may be in the pipe
+                if answer is None:  # interrupted, say: half of it may be in the pipe
                     self.end()
-        return parts
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.log.seek(0)
@@ -76,16 +82,16 @@ class _Child:
         if code >= 0:
             self.log.seek(0)
             words = self.log.read().decode(errors="replace").strip()
-            bug = RuntimeError(f"The process that decodes {path} ended with exit code {code}: {words[-200:]}")
+            last = words.splitlines()[-1] if words else "no message"
+            bug = RuntimeError(f"The process that decodes {path} ended with exit code {code}: {last}")
             bug.add_note(words)
             return bug
+        if -code == signal.SIGALRM:
+            return DecoderStoppedError(f"{path} was not decoded within {TIME_LIMIT:g} s; convert or shorten the file.")
+        if -code in (signal.SIGKILL, signal.SIGTERM):
+            return DecoderStoppedError(f"The decoder of {path} was killed, as a rule for lack of memory; try it again.")
         name = signal.Signals(-code).name
-        causes = {
-            signal.SIGALRM: f"its decoder took longer than {TIME_LIMIT:g} s",
-            signal.SIGKILL: "its decoder was killed, as a rule for lack of memory",
-        }
-        cause = causes.get(signal.Signals(-code), f"its decoder crashed ({name})")
-        return MediaError("unreadable", f"{path} cannot be decoded: {cause}; convert the file and try again.")
+        return MediaError("unreadable", f"{path} cannot be decoded: its decoder crashed ({name}); convert the file.")
 
     def end(self) -> None:
         """Stop the process if this one started it."""
@@ -104,7 +110,7 @@ def _own_child() -> _Child:
     return _children[0]
 
 
-def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> list[Any]:
+def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> list[Any] | UserError:
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps(request).encode() + b"\n")
     process.stdin.flush()
@@ -113,7 +119,7 @@ def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> list[Any]
         raise EOFError
     reply = json.loads(line)
     if "error" in reply:
-        raise _error(**reply)
+        return _error(**reply)
     return [_received(part, process.stdout) for part in reply["parts"]]
 
 
