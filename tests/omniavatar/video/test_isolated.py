@@ -28,7 +28,9 @@ def crash(path: str) -> None:
 
 
 def refuse(path: str) -> None:
-    raise {"input": InputError, "missing": MissingFileError}.get(path, lambda words: MediaError("no_audio", words))(path)
+    raise {"input": InputError, "missing": MissingFileError}.get(path, lambda words: MediaError("no_audio", words))(
+        path
+    )
 
 
 def stumble(path: str) -> None:
