@@ -28,6 +28,11 @@ def check_output_file(path: Path, suffixes: Sequence[str] = (), inputs: Iterable
         raise _unwritable(path, error) from error
 
 
+def run_files(run: Path) -> list[Path]:
+    """The tables and settings of a run folder, which no output of a command that reads it may replace."""
+    return [path for path in run.iterdir() if path.suffix in (".parquet", ".yaml", ".json")] if run.is_dir() else []
+
+
 def check_output_folder(path: Path) -> None:
     """Raise InputError unless files can be written into the folder `path`, which need not exist."""
     try:

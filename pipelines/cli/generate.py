@@ -32,7 +32,9 @@ def generate(
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
     ] = None,
-    out: Annotated[Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder; never an input")] = OUT,
+    out: Annotated[
+        Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder; never an input")
+    ] = OUT,
     preset: Annotated[str, typer.Option(help="default, official or paper: how chunks are sampled and joined")] = "",
     measure: Annotated[
         bool, typer.Option("--measure", help="also measure drift of colours, of likeness and at joins, for the JSON")

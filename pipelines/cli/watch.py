@@ -49,6 +49,7 @@ def curves(
     out: Annotated[Path | None, typer.Option(help="PNG file to write (default: RUN/report/training.png)")] = None,
 ) -> None:
     """Plot a training: losses, audio gap, lip sync of its samples."""
+    from common.outputs import check_output_file
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 
@@ -57,5 +58,6 @@ def curves(
     if wrong:
         raise InputError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
     target = out or RunFolder(run).report / "training.png"
+    check_output_file(target, (".png",))
     draw_training_curves(RunFolder(run), target, {name: RunFolder(Path(folder)) for name, _, folder in pairs})
     print(target)

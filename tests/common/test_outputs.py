@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError
-from common.outputs import check_output_file, check_output_folder, ignores_case, same_file
+from common.outputs import check_output_file, check_output_folder, ignores_case, run_files, same_file
 
 
 @pytest.fixture
@@ -58,3 +58,10 @@ def test_a_folder_below_a_file_is_refused(talk: Path) -> None:
     for path in (talk, talk / "below"):
         with pytest.raises(InputError, match="not a folder"):
             check_output_folder(path)
+
+
+def test_the_tables_of_a_run_are_inputs_of_what_reads_it(tmp_path: Path) -> None:
+    for name in ("clips.parquet", "recipe.yaml", "test.tsv"):
+        (tmp_path / name).write_text("x")
+    assert {path.name for path in run_files(tmp_path)} == {"clips.parquet", "recipe.yaml"}
+    assert run_files(tmp_path / "absent") == []
