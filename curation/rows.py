@@ -27,6 +27,8 @@ class _ProbeFields(TypedDict, total=False):
     max_frame_gap: float
     has_audio: bool
     interlaced: bool
+    color_transfer: str
+    presentation: str
 
 
 class SourceRow(_ProbeFields, total=False):
@@ -62,6 +64,7 @@ class ClipRow(TypedDict, total=False):
     unit: str
     path: str  # of the source video
     source_sha256: str
+    presentation: str  # of the source; see `common.media.index.Probe`
     size: list[int] | None  # width, height of a cropped clip; null = as the source
     x: float | None  # annotated face centre, fractions of the clip's frame
     y: float | None
@@ -90,6 +93,7 @@ class ClipRow(TypedDict, total=False):
     height: int
     crop: list[int] | None
     codec: str
+    color_transfer: str | None
     audio_rate: int
     video_start_pts: float
     audio_start_pts: float

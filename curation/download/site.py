@@ -23,6 +23,7 @@ from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
 from common.errors import MissingFileError
+from common.media.open import MediaError, open_media
 from common.runs import disk_guard
 from curation.config import EgressConfig
 from curation.download.errors import Failure, FailureClass, classify
@@ -164,14 +165,14 @@ def describe(info: Info) -> dict[str, Any]:
 def join_streams(video: Path, audio: Path, target: Path) -> None:
     """Mux a video and an audio stream into one file, packets and timestamps unchanged."""
     try:
-        with av.open(str(video)) as first, av.open(str(audio)) as second, av.open(str(target), "w") as joined:
+        with open_media(video) as first, open_media(audio) as second, av.open(str(target), "w") as joined:
             sources: list[tuple[InputContainer, Stream]] = [(first, first.streams.video[0])]
             sources.append((second, second.streams.audio[0]))
             copies = [joined.add_stream_from_template(stream) for _, stream in sources]
             flows = [_packets(*source, copy) for source, copy in zip(sources, copies, strict=True)]
             for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
                 joined.mux(packet)
-    except (av.FFmpegError, IndexError) as error:
+    except (MediaError, FileNotFoundError, av.FFmpegError, IndexError) as error:
         raise Failure(FailureClass.POST_CHECK, f"{video.name} and {audio.name} cannot be joined ({error})") from error
 
 
@@ -185,9 +186,9 @@ def _packets(container: InputContainer, stream: Stream, copy: Stream) -> Iterato
 
 def _suffix_of_join(video: Path, audio: Path) -> str:
     try:
-        with av.open(str(video)) as first, av.open(str(audio)) as second:
+        with open_media(video) as first, open_media(audio) as second:
             codecs = [source.codec_context.codec for source in (first.streams.video[0], second.streams.audio[0])]
-    except (av.FFmpegError, IndexError) as error:
+    except (MediaError, FileNotFoundError, IndexError) as error:
         raise Failure(FailureClass.POST_CHECK, f"{video.name} or {audio.name} cannot be read ({error})") from error
     usual = all(codec.canonical_name in supported for codec, supported in zip(codecs, IN_MP4, strict=True))
     return ".mp4" if usual else ".mkv"

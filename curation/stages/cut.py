@@ -24,6 +24,7 @@ class CutStage(Stage[ClipRow]):
     name = "cut"
     version = RULE_VERSION
     reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size")
+    reads_if_set = ("presentation",)
     folder: Path = no_effect()
 
     def __call__(self, row: ClipRow) -> Outcome:

@@ -16,10 +16,11 @@ REASONS = {"no_video": "not_a_video"}
 @dataclass(frozen=True)
 class ProbeStage(Stage[SourceRow]):
     """Over source rows. Outputs: the fields of `common.media.index.Probe` and the file's sha256; rejected as
-    unreadable, not_a_video, truncated or no_audio."""
+    unreadable, not_a_video, truncated or no_audio. The message of a kept source says what is special in how it is
+    shown and heard (pixel shape, HDR, tracks, channels)."""
 
     name = "probe"
-    version = "2"
+    version = "3"
     reads = ("unit", "bytes", "mtime_ns")
 
     def __call__(self, row: SourceRow) -> Outcome:
@@ -32,4 +33,4 @@ class ProbeStage(Stage[SourceRow]):
         if not described.has_audio:
             message = f"{row['path']} has no sound; expected a talking person."
             return Outcome(row["unit"], "rejected", "no_audio", message, outputs)
-        return Outcome(row["unit"], "kept", outputs=outputs)
+        return Outcome(row["unit"], "kept", message=described.presentation, outputs=outputs)

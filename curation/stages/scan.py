@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
-from common.media.decode import planes, to_rgb
+from common.media.display import planes, to_rgb
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_stored
@@ -61,6 +61,7 @@ class ScanStage(Stage[SourceRow]):
     name = "scan"
     version = "3"
     reads = ("unit", "sha256")
+    reads_if_set = ("presentation",)
     config: ScanConfig
     face_detector: Weights
     folder: Path = no_effect()

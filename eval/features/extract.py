@@ -9,13 +9,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from common.errors import InputError
 from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
 from common.media.open import MediaError
+from common.media.pictures import read_picture
 from common.media.video import read_video
 from common.runs import disk_guard
 from eval.config import FeatureConfig
@@ -127,10 +128,10 @@ def _read_frames(path: Path) -> np.ndarray:
     """A video, or an image as a video of one frame."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return read_video(path)
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise MediaError("unreadable", f"{path} is not an image that can be read; give a PNG or JPEG file.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)[None]
+    try:
+        return read_picture(path)[None]
+    except InputError as error:
+        raise MediaError("unreadable", str(error)) from error
 
 
 def run_extractor(extract: Extract, video: DecodedVideo) -> Arrays:

@@ -5,10 +5,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from common.errors import InputError
 from common.media.index import index_video
 from common.media.open import MediaError
+from common.media.pictures import read_picture
 from common.media.video import read_frames
 
 STRIP_FRAMES = 6
@@ -48,11 +50,8 @@ def side_by_side(path: Path, frames: int, start: float = 0.0, end: float | None 
 
 
 def image_file_uri(path: Path) -> str | None:
-    """An image file as JPEG; None when it is absent or not an image."""
-    if not path.is_file():
-        return None
+    """An image file as JPEG; None when it is absent or cannot be read."""
     try:
-        with Image.open(path) as image:
-            return jpeg_uri(np.asarray(image.convert("RGB")), PORTRAIT_HEIGHT)
-    except UnidentifiedImageError:
+        return jpeg_uri(read_picture(path), PORTRAIT_HEIGHT)
+    except (InputError, FileNotFoundError):
         return None

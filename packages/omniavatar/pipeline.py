@@ -11,11 +11,12 @@ from PIL import Image
 
 from common.constants import AUDIO_RATE
 from common.errors import InputError, MissingFileError
+from common.media.pictures import picture_rgb
 from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video.inputs import AudioInput, check_sides, decode_audio, decode_image, silent_audio, to_rgb
+from omniavatar.video.inputs import LARGEST_SIDE, AudioInput, check_sides, decode_audio, decode_image, silent_audio
 from omniavatar.video.target import check_target
 from omniavatar.video.video_file import audio_track, settings_mark, write_avatar_video, write_settings
 
@@ -133,7 +134,9 @@ def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
 def _read_portrait(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
-    return check_sides(to_rgb(image), "The image") if isinstance(image, Image.Image) else decode_image(image)[0]
+    if isinstance(image, Image.Image):
+        return check_sides(picture_rgb(image, LARGEST_SIDE), "The image")
+    return decode_image(image)[0]
 
 
 def _read_audio(audio: np.ndarray | Path | str | None, seconds: float) -> AudioInput:

@@ -72,8 +72,9 @@ class Stage(Generic[Row]):
     """Base of all stages; see the module's docstring for how to write one.
 
     `name` and `version` (increase it when the same settings would give another result) go into the fingerprint. `reads`
-    names the row fields that the result depends on (none = all). `cost` names a row field; units with the highest cost
-    start first.
+    names the row fields that the result depends on (none = all); `reads_if_set` those that count only where they have
+    a value, so that a field that came later leaves the outcomes of rows without it valid. `cost` names a row field;
+    units with the highest cost start first.
 
     A "pending" outcome whose outputs hold "pause_seconds" pauses its worker for that time and puts the unit at the end
     of the queue, for any worker, without counting an attempt; any other "pending" is final for this run. A stage that
@@ -83,6 +84,7 @@ class Stage(Generic[Row]):
     name: ClassVar[str]
     version: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
+    reads_if_set: ClassVar[tuple[str, ...]] = ()
     cost: ClassVar[str] = ""
 
     def load(self) -> None:
@@ -140,7 +142,10 @@ class Stage(Generic[Row]):
 
     def input_hash(self, unit: Unit) -> str:
         """16 hex digits over the fields of `unit` that the stage reads."""
-        return fingerprint({name: unit.get(name) for name in self.reads} if self.reads else unit)
+        if not self.reads:
+            return fingerprint(unit)
+        later = {name: unit[name] for name in self.reads_if_set if unit.get(name)}
+        return fingerprint({name: unit.get(name) for name in self.reads} | later)
 
     def predicted_cost(self, unit: Unit) -> float:
         """Sort key of the units, highest first; a row without the field has an unknown cost and sorts first."""

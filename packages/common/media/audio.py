@@ -14,14 +14,8 @@ from av.container import InputContainer
 from common.constants import AUDIO_RATE
 from common.media.index import index_video
 from common.media.open import MediaError, audio_stream, open_media, video_stream
+from common.media.sound import MAX_GAP, decode_mono
 from common.media.write import audio_frame
-
-# Stamps that stray less than this from the running sample count are rounding, not a gap in the audio.
-AUDIO_JITTER = 0.02
-# Decoding starts this much before the wanted audio: a transform codec needs the previous block.
-AUDIO_PREROLL = 0.3
-# A longer silence between two packets is a damaged stamp.
-MAX_GAP = 600.0
 
 
 def read_audio(
@@ -32,8 +26,9 @@ def read_audio(
     `end` None means the end of the last frame, so T frames at 25 fps come with T * 640 samples at 16 kHz; where the
     audio starts late, has a gap or ends early there are zeros. In a file without images time 0 is the first sample
     and the audio is returned whole. `whole`: all of the audio, however few, slow or short the images beside it are;
-    time 0 is the first image or the first sample, whichever comes first, and `start` and `end` do not count.
-    Raises FileNotFoundError or MediaError ("no_audio": there is no audio stream).
+    time 0 is the first image or the first sample, whichever comes first, and `start` and `end` do not count. Any
+    channels are mixed as `common.media.sound.MonoMix` says. Raises FileNotFoundError or MediaError (no_audio: there is
+    no audio stream; too_long: more than 4 hours).
     """
     with open_media(path) as container:
         stream = audio_stream(container)
@@ -46,7 +41,7 @@ def read_audio(
             origin, end = index.start, index.probe.duration if end is None else end
         else:
             origin = float((stream.start_time or 0) * (stream.time_base or 0))
-        samples, first, stored = _decode_audio(container, origin + start, None if end is None else origin + end)
+        samples, first, stored = decode_mono(container, origin + start, None if end is None else origin + end)
         samples, first = _resample(samples, stored, rate), first - origin
     begin = round((start - first) * rate)
     stop = len(samples) if end is None else begin + round((end - start) * rate)
@@ -59,7 +54,7 @@ def read_audio(
 def _whole_audio(path: str | Path, container: InputContainer, stream: AudioStream) -> tuple[np.ndarray, int]:
     """All mono samples, after the silence in which only images are there, and their rate."""
     first_image, last_image = _image_span(path, container)
-    samples, first, rate = _decode_audio(container, 0.0, None)
+    samples, first, rate = decode_mono(container, 0.0, None)
     lead = max(0.0, first - first_image)
     if lead > MAX_GAP:
         raise MediaError(
@@ -81,48 +76,19 @@ def _announced_end(container: InputContainer, stream: AudioStream) -> float:
 
 def _image_span(path: str | Path, container: InputContainer) -> tuple[float, float]:
     """First and last moment (s on the container's clock) with an image; infinity for what is not known."""
-    images = video_stream(container)
-    if images is None:
-        return math.inf, math.inf
+    images = None
     try:
-        index = index_video(path)
+        images = video_stream(container)
+        index = index_video(path) if images is not None else None
     except MediaError as error:
         if error.kind == "truncated":
             raise
-        # Images that are no video (slides, say) are nothing the sound has to answer for.
-        begin = math.inf if images.start_time is None else float(images.start_time * (images.time_base or 0))
-        return begin, math.inf
-    return index.start, index.start + index.probe.duration
-
-
-def _decode_audio(container: InputContainer, start: float, end: float | None) -> tuple[np.ndarray, float, int]:
-    """Mono samples covering [start, end] of the container's clock, the time of the first, and their rate."""
-    stream = container.streams.audio[0]
-    if start > AUDIO_PREROLL:
-        container.seek(int((start - AUDIO_PREROLL) * av.time_base))
-    flat, form = av.AudioResampler(format="fltp"), ("", "")
-    blocks: list[np.ndarray] = []
-    first, length, rate = 0.0, 0, stream.rate
-    for frame in container.decode(stream):
-        rate = rate if blocks else frame.sample_rate  # some codecs know it only now
-        time = first + length / rate if frame.time is None else frame.time
-        if end is not None and time > end + AUDIO_PREROLL:
-            break
-        first = first if blocks else time
-        gap = time - first - length / rate
-        if gap > MAX_GAP or frame.sample_rate != rate:
-            what = f"a gap of {gap:.0f} s" if gap > MAX_GAP else f"a change from {rate} to {frame.sample_rate} Hz"
-            raise MediaError("unreadable", f"{container.name}: {what} in the sound; fetch the file again.")
-        if gap > AUDIO_JITTER:
-            blocks.append(np.zeros(round(gap * rate), np.float32))
-            length += len(blocks[-1])
-        if (frame.format.name, frame.layout.name) != form:
-            flat, form = av.AudioResampler(format="fltp"), (frame.format.name, frame.layout.name)
-        for planar in flat.resample(frame):
-            # A plain mean keeps any channel layout inside [-1, 1].
-            blocks.append(planar.to_ndarray().mean(axis=0))
-            length += len(blocks[-1])
-    return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), (first if blocks else start), rate
+        index = None  # slides, or no decoder: images that are no video are nothing the sound has to answer for
+    if index is not None:
+        return index.start, index.start + index.probe.duration
+    if images is None or images.start_time is None:
+        return math.inf, math.inf
+    return float(images.start_time * (images.time_base or 0)), math.inf
 
 
 def _resample(samples: np.ndarray, stored_rate: int, rate: int) -> np.ndarray:

@@ -6,7 +6,6 @@ refers to (a third to two thirds of an ordinary stream), which changes no bit of
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -18,23 +17,22 @@ from av.container import InputContainer
 from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from common.media.index import VideoIndex, quarter_turns
+from common.media.display import of_size, orientation
+from common.media.index import VideoIndex
 from common.media.open import MediaError, open_decoder, open_media, video_stream
 
 # One image out for each image in; images that are not flagged as two fields pass untouched.
 DEINTERLACE = "mode=send_frame:parity=auto:deint=interlaced"
 SEEK_EARLIER = (0.0, 1.0)  # s; MPEG-TS finds by stamp only the packet after
-PLANAR = ("yuv420p", "yuvj420p")
 
 
 def stored_frames(path: str | Path, index: VideoIndex, positions: np.ndarray) -> Iterator[VideoFrame]:
     """Decode each distinct position of `positions` (presentation order) once, in order, without interlacing.
 
-    Frames keep their stored format and rotation flag; all have the size of the first. Raises MediaError: truncated
-    where the file ends early.
+    Frames keep their stored format and rotation flag; all have square pixels and the size of the first. Raises
+    MediaError: truncated where the file ends early.
     """
     requested = np.unique(positions)
     with open_media(path) as container:
@@ -46,14 +44,13 @@ def stored_frames(path: str | Path, index: VideoIndex, positions: np.ndarray) ->
         else:
             frames = _frames_at(container, stream, index, requested)
         for frame in frames:
-            yield _of_first_size(frame, index)
+            yield of_display_size(frame, index)
 
 
-def _of_first_size(frame: VideoFrame, index: VideoIndex) -> VideoFrame:
+def of_display_size(frame: VideoFrame, index: VideoIndex) -> VideoFrame:
+    """The frame with square pixels and of the size of the first, not turned."""
     width, height = index.probe.width, index.probe.height
-    if quarter_turns(frame) % 2:
-        width, height = height, width
-    return frame if (frame.width, frame.height) == (width, height) else frame.reformat(width, height)
+    return of_size(frame, *((height, width) if orientation(frame).turns % 2 else (width, height)))
 
 
 def _frames_at(
@@ -198,58 +195,3 @@ def _ready(graph: Graph) -> Iterator[VideoFrame]:
             yield graph.vpull()
     except (av.BlockingIOError, av.EOFError):  # nothing more for now; nothing more at all
         return
-
-
-def to_rgb(
-    frame: VideoFrame, size: tuple[int, int] | None = None, crop: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
-    """The upright image (H, W, 3) uint8 RGB; `crop` is x, y, width, height in it, `size` the width and height after.
-
-    Raises ValueError for a crop that reaches out of the image.
-    """
-    turns = quarter_turns(frame)
-    if crop is None and not turns:
-        return _scaled(frame, size)
-    image: np.ndarray = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    if crop is not None:
-        x, y, width, height = crop
-        if not (0 <= x < x + width <= image.shape[1] and 0 <= y < y + height <= image.shape[0]):
-            raise ValueError(
-                f"The crop {tuple(crop)} (x, y, width, height) does not lie inside a picture of "
-                f"{image.shape[1]}x{image.shape[0]}; expected whole pixels of the source."
-            )
-        image = image[y : y + height, x : x + width]
-    image = np.ascontiguousarray(image)
-    return image if size is None else _scaled(VideoFrame.from_ndarray(image, format="rgb24"), size)
-
-
-class _Scaler(threading.local):
-    """One for all frames of a thread: a frame by itself sets up a new one, a fifth of the cost of its conversion."""
-
-    def __init__(self) -> None:
-        self.reformatter = VideoReformatter()
-
-
-_SCALER = _Scaler()
-
-
-def _scaled(frame: VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-    change = _SCALER.reformatter.reformat
-    if size is None:
-        return change(frame, format="rgb24").to_ndarray()
-    method = "AREA" if size[0] <= frame.width else "BICUBIC"
-    return change(frame, size[0], size[1], "rgb24", interpolation=method).to_ndarray()
-
-
-def planes(frame: VideoFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Luma (H, W) and the two chroma planes (H/2, W/2) uint8 as they are stored: views, valid while `frame` lives.
-
-    What is stored otherwise (10 bits, 4:4:4, RGB) is brought to this form first. Rotation is not applied.
-    """
-    if frame.format.name not in PLANAR:
-        frame = frame.reformat(format="yuv420p")
-    luma, blue, red = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        for plane in frame.planes
-    )
-    return luma, blue, red

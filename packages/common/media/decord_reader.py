@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 from av.video.frame import VideoFrame
 
+from common.media.display import HDR_TRANSFERS
 from common.media.index import VideoIndex
-from common.media.open import MediaError
+from common.media.open import MediaError, open_media
 
 
 def decord_frames(path: str | Path, index: VideoIndex, requested: np.ndarray) -> Iterator[VideoFrame]:
     """The frames at increasing positions `requested` in presentation order, upright, in RGB.
 
-    Raises ModuleNotFoundError where decord is not installed and MediaError: unsupported for AV1, interlaced video and
-    files of which decord sees other frames than the index, unreadable where it fails.
+    Raises ModuleNotFoundError where decord is not installed and MediaError: unsupported for AV1, interlaced video, HDR,
+    several video tracks and files of which decord sees other frames than the index, unreadable where it fails.
     """
-    if index.probe.codec == "av1" or index.probe.interlaced:
-        what = "AV1" if index.probe.codec == "av1" else "interlaced video"
+    with open_media(path) as container:  # by the allow-list, which decord has not
+        several = len(container.streams.video) > 1
+    refused = {
+        "AV1": index.probe.codec == "av1",
+        "interlaced video": index.probe.interlaced,
+        "HDR in its colours": index.probe.color_transfer in HDR_TRANSFERS,
+        "the default of several video tracks": several,
+    }
+    for what in (name for name, found in refused.items() if found):
         raise MediaError("unsupported", f"{path}: decord does not read {what}; set the reader to pyav.")
     try:
         import decord

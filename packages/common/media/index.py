@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
-from common.media.open import MediaError, audio_stream, check_bytes, open_decoder, open_media, video_stream
+from common.media.display import HDR, WIDE_GAMUT, orientation, square_size, transfer
+from common.media.open import MAX_PIXELS, MediaError, audio_stream, check_bytes, open_decoder, open_media, video_stream
 
 # A frame distance this far from the median makes the frame rate variable; Matroska's rounding to 1 ms stays below it.
 UNEVEN_GAP = 0.2
@@ -25,13 +30,19 @@ MAX_FRAMES = 10_000_000
 FRAME_RATES = (0.5, 1000.0)  # average frames per second
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Probe:
     """What a file says about itself. Times in seconds; starts are on the container's clock.
 
     `duration` runs from the first frame to the end of the last one, `fps` is the average over it, `max_frame_gap` the
-    longest distance between two frames. Width and height are those of the upright image (rotation applied).
-    `interlaced` says that the first image was stored as two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
+    longest distance between two frames. Width and height are those of the image as it is meant to be seen: upright,
+    with square pixels; audio is the track that players play. `color_transfer` is ffmpeg's name (see
+    `common.media.display.transfer`), "" where none is stated. `presentation` says in words what sets the file apart
+    from one track of each kind as it is stored, "" for nothing. `interlaced` says that the first image was stored as
+    two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
     """
 
     duration: float
@@ -49,6 +60,8 @@ class Probe:
     variable_frame_rate: bool
     max_frame_gap: float
     interlaced: bool
+    color_transfer: str
+    presentation: str
 
 
 @dataclass(frozen=True)
@@ -168,13 +181,19 @@ def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray,
     _check_rates(container, len(times), duration)
     audio = audio_stream(container)
     first_frame = _first_frame(container, stream)
-    turned = quarter_turns(first_frame) % 2 == 1
+    shown = square_size(first_frame.width, first_frame.height, stream.sample_aspect_ratio)
+    if shown[0] * shown[1] > MAX_PIXELS:
+        raise MediaError("unreadable", f"{container.name} is {shown[0]}x{shown[1]} px; expected at most {MAX_PIXELS}.")
+    width, height = shown[::-1] if orientation(first_frame).turns % 2 else shown
+    presentation = ", ".join(_special(container, stream, audio, first_frame, shown))
+    if presentation:
+        logger.info("%s: %s", container.name, presentation)
     return Probe(
         duration=duration,
         fps=len(times) / duration,
         frames=len(times),
-        width=first_frame.height if turned else first_frame.width,
-        height=first_frame.width if turned else first_frame.height,
+        width=width,
+        height=height,
         codec=stream.codec_context.codec.canonical_name,
         has_audio=audio is not None,
         audio_rate=audio.rate if audio else 0,
@@ -185,7 +204,29 @@ def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray,
         variable_frame_rate=bool(len(gaps) and np.abs(gaps - usual).max() > UNEVEN_GAP * usual),
         max_frame_gap=float(gaps.max()) if len(gaps) else usual,
         interlaced=bool(first_frame.interlaced_frame),
+        color_transfer=transfer(first_frame),
+        presentation=presentation,
     )
+
+
+def _special(
+    container: InputContainer, stream: VideoStream, audio: AudioStream | None, frame: VideoFrame, shown: tuple[int, int]
+) -> Iterator[str]:
+    """What sets the images and the audio apart from one track as it is stored, in words."""
+    if shown != (frame.width, frame.height):
+        yield f"{frame.width}x{frame.height} stored pixels are {stream.sample_aspect_ratio} wide, scaled to square ones"
+    if orientation(frame).mirrored:
+        yield "mirrored, as its display matrix says"
+    if frame.color_trc in HDR:
+        yield f"HDR ({HDR[ColorTrc(frame.color_trc)]}), tone-mapped to standard range"
+    elif frame.color_primaries in WIDE_GAMUT:
+        yield "wide gamut, mapped to BT.709"
+    for one in (stream, audio):
+        tracks = [other for other in container.streams if one is not None and other.type == one.type]
+        if one is not None and one.index != tracks[0].index:
+            yield f"{one.type} track {[other.index for other in tracks].index(one.index) + 1} of {len(tracks)}"
+    if audio is not None and (audio.channels or 0) > 2:
+        yield f"{audio.channels} audio channels mixed to mono"
 
 
 def _check_rates(container: InputContainer, frames: int, duration: float) -> None:
@@ -207,8 +248,3 @@ def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame:
     if frame is None:
         raise MediaError("unreadable", f"{container.name} yields no picture; fetch the file again.")
     return frame
-
-
-def quarter_turns(frame: VideoFrame) -> int:
-    """Quarter turns counter-clockwise that put a frame upright (telephones store sideways images with a flag)."""
-    return round(frame.rotation / 90) % 4

@@ -16,15 +16,34 @@ from av.video.stream import VideoStream
 
 from common.errors import MissingFileError, UserError
 
-MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported"]
+MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported", "too_long"]
 
-# ffmpeg opens images and even plain text as one-frame "videos" through these demuxers.
-PICTURE_DEMUXERS = ("image2", "_pipe", "tty")
+# The demuxers that may read a foreign file: recordings of sound or images that hold their data themselves. Not those
+# that read other files (concat, hls, dash, playlists, SDP), devices, pictures, subtitles, or any text as a video (tty).
+DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gxf,nut,dv,rm,ivf,obu,"
+    "av1,h264,hevc,vvc,m4v,h263,mjpeg,gif,apng,yuv4mpegpipe,wav,w64,aiff,caf,au,voc,mp3,aac,loas,flac,ape,wv,tta,amr,"
+    "ac3,eac3,ac4,dts,dtshd,truehd,mlp,mpc,mpc8,dsf,oma,gsm,iff"
+)
 
 # What no recording of a person goes beyond; a damaged header may claim anything.
 MAX_PIXELS = 40_000_000  # of one image: 8K has 33 million
 SOUND_RATES = (4_000, 384_000)  # samples per second
+MAX_CHANNELS = 64  # libswresample mixes no more
 MAX_BOXES = 1_000_000
+
+# Images that are not the video, and tracks that are not meant for everybody.
+PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+FOR_SOME = (
+    Disposition.comment
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.descriptions
+    | Disposition.karaoke
+    | Disposition.clean_effects
+    | Disposition.non_diegetic
+    | Disposition.dependent
+)
 
 AnyStream = TypeVar("AnyStream", AudioStream, VideoStream)
 
@@ -41,12 +60,18 @@ class MediaError(UserError, ValueError):
 def open_media(path: str | Path) -> Iterator[InputContainer]:
     """Open a file for reading; ffmpeg's errors, on opening and while reading, become MediaError.
 
-    Raises FileNotFoundError when the path is absent and MediaError when ffmpeg can make nothing of it.
+    Every medium is opened here: by a demuxer of `DEMUXERS`, from this one local file and no other. Raises
+    FileNotFoundError when the path is absent and MediaError when ffmpeg can make nothing of it.
     """
     if not os.path.exists(path):
         raise MissingFileError(f"There is no media file at {path}; give the path of an existing video or sound file.")
+    if not os.path.isfile(path):  # a pipe or a device may never end
+        raise MediaError("not_a_video", f"{path} is not a file; expected a video or sound file.")
+    allowed = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+    # No protocol's name can stand before a path from the root: "concat:a|b" and "subfile,,...:a" are legal file names.
+    place = os.path.join(os.getcwd(), path)
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        container = av.open(place, options=allowed, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         raise _opening_error(Path(path), error) from error
     try:
@@ -59,8 +84,6 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
 
 
 def _opening_error(path: Path, error: Exception) -> MediaError:
-    if not path.is_file():
-        return MediaError("not_a_video", f"{path} is not a file; expected a video or sound file.")
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -71,34 +94,52 @@ def _opening_error(path: Path, error: Exception) -> MediaError:
     if head[4:8] == b"ftyp":
         return MediaError("truncated", f"{path} ends before its index (no moov box found); fetch the file again.")
     if head[:4] == b"\x1a\x45\xdf\xa3" or head[:4] == b"RIFF":
-        return MediaError("unreadable", f"{path} has a damaged header ({error}); fetch the file again.")
-    return MediaError("not_a_video", f"{path} is in no media format known to ffmpeg; expected a video file.")
+        return MediaError("unreadable", f"{path} has a damaged header; fetch the file again.")
+    return MediaError(
+        "not_a_video", f"{path} is in none of the formats that are read; expected video or sound, say an mp4."
+    )
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first real video stream: cover images of audio files do not count."""
-    if any(name in container.format.name for name in PICTURE_DEMUXERS):
-        raise MediaError("not_a_video", f"{container.name} is a picture or a text, not a video.")
-    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
-    return _decodable(container, next(streams, None))
+    """The images that a player shows; None where there are none but cover images and thumbnails."""
+    return _played(container, [s for s in container.streams.video if not s.disposition & PICTURES])
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The first audio stream; MediaError for one that cannot be decoded or has a sample rate that no audio has."""
-    stream = _decodable(container, next(iter(container.streams.audio), None))
-    if stream is not None and not SOUND_RATES[0] <= (stream.rate or 0) <= SOUND_RATES[1]:
+    """The audio that a player plays; MediaError for one that cannot be decoded or claims what no audio has."""
+    stream = _played(container, list(container.streams.audio))
+    if stream is not None:
+        check_audio(container, stream.rate or 0, stream.channels or 0)
+    return stream
+
+
+def check_audio(container: InputContainer, rate: int, channels: int) -> None:
+    """Raise MediaError for a sample rate or a number of channels that no audio has."""
+    if not SOUND_RATES[0] <= rate <= SOUND_RATES[1]:
         raise MediaError(
             "unreadable",
-            f"{container.name} claims {stream.rate} sound samples per second; expected {SOUND_RATES[0]} to "
+            f"{container.name} claims {rate} sound samples per second; expected {SOUND_RATES[0]} to "
             f"{SOUND_RATES[1]}: fetch the file again.",
         )
-    return stream
+    if channels > MAX_CHANNELS:
+        raise MediaError(
+            "unsupported", f"{container.name} has {channels} sound channels; expected at most {MAX_CHANNELS}."
+        )
 
 
-def _decodable(container: InputContainer, stream: AnyStream | None) -> AnyStream | None:
-    if stream is not None and stream.codec_context is None:
-        raise MediaError("unsupported", f"{container.name}: no decoder for its {stream.type} stream; convert the file.")
-    return stream
+def _played(container: InputContainer, streams: list[AnyStream]) -> AnyStream | None:
+    """The first stream that is marked as default, else the first that is made for everybody; one with a decoder."""
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if streams and not decodable:
+        raise MediaError(
+            "unsupported", f"{container.name}: no decoder for its {streams[0].type} stream; convert the file."
+        )
+    # min keeps the first of equals
+    return min(
+        decodable,
+        key=lambda s: (not s.disposition & Disposition.default, bool(s.disposition & FOR_SOME)),
+        default=None,
+    )
 
 
 def check_bytes(path: str, size: int, container: InputContainer) -> None:

@@ -14,8 +14,9 @@ from av.video.frame import VideoFrame
 
 from common.constants import AUDIO_RATE, FPS, Reader
 from common.media.audio import read_audio
-from common.media.decode import stored_frames, to_rgb
+from common.media.decode import of_display_size, stored_frames
 from common.media.decord_reader import decord_frames
+from common.media.display import to_rgb
 from common.media.index import VideoIndex, index_video
 from common.media.open import MediaError, open_decoder, open_media, video_stream
 from common.media.write import write_video
@@ -49,7 +50,7 @@ def decode_video(
 def _frames(path: str | Path, index: VideoIndex, positions: np.ndarray, reader: Reader) -> Iterator[VideoFrame]:
     """Each distinct position once, in order, by the reader of that name."""
     if reader == "decord":
-        return decord_frames(path, index, np.unique(positions))
+        return (of_display_size(frame, index) for frame in decord_frames(path, index, np.unique(positions)))
     return stored_frames(path, index, positions)
 
 

@@ -3,22 +3,21 @@
 Images become uint8 RGB (H, W, 3), audio float32 mono (N,). Imports no torch.
 """
 
-import io
-import math
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
 from common.media.open import MediaError, audio_stream, open_media
+from common.media.pictures import read_picture
+from common.media.sound import LONGEST_AUDIO
 from common.media.video import read_first_image
 from common.runs import sha256_file
 from omniavatar.config import Request
@@ -27,11 +26,7 @@ from omniavatar.video.isolated import decode
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger image is averaged down on reading
 LARGEST_RATIO = 8.0
-LONGEST_AUDIO = 4 * 3600.0  # seconds
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-# Node-based tools store their whole graph in a PNG; Pillow's limit is 1 MB.
-PngImagePlugin.MAX_TEXT_CHUNK = 100_000_000
-PngImagePlugin.MAX_TEXT_MEMORY = 200_000_000
 AAC_RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 
@@ -114,72 +109,23 @@ def _unchanged(path: str) -> Iterator[None]:
 def read_image(path: Path | str) -> np.ndarray:
     """An image file, upright and in sRGB, as uint8 (H, W, 3); of a GIF or a video the first frame.
 
-    EXIF orientation and colour profile are applied; grey, CMYK, palette and 16 bit images are converted; transparent
-    areas become white; sides beyond 4096 px are averaged down. Raises FileNotFoundError, InputError.
+    Converted as by `common.media.pictures.picture_rgb`; sides beyond 4096 px are averaged down. Raises
+    FileNotFoundError, InputError.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
+    readers: list[Callable[[Path], np.ndarray]] = [partial(read_picture, longest=LARGEST_SIDE), read_first_image]
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        readers.reverse()
     try:
-        return check_sides(_read_still(path), path)
-    except UnidentifiedImageError:
-        pass  # a video, then, whatever its suffix
-    try:
-        return check_sides(read_first_image(path), path)
-    except MediaError as error:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            raise
-        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or similar file.") from error
-
-
-def _read_still(path: Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3). Raises UnidentifiedImageError for what is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(image)
-    except UnidentifiedImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has too many pixels ({error}); give an image of at most 8000 px a side.") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # ValueError: text chunks beyond all measure
-        raise InputError(f"{path} is damaged ({error}); give an image that opens in a viewer.") from error
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image -> uint8 RGB (H, W, 3), converted as by `read_image`. Raises OSError for truncated data."""
-    image.load()
-    profile = image.info.get("icc_profile")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        upright = _eight_bits(upright)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    if profile and upright.mode in ("RGB", "CMYK", "L"):
-        upright = _to_srgb(upright, profile)
-    upright = upright.convert("RGB")
-    factor = math.ceil(max(upright.size) / LARGEST_SIDE)
-    return np.asarray(upright.reduce(factor) if factor > 1 else upright).copy()
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion cuts 16 bit values off at 255 instead of scaling them.
-    values = np.asarray(image).astype(np.float64)
-    top = 255.0 if values.max() <= 255 and image.mode != "F" else 65535.0
-    if image.mode == "F":
-        top = max(1.0, float(np.nan_to_num(values).max()))
-    return Image.fromarray(np.clip(np.nan_to_num(values) * 255 / top, 0, 255).round().astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image  # a broken or unsuitable profile: viewers show the plain conversion
-    return image if converted is None else converted
+        pixels = readers[0](path)
+    except (InputError, MediaError) as error:
+        try:  # what it is, whatever its suffix says
+            pixels = readers[1](path)
+        except (InputError, MediaError):
+            raise error from None
+    return check_sides(pixels, path)
 
 
 def check_sides(image: np.ndarray, name: Path | str) -> np.ndarray:
@@ -204,8 +150,6 @@ def read_audio_input(path: Path | str) -> AudioInput:
     wave = read_audio(path, whole=True)
     if not len(wave):
         raise InputError(f"{path} holds 0 s of audio; give a file with audio in it.")
-    if len(wave) > LONGEST_AUDIO * AUDIO_RATE:
-        raise InputError(f"{path} lasts {len(wave) / AUDIO_RATE / 3600:.1f} hours; cut it to {LONGEST_AUDIO / 3600:g}.")
     if not np.isfinite(wave).all():
         raise InputError(f"{path} holds values that are no numbers; convert it to 16 bit.")
     return AudioInput(wave, wave if rate == AUDIO_RATE else read_audio(path, rate, whole=True), rate)

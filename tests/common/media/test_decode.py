@@ -12,7 +12,7 @@ import pytest
 from common.media import decode as media_decode
 from common.media import open as media_open
 from common.media.audio import read_audio
-from common.media.decode import planes
+from common.media.display import planes
 from common.media.index import probe
 from common.media.open import MediaError
 from common.media.video import cut_clip, decode_stored, decode_video, read_frames, read_video

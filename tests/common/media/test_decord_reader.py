@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.media.decode import to_rgb
+from common.media.display import to_rgb
 from common.media.open import MediaError
 from common.media.video import decode_stored, decode_video, read_frames, read_video
 from tests.common.media.test_decode import CODECS, encode, textured
