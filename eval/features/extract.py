@@ -15,8 +15,8 @@ from common.errors import InputError
 from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
 from common.media.audio import read_audio
+from common.media.images import read_image_file
 from common.media.open import MediaError
-from common.media.pictures import read_picture
 from common.media.video import read_video
 from common.runs import disk_guard
 from eval.config import FeatureConfig
@@ -129,7 +129,7 @@ def _read_frames(path: Path) -> np.ndarray:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return read_video(path)
     try:
-        return read_picture(path)[None]
+        return read_image_file(path)[None]
     except InputError as error:
         raise MediaError("unreadable", str(error)) from error
 

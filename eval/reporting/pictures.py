@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
+from common.media.images import read_image_file
 from common.media.index import index_video
 from common.media.open import MediaError
-from common.media.pictures import read_picture
 from common.media.video import read_frames
 
 STRIP_FRAMES = 6
@@ -52,6 +52,6 @@ def side_by_side(path: Path, frames: int, start: float = 0.0, end: float | None 
 def image_file_uri(path: Path) -> str | None:
     """An image file as JPEG; None when it is absent or cannot be read."""
     try:
-        return jpeg_uri(read_picture(path), PORTRAIT_HEIGHT)
+        return jpeg_uri(read_image_file(path), PORTRAIT_HEIGHT)
     except (InputError, FileNotFoundError):
         return None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.constants import AUDIO_RATE
 from common.errors import InputError, MissingFileError
-from common.media.pictures import picture_rgb
+from common.media.images import image_to_rgb
 from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
@@ -135,7 +135,7 @@ def _read_portrait(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, Image.Image):
-        return check_sides(picture_rgb(image, LARGEST_SIDE), "The image")
+        return check_sides(image_to_rgb(image, LARGEST_SIDE), "The image")
     return decode_image(image)[0]
 
 

@@ -12,9 +12,9 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from common.constants import AUDIO_RATE
+from common.media.downmix import MAX_GAP, decode_mono
 from common.media.index import index_video
 from common.media.open import MediaError, audio_stream, open_media, video_stream
-from common.media.sound import MAX_GAP, decode_mono
 from common.media.write import audio_frame
 
 
@@ -27,8 +27,8 @@ def read_audio(
     audio starts late, has a gap or ends early there are zeros. In a file without images time 0 is the first sample
     and the audio is returned whole. `whole`: all of the audio, however few, slow or short the images beside it are;
     time 0 is the first image or the first sample, whichever comes first, and `start` and `end` do not count. Any
-    channels are mixed as `common.media.sound.MonoMix` says. Raises FileNotFoundError or MediaError (no_audio: there is
-    no audio stream; too_long: more than 4 hours).
+    channels are mixed as `common.media.downmix.MonoMix` says. Raises FileNotFoundError or MediaError (no_audio: there
+    is no audio stream; unsupported: more than 4 hours of it).
     """
     with open_media(path) as container:
         stream = audio_stream(container)

@@ -65,8 +65,8 @@ def of_size(frame: VideoFrame, width: int, height: int) -> VideoFrame:
 
 def transfer(frame: VideoFrame) -> str:
     """Transfer of the colours by ffmpeg's name (bt709, smpte2084, arib_std_b67, ...); "" where it is not stated."""
-    known = frame.color_trc in set(ColorTrc) and frame.color_trc != ColorTrc.UNSPECIFIED
-    return ColorTrc(frame.color_trc).name.lower() if known else ""
+    stated = frame.color_trc in set(ColorTrc) and frame.color_trc != ColorTrc.UNSPECIFIED
+    return ColorTrc(frame.color_trc).name.lower() if stated else ""
 
 
 def to_rgb(

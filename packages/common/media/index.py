@@ -18,7 +18,16 @@ from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
 from common.media.display import HDR, WIDE_GAMUT, orientation, square_size, transfer
-from common.media.open import MAX_PIXELS, MediaError, audio_stream, check_bytes, open_decoder, open_media, video_stream
+from common.media.open import (
+    MAX_PIXELS,
+    STILLS,
+    MediaError,
+    audio_stream,
+    check_bytes,
+    open_decoder,
+    open_media,
+    video_stream,
+)
 
 # A frame distance this far from the median makes the frame rate variable; Matroska's rounding to 1 ms stays below it.
 UNEVEN_GAP = 0.2
@@ -237,9 +246,11 @@ def _special(
     elif frame.color_primaries in WIDE_GAMUT:
         yield "wide gamut, mapped to BT.709"
     for one in (stream, audio):
-        tracks = [other for other in container.streams if one is not None and other.type == one.type]
-        if one is not None and one.index != tracks[0].index:
-            yield f"{one.type} track {[other.index for other in tracks].index(one.index) + 1} of {len(tracks)}"
+        if one is not None:
+            same = [other for other in container.streams if other.type == one.type]
+            tracks = [other.index for other in same if not other.disposition & STILLS]
+            if one.index != tracks[0]:
+                yield f"{one.type} track {tracks.index(one.index) + 1} of {len(tracks)}"
     if audio is not None and (audio.channels or 0) > 2:
         yield f"{audio.channels} audio channels mixed to mono"
 

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from common.errors import MissingFileError, UserError
 
-MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported", "too_long"]
+MediaFault = Literal["unreadable", "not_a_video", "truncated", "no_video", "no_audio", "unsupported"]
 
 # The demuxers that may read a foreign file: recordings of sound or images that hold their data themselves. Not those
 # that read other files (concat, hls, dash, playlists, SDP), devices, pictures, subtitles, or any text as a video (tty).
@@ -33,7 +33,7 @@ MAX_CHANNELS = 64  # libswresample mixes no more
 MAX_BOXES = 1_000_000
 
 # Images that are not the video, and tracks that are not meant for everybody.
-PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 FOR_SOME = (
     Disposition.comment
     | Disposition.hearing_impaired
@@ -102,7 +102,7 @@ def _opening_error(path: Path, error: Exception) -> MediaError:
 
 def video_stream(container: InputContainer) -> VideoStream | None:
     """The images that a player shows; None where there are none but cover images and thumbnails."""
-    return _played(container, [s for s in container.streams.video if not s.disposition & PICTURES])
+    return _played(container, [s for s in container.streams.video if not s.disposition & STILLS])
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:

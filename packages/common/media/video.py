@@ -21,6 +21,8 @@ from common.media.index import VideoIndex, index_video
 from common.media.open import MediaError, open_decoder, open_media, video_stream
 from common.media.write import write_video
 
+MAX_VIDEO_BYTES = 2**36  # of images held at once: 7 minutes of 1080p
+
 
 def decode_video(
     path: str | Path,
@@ -62,9 +64,13 @@ def decode_stored(path: str | Path, reader: Reader = "pyav") -> Iterator[VideoFr
 
 
 def read_video(path: str | Path, fps: float | None = FPS, start: float = 0.0, end: float | None = None) -> np.ndarray:
-    """All frames of `decode_video` as one array (T, H, W, 3)."""
+    """All frames of `decode_video` as one array (T, H, W, 3). Raises MediaError: unsupported for more than any memory
+    holds, before anything is decoded."""
     index = index_video(path)
-    images = np.empty((len(index.sample(fps, start, end)), *_shape(index)), np.uint8)
+    count, (height, width, _) = len(index.sample(fps, start, end)), _shape(index)
+    if count * height * width * 3 > MAX_VIDEO_BYTES:
+        raise MediaError("unsupported", f"{path} has {count} images of {width}x{height} px; cut it to some minutes.")
+    images = np.empty((count, height, width, 3), np.uint8)
     for number, image in enumerate(decode_video(path, start, end, fps)):
         images[number] = image
     return images

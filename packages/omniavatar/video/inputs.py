@@ -15,9 +15,9 @@ import numpy as np
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
+from common.media.downmix import LONGEST_AUDIO
+from common.media.images import read_image_file
 from common.media.open import MediaError, audio_stream, open_media
-from common.media.pictures import read_picture
-from common.media.sound import LONGEST_AUDIO
 from common.media.video import read_first_image
 from common.runs import sha256_file
 from omniavatar.config import Request
@@ -109,13 +109,13 @@ def _unchanged(path: str) -> Iterator[None]:
 def read_image(path: Path | str) -> np.ndarray:
     """An image file, upright and in sRGB, as uint8 (H, W, 3); of a GIF or a video the first frame.
 
-    Converted as by `common.media.pictures.picture_rgb`; sides beyond 4096 px are averaged down. Raises
+    Converted as by `common.media.images.image_to_rgb`; sides beyond 4096 px are averaged down. Raises
     FileNotFoundError, InputError.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
-    readers: list[Callable[[Path], np.ndarray]] = [partial(read_picture, longest=LARGEST_SIDE), read_first_image]
+    readers: list[Callable[[Path], np.ndarray]] = [partial(read_image_file, longest=LARGEST_SIDE), read_first_image]
     if path.suffix.lower() in VIDEO_SUFFIXES:
         readers.reverse()
     try:

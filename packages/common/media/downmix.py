@@ -33,7 +33,7 @@ FRONT_GAIN, CENTRE_GAIN, SURROUND_GAIN = 0.5, 1.0, 0.5
 def decode_mono(container: InputContainer, start: float, end: float | None) -> tuple[np.ndarray, float, int]:
     """Mono samples covering [start, end] of the container's clock, the time of the first, and their rate.
 
-    Mixed by `MonoMix`. Raises MediaError: too_long for more than `LONGEST_AUDIO`, before it is decoded.
+    Mixed by `MonoMix`. Raises MediaError: unsupported for more than `LONGEST_AUDIO`, before it is decoded.
     """
     stream = audio_stream(container)
     assert stream is not None  # the caller has looked
@@ -69,7 +69,7 @@ def _packet_seconds(path: str) -> float:
 
 
 def _too_long(container: InputContainer) -> MediaError:
-    return MediaError("too_long", f"{container.name} has over {LONGEST_AUDIO / 3600:g} hours of sound; cut it.")
+    return MediaError("unsupported", f"{container.name} has over {LONGEST_AUDIO / 3600:g} hours of sound; cut it.")
 
 
 def _decode(
@@ -146,11 +146,11 @@ class MonoMix:
         changed = False
         for layout in self.layouts.values():
             # Effects count only where there is nothing else.
-            audible = layout.energy * (layout.gains > 0) if (layout.energy * layout.gains).any() else layout.energy
-            loudest = int(np.argmax(audible))
+            candidates = layout.energy * (layout.gains > 0) if (layout.energy * layout.gains).any() else layout.energy
+            loudest = int(np.argmax(candidates))
             # Of n unrelated channels of one loudness a mean leaves 1/n.
-            if layout.mixed < audible[loudest] / max(8, 2 * len(audible)):
-                layout.gains = np.eye(len(audible), dtype=np.float32)[loudest]
+            if layout.mixed < candidates[loudest] / max(8, 2 * len(candidates)):
+                layout.gains = np.eye(len(candidates), dtype=np.float32)[loudest]
                 changed = True
         return changed
 

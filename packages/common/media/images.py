@@ -29,8 +29,8 @@ XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 DAMAGE = (SyntaxError, EOFError, ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error, MemoryError)
 
 
-def read_picture(path: Path | str, longest: int | None = None) -> np.ndarray:
-    """A picture file as `picture_rgb` converts it; of several pictures in one file the first.
+def read_image_file(path: Path | str, longest: int | None = None) -> np.ndarray:
+    """A picture file as `image_to_rgb` converts it; of several pictures in one file the first.
 
     At most 179 million pixels, Pillow's limit. Raises FileNotFoundError; InputError, which never repeats content of
     the file, for another format, too many pixels or damage.
@@ -42,7 +42,7 @@ def read_picture(path: Path | str, longest: int | None = None) -> np.ndarray:
         raise InputError(f"{path} has {path.stat().st_size} bytes; give an image file of at most 1 GiB.")
     try:
         with _opened(path) as image:
-            return picture_rgb(image, longest)
+            return image_to_rgb(image, longest)
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP or similar file.") from error
     except Image.DecompressionBombError as error:
@@ -77,7 +77,7 @@ def _without_text(file: BinaryIO) -> BinaryIO:
     return kept
 
 
-def picture_rgb(image: Image.Image, longest: int | None = None) -> np.ndarray:
+def image_to_rgb(image: Image.Image, longest: int | None = None) -> np.ndarray:
     """Any Pillow image -> uint8 RGB (H, W, 3) as people see it.
 
     EXIF orientation and colour profile are applied; grey, CMYK, palette and 16 bit images are converted; transparent
