@@ -23,6 +23,7 @@ class _ProbeFields(TypedDict, total=False):
     audio_channels: int
     video_start: float
     audio_start: float
+    audio_end: float
     variable_frame_rate: bool
     max_frame_gap: float
     has_audio: bool
@@ -41,6 +42,7 @@ class SourceRow(_ProbeFields, total=False):
     row_index: int | None
     caption: str | None
     segments: list[Segment]
+    audio_span: list[float]  # first and last moment with sound, where they are not those of the picture
     refused: dict[str, str]
     bytes: int
     mtime_ns: int

@@ -14,6 +14,7 @@ import pytest
 
 from common.media.audio import read_audio
 from common.media.index import probe
+from common.media.marks import is_generated
 from common.runs import read_json
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -62,6 +63,8 @@ def undisturbed(tmp_path_factory) -> Path:
 @pytest.mark.timeout(600)
 def test_it_ends_in_a_video_with_sound_and_a_report(undisturbed):
     video = undisturbed / "videos" / "demo.mp4"
+    generated = {path.parent.name for path in (undisturbed / "videos").rglob("*.mp4") if is_generated(path)}
+    assert generated == {"videos", "adapter", "swapped_audio", "base"}  # not what was filmed or drawn
     facts = probe(video)
     assert facts.has_audio and facts.fps == 25 and facts.duration == pytest.approx(6.0, abs=0.05)
     assert len(read_json(undisturbed / "videos" / "demo.json")["chunk_starts"]) >= 3

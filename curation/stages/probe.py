@@ -4,13 +4,24 @@ from dataclasses import asdict, dataclass
 
 from common.executors.stage import Stage
 from common.ledger.store import Outcome
-from common.media.index import probe
+from common.media.index import Probe, probe
 from common.media.open import MediaError
 from common.runs import sha256_file
 from curation.rows import SourceRow
 
 # An audio or image file with a video's suffix is reported as not a video.
 REASONS = {"no_video": "not_a_video"}
+
+
+SILENT_END = 0.5  # seconds; less is a codec's padding or a microphone switched on a moment late
+
+
+def _audio_span(described: Probe) -> list[float]:
+    """First and last moment of the sound, in seconds of the picture; empty where they are the picture's."""
+    begin, end = (edge - described.video_start for edge in (described.audio_start, described.audio_end))
+    if not described.has_audio or (begin <= SILENT_END and described.duration - end <= SILENT_END):
+        return []
+    return [round(max(0.0, begin), 3), round(min(described.duration, end), 3)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class ProbeStage(Stage[SourceRow]):
         except MediaError as error:
             return Outcome(row["unit"], "rejected", REASONS.get(error.kind, error.kind), str(error))
         outputs = asdict(described) | {"sha256": sha256_file(row["path"])}
+        outputs |= {"audio_span": audio_span} if (audio_span := _audio_span(described)) else {}
         if not described.has_audio:
             message = f"{row['path']} has no sound; expected a talking person."
             return Outcome(row["unit"], "rejected", "no_audio", message, outputs)

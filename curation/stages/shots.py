@@ -18,11 +18,21 @@ FRAME = 0.04
 STILL_CHANGE = 2  # of 255, in any cell of the scan's grid: what a good codec does to a frame that repeats the last
 
 
-def split_shots(config: CutConfig, duration: float, cuts: Sequence[float]) -> list[tuple[int, float, float]]:
-    """Shot number, start and end of each clip: seconds in whole milliseconds, its length a multiple of 40 ms."""
+def split_shots(
+    config: CutConfig, duration: float, cuts: Sequence[float], audio_span: Sequence[float] = ()
+) -> list[tuple[int, float, float]]:
+    """Shot number, start and end of each clip: seconds in whole milliseconds, its length a multiple of 40 ms.
+
+    Where `audio_span` gives the first and last moment with sound, no clip lies beyond: lips would move in silence.
+    """
+    least, most = audio_span or (0.0, duration)
     edges = [0.0, *cuts, duration]
     shots = enumerate(zip(edges, edges[1:], strict=False))
-    pieces = ((shot, *piece) for shot, (begin, end) in shots for piece in split_span(config, begin, end))
+    pieces = (
+        (shot, *piece)
+        for shot, (begin, end) in shots
+        for piece in split_span(config, max(begin, least), min(end, most))
+    )
     return [piece for piece in pieces if piece[2] > piece[1]]
 
 
@@ -99,14 +109,15 @@ def split_source(config: CutConfig, source: SourceRow, scan: Scan) -> list[Piece
 def _spans(config: CutConfig, source: SourceRow) -> Iterator[tuple[int, float, float, Segment | None]]:
     """Shot number, start, end and data set's segment of each clip."""
     segments, duration, cuts = source.get("segments") or [], source["duration"], source["cuts"]
+    audio_span = source.get("audio_span") or [0.0, duration]
     if segments and config.use_segments == "exact":
         for segment in segments:
-            # What lies beyond the video's end stays a row, of no length.
-            begin, end = (min(max(0.0, segment[edge]), duration) for edge in ("start", "end"))
+            # What lies beyond the video's end, or its sound's, stays a row, of no length.
+            begin, end = (min(max(audio_span[0], segment[edge]), audio_span[1]) for edge in ("start", "end"))
             for first, last in split_span(config, begin, max(begin, end)):
                 yield bisect_right(cuts, first), first, last, segment
         return
-    for shot, first, last in split_shots(config, duration, cuts):
+    for shot, first, last in split_shots(config, duration, cuts, audio_span):
         if not segments or config.use_segments == "ignore":
             yield shot, first, last, None
             continue

@@ -50,6 +50,7 @@ class TracksStage(Stage[SourceRow]):
     name = "tracks"
     version = "1"
     reads = ("unit", "sha256", "scan_sha256", "cuts", "duration", "width", "height", "segments", "row_index")
+    reads_if_set = ("audio_span",)
     config: PeopleConfig
     cut: CutConfig
     folder: Path = no_effect()

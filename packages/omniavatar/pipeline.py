@@ -16,8 +16,9 @@ from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
-from omniavatar.video.inputs import LARGEST_SIDE, AudioInput, check_sides, read_audio_input, read_image, silent_audio
-from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
+from omniavatar.video.inputs import LARGEST_SIDE, AudioInput, check_sides, decode_audio, decode_image, silent_audio
+from omniavatar.video.target import check_target
+from omniavatar.video.video_file import audio_track, settings_mark, write_avatar_video, write_settings
 
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", None: "auto"}
 
@@ -33,8 +34,13 @@ class AvatarOutput:
     prompt: str
 
     def save(self, path: Path | str) -> None:
-        """Write an mp4 with audio, and its settings as JSON beside it. Raises what `write_video` raises."""
-        write_avatar_video(path, self.frames, self.wave, self.rate)
+        """Write an mp4 with audio, marked as generated, and its settings as JSON beside it.
+
+        Raises what `check_target` raises, before anything is written, and what `write_video` raises.
+        """
+        check_target(Path(path))
+        made_with = settings_mark(self.config)
+        write_avatar_video(path, self.frames, self.wave, self.rate, made_with=made_with)
         count, height, width, _ = self.frames.shape
         starts = chunk_starts(count, height, width, self.config)
         write_settings(path, self.config, {"prompt": self.prompt, "frames": len(self.frames), "chunk_starts": starts})
@@ -128,17 +134,15 @@ def _role_paths(weights: Path | str | Mapping[str, Path | str]) -> ModelPaths:
 def _read_portrait(image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return image
-    return (
-        check_sides(image_to_rgb(image, LARGEST_SIDE), "The image")
-        if isinstance(image, Image.Image)
-        else read_image(image)
-    )
+    if isinstance(image, Image.Image):
+        return check_sides(image_to_rgb(image, LARGEST_SIDE), "The image")
+    return decode_image(image)[0]
 
 
 def _read_audio(audio: np.ndarray | Path | str | None, seconds: float) -> AudioInput:
     if audio is None:
         return silent_audio(seconds)
     if not isinstance(audio, np.ndarray):
-        return read_audio_input(audio)
+        return decode_audio(audio)[0]
     wave = audio.astype(np.float32)
     return AudioInput(wave, wave, AUDIO_RATE)

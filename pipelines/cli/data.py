@@ -93,8 +93,11 @@ def show_yield(
     settings: SetOption = None,
 ) -> None:
     """Clips and hours that other thresholds would keep, and what each rule rejects, from the stored scores."""
+    from common.outputs import check_output_file, run_files
     from curation.decide.yields import GRID, draw_yield, hours_lines, parse_axis, yield_lines, yield_table
 
+    if plot:
+        check_output_file(plot, (".png", ".svg"), run_files(run))
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
     print("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
@@ -139,8 +142,10 @@ def split(
     """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
     from common.clips import read_clips
     from common.locks import hold_run
+    from common.outputs import check_output_file, run_files
     from curation.decide.split import draw_split, write_split
 
+    check_output_file(out, inputs=run_files(run))
     with hold_run(run, "omniavatar split"):
         write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
     print(out)

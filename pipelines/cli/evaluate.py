@@ -113,12 +113,20 @@ def draw_test_set(
     ] = None,
 ) -> None:
     """Draw a test set and write it as a list with a hash; the same input gives the same bytes."""
+    from common.errors import InputError
+    from common.outputs import check_output_file, run_files, same_file
     from common.runs import RunFolder
     from curation.decide.split import write_split
     from eval.sets.catalog import draw_set, held_out, write_test_set
 
-    chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)
     path = out or SETS / f"{name}.csv"
+    inputs = [*(run_files(run) if run else ()), *(files.glob("*.txt") if files else ())]
+    check_output_file(path, inputs=inputs)
+    if split:
+        check_output_file(split, inputs=inputs)
+        if split.absolute() == path.absolute() or same_file(split, path):
+            raise InputError(f"--out and --split are both {split}; give two names.")
+    chosen = draw_set(name, RunFolder(run) if run else None, files, count, seed)
     write_test_set(path, chosen)
     if split:
         write_split(split, held_out(chosen))
@@ -139,6 +147,7 @@ def cut_test_set(
     """Write the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
     from common.locks import hold_run
+    from common.outputs import check_output_folder
     from common.runs import RunFolder
     from eval.sets.catalog import find_list, read_test_set
     from eval.sets.inputs import CLIPS, SAMPLES, write_inputs
@@ -148,6 +157,7 @@ def cut_test_set(
     about = read_recipe(recipe or str(folder.recipe_yaml), tuple(settings or ()))
     detector = about.model_paths(("face_detector",))["face_detector"]
     target = out or SETS / chosen.name
+    check_output_folder(target)
     with hold_run(target, "omniavatar eval inputs"):
         outcomes = write_inputs(chosen, folder, target, about.curation.people, detector, about.executor)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]

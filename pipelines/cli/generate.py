@@ -31,7 +31,9 @@ def generate(
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
     ] = None,
-    out: Annotated[Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder")] = OUT,
+    out: Annotated[
+        Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder; never an input")
+    ] = OUT,
     preset: Annotated[str, typer.Option(help="default, official or paper: how chunks are sampled and joined")] = "",
     measure: Annotated[
         bool, typer.Option("--measure", help="also measure drift of colours, of likeness and at joins, for the JSON")
@@ -53,20 +55,24 @@ def generate(
         return _make_list(samples, seconds, folder, preset, measure, recipe, changes)
     if image is None and audio is None and not prompt:
         return run_flow(recipe, run, changes, "generate", "generate", force)
+    from common.outputs import check_output_folder
     from omniavatar.config import Request
     from omniavatar.video.inputs import read_request
+    from omniavatar.video.target import check_target
     from pipelines.recipe import read_recipe
 
-    # Inputs, recipe and weights are checked in this order, and before torch is imported, which takes seconds.
+    # Output, inputs, recipe and weights are checked in this order, and before torch is imported, which takes seconds.
     request = Request(image, audio, prompt, seconds)
-    read_request(request)
+    check_target(out, request)
+    inputs = read_request(request)
     chosen = read_recipe(recipe, changes)
     weights = _weights(chosen, measure)
+    cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
+    check_output_folder(cache)
     _warn_of_miniature(chosen, image)
     from pipelines.generate.animate import animate
 
-    cache = (run or Path("runs") / chosen.name) / "cache" / "chunks"
-    animate(request, chosen.generate, weights, out, cache, preset, measure=measure)
+    animate(request, inputs, chosen.generate, weights, out, cache, preset, measure=measure)
     print(out)
 
 
@@ -75,13 +81,14 @@ def _make_list(
 ) -> None:
     from common.locks import hold_run
     from pipelines.generate.sample_list import read_samples
+    from pipelines.generate.targets import RESULTS, check_targets
     from pipelines.recipe import read_recipe
 
-    requested = read_samples(samples, seconds)
+    requested = check_targets(read_samples(samples, seconds), out, samples)
     chosen = read_recipe(recipe, changes)
     weights = _weights(chosen, measure)
     _warn_of_miniature(chosen, next((sample.request.image for sample in requested if sample.request.image), None))
-    from pipelines.generate.animate_list import RESULTS, animate_list
+    from pipelines.generate.animate_list import animate_list
 
     with hold_run(out, "omniavatar generate --list"):
         outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)

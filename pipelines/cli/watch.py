@@ -56,6 +56,7 @@ def curves(
     ] = None,
 ) -> None:
     """Plot a training: losses, audio gap, lip sync of its samples."""
+    from common.outputs import check_output_file
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 
@@ -66,5 +67,6 @@ def curves(
                 f"--beside {name}: there is no run folder at {folder}; give one that a run wrote to."
             )
     target = out or RunFolder(run).report / "training.png"
+    check_output_file(target, (".png",))
     draw_training_curves(RunFolder(run), target, {name: RunFolder(folder) for name, folder in others.items()})
     print(target)

@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from common.constants import SAMPLES_PER_FRAME
 from common.media.audio import read_audio
 from common.media.video import read_video
-from common.runs import RunFolder, atomic_write, fingerprint, sha256_file
+from common.runs import RunFolder, fingerprint
 from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, LoadConfig, Request
 from omniavatar.generate import chunk_starts, draw_portrait, stream_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.video.images import fit_image, to_frames
-from omniavatar.video.inputs import Inputs, read_request
+from omniavatar.video.inputs import Inputs
 from omniavatar.video.scene import frame_size, frames_of, with_lead_in
-from omniavatar.video.video_file import audio_track, write_avatar_video, write_settings
+from omniavatar.video.video_file import (
+    audio_track,
+    settings_mark,
+    write_avatar_video,
+    write_portrait,
+    write_settings,
+)
 from pipelines.models.lock import model_hash
 
 Loader = Callable[[], AvatarModels]
@@ -26,6 +31,7 @@ Loader = Callable[[], AvatarModels]
 
 def animate(
     request: Request,
+    inputs: Inputs,
     sampling: GenerateConfig,
     models: Mapping[str, Path | None],
     out: Path,
@@ -36,13 +42,12 @@ def animate(
 ) -> None:
     """Write the mp4 `out`, generated in overlapping chunks that are cached in `cache`, and its description as JSON.
 
+    `inputs` is what `read_request` made of the request; whether `out` can be written is for `check_target` to tell.
     `models` has the roles of generation; with `measure` the finished video is decoded to measure its drift, for which
     `models` may also have face_detector and face_identity. `preset` is the name of the settings, for the description;
     `load` returns networks that are loaded already. A portrait that the base has to draw is written as PNG. Of several
-    processes that generate one video together only rank 0 writes. Raises FileNotFoundError and ValueError for unusable
-    input before any weights are read, then what the loaders raise.
+    processes that generate one video together only rank 0 writes. Raises what the loaders and `stream_video` raise.
     """
-    inputs = read_request(request)
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
     loaded = load() if load else load_avatar(models, sampling.load)
     count = frames_of(with_lead_in(inputs.audio.wave, sampling)) + sampling.keep_reference
@@ -52,15 +57,17 @@ def animate(
         deque(pieces, maxlen=0)
         return
     track = audio_track(inputs.audio.track, sampling, inputs.audio.rate)
-    write_avatar_video(out, (frame for piece in pieces for frame in piece), track, inputs.audio.rate, count)
+    hashes = {role: model_hash(path) for role in GENERATION_ROLES if (path := models[role])}
+    made_with = settings_mark(sampling, preset, hashes)
+    write_avatar_video(out, (frame for piece in pieces for frame in piece), track, inputs.audio.rate, count, made_with)
     starts = chunk_starts(count, height, width, sampling)
     facts: dict[str, Any] = {
         "image": str(request.image or out.with_suffix(".png")),
         "audio": str(request.audio or ""),
-        "sha256": {name: sha256_file(path) for name in ("image", "audio") if (path := getattr(request, name))},
+        "sha256": inputs.sha256,
         "prompt": request.prompt,
         "preset": preset,
-        "models": {role: model_hash(path) for role in GENERATION_ROLES if (path := models[role])},
+        "models": hashes,
         "frames": count,
         "chunk_starts": starts,
     }
@@ -87,8 +94,7 @@ def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | 
     base = load_models(model_paths(models, None), sampling.load)
     portrait = draw_portrait(base, inputs.prompt, sampling)
     if base.rank == 0:
-        with atomic_write(out.with_suffix(".png")) as temporary:
-            Image.fromarray(portrait).save(temporary)
+        write_portrait(out.with_suffix(".png"), portrait)
     return portrait
 
 

@@ -16,11 +16,11 @@ from common.media.open import MediaError
 from common.runs import atomic_write, plain
 from omniavatar.config import GenerateConfig, Request
 from omniavatar.models import AvatarModels
+from omniavatar.video.inputs import read_request
 from pipelines.generate.animate import animate, load_avatar
 from pipelines.generate.sample_list import Sample
+from pipelines.generate.targets import COLUMNS, RESULTS
 from pipelines.models.lock import model_hash
-
-RESULTS = "results.csv"
 
 
 def animate_list(
@@ -35,7 +35,8 @@ def animate_list(
     """Write `<out>/<name>.mp4` for every sample and `<out>/results.csv`; finished ones are skipped, unless an input
     changed. `measure`: see `animate`.
 
-    Returns the outcomes in order: kept, rejected (its input cannot be used) or failed. Raises what `run_stage` raises.
+    Whether `out` can be written is for `check_targets` to tell, before. Returns the outcomes in order: kept, rejected
+    (its input or its output cannot be used) or failed. Raises what `run_stage` raises.
     """
     weights = tuple(Weights(role, path, model_hash(path)) for role, path in models.items() if path is not None)
     stage = AnimateStage(sampling, preset, measure, weights, out)
@@ -45,7 +46,7 @@ def animate_list(
     outcomes = run_stage(stage, units, Ledger(out / "ledger"), executor)
     with atomic_write(out / RESULTS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(("name", "state", "video", "message"))
+        table.writerow(COLUMNS)
         for outcome in outcomes:
             video = f"{outcome.unit}.mp4" if outcome.state == "kept" else ""
             table.writerow((outcome.unit, outcome.state, video, outcome.message))
@@ -82,7 +83,10 @@ class AnimateStage(Stage[dict[str, Any]]):
         sampling = self.sampling if row["seed"] is None else replace(self.sampling, seed=row["seed"])
         target, models = self.out / f"{row['unit']}.mp4", self._paths()
         try:
-            animate(request, sampling, models, target, self.out / "cache", self.preset, self.load_once, self.measure)
+            inputs = read_request(request)
+            animate(
+                request, inputs, sampling, models, target, self.out / "cache", self.preset, self.load_once, self.measure
+            )
         except (InputError, MediaError, FileNotFoundError) as error:
             return Outcome(row["unit"], "rejected", "bad_input", str(error))
         return Outcome(row["unit"], "kept")

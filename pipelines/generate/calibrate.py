@@ -92,10 +92,10 @@ def listed_requests(samples: Path) -> list[ClipRequest]:
     for sample in read_samples(samples):
         if sample.error:
             raise InputError(f"{samples}, {sample.name}: {sample.error}.")
-        image, audio, prompt = read_request(sample.request)
-        if image is None:
+        inputs = read_request(sample.request)
+        if inputs.image is None:
             raise InputError(f"{samples}, {sample.name} has no image; calibration does not draw one, so add it.")
-        requests.append(ClipRequest(image, audio.wave, prompt))
+        requests.append(ClipRequest(inputs.image, inputs.audio.wave, inputs.prompt))
     return requests
 
 

@@ -29,7 +29,9 @@ from omniavatar.config import GENERATION_ROLES, GenerateConfig
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
 from omniavatar.video.chunks import ClipRequest
-from omniavatar.video.video_file import write_avatar_video
+from omniavatar.video.inputs import read_request
+from omniavatar.video.target import check_target
+from omniavatar.video.video_file import settings_mark, write_avatar_video
 from pipelines.config import METHOD_ROLES, VideosConfig
 from pipelines.generate.animate import animate, clip_seed, model_paths, opening
 from pipelines.models.lock import model_hash
@@ -60,7 +62,9 @@ def make_videos(
     Raises NoTestClipsError, and what the loaders of the weights raise.
     """
     if config.long is not None:
-        animate(config.long, sampling, models, run.videos / "demo.mp4", run.cache / "chunks", measure=True)
+        out = run.videos / "demo.mp4"
+        check_target(out, config.long)
+        animate(config.long, read_request(config.long), sampling, models, out, run.cache / "chunks", measure=True)
     test = _long_enough(run, "test", config)[: config.clips]
     if len(test) < 2:
         raise NoTestClipsError(
@@ -143,8 +147,12 @@ class VideosStage(Stage[dict[str, Any]]):
         height, width = requests[0].image.shape[:2]
         sampling = replace(self.sampling, height=height, width=width)
         videos = generate_clips(self.loaded_models(method), requests, sampling)
+        hashes = {
+            weights.role: weights.sha256 for weights in self.weights if (weights.role, method) != ("adapter", "base")
+        }
+        made_with = settings_mark(self.sampling, models=hashes)
         for clip, voice, video in zip(row["clips"], voices, videos, strict=True):
-            write_avatar_video(run.videos / method / f"{clip['clip_id']}.mp4", video, voice)
+            write_avatar_video(run.videos / method / f"{clip['clip_id']}.mp4", video, voice, made_with=made_with)
         return Outcome(row["unit"], "kept")
 
     def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:

@@ -17,7 +17,7 @@ from common.clips import read_clips
 from common.constants import FPS
 from common.errors import UserError
 from common.progress import MetricLog, progress
-from common.runs import RunFolder
+from common.runs import RunFolder, hash_path
 from eval.config import SyncRules
 from eval.features.records import UnscorableError
 from omniavatar.config import GenerateConfig
@@ -123,13 +123,14 @@ def sample(
     from omniavatar.generate import generate_clips
     from omniavatar.models import load_models
     from omniavatar.video.chunks import ClipRequest
-    from omniavatar.video.video_file import write_avatar_video
+    from omniavatar.video.video_file import settings_mark, write_avatar_video
     from pipelines.generate.animate import clip_seed, model_paths, opening
 
     loaded = load_models(model_paths(models, adapter), sampling.load)
     openings = [opening(run, clip["clip_id"], config.frames) for clip in clips]
     height, width = openings[0][0].shape[:2]
     settings = replace(sampling, height=height, width=width, steps=config.steps or sampling.steps)
+    made_with = settings_mark(settings, models={"adapter": hash_path(adapter)})
     for kind in (RIGHT, SWAPPED):
         turn = 0 if kind == RIGHT else 1
         waves = [openings[(i + turn) % len(openings)][1] for i in range(len(openings))]
@@ -140,7 +141,7 @@ def sample(
         videos = generate_clips(loaded, requests, settings)
         for clip, (_, wave), video in zip(clips, openings, videos, strict=True):
             path = run.videos / "samples" / f"step-{step:08d}" / kind / f"{clip['clip_id']}.mp4"
-            write_avatar_video(path, video, wave)
+            write_avatar_video(path, video, wave, made_with=made_with)
             yield {"step": step, "clip_id": clip["clip_id"], "sound": kind, **_scores(judge, video, wave)}
 
 

@@ -22,6 +22,7 @@ from common.locks import hold_run
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance, temporary_beside
 from omniavatar.config import GENERATION_ROLES, Request
+from omniavatar.video.inputs import read_request
 from pipelines.config import METHOD_ROLES
 from pipelines.dag import STEPS, Context, Step, run_steps
 from pipelines.drawn import draw_long_input
@@ -152,7 +153,10 @@ def long_videos(count: int, context: Context) -> Mapping[str, Any]:
         prompt = (run.root / "inputs" / f"{number}" / "prompt.txt").read_text("utf-8")
         video = f"videos/adapter/long-{number}.mp4"
         request = Request(run.root / image, run.root / audio, prompt)
-        animate(request, context.recipe.generate, {**context.models, **models}, run.root / video, run.cache / "chunks")
+        weights = {**context.models, **models}
+        animate(
+            request, read_request(request), context.recipe.generate, weights, run.root / video, run.cache / "chunks"
+        )
         rows.append(
             # Judged against its own audio: with the preset `official` the voice begins 0.3 s into the video.
             {"method": "adapter", "clip_id": f"long-{number}", "video": video, "reference": "", "audio": video}

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 import omniavatar.pipeline
-from common.errors import InputError
+from common.errors import ExistingFileError, InputError
 from common.media.audio import read_audio
 from common.media.index import probe
+from common.media.marks import read_marks
 from common.runs import read_json
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
@@ -40,6 +41,11 @@ def test_a_call_makes_a_video_that_is_saved_with_its_audio(pipeline: OmniAvatarP
     assert np.corrcoef(read_audio(tmp_path / "x.mp4")[1000:12_000], CLIP.audio[1000:12_000])[0, 1] > 0.9
     facts = read_json(tmp_path / "x.json")
     assert (facts["settings"]["steps"], facts["settings"]["seed"], facts["chunk_starts"]) == (3, 5, [0, 16])
+    assert '"seed":5,"software":"omniavatar-stack","steps":3' in read_marks(tmp_path / "x.mp4")["generator"]
+    (tmp_path / "mine.json").write_text("mine")
+    with pytest.raises(ExistingFileError, match=r"mine\.json"):
+        output.save(tmp_path / "mine.mp4")
+    assert not (tmp_path / "mine.mp4").exists()
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

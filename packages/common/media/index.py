@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +66,7 @@ class Probe:
     audio_codec: str
     video_start: float
     audio_start: float
+    audio_end: float
     variable_frame_rate: bool
     max_frame_gap: float
     interlaced: bool
@@ -143,17 +144,27 @@ def _index(path: str, size: int, _mtime: int) -> VideoIndex:
             raise MediaError("unreadable", f"{path} has no key frame to start from; fetch the file again.")
         stamped = container.format.name != "avi"
         return VideoIndex(
-            pts, times, keys if stamped else keys[:1], start, stamped, _describe(container, stream, times, start)
+            pts,
+            times,
+            keys if stamped else keys[:1],
+            start,
+            stamped,
+            _describe(container, stream, times, start, packets.ends),
         )
 
 
 @dataclass
 class _Packets:
-    """Presentation stamps and key flags of the shown frames in file order; end of the last packet of any stream (s)."""
+    """Presentation stamps and key flags of the shown frames in file order; end of the last packet (s) by stream."""
 
     pts: list[int] = field(default_factory=list)
     keys: list[bool] = field(default_factory=list)
-    end: float = 0.0
+    ends: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def end(self) -> float:
+        """End of the last packet of any stream."""
+        return max(self.ends.values(), default=0.0)
 
 
 def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
@@ -163,7 +174,8 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
         stamp = packet.dts if packet.pts is None or ordered_only else packet.pts
         if stamp is None or packet.time_base is None:
             continue
-        packets.end = max(packets.end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        end = float((stamp + (packet.duration or 0)) * packet.time_base)
+        packets.ends[packet.stream_index] = max(packets.ends.get(packet.stream_index, 0.0), end)
         # Frames before an edit list's start are decoded but never shown.
         if packet.stream_index == stream.index and not packet.is_discard:
             packets.pts.append(stamp)
@@ -183,7 +195,9 @@ def _check_times(path: str, container: InputContainer, packets: _Packets) -> Non
         )
 
 
-def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray, start: float) -> Probe:
+def _describe(
+    container: InputContainer, stream: VideoStream, times: np.ndarray, start: float, ends: Mapping[int, float]
+) -> Probe:
     gaps = np.diff(times)
     usual = float(np.median(gaps)) if len(gaps) else 1 / float(stream.average_rate or 25)
     duration = float(times[-1]) + usual
@@ -210,6 +224,7 @@ def _describe(container: InputContainer, stream: VideoStream, times: np.ndarray,
         audio_codec=audio.codec_context.codec.canonical_name if audio else "",
         video_start=start,
         audio_start=float((audio.start_time or 0) * (audio.time_base or 0)) if audio else 0.0,
+        audio_end=ends.get(audio.index, 0.0) if audio else 0.0,
         variable_frame_rate=bool(len(gaps) and np.abs(gaps - usual).max() > UNEVEN_GAP * usual),
         max_frame_gap=float(gaps.max()) if len(gaps) else usual,
         interlaced=bool(first_frame.interlaced_frame),

@@ -18,7 +18,7 @@ from common.media.decode import of_display_size, stored_frames
 from common.media.decord_reader import decord_frames
 from common.media.display import to_rgb
 from common.media.index import VideoIndex, index_video
-from common.media.open import MediaError
+from common.media.open import MediaError, open_decoder, open_media, video_stream
 from common.media.write import write_video
 
 MAX_VIDEO_BYTES = 2**36  # of images held at once: 7 minutes of 1080p
@@ -93,6 +93,23 @@ def read_frames(path: str | Path, indices: Sequence[int], reader: Reader = "pyav
     for number, frame in enumerate(_frames(path, index, unique, reader)):
         images[number] = to_rgb(frame)
     return images if np.array_equal(unique, requested) else images[places]
+
+
+def read_first_image(path: str | Path) -> np.ndarray:
+    """The first image (H, W, 3) of a video of any length and frame rate. Raises FileNotFoundError or MediaError."""
+    try:
+        return read_frames(path, [0])[0]
+    except MediaError as error:
+        if error.kind != "unreadable":
+            raise
+    # Frame times that no camera makes (slides, say) do not matter for one image.
+    with open_media(path) as container:
+        stream = video_stream(container)
+        assert stream is not None  # else its index was refused as no_video
+        open_decoder(stream)
+        for frame in container.decode(stream):
+            return to_rgb(frame)
+    raise MediaError("unreadable", f"{path} yields no picture; fetch the file again.")
 
 
 def _shape(index: VideoIndex) -> tuple[int, int, int]:

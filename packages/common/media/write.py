@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -41,11 +41,14 @@ def write_video(
     audio_rate: int = AUDIO_RATE,
     crf: int = 18,
     timestamps: Sequence[float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    boxes: bytes = b"",
 ) -> None:
     """Write frames uint8 RGB (T, H, W, 3) and mono audio (n,) as MP4: H.264 yuv420p (BT.709) and AAC.
 
-    `timestamps` (s, increasing, one per frame) replace the constant rate. The same input gives the same bytes, and the
-    file appears whole or not at all. Raises ValueError for no frames, odd sizes or wrong arrays, and what
+    `timestamps` (s, increasing, one per frame) replace the constant rate. `tags` is metadata of any names, `boxes`
+    whole MP4 boxes for the end of the file (see common.media.marks). The same input gives the same bytes, and the file
+    appears whole or not at all. Raises ValueError for no frames, odd sizes or wrong arrays, and what
     common.runs.atomic_write raises (a full disk).
     """
     iterator = iter(frames)
@@ -55,17 +58,20 @@ def write_video(
     _check_image(path, first, first.shape)
     # bitexact leaves dates and library versions out of the file
     options = {"fflags": "+bitexact", "movflags": "+faststart"}
-    with (
-        atomic_write(path) as temporary,
-        av.open(str(temporary), "w", format="mp4", options=options) as container,
-    ):
-        video_writer = _VideoWriter.open(container, first.shape, fps, crf, timestamps)
-        audio_writer = _AudioWriter.open(container, audio, audio_rate)
-        for number, image in enumerate(chain([first], iterator)):
-            _check_image(path, image, first.shape)
-            audio_writer.write(until=video_writer.write(number, image))
-        audio_writer.write(until=None)
-        container.mux(video_writer.stream.encode(None))
+    if tags:
+        options["movflags"] += "+use_metadata_tags"
+    with atomic_write(path) as temporary:
+        with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            container.metadata.update(tags or {})
+            video_writer = _VideoWriter.open(container, first.shape, fps, crf, timestamps)
+            audio_writer = _AudioWriter.open(container, audio, audio_rate)
+            for number, image in enumerate(chain([first], iterator)):
+                _check_image(path, image, first.shape)
+                audio_writer.write(until=video_writer.write(number, image))
+            audio_writer.write(until=None)
+            container.mux(video_writer.stream.encode(None))
+        with temporary.open("ab") as file:
+            file.write(boxes)
 
 
 def _check_image(path: str | Path, image: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -3,6 +3,10 @@
 Images become uint8 RGB (H, W, 3), audio float32 mono (N,). Imports no torch.
 """
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +17,11 @@ from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
 from common.media.downmix import LONGEST_AUDIO
 from common.media.images import read_image_file
-from common.media.open import audio_stream, open_media
-from common.media.video import read_video
+from common.media.open import MediaError, audio_stream, open_media
+from common.media.video import read_first_image
+from common.runs import sha256_file
 from omniavatar.config import Request
+from omniavatar.video.isolated import decode
 
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger image is averaged down on reading
@@ -33,11 +39,13 @@ class AudioInput(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A request as arrays; `image` is None where the base has to draw it."""
+    """A request as arrays; `image` is None where the base has to draw it. `sha256` of the files as they were read, by
+    "image" and "audio"."""
 
     image: np.ndarray | None
     audio: AudioInput
     prompt: str
+    sha256: dict[str, str]
 
 
 def read_request(request: Request) -> Inputs:
@@ -48,9 +56,54 @@ def read_request(request: Request) -> Inputs:
         raise InputError("No audio was given; give --audio, or --seconds for a silent video of that length.")
     if request.audio is not None and request.seconds:
         raise InputError(f"Both audio and seconds={request.seconds:g} were given; the audio decides the length.")
-    image = None if request.image is None else read_image(request.image)
-    audio = silent_audio(request.seconds) if request.audio is None else read_audio_input(request.audio)
-    return Inputs(image, audio, request.prompt)
+    hashes: dict[str, str] = {}
+    image, audio = None, silent_audio(request.seconds) if request.audio is None else None
+    if request.image is not None:
+        image, hashes["image"] = decode_image(request.image)
+    if audio is None:
+        audio, hashes["audio"] = decode_audio(request.audio or "")
+    return Inputs(image, audio, request.prompt, hashes)
+
+
+def decode_image(path: Path | str) -> tuple[np.ndarray, str]:
+    """`read_image` in a process that may crash, and the file's sha256. Raises what that and `isolated.decode` raise."""
+    _check_file("image", path)
+    image, digest = decode(f"{__name__}:{_image_and_hash.__name__}", path)
+    return image, digest
+
+
+def decode_audio(path: Path | str) -> tuple[AudioInput, str]:
+    """`read_audio_input` in a process that may crash, and the file's sha256. Raises what that and `isolated.decode`
+    raise."""
+    _check_file("audio", path)
+    *audio, digest = decode(f"{__name__}:{_audio_and_hash.__name__}", path)
+    return AudioInput(*audio), digest
+
+
+def _check_file(kind: str, path: Path | str) -> None:
+    if not Path(path).is_file():
+        what = f"{path} is no ordinary file" if Path(path).exists() else f"There is no {kind} at {path}"
+        raise MissingFileError(f"{what}; give the path of an existing {kind} file.")
+
+
+def _image_and_hash(path: str) -> tuple[np.ndarray, str]:
+    with _unchanged(path):
+        return read_image(path), sha256_file(path)
+
+
+def _audio_and_hash(path: str) -> tuple[np.ndarray, np.ndarray, int, str]:
+    with _unchanged(path):
+        return *read_audio_input(path), sha256_file(path)
+
+
+@contextmanager
+def _unchanged(path: str) -> Iterator[None]:
+    """Raises InputError when the file was replaced meanwhile: what was hashed would not be what was decoded."""
+    before = os.stat(path)
+    yield
+    after = os.stat(path)
+    if any(getattr(before, field) != getattr(after, field) for field in ("st_ino", "st_size", "st_mtime_ns")):
+        raise InputError(f"{path} was written to while it was read; run the command again when it is complete.")
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -62,9 +115,17 @@ def read_image(path: Path | str) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no image at {path}; give an image file (JPEG, PNG, ...) of a portrait.")
+    readers: list[Callable[[Path], np.ndarray]] = [partial(read_image_file, longest=LARGEST_SIDE), read_first_image]
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return check_sides(read_video(path, end=1 / 25)[0], path)
-    return check_sides(read_image_file(path, LARGEST_SIDE), path)
+        readers.reverse()
+    try:
+        pixels = readers[0](path)
+    except (InputError, MediaError) as error:
+        try:  # what it is, whatever its suffix says
+            pixels = readers[1](path)
+        except (InputError, MediaError):
+            raise error from None
+    return check_sides(pixels, path)
 
 
 def check_sides(image: np.ndarray, name: Path | str) -> np.ndarray:
@@ -86,12 +147,12 @@ def read_audio_input(path: Path | str) -> AudioInput:
     with open_media(path) as container:
         stream = audio_stream(container)
         rate = stream.rate if stream is not None and stream.rate in AAC_RATES else AAC_RATES[-1]
-    wave = read_audio(path)
+    wave = read_audio(path, whole=True)
     if not len(wave):
         raise InputError(f"{path} holds 0 s of audio; give a file with audio in it.")
     if not np.isfinite(wave).all():
         raise InputError(f"{path} holds values that are no numbers; convert it to 16 bit.")
-    return AudioInput(wave, wave if rate == AUDIO_RATE else read_audio(path, rate), rate)
+    return AudioInput(wave, wave if rate == AUDIO_RATE else read_audio(path, rate, whole=True), rate)
 
 
 def silent_audio(seconds: float) -> AudioInput:

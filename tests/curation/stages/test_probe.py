@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import pytest
 
 from curation.stages.probe import ProbeStage
@@ -45,3 +46,21 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     scipy.io.wavfile.write(tmp_path / "voice.wav", 16000, draw_talk(1, 1.0).audio)
     (tmp_path / "voice.wav").rename(tmp_path / "voice.mp4")
     assert probed(tmp_path / "voice.mp4").reason == "not_a_video"
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov"])
+@pytest.mark.parametrize(("share", "audio_span"), [(1.0, None), (0.8, None), (0.3, [0.0, 0.6])])
+def test_sound_that_ends_long_before_the_picture_is_told(
+    tmp_path: Path, name: str, share: float, audio_span: list[float] | None
+) -> None:
+    talk = draw_talk(1, 2.0)
+    source = write_talk(
+        tmp_path / "talk.mp4", type(talk)(talk.frames, talk.audio[: int(share * 32_000)], talk.loudness)
+    )
+    with av.open(str(source)) as old, av.open(str(tmp_path / name), "w") as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                new.mux(packet)
+    assert probed(tmp_path / name).outputs.get("audio_span") == (audio_span and pytest.approx(audio_span, abs=0.07))

@@ -116,3 +116,24 @@ def test_a_cropped_row_has_its_faces_and_its_point_in_the_crop() -> None:
 def test_an_odd_crop_side_is_refused() -> None:
     with pytest.raises(ValueError, match="crop_side 511: expected an even number"):
         CutConfig(crop_side=511)
+
+
+@pytest.mark.parametrize(
+    ("audio_span", "spans"),
+    [
+        ([0.0, 6.5], [(0.0, 4.0), (4.0, 6.48)]),  # the sound ends
+        ([1.0, 8.0], [(1.0, 4.0), (4.0, 8.0)]),  # it begins late
+        ([4.5, 6.0], [(4.5, 5.98)]),  # a whole shot is mute
+        ([8.0, 8.0], []),
+    ],
+)
+def test_no_clip_lies_where_there_is_no_sound(audio_span: list[float], spans: list[tuple[float, float]]) -> None:
+    rows = clip_rows(CONFIG, source(audio_span=audio_span))
+    assert [(row["t_start"], row["t_end"]) for row in rows] == spans
+    assert all(row["shot_id"] == (row["t_start"] >= 4.0) for row in rows)
+
+
+def test_an_exact_row_ends_with_the_sound() -> None:
+    segment = {"row_index": 0, "start": 1.0, "end": 7.0, "x": None, "y": None}
+    rows = clip_rows(CutConfig(2.0, 20.0, use_segments="exact"), source(audio_span=[0.0, 5.0], segments=[segment]))
+    assert [(row["t_start"], row["t_end"]) for row in rows] == [(1.0, 5.0)]

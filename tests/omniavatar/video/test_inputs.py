@@ -1,3 +1,4 @@
+import hashlib
 import io
 from fractions import Fraction
 from pathlib import Path
@@ -5,13 +6,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from av.stream import Disposition
+from PIL import Image, ImageCms, PngImagePlugin
 
 from common.errors import InputError
 from common.media.open import MediaError
 from common.media.write import write_video
 from omniavatar.config import Request
-from omniavatar.video.inputs import read_audio_input, read_image, read_request, silent_audio
+from omniavatar.video.inputs import _image_and_hash, read_audio_input, read_image, read_request, silent_audio
 
 RED = (200, 20, 30)
 
@@ -161,6 +163,100 @@ def test_every_audio_format_is_read(tmp_path: Path, name: str, codec: str, rate:
     assert abs(len(audio.track) / played - len(audio.wave) / 16_000) < 0.01
     spectrum = np.abs(np.fft.rfft(audio.wave[2000:14_000]))
     assert abs(spectrum.argmax() * 16_000 / 12_000 - 440) < 2
+
+
+def talk(path: Path, pictures: int, fps: float, seconds: float, codec: str = "aac", late: float = 0.0) -> Path:
+    """A video of `pictures` images with a tone of `seconds` that begins `late` seconds after the first."""
+    with av.open(str(path), "w") as container:
+        shown = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        shown.width, shown.height, shown.pix_fmt = 48, 64, "yuv420p"
+        stream = container.add_stream(codec, rate=16_000, layout="mono")
+        for _ in range(pictures):
+            container.mux(shown.encode(av.VideoFrame.from_ndarray(np.asarray(two_colours()), "rgb24")))
+        container.mux(shown.encode(None))
+        tone = np.sin(np.arange(round(seconds * 16_000)) * 0.3).astype(np.float32)[None] * 0.5
+        whole = av.AudioFrame.from_ndarray(tone, "fltp", "mono")
+        whole.sample_rate, whole.pts, whole.time_base = 16_000, round(late * 16_000), Fraction(1, 16_000)
+        resampler = av.AudioResampler(stream.format, "mono", 16_000, frame_size=stream.frame_size or 1024)
+        for frame in [*resampler.resample(whole), *resampler.resample(None)]:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "fps", "seconds", "late", "expected"),
+    [
+        ("still.mp4", 1, 25, 2, 0, 2.0),  # one picture and a voice
+        ("short.mp4", 10, 25, 2, 0, 2.0),  # the picture ends first
+        ("slides.mp4", 3, 0.25, 2, 0, 2.0),  # fewer pictures than any camera makes
+        ("slides.mkv", 2, 1, 2, 0, 2.0),
+        ("long.mp4", 50, 25, 1, 0, 1.0),  # the sound ends first
+        ("late.mp4", 50, 25, 1, 0.5, 1.5),  # silence, then sound: what is heard stays where it is seen
+        ("exact.mp4", 25, 25, 1, 0, 1.0),  # without the last block's silence
+        ("fast.mkv", 60, 60, 1, 0, 1.0),
+    ],
+)
+def test_pictures_do_not_decide_how_long_the_sound_is(
+    tmp_path: Path, name: str, pictures: int, fps: float, seconds: float, late: float, expected: float
+) -> None:
+    audio = read_audio_input(talk(tmp_path / name, pictures, fps, seconds, late=late))
+    assert len(audio.wave) / 16_000 == pytest.approx(expected, abs=0.07 if name == "slides.mkv" else 0.001)
+    assert np.flatnonzero(np.abs(audio.wave) > 0.2)[0] / 16_000 == pytest.approx(late, abs=0.002)
+    assert np.abs(audio.wave[-1600:-800]).max() > 0.2
+
+
+def test_uncompressed_sound_is_kept_to_the_last_sample(tmp_path: Path) -> None:
+    path = talk(tmp_path / "a.mkv", 24, 25, 1.0, "pcm_s16le")
+    assert len(read_audio_input(path).wave) == 16_000  # the picture ends 0.04 s earlier
+
+
+@pytest.mark.parametrize(("pictures", "fps"), [(1, 60), (1, 0.1), (3, 0.25), (2, 120)])
+def test_a_portrait_from_a_video_of_any_length_and_rate(tmp_path: Path, pictures: int, fps: float) -> None:
+    path = talk(tmp_path / "a.mp4", pictures, fps, 0.5).rename(tmp_path / "a.bin")  # whatever the suffix
+    assert near(read_image(path)[4:16, 4:-4], RED, 12)
+
+
+def test_a_picture_with_a_large_text_is_read(tmp_path: Path) -> None:
+    """As tools write it that store their whole graph."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", '{"id":1},' * 200_000, zip=True)
+    two_colours().save(tmp_path / "a.png", pnginfo=info)
+    assert near(read_image(tmp_path / "a.png")[:16], RED)
+
+
+def test_a_cover_is_no_video_beside_the_sound(tmp_path: Path) -> None:
+    two_colours().save(tmp_path / "cover.jpg")
+    with av.open(str(tmp_path / "a.mp3"), "w") as container, av.open(str(tmp_path / "cover.jpg")) as cover:
+        stream = container.add_stream("libmp3lame", rate=16_000, layout="mono")
+        shown = container.add_stream_from_template(cover.streams.video[0])
+        shown.disposition = Disposition.attached_pic
+        packet = next(cover.demux())
+        packet.stream = shown
+        tone = av.AudioFrame.from_ndarray(np.sin(np.arange(32_000) * 0.3).astype(np.float32)[None], "fltp", "mono")
+        tone.sample_rate, tone.pts, tone.time_base = 16_000, 0, Fraction(1, 16_000)
+        resampler = av.AudioResampler(stream.format, "mono", 16_000, frame_size=stream.frame_size)
+        container.mux(packet)
+        for frame in [*resampler.resample(tone), None]:
+            container.mux(stream.encode(frame))
+    assert len(read_audio_input(tmp_path / "a.mp3").wave) / 16_000 == pytest.approx(2.0, abs=0.1)
+
+
+def test_hashes_are_of_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_colours().save(tmp_path / "a.png")
+    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    inputs = read_request(Request(tmp_path / "a.png", None, "a man", 1.0))
+    (tmp_path / "a.png").write_text("replaced while the video was generated")
+    assert inputs.sha256 == {"image": digest}
+
+    def replacing(path: str) -> np.ndarray:
+        Image.new("RGB", (64, 64)).save(tmp_path / "b.png")
+        (tmp_path / "b.png").replace(path)
+        return np.asarray(two_colours())
+
+    monkeypatch.setattr("omniavatar.video.inputs.read_image", replacing)
+    with pytest.raises(InputError, match=r"a\.png was written to while it was read"):
+        _image_and_hash(str(tmp_path / "a.png"))
 
 
 def test_silence_lasts_whole_frames() -> None:

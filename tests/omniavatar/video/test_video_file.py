@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.media.audio import read_audio
+from common.media.marks import read_marks
 from common.media.video import decode_video, read_video
 from common.runs import read_json
 from omniavatar.config import GenerateConfig
@@ -50,6 +51,7 @@ def test_players_accept_it(tmp_path: Path) -> None:
         assert (picture.name, picture.pix_fmt, picture.width, picture.height) == ("h264", "yuv420p", 48, 32)
         assert (sound.codec_context.name, sound.rate) == ("aac", 48_000)
         assert float(sound.duration * sound.time_base) == pytest.approx(1.2, abs=0.05)
+    assert read_marks(path)["generator"].startswith('{"software":"omniavatar-stack","version":')
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # playable before it is whole
 

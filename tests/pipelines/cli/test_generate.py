@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from common.errors import InputError
 from common.media.audio import read_audio
 from common.media.index import probe
+from common.media.marks import read_marks
 from common.runs import read_json
 from miniature.world.clips import draw_clip
 from omniavatar.video.video_file import write_avatar_video
@@ -66,6 +68,8 @@ def test_it_ends_in_a_video_as_long_as_its_audio(undisturbed, request_):
     facts = read_json(undisturbed / "a.json")
     assert facts["chunk_starts"] == [0, 48, 72, 96, 120, 144] and facts["frames"] == 150
     assert set(facts["models"]) == {"transformer", "vae", "text_encoder", "tokenizer", "audio_encoder", "adapter"}
+    marks = json.loads(read_marks(undisturbed / "a.mp4")["generator"])
+    assert marks["steps"] == 5 and marks["models"]["vae"] == facts["models"]["vae"][:16]
     assert facts["drift"]["identity"]["lowest"] > 0.5 and len(facts["drift"]["seam"]["z"]) == 5
 
 
@@ -136,6 +140,8 @@ def test_a_preset_comes_before_what_is_set_by_hand(request_, tmp_path):
         (("--audio", "v.wav"), "Neither an image nor a prompt"),
         (("--prompt", "a", "--seconds", "-3"), "seconds is -3"),
         (("--list", "none.txt"), "no list at none.txt"),
+        (("--image", "none.png", "--audio", "v.wav", "--out", "a.mov"), "ends in .mov"),
+        (("--image", "none.png", "--audio", "v.wav", "--out", "/proc/none/a.mp4"), "cannot be written"),
     ],
 )
 def test_bad_input_is_reported_before_weights_are_looked_for(arguments, words):

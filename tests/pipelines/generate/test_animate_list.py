@@ -11,7 +11,10 @@ from common.executors.config import ExecutorConfig
 from common.media.index import probe
 from common.runs import read_json
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
-from pipelines.generate.animate_list import RESULTS, animate_list
+from omniavatar.config import Request
+from omniavatar.video import inputs
+from omniavatar.video.isolated import DecoderStoppedError, decode
+from pipelines.generate.animate_list import RESULTS, AnimateStage, _unit, animate_list
 from pipelines.generate.sample_list import Sample, read_samples
 from pipelines.recipe import read_recipe
 
@@ -68,6 +71,21 @@ def test_run_again_only_what_is_mended_or_lost_is_done(folder):
     again = first.stat().st_mtime_ns
     run(folder, samples)
     assert first.stat().st_mtime_ns == again
+
+
+def test_a_decoder_that_crashes_ends_its_sample_alone(folder, tmp_path, monkeypatch):
+    def crashing(function: str, path: Path) -> list[object]:
+        return decode("tests.omniavatar.video.test_isolated:crash", path) if str(path).startswith("SIG") else [0]
+
+    monkeypatch.setattr(inputs, "decode", crashing)
+    monkeypatch.setattr(inputs, "_check_file", lambda kind, path: None)
+    stage = AnimateStage(RECIPE.generate, "", False, (), tmp_path)
+    for name, words in (("SIGSEGV", "crashed (SIGSEGV)"), ("SIGABRT", "crashed (SIGABRT)")):
+        unit = _unit(Sample(name, Request(Path(name), None, "a man", 1.0)))
+        end = stage(unit)
+        assert (end.state, end.reason) == ("rejected", "bad_input") and words in end.message
+    with pytest.raises(DecoderStoppedError, match="killed"):  # which the executor records as failed, to be retried
+        stage(_unit(Sample("c", Request(Path("SIGKILL"), None, "a man", 1.0))))
 
 
 def test_weights_that_do_not_load_fail_their_sample_alone(folder, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -5,6 +6,7 @@ import cv2
 import pytest
 
 from common.executors.config import ExecutorConfig
+from common.media.marks import read_marks
 from common.media.video import read_video
 from common.progress import MetricLog
 from common.runs import RunFolder
@@ -42,6 +44,8 @@ def test_every_export_is_sampled_with_its_own_and_with_swapped_audio(run):
 
 def test_the_videos_are_there_to_be_looked_at(run):
     videos = sorted((run.videos / "samples" / "step-00000020").rglob("*.mp4"))
+    marks = [json.loads(read_marks(video)["generator"]) for video in videos]
+    assert all(mark == marks[0] and len(mark["models"]["adapter"]) == 16 for mark in marks)
     assert [video.parent.name for video in videos] == ["right", "right", "swapped", "swapped"]
     assert read_video(videos[0]).shape == (28, 64, 64, 3)
     assert cv2.imread(str(run.report / "training.png")).shape[1] > 800
