@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from common.errors import ExistingFileError
 from common.media.marks import SOURCE_TYPE
 from common.outputs import check_output_file
@@ -11,6 +9,7 @@ from common.runs import read_json
 from omniavatar.config import Request
 
 LARGEST_SETTINGS = 10_000_000  # bytes of a JSON file of ours
+XMP_WITHIN = 10_000  # bytes of a PNG of ours that hold its packet, which stands before the pixels
 
 
 def check_target(out: Path, request: Request | None = None) -> None:
@@ -54,8 +53,6 @@ def _is_portrait(path: Path) -> bool:
     facts = path.with_suffix(".json")  # written by earlier versions, which did not mark the portrait
     if facts.exists() and _is_settings(facts) and Path(read_json(facts).get("image", "")).name == path.name:
         return True
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return SOURCE_TYPE in str(image.info.get("XML:com.adobe.xmp", ""))
-    except (OSError, SyntaxError, ValueError):
-        return False
+    with path.open("rb") as file:
+        head = file.read(XMP_WITHIN)
+    return head.startswith(b"\x89PNG") and SOURCE_TYPE.encode() in head
