@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path
 from common.runs import atomic_write, plain, read_format_version, write_format_version
 
 State = Literal["kept", "rejected", "failed", "pending"]
@@ -223,7 +223,7 @@ class StageLedger:
         sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
         with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
             form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
-            connection.execute(f"COPY ({sql}) TO {quoted(temporary)} ({form})")
+            connection.execute(f"COPY ({sql}) TO {sql_path(temporary)} ({form})")
 
 
 def key_table(keys: Iterable[Key]) -> pa.Table:
@@ -269,9 +269,9 @@ def _stage_sql(files: list[Path]) -> str:
     The merged file holds every unit once and may be large, the recent files (segments and lines) are small. Only units
     with a recent row need the window function; all other merged rows pass through an anti join.
     """
-    segments = [quoted(file) for file in files if _is_segment(file)]
-    lines = [quoted(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
-    merged = [f"SELECT * FROM read_parquet({quoted(file)})" for file in files if file.suffixes == [".parquet"]]
+    segments = [sql_path(file) for file in files if _is_segment(file)]
+    lines = [sql_path(file) for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
+    merged = [f"SELECT * FROM read_parquet({sql_path(file)})" for file in files if file.suffixes == [".parquet"]]
     later = [f"SELECT * FROM read_parquet([{', '.join(segments)}])"] if segments else []
     if lines:
         columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
