@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -79,21 +81,26 @@ def write_database(run_root: Path | str) -> Path:
     target = root / DATABASE
     with atomic_write(target) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed command was writing is no database
-        with duckdb.connect(plain_path(temporary)) as connection:
-            _create_views(connection, root.resolve(), False)
-            kind = "VIEW" if is_plain(root.resolve()) else _as_tables(connection)
-            for name, view in VIEWS.items():
-                connection.execute(f"COMMENT ON {kind} {name} IS {quoted(view.meaning)}")
-                present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
-                for column in present & set(view.columns):
-                    connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
+        if is_plain(temporary):
+            _write_views(root.resolve(), temporary, "VIEW")
+        else:
+            with tempfile.TemporaryDirectory(prefix="omniavatar-") as folder:
+                _write_views(root.resolve(), Path(folder, DATABASE), "TABLE")
+                shutil.copyfile(Path(folder, DATABASE), temporary)
     return target
 
 
-def _as_tables(connection: duckdb.DuckDBPyConnection) -> str:
-    for name in VIEWS:
-        connection.execute(f"CREATE TABLE copied AS FROM {name}; DROP VIEW {name}; ALTER TABLE copied RENAME TO {name}")
-    return "TABLE"
+def _write_views(root: Path, database: Path, kind: str) -> None:
+    with duckdb.connect(database) as connection:
+        _create_views(connection, root, False)
+        for name, view in VIEWS.items():
+            if kind == "TABLE":
+                connection.execute(f"CREATE TABLE copied AS FROM {name}; DROP VIEW {name}")
+                connection.execute(f"ALTER TABLE copied RENAME TO {name}")
+            connection.execute(f"COMMENT ON {kind} {name} IS {quoted(view.meaning)}")
+            present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
+            for column in present & set(view.columns):
+                connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
 
 
 def _existing(run_root: Path | str) -> Path:
@@ -193,11 +200,12 @@ def _text(value: Any) -> str:
 def materialise(run_root: Path | str) -> None:
     """Copy the clip table into DuckDB's own format in the run's cache, where queries are two to ten times faster.
 
-    An old copy is replaced, one that is up to date is left. Raises DiskFullError.
+    An old copy is replaced, one that is up to date is left. There is none where DuckDB cannot write beside the table: it
+    resolves links, and damages paths with `?` or a backslash. Raises DiskFullError.
     """
     root = Path(run_root)
     copy, table = _copy(root), root / "clips.parquet"
-    if copy.exists() or not table.exists():
+    if copy.exists() or not table.exists() or not is_plain(copy.resolve()):
         return
     with connection_beside(copy.parent) as connection, atomic_write(copy) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed run was writing is no database
@@ -218,7 +226,7 @@ def _copy(root: Path) -> Path:
 
 def _attach_copy(connection: duckdb.DuckDBPyConnection, root: Path) -> bool:
     copy = _copy(root)
-    if copy.exists():
+    if copy.exists() and is_plain(copy.resolve()):
         with suppress(duckdb.IOException):  # replaced by another process at this moment
             connection.execute(f"ATTACH {sql_path(copy)} AS copy (READ_ONLY)")
             connection.execute("CREATE VIEW clips AS SELECT * FROM copy.clips")

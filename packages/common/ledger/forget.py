@@ -50,7 +50,9 @@ def _forget(folder: Path, name: str, units: Collection[str]) -> int:
                 merged = folder / f"{name}.parquet"
                 remaining = f"SELECT * FROM ({rows}) WHERE NOT ({_condition(units)}) ORDER BY unit, input_hash"
                 with atomic_write(merged) as temporary:
-                    connection.execute(f"COPY ({remaining}) TO {sql_path(temporary)} (FORMAT parquet, COMPRESSION zstd)")
+                    connection.execute(
+                        f"COPY ({remaining}) TO {sql_path(temporary)} (FORMAT parquet, COMPRESSION zstd)"
+                    )
                 for file in set(files) - {merged, lines.path}:
                     file.unlink()
         if count or not appending:
