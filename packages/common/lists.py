@@ -1,12 +1,12 @@
 """Lists that people and programs write: lines of text, CSV, JSON lines and JSON arrays; one reader for all of them.
 
-UTF-8 with or without a byte-order mark, whatever the line ends; U+2028 and U+0085 inside a string end no line. Every row
-comes with its number, so that what is wrong can be named.
+UTF-8 with or without a byte-order mark, whatever the line ends; U+2028 and U+0085 inside a string end no line. Every
+row comes with its number, so that what is wrong can be named.
 """
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -147,8 +147,3 @@ def text_value(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     return str(value).strip()
-
-
-def write_tabs(rows: Sequence[Sequence[str]], file: TextIO) -> None:
-    """Write rows with tabs between the fields; a field with a tab, a quote or a line end is quoted."""
-    csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)

@@ -20,6 +20,7 @@ from common.ledger.tables import check_table_format, connection_beside, is_plain
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
+from common.text import printable
 from common.tracks import TRACK_FIELDS, TRACK_SCHEMA, TRACKS_FILE
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
@@ -193,15 +194,15 @@ def _text(value: Any) -> str:
         whole = int(seconds)
         return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{int(10 * (seconds - whole) + 0.5) % 10}"
     if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return " ".join(str(value).split())
+        return printable(json.dumps(value, ensure_ascii=False, default=str))
+    return printable(" ".join(str(value).split()))
 
 
 def materialise(run_root: Path | str) -> None:
     """Copy the clip table into DuckDB's own format in the run's cache, where queries are two to ten times faster.
 
-    An old copy is replaced, one that is up to date is left. There is none where DuckDB cannot write beside the table: it
-    resolves links, and damages paths with `?` or a backslash. Raises DiskFullError.
+    An old copy is replaced, one that is up to date is left. There is none where DuckDB cannot write beside the table:
+    it resolves links, and damages paths with `?` or a backslash. Raises DiskFullError.
     """
     root = Path(run_root)
     copy, table = _copy(root), root / "clips.parquet"

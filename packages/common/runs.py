@@ -142,7 +142,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     # One fixed name per target: what a killed run leaves behind is overwritten by the next, never piled up.
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    # Absolute: `take:1/x.parquet` would be an address to some libraries.
+    temporary = path.absolute().with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         with disk_guard(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import typer
 
 from common.progress import setup_logging
 from pipelines.cli.options import CURATE, RUN, ExistingRunOption, RecipeOption, SetOption, VerboseOption
+from pipelines.cli.output import show
 
 app = typer.Typer()
 
@@ -52,7 +53,7 @@ def plan(
     forecast = make_plan(what, chosen.curation.download, Machines(cpus, gpus), measured)
     if run:
         save_plan(RunFolder(run), forecast)
-    print("\n".join(forecast.lines()))
+    show("\n".join(forecast.lines()))
 
 
 @app.command(rich_help_panel=RUN)
@@ -60,7 +61,7 @@ def status(run: ExistingRunOption = Path("runs/demo")) -> None:
     """Progress of a run, stage by stage: during the run from another terminal, or after a crash."""
     from common.executors.status import status_lines
 
-    print("\n".join(status_lines(run)))
+    show("\n".join(status_lines(run)))
 
 
 @app.command("yield", rich_help_panel=CURATE)
@@ -79,10 +80,10 @@ def show_yield(
 
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
-    print("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
+    show("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
     if plot:
         draw_yield(table, plot)
-        print(plot)
+        show(plot)
 
 
 @app.command(rich_help_panel=CURATE)
@@ -97,7 +98,7 @@ def reselect(
     from common.runs import RunFolder
     from curation.decide.reselect import reselect as decide_again
 
-    print("\n".join(decide_again(_thresholds(recipe, preset, settings), RunFolder(run), test_list).lines()))
+    show("\n".join(decide_again(_thresholds(recipe, preset, settings), RunFolder(run), test_list).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -118,7 +119,7 @@ def split(
     from curation.decide.split import draw_split, write_split
 
     write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
-    print(out)
+    show(out)
 
 
 @app.command(rich_help_panel=CURATE)
@@ -137,7 +138,7 @@ def freeze(
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     header = write_version(RunFolder(run), chosen.curation.rules, run / "versions", chosen.executor, contents)
-    print(run / "versions" / f"{header['name']}.parquet")
+    show(run / "versions" / f"{header['name']}.parquet")
 
 
 @app.command(rich_help_panel=CURATE)
@@ -148,7 +149,7 @@ def diff(
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
     from curation.dataset.versions import compare
 
-    print("\n".join(compare(old, new).lines()))
+    show("\n".join(compare(old, new).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -167,7 +168,7 @@ def rebuild(
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
-    print("\n".join(make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos).lines()))
+    show("\n".join(make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -187,7 +188,7 @@ def takedown(
 
     chosen = read_recipe(recipe, tuple(settings or ()))
     # After `--` an id may begin with a dash.
-    print("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
+    show("\n".join(take_down(RunFolder(run), video_id, chosen.curation.select).lines()))
     if chosen.mirror:
         mirror = Mirror(run, chosen.mirror)
         mirror.push()

@@ -17,6 +17,7 @@ from pipelines.cli.options import (
     VerboseOption,
     executor_settings,
 )
+from pipelines.cli.output import show
 
 SETS = Path("runs") / "sets"
 
@@ -46,9 +47,9 @@ def sweep(
     executor = ExecutorConfig(workers=workers, retry_failed=1, retry=retry)
     failed = [] if table_only else run_sweep(config, out, executor)
     command = f"omniavatar sweep {file} --out {out}"
-    print(write_results(config, Places(out.resolve()), results or out / "results", command))
+    show(write_results(config, Places(out.resolve()), results or out / "results", command))
     for outcome in failed:
-        print(f"{outcome.unit}: {outcome.message}")
+        show(f"{outcome.unit}: {outcome.message}")
     if failed:
         raise typer.Exit(1)
 
@@ -102,7 +103,7 @@ def draw_test_set(
     write_test_set(path, chosen)
     if split:
         write_split(split, held_out(chosen))
-    print(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
+    show(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
 
 
 @eval_app.command("inputs")
@@ -129,7 +130,7 @@ def cut_test_set(
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     lines = [f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad]
     done = f"{len(outcomes) - len(bad)} of {len(outcomes)} clips; {target / SAMPLES}, {target / CLIPS}"
-    print("\n".join([*lines, done]))
+    show("\n".join([*lines, done]))
 
 
 @eval_app.command("import")
@@ -149,7 +150,7 @@ def import_list(
     if wrong := next(("".join(part) for part in parts if not part[0] or not part[2]), None):
         raise typer.BadParameter(f"'{wrong}' is not METHOD=FOLDER; write e.g. ours=out", param_hint="--made")
     folders = {method: Path(folder) for method, _, folder in parts}
-    print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
+    show(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
 
 
 @eval_app.command("plan")
@@ -165,7 +166,7 @@ def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: 
     read_manifest(folder)  # a wrong folder is reported before torch is imported
     from eval.plan import plan_evaluation, plan_lines
 
-    print("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
+    show("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
 
 
 @eval_app.command("run")
@@ -190,7 +191,7 @@ def judge_videos(
         # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
         save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
     evaluate(chosen.eval, models, folder, chosen.executor)
-    print(write_report(folder, {}))
+    show(write_report(folder, {}))
 
 
 @eval_app.command("report")
@@ -202,7 +203,7 @@ def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run fol
     read_metrics(RunFolder(run))
     from eval.reporting.report import write_report
 
-    print(write_report(RunFolder(run), {}))
+    show(write_report(RunFolder(run), {}))
 
 
 @eval_app.command("compare")
@@ -226,7 +227,7 @@ def compare_runs(
 
     metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
     differences = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
-    print("\n".join(difference_lines(differences)))
+    show("\n".join(difference_lines(differences)))
 
 
 @eval_app.command("card")
@@ -241,4 +242,4 @@ def result_card(
     from eval.reporting.card import write_card
     from eval.sets.catalog import find_list, read_test_set
 
-    print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))
+    show(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from common.errors import UserError, needs_extra, write_traceback
 from common.runs import disk_guard
+from common.text import printable
 
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
 # What the operating system says of a path the user gave; a bug may say it too, so the traceback is kept.
@@ -69,5 +70,5 @@ def _option(name: str) -> list[str]:
 def _end(sentence: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and "--verbose" in sys.argv:
         traceback.print_exception(error)
-    sys.stderr.write(sentence + "\n")
+    sys.stderr.write(printable(sentence) + "\n")
     return code

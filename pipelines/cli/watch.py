@@ -10,6 +10,7 @@ import typer
 from common.errors import InputError
 from common.progress import setup_logging
 from pipelines.cli.options import TRAIN, RecipeOption, RunOption, SetOption, VerboseOption
+from pipelines.cli.output import show
 
 app = typer.Typer()
 
@@ -37,7 +38,7 @@ def watch(
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once or ended.is_set())
-    print(folder.report / "training.png")
+    show(folder.report / "training.png")
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -58,4 +59,4 @@ def curves(
         raise InputError(f"--beside {wrong[0]} names no run folder; expected name=FOLDER.")
     target = out or RunFolder(run).report / "training.png"
     draw_training_curves(RunFolder(run), target, {name: RunFolder(Path(folder)) for name, _, folder in pairs})
-    print(target)
+    show(target)

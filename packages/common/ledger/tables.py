@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
-# What DuckDB reads in a path as it stands. It takes * ? [ ] for a pattern, \ for a separator, `name=value` for a column.
+# Paths that DuckDB reads as they stand: it takes * ? [ ] for a pattern, \ for a separator, `a=1` for a column.
 PLAIN = re.compile(r"[\w /.,:@~+(){}'&!;$%-]*")
 
 
