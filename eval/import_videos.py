@@ -1,14 +1,12 @@
 """Import of another system's videos into a run folder: a list in, a manifest out.
 
-The list is CSV or JSON lines with `method`, `clip_id` and `video`, and where there are any `reference` (the real
-video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and `seed`; paths
+The list is CSV, JSON lines or a JSON array with `method`, `clip_id` and `video`, and where there are any `reference`
+(the real video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and `seed`; paths
 are relative to the list.
 A list without `method` and `video`, such as `clips.csv` of a test set's inputs, is combined with the folders in which
 methods have written their `<clip_id>.mp4`.
 """
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.lists import ListError, ListRow, read_table, text_value
 from common.runs import RunFolder, atomic_write
 from eval.manifest import OPTIONAL_COLUMNS, TRUTH, ManifestError
 from eval.sets.catalog import TEST_SET_FILE, read_test_set, write_test_set
@@ -37,7 +36,7 @@ def import_videos(path: Path, run: RunFolder, folders: Mapping[str, Path] | None
     lines = _lines(path)
     if folders:
         lines = [line for method, folder in folders.items() for line in _of_method(path, lines, method, folder)]
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    rows = [_row(path, number, line.values) for number, line in enumerate(lines, 1)]
     if not rows:
         raise ManifestError(f"{path} lists no video; give one line for each, with {', '.join(REQUIRED)}.")
     if TRUTH not in {row["method"] for row in rows}:
@@ -50,17 +49,20 @@ def import_videos(path: Path, run: RunFolder, folders: Mapping[str, Path] | None
     return {method: methods.count(method) for method in dict.fromkeys(methods)}
 
 
-def _of_method(path: Path, lines: list[dict[str, Any]], method: str, folder: Path) -> list[dict[str, Any]]:
+def _of_method(path: Path, lines: list[ListRow], method: str, folder: Path) -> list[ListRow]:
     """The lines with this method and its videos in them."""
-    column = next((name for line in lines for name in ("method", "video") if line.get(name)), None)
+    column = next((name for line in lines for name in ("method", "video") if line.values.get(name)), None)
     if column:
         raise ManifestError(
             f"{path} has a {column} in its lines already; import it without naming the folder {folder}."
         )
-    videos = [str((folder / f"{line.get('clip_id')}.mp4").resolve()) for line in lines]
+    videos = [str((folder / f"{line.values.get('clip_id')}.mp4").resolve()) for line in lines]
     if not any(Path(video).is_file() for video in videos):
         raise ManifestError(f"{folder} has none of the {len(videos)} videos of {method}; expected <clip_id>.mp4 in it.")
-    return [line | {"method": method, "video": video} for line, video in zip(lines, videos, strict=True)]
+    return [
+        line._replace(values=line.values | {"method": method, "video": video})
+        for line, video in zip(lines, videos, strict=True)
+    ]
 
 
 def _take_test_set(source: Path, target: Path) -> None:
@@ -70,27 +72,31 @@ def _take_test_set(source: Path, target: Path) -> None:
         target.unlink(missing_ok=True)  # that of an earlier import
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[ListRow]:
     if not path.is_file():
         raise ManifestError(f"{path} does not exist; give a list of videos as CSV or JSON lines.")
-    text = path.read_text("utf-8")
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
     try:
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path} is neither CSV nor JSON lines ({error}); name it .csv or .jsonl.") from error
-    if not all(isinstance(each, dict) for each in lines):
-        raise ManifestError(f"{path} holds a line that is not a JSON object; expected one for each video.")
+        lines = list(read_table(path))
+    except ListError as error:
+        raise ManifestError(str(error)) from error
+    if wrong := next((line for line in lines if line.error), None):
+        raise ManifestError(
+            f"{path} is neither CSV nor JSON lines with one object for each video "
+            f"(line {wrong.number}: {wrong.error}); correct it, and name it .csv or .jsonl."
+        )
     return lines
 
 
-def _row(path: Path, number: int, line: Mapping[str, Any]) -> dict[str, Any]:
-    unknown, missing = sorted(set(map(str, line)) - set(COLUMNS)), [name for name in REQUIRED if not line.get(name)]
+def _row(path: Path, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    unknown, missing = sorted(set(values) - set(COLUMNS)), [name for name in REQUIRED if not values.get(name)]
     if unknown or missing:
         wrong = f"lacks {', '.join(missing)}" if missing else f"has the unknown column {unknown[0]}"
         raise ManifestError(f"Video {number} of {path} {wrong}; the columns are {', '.join(COLUMNS)}.")
-    row = {name: str(line.get(name) or "") for name in COLUMNS}
+    texts = {name: text_value(values.get(name)) for name in COLUMNS}
+    if odd := next((name for name, text in texts.items() if text is None or "\0" in text), None):
+        kind = type(values[odd]).__name__
+        raise ManifestError(f"Video {number} of {path}: {odd} is a {kind} with no text for a table; correct the list.")
+    row: dict[str, Any] = {name: text or "" for name, text in texts.items()}
     for name in PATHS:
         row[name] = str((path.parent / row[name]).resolve()) if row[name] else ""
         if name != "video" and row[name] and not Path(row[name]).is_file():
@@ -98,4 +104,6 @@ def _row(path: Path, number: int, line: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return row | {"seed": int(row["seed"] or 0)}
     except ValueError:
-        raise ManifestError(f"Video {number} of {path}: seed is {row['seed']!r}; expected a whole number.") from None
+        raise ManifestError(
+            f"Video {number} of {path}: seed is {row['seed'][:40]!r}; expected a whole number."
+        ) from None

@@ -17,7 +17,8 @@ from common.executors.run import run_stage
 from common.executors.stage import Weights
 from common.ledger.store import Ledger
 from common.query import METRICS_SCHEMA
-from common.runs import RunFolder, atomic_write, fingerprint, read_json, sha256_file, write_json
+from common.runs import RunFolder, atomic_write, fingerprint, sha256_file, write_json
+from common.sidecars import read_sidecar
 from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS
@@ -130,9 +131,9 @@ def _unit(run: RunFolder, name: str, video: str, extractors: tuple[str, ...], au
 
 def _seams(video: Path) -> tuple[int, ...]:
     """First new frame of every chunk but the first, from the JSON that the generator wrote beside the video, if any."""
-    description = video.with_suffix(".json")
-    starts = read_json(description).get("chunk_starts", []) if description.exists() else []
-    return tuple(int(start) for start in starts if start > 0)
+    starts = read_sidecar(video.with_suffix(".json")).get("chunk_starts")
+    starts = starts if isinstance(starts, list) else []
+    return tuple(start for start in starts if isinstance(start, int) and 0 < start < 2**31)
 
 
 def _demo_unit(run: RunFolder) -> list[dict]:

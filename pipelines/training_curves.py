@@ -1,11 +1,12 @@
 """Plot of a training: losses, audio gap, and Sync-C of its sample videos."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,6 +25,13 @@ def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunF
     runs = {"": run} | dict(others or {})
     steps = {name: list(JsonLines(one.logs / "train.jsonl").rows()) for name, one in runs.items()}
     samples = {name: list(JsonLines(one.logs / "sample_videos.jsonl").rows()) for name, one in runs.items()}
+    with rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure = _figure(runs, steps, samples)
+    with atomic_write(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+
+
+def _figure(runs: Iterable[str], steps: Mapping[str, Rows], samples: Mapping[str, Rows]) -> Figure:
     panels = [_loss, _gap, _sync] if any(samples.values()) else [_loss, _gap]
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
     for ax, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -34,8 +42,7 @@ def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunF
         ax.grid(axis="y", linewidth=0.4)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(frameon=False, fontsize=8)
-    with atomic_write(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    return figure
 
 
 def mean_by_step(rows: Rows, audio: str, score: str) -> tuple[list[int], list[float]]:

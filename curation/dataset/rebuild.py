@@ -20,8 +20,8 @@ from curation.config import DownloadConfig
 from curation.dataset.content import hash_content
 from curation.dataset.versions import read_version
 from curation.download.fetch import fetch_sources
+from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.hdtf import fit_crops
-from curation.sources.listing import VIDEO_SUFFIXES
 from curation.sources.remote import remote_row
 from curation.stages.cut import cut_row
 from curation.stages.shots import RULE_VERSION

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError, MissingFileError
+from common.lists import read_table
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.media.video import read_frames
@@ -202,10 +203,9 @@ def read_fingerprints(path: Path) -> list[Row]:
     if not path.is_file():
         raise MissingFileError(f"There are no fingerprints at {path}; give a file written by write_fingerprints.")
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append({name: row[name] for name in FINGERPRINT})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}.") from error
+    for number, values, error in read_table(path):
+        if error or (missing := [name for name in FINGERPRINT if name not in values]):
+            why = error or f"it has no {missing[0]}"
+            raise InputError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}; {why}.")
+        rows.append({name: values[name] for name in FINGERPRINT})
     return rows

@@ -4,6 +4,7 @@ By video, no clip of a test clip's source or of its duplicates remains in traini
 reads), other clips of the same video and person do.
 """
 
+import csv
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.errors import InputError
+from common.lists import open_list
 from common.runs import atomic_write
 
 Row = Mapping[str, Any]
@@ -64,24 +66,33 @@ def assign_split(held: HeldOut, rows: Sequence[Row]) -> dict[str, str]:
 def write_split(path: Path, held: HeldOut) -> None:
     """Write a test split as text: a comment that says how it was drawn, then one clip a line. Raises DiskFullError."""
     head = f"# {len(held.clips)} test clips by {held.by}, seed {held.seed}: {' '.join(COLUMNS)}"
-    with atomic_write(path) as temporary:
-        lines = ["\t".join((clip[0], clip[1], f"{clip[2]:.3f}", f"{clip[3]:.3f}")) for clip in held.clips]
-        temporary.write_text("\n".join([head, *lines]) + "\n", "utf-8")
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"{head}\n")
+        rows = ((clip[0], clip[1], f"{clip[2]:.3f}", f"{clip[3]:.3f}") for clip in held.clips)
+        # A video's id is its path: one with a tab, a quote or a line end in it is quoted.
+        csv.writer(file, "excel-tab", lineterminator="\n").writerows(rows)
 
 
 def read_split(path: Path) -> HeldOut:
     """Read the file of `write_split`. Raises FileNotFoundError, and ValueError naming the line that is no clip."""
-    head, *lines = path.read_text("utf-8").splitlines() or [""]
-    words = head.replace(",", " ").replace(":", " ").split()
-    if words[:1] != ["#"] or words[2:5] != ["test", "clips", "by"] or words[5] not in get_args(By):
-        raise InputError(f"{path} begins with {head!r}; expected a list written by `write_split`.")
-    clips = []
-    for number, line in enumerate(lines, 2):
+    with open_list(path, newline="") as file:
+        head = file.readline().strip()
+        words = head.replace(",", " ").replace(":", " ").split()
+        if (
+            words[:1] != ["#"]
+            or words[2:5] != ["test", "clips", "by"]
+            or words[5:6] not in [[by] for by in get_args(By)]
+        ):
+            raise InputError(f"{path} begins with {head[:80]!r}; expected a list written by `write_split`.")
+        clips, row = [], [""]
+        reader = csv.reader(file, "excel-tab")
         try:
-            clip, video, start, end = line.split("\t")
-            clips.append((clip, video, float(start), float(end)))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is {line!r}; expected {', '.join(COLUMNS)}.") from error
+            for row in filter(None, reader):
+                clip, video, start, end = row
+                clips.append((clip, video, float(start), float(end)))
+        except (ValueError, csv.Error) as error:
+            line = f"{path}, line {reader.line_num + 1}"
+            raise InputError(f"{line} is {' '.join(row)[:200]!r}; expected {', '.join(COLUMNS)}.") from error
     if len(clips) != int(words[1]):
         raise InputError(f"{path} says {words[1]} clips and holds {len(clips)}; fetch the whole list.")
     return HeldOut(words[5], int(words[7]), tuple(clips))  # type: ignore[arg-type]

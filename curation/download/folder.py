@@ -8,10 +8,11 @@ from typing import Any
 
 from common.media.index import Probe, probe
 from common.media.open import MediaError
-from common.runs import read_json, sha256_file, sync, write_json
+from common.runs import sha256_file, sync, write_json
+from common.sidecars import read_sidecar
 from curation.download.errors import Failure, FailureClass
+from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.hdtf import fit_crops
-from curation.sources.listing import VIDEO_SUFFIXES
 from curation.sources.remote import Row
 
 # Sites round lengths to seconds, and streams may end at slightly different times.
@@ -53,7 +54,9 @@ class VideoFolder:
         if file is None:
             return None
         digest = sha256_file(file)
-        notes = read_json(self._notes(row)) if self._notes(row).exists() else None
+        notes = read_sidecar(self._notes(row))
+        # Of another form: a downloader's own notes beside a video that a user put there.
+        notes = notes if notes.keys() >= {"sha256", "wanted", "fetched"} else {}
         if notes and (notes["sha256"], notes["wanted"]) != (digest, self.settings):
             return None
         return _outputs(row, file, digest, notes["fetched"] if notes else None)

@@ -80,7 +80,7 @@ def write_curation_report(run: RunFolder, config: SelectConfig) -> Path:
     )
     path = run.report / "curation.html"
     with atomic_write(path) as temporary:
-        temporary.write_text(page, "utf-8")
+        temporary.write_text(page, "utf-8", "backslashreplace")
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingFileError
+from common.lists import text_lines
 from curation.sources.remote import WATCH, YOUTUBE_ID, Row, SourcesError, refused_row, remote_row
 
 logger = logging.getLogger(__name__)
@@ -44,17 +45,14 @@ def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[tuple[int, 
     malformed: list[tuple[int, str]] = []
     count = 0
     # An undecodable byte invalidates its own row only.
-    with open(file, encoding="utf-8-sig", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not (line := line.strip()):
-                continue
-            segment = _segment(line, count)
-            name = line.partition(",")[0].strip()
-            if segment is None or (name not in videos and not YOUTUBE_ID.fullmatch(name)):
-                malformed.append((number, line[:200]))
-            else:
-                videos.setdefault(name, []).append(segment)
-            count += 1
+    for number, line in text_lines(file, errors="replace"):
+        segment = _segment(line, count)
+        name = line.partition(",")[0].strip()
+        if segment is None or (name not in videos and not YOUTUBE_ID.fullmatch(name)):
+            malformed.append((number, line[:200]))
+        else:
+            videos.setdefault(name, []).append(segment)
+        count += 1
     return videos, malformed, count
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.errors import MissingFileError
-from curation.sources.remote import WATCH, Row, SourcesError, read_lines, refused_row, remote_row, youtube_id
+from common.lists import text_lines
+from curation.sources.remote import WATCH, Row, SourcesError, refused_row, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _table(folder: Path, subset: str, kind: str) -> dict[str, list[str]]:
     file = folder / f"{subset}_{kind}.txt"
     if not file.is_file():
         raise MissingFileError(f"HDTF's {file} does not exist; set sources.path to the folder with its text files.")
-    return {line.split()[0].removesuffix(".mp4"): line.split()[1:] for line in read_lines(file) if line}
+    return {line.split()[0].removesuffix(".mp4"): line.split()[1:] for _, line in text_lines(file)}
 
 
 def _seconds(span: str) -> tuple[float, float] | None:

@@ -1,23 +1,26 @@
 """Source listing: one row per source video, in an order that does not depend on the file system."""
 
 import hashlib
-import json
 import logging
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 from common.errors import MissingFileError
+from common.lists import text_lines
+from common.sidecars import read_sidecar, text_field
 from common.storage import is_url
 from curation.config import SourcesConfig
 from curation.sources.avspeech import list_avspeech
+from curation.sources.folder import folder_videos
 from curation.sources.hdtf import list_hdtf, list_hdtf_set
-from curation.sources.remote import SAFE_ID, WATCH, SourcesError, read_lines, remote_row, youtube_id
+from curation.sources.remote import SAFE_ID, WATCH, SourcesError, refused_row, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
-)
+# Keys of the JSON that `generate` writes beside a video.
+GENERATED = {"settings", "versions", "fps"}
 
 
 def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
@@ -39,87 +42,117 @@ def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
         return list_hdtf_set(config.kind, root, config.seed)
     if config.kind == "urls":
         return _urls(root, config.name or "urls")
-    paths = _in_folder(root) if config.kind == "folder" else _in_list(root)
-    base = root if config.kind == "folder" else root.parent
-    return [_row(config, base, path, number) for number, path in enumerate(paths)]
+    if config.kind == "list":
+        return _in_list(config, root)
+    rows = [_row(config, root, path) for path in folder_videos(root)]
+    sources = [row for row in rows if not row.pop("generated")]
+    if len(sources) < len(rows):
+        logger.warning("%s: %d videos that `generate` wrote are left out", root, len(rows) - len(sources))
+    if not sources:
+        raise SourcesError(f"The source folder {root} holds generated videos only; expected videos of people.")
+    return sources
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise MissingFileError(f"The source folder {folder} does not exist; set sources.path to a folder of videos.")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
-    shown = sorted((path for path in found if not path.name.startswith(".")), key=lambda path: path.as_posix())
-    if not shown:
-        raise SourcesError(f"The source folder {folder} holds no video; expected files such as name.mp4 or name.mkv.")
-    return shown
-
-
-def _in_list(file: Path) -> list[Path]:
+def _in_list(config: SourcesConfig, file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise MissingFileError(
             f"The source list {file} does not exist; set sources.path to a text file of video paths."
         )
     paths = [file.parent / line for line in _entries(file)]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise MissingFileError(f"{file} names {missing[0]}{more}, which does not exist; correct the list.")
+    missing = [path for path in paths if not os.path.isfile(path)]
     if not paths:
         raise SourcesError(f"The source list {file} is empty; write one video path per line.")
-    return paths
+    if len(missing) == len(paths):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise MissingFileError(f"{file} names {missing[0]}{more}, which does not exist; correct the list.")
+    if missing:
+        logger.warning("%s names %d files that do not exist, such as %s", file, len(missing), missing[0])
+    absent, rows = set(missing), []
+    for number, path in enumerate(paths):
+        if path in absent:
+            message = f"{path} does not exist; correct {file}."
+            rows.append(refused_row(_name(path, file.parent), config.name or "folder", "missing_file", message))
+        else:
+            rows.append(_row(config, file.parent, path) | {"row_index": number})
+            rows[-1].pop("generated")
+    return rows
 
 
 def _entries(file: Path) -> list[str]:
     """The distinct entries of a text list, in its order."""
-    return [line for line in dict.fromkeys(read_lines(file)) if line and not line.startswith("#")]
+    return [line for line in dict.fromkeys(line for _, line in text_lines(file)) if not line.startswith("#")]
 
 
 def _urls(file: Path, source: str) -> list[dict[str, Any]]:
     if not file.is_file():
         raise MissingFileError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
     rows: dict[str, dict[str, Any]] = {}
+    wrong: list[dict[str, Any]] = []
     for entry in _entries(file):
         url, _, video_id = entry.partition(" ")
-        if not is_url(url):
-            raise SourcesError(f"{file} names {url!r}; expected an address such as https://host/video.mp4, then an id.")
         video = youtube_id(url)
-        url = WATCH + video if video else url
-        unit = video_id.strip() or video or hashlib.sha256(url.encode()).hexdigest()[:16]
-        if not SAFE_ID.fullmatch(unit):
-            raise SourcesError(f"{file} gives the id {unit!r}; expected letters, digits, '-', '_' and '.' only.")
-        if rows.setdefault(unit, remote_row(unit, url, source, []))["url"] != url:
-            raise SourcesError(f"{file} gives the id {unit!r} to {url} and to another address; ids must differ.")
+        address = WATCH + video if video else url
+        unit = video_id.strip() or video or hashlib.sha256(address.encode()).hexdigest()[:16]
+        problem = ""
+        if not is_url(url):
+            problem = f"{file} names {url!r}; expected an address such as https://host/video.mp4, then an id."
+        elif not SAFE_ID.fullmatch(unit):
+            problem = f"{file} gives the id {unit!r}; expected letters, digits, '-', '_' and '.' only."
+        if problem:
+            wrong.append(refused_row(f"{file.name}:{entry[:200]}", source, "malformed_row", problem))
+        elif rows.setdefault(unit, remote_row(unit, address, source, []))["url"] != address:
+            raise SourcesError(f"{file} gives the id {unit!r} to {address} and to another address; ids must differ.")
+    if wrong and not rows:
+        raise SourcesError(wrong[0]["refused"]["message"])
     if not rows:
         raise SourcesError(f"The list {file} is empty; write one address per line.")
-    return list(rows.values())
+    if wrong:
+        logger.warning("%s: %d lines cannot be used: %s", file, len(wrong), wrong[0]["refused"]["message"])
+    return [*rows.values(), *wrong]
 
 
-def _row(config: SourcesConfig, base: Path, path: Path, number: int) -> dict[str, Any]:
+def _row(config: SourcesConfig, base: Path, path: Path) -> dict[str, Any]:
     status = path.stat()
-    name = path.relative_to(base) if path.is_relative_to(base) else path
+    sidecar = path.with_suffix(".json")
+    fields = read_sidecar(sidecar)
     return {
-        "unit": name.as_posix(),
+        "unit": _name(path, base),
         "path": str(path),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "source": config.name or "folder",
-        "row_index": number if config.kind == "list" else None,
-        **_sidecar_fields(path.with_suffix(".json")),
+        "row_index": None,
+        "caption": text_field(fields, "caption", sidecar),
+        "segments": _segments(fields, sidecar),
+        "generated": fields.keys() >= GENERATED,
     }
 
 
-def _sidecar_fields(sidecar: Path) -> dict[str, Any]:
-    """Caption and segments (format: `curation.sources.remote.remote_row`) from the JSON file beside a video."""
-    fields: Any = {}
-    if sidecar.is_file():
-        try:
-            fields = json.loads(sidecar.read_text(encoding="utf-8"))
-        except ValueError:
-            fields = None
-    if not isinstance(fields, dict):
-        logger.warning('%s is not a JSON object and was ignored; expected {"caption": "..."}', sidecar)
-        fields = {}
-    return {
-        "caption": str(fields["caption"]) if fields.get("caption") else None,
-        "segments": fields.get("segments", []),
-    }
+def _name(path: Path, base: Path) -> str:
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+
+
+def _segments(fields: dict[str, Any], sidecar: Path) -> list[dict[str, Any]]:
+    """The segments of a sidecar in the form of `curation.sources.remote.remote_row`."""
+    segments = fields.get("segments") or []
+    if not isinstance(segments, list) or not all(map(_is_segment, segments)):
+        logger.warning(
+            "%s: segments are no spans of a data set (row_index, start, end, x, y) and were ignored", sidecar
+        )
+        return []
+    return segments
+
+
+def _is_segment(value: Any) -> bool:
+    """Whether a value of a sidecar is a segment; those of a transcriber have a start and an end too, and no place."""
+    if not isinstance(value, dict) or not {"row_index", "start", "end", "x", "y"} <= value.keys():
+        return False
+    start, end, x, y, row, crop = (value.get(name) for name in ("start", "end", "x", "y", "row_index", "crop"))
+    placed = (x is None and y is None) or (_is_number(x) and _is_number(y) and 0 <= x <= 1 and 0 <= y <= 1)
+    cropped = crop is None or (isinstance(crop, list) and len(crop) == 4 and all(map(_is_number, crop)))
+    counted = isinstance(row, int) and 0 <= row < 2**63
+    return counted and placed and cropped and _is_number(start) and _is_number(end) and 0 <= start < end
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,7 +1,6 @@
 """Rows of remote videos, with the spans that a data set annotates."""
 
 import re
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,11 +47,3 @@ def youtube_id(url: str) -> str | None:
     else:
         return None
     return candidate if YOUTUBE_ID.fullmatch(candidate) else None
-
-
-def read_lines(file: Path) -> list[str]:
-    """The lines of a small text list, stripped, a byte-order mark taken off; empty ones stay. Raises SourcesError."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise SourcesError(f"{file} is not UTF-8 text ({error}); expected a text file.") from error

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
+from common.text import code, markdown
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.summary import read_optional, read_rows, scored_methods
@@ -111,11 +112,11 @@ def hardware() -> dict[str, Any]:
 def card_markdown(card: Mapping[str, Any]) -> str:
     """The card as a page."""
     test_set = card["test_set"]
-    listed = f", list `{test_set['list']}` of {test_set['listed']} clips" if test_set["list"] else ""
-    of = f"{test_set['name']}, {test_set['clips']} clips judged `{test_set['judged']}`{listed}"
-    lines = [f"# Result card {card['id']}", "", f"- run `{card['run']}`, recipe `{card['recipe']}`"]
+    listed = f", list {code(test_set['list'])} of {test_set['listed']} clips" if test_set["list"] else ""
+    of = f"{markdown(test_set['name'])}, {test_set['clips']} clips judged {code(test_set['judged'])}{listed}"
+    lines = [f"# Result card {card['id']}", "", f"- run {code(card['run'])}, recipe {code(card['recipe'])}"]
     lines += [
-        f"- protocol `{', '.join(card['protocol'])}`",
+        f"- protocol {code(', '.join(card['protocol']))}",
         f"- test set: {of}",
         "",
         *_score_table(card["methods"]),
@@ -123,7 +124,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     ]
     lines += [READ_AS, ""]
     if card["flags"]:
-        lines += ["## Flags", "", *(f"- {flag}" for flag in card["flags"]), ""]
+        lines += ["## Flags", "", *(f"- {markdown(flag)}" for flag in card["flags"]), ""]
     if card["comparisons"]:
         lines += ["## Paired tests", "", *_tests(card["comparisons"]), ""]
     lines += ["## Best, median and worst clips", "", *_examples(card["examples"]), ""]
@@ -133,7 +134,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         ("Judges", "judges"),
         ("Versions", "versions"),
     ):
-        lines += [f"## {title}", "", *(f"- {key}: `{value}`" for key, value in card[name].items()), ""]
+        lines += [f"## {title}", "", *(f"- {markdown(key)}: {code(value)}" for key, value in card[name].items()), ""]
     machine = card["hardware"]
     lines += ["## Hardware", "", f"{machine['machine']}, {machine['cores']} cores, {len(machine['gpus'])} GPUs", ""]
     return "\n".join([*lines, "## Known deviations", "", *(f"- {text}" for text in card["deviations"])]) + "\n"
@@ -194,7 +195,7 @@ def _score_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [f"| method | {' | '.join(METRICS[name].label for name in shown)} |", f"|{'---|' * (len(shown) + 1)}"]
     for method in order:
         cells = [_cell(methods[method].get(name, {}), METRICS[name].digits) for name in shown]
-        lines.append(f"| {method.replace('_', ' ')} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(method.replace('_', ' '))} | {' | '.join(cells)} |")
     return lines
 
 
@@ -219,7 +220,7 @@ def _tests(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     for test in comparisons:
         metric = METRICS[test["metric"]]
         figures = f"{test['difference']:.{metric.digits}f} | {test['p']:.2g} | {test['p_holm']:.2g} | {test['n']}"
-        lines.append(f"| {metric.label} | {test['a']} | {test['b']} | {figures} |")
+        lines.append(f"| {metric.label} | {markdown(test['a'])} | {markdown(test['b'])} | {figures} |")
     return lines
 
 
@@ -227,7 +228,7 @@ def _examples(examples_of: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
     lines = ["| metric | best | median | worst |", "|---|---|---|---|"]
     for metric, chosen in examples_of.items():
         texts = [
-            f"{chosen[title]['clip_id']} ({chosen[title]['value']:.{METRICS[metric].digits}f})"
+            f"{markdown(chosen[title]['clip_id'])} ({chosen[title]['value']:.{METRICS[metric].digits}f})"
             if title in chosen
             else "–"
             for title in ("best", "median", "worst")

@@ -19,6 +19,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 LEFT, RIGHT = 0.07, 0.985
 STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is a $
     "font.size": 10,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,

@@ -49,7 +49,7 @@ def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
     write_json(run.report / "summary.json", complete)
     path = run.report / "index.html"
     with atomic_write(path) as temporary:
-        temporary.write_text(page, "utf-8")
+        temporary.write_text(page, "utf-8", "backslashreplace")
     return path
 
 

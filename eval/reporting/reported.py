@@ -3,7 +3,6 @@
 Only the order of methods can be compared.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from common.errors import InputError
+from common.lists import read_table
 
 PAPER_TABLES = Path(__file__).parents[1] / "paper_tables.csv"
 METRIC_IDS = {
@@ -33,8 +33,7 @@ class Ordering:
 
 def read_reported(table: str, path: Path = PAPER_TABLES) -> dict[str, dict[str, float]]:
     """Method -> metric id -> value of one table, such as "OmniAvatar Table 3". Raises ValueError for an unknown one."""
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = [row.values for row in read_table(path)]
     methods: dict[str, dict[str, float]] = {}
     for line in lines:
         if line["table"] == table:

@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from common.clips import stream_clips
-from common.errors import InputError, MissingFileError, UserError
+from common.errors import InputError, MissingFileError
+from common.lists import ListError, csv_rows, open_list, parse_json
 from common.runs import RunFolder, atomic_write
 from curation.decide.split import HeldOut, draw_split
 from curation.sources.hdtf import HdtfSet, list_hdtf_set
@@ -39,10 +40,6 @@ HDTF_RULE = "crop of HDTF, v1"
 CLIP_ID = re.compile(r"[A-Za-z0-9-]([\w.-]{0,38}[A-Za-z0-9-])?", re.ASCII)
 # Columns of a clip table that a draw depends on.
 DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "framing", "decision", "dup_group", "split")
-
-
-class ListError(UserError, ValueError):
-    """A file is not a list of a test set, or its hash does not match."""
 
 
 @dataclass(frozen=True, order=True)
@@ -163,10 +160,13 @@ def find_list(name: str) -> Path:
 
 def read_test_set(path: Path) -> TestSet:
     """Read what `write_test_set` wrote. Raises FileNotFoundError, and ListError where a line or the hash is wrong."""
-    head, _, table = path.read_text("utf-8").partition("\n")
     try:
-        about = json.loads(head.removeprefix("# "))
-        lines = csv.DictReader(io.StringIO(table))
+        with open_list(path, newline="") as file:
+            about = parse_json(file.readline().removeprefix("# "))
+            rows = list(csv_rows(path, file, [field.name for field in fields(TestClip)]))
+        if bad := next((row for row in rows if row.error), None):
+            raise ValueError(f"row {bad.number}: {bad.error}")
+        lines = (row.values for row in rows)
         clips = [TestClip(r["clip_id"], r["video_id"], float(r["start"]), float(r["end"])) for r in lines]
         wrong = next((clip.clip_id for clip in clips if not CLIP_ID.fullmatch(clip.clip_id)), None)
         if wrong is not None:

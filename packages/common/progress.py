@@ -22,6 +22,7 @@ from rich.progress import (
 
 from common.ledger.jsonlines import JsonLines
 from common.runs import OWN_FOLDERS, atomic_write
+from common.text import printable
 
 T = TypeVar("T")
 _console = Console(stderr=True)
@@ -37,12 +38,20 @@ def setup_logging(verbose: bool = False) -> None:
         form = "%(message)s"
     else:
         handler, form = logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
+    handler.setFormatter(_PrintableFormatter(form, "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for beginning in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=beginning, category=UserWarning)
     for name in OWN_FOLDERS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Messages name files and ids of others: nothing in them is obeyed by the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def duration_text(seconds: float) -> str:
@@ -149,7 +158,7 @@ class _Bars:
 
     def open(self, label: str, total: int | None) -> TaskID:
         if self._display is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             self._display = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=_console)
             self._display.start()
         return self._display.add_task(label, total=total)

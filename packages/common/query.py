@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +15,13 @@ import pyarrow as pa
 from common.clips import CLIP_FIELDS, CLIP_SCHEMA
 from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
-from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import check_table_format, connection_beside, quoted
+from common.ledger.store import clean, ledger_files, ledger_sql
+from common.ledger.tables import check_table_format, connection_beside, is_plain, plain_path, quoted, sql_path
 from common.parquet import check_parquet, name_damaged
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
+from common.text import printable
 from common.tracks import TRACK_FIELDS, TRACK_SCHEMA, TRACKS_FILE
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
@@ -66,7 +69,7 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
     long as it is up to date. Raises MissingFileError for an absent run.
     """
     root = _existing(run_root)
-    connection = duckdb.connect(config={"temp_directory": str(root / "cache" / "duckdb")})
+    connection = duckdb.connect(config={"temp_directory": plain_path(root / "cache" / "duckdb")})
     _create_views(connection, root, _attach_copy(connection, root))
     return connection
 
@@ -75,20 +78,33 @@ def write_database(run_root: Path | str) -> Path:
     """Write RUN/run.duckdb, a database of the same views for any DuckDB client; returns its path.
 
     The views name the run's files by absolute path and read them when they are queried, so the file stays small; a
-    stage that ran later is seen after writing it again. Raises MissingFileError, DiskFullError.
+    stage that ran later is seen after writing it again. Where DuckDB would read the path as a pattern (`run [v2]`), the
+    file holds the tables themselves. Raises MissingFileError, DiskFullError.
     """
     root = _existing(run_root)
     target = root / DATABASE
     with atomic_write(target) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed command was writing is no database
-        with duckdb.connect(temporary) as connection:
-            _create_views(connection, root.resolve(), False)
-            for name, view in VIEWS.items():
-                connection.execute(f"COMMENT ON VIEW {name} IS {quoted(view.meaning)}")
-                present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
-                for column in present & set(view.columns):
-                    connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
+        if is_plain(temporary):
+            _write_views(root.resolve(), temporary, "VIEW")
+        else:
+            with tempfile.TemporaryDirectory(prefix="omniavatar-") as folder:
+                _write_views(root.resolve(), Path(folder, DATABASE), "TABLE")
+                shutil.copyfile(Path(folder, DATABASE), temporary)
     return target
+
+
+def _write_views(root: Path, database: Path, kind: str) -> None:
+    with duckdb.connect(database) as connection:
+        _create_views(connection, root, False)
+        for name, view in VIEWS.items():
+            if kind == "TABLE":
+                connection.execute(f"CREATE TABLE copied AS FROM {name}; DROP VIEW {name}")
+                connection.execute(f"ALTER TABLE copied RENAME TO {name}")
+            connection.execute(f"COMMENT ON {kind} {name} IS {quoted(view.meaning)}")
+            present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
+            for column in present & set(view.columns):
+                connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
 
 
 def _existing(run_root: Path | str) -> Path:
@@ -222,23 +238,24 @@ def _text(value: Any) -> str:
         whole = int(seconds)
         return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}.{int(10 * (seconds - whole) + 0.5) % 10}"
     if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return " ".join(str(value).split())
+        return printable(json.dumps(value, ensure_ascii=False, default=str))
+    return printable(" ".join(str(value).split()))
 
 
 def materialise(run_root: Path | str) -> None:
     """Copy the clip table into DuckDB's own format in the run's cache, where queries are two to ten times faster.
 
-    An old copy is replaced, one that is up to date is left. Raises DiskFullError.
+    An old copy is replaced, one that is up to date is left. There is none where DuckDB cannot write beside the table:
+    it resolves links, and damages paths with `?` or a backslash. Raises DiskFullError.
     """
     root = Path(run_root)
     copy, table = _copy(root), root / "clips.parquet"
-    if copy.exists() or not table.exists():
+    if copy.exists() or not table.exists() or not is_plain(copy.resolve()):
         return
     with connection_beside(copy.parent) as connection, atomic_write(copy) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed run was writing is no database
-        connection.execute(f"ATTACH {quoted(temporary)} AS copy")
-        connection.execute(f"CREATE TABLE copy.clips AS SELECT * FROM read_parquet({quoted(table)})")
+        connection.execute(f"ATTACH {sql_path(temporary)} AS copy")
+        connection.execute(f"CREATE TABLE copy.clips AS SELECT * FROM read_parquet({sql_path(table)})")
         connection.execute("DETACH copy")
     for old in copy.parent.glob("clips-*.duckdb"):
         if old != copy:
@@ -254,9 +271,9 @@ def _copy(root: Path) -> Path:
 
 def _attach_copy(connection: duckdb.DuckDBPyConnection, root: Path) -> bool:
     copy = _copy(root)
-    if copy.exists():
+    if copy.exists() and is_plain(copy.resolve()):
         with suppress(duckdb.IOException):  # replaced by another process at this moment
-            connection.execute(f"ATTACH {quoted(copy)} AS copy (READ_ONLY)")
+            connection.execute(f"ATTACH {sql_path(copy)} AS copy (READ_ONLY)")
             connection.execute("CREATE VIEW clips AS SELECT * FROM copy.clips")
             return True
     return False
@@ -267,7 +284,7 @@ def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, 
         if b"format" in (schema.metadata or {}):
             check_table_format(file, schema)
         check_parquet([file])
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({quoted(file)})")
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({sql_path(file)})")
     else:
         _empty_view(connection, name, schema)
 
@@ -277,9 +294,13 @@ def _steps_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> Non
     if not files:
         return _empty_view(connection, "steps", STEPS_SCHEMA)
     options = "format = 'newline_delimited', ignore_errors = true, union_by_name = true, filename = 'log'"
-    listed = ", ".join(quoted(file) for file in files)
+    listed = ", ".join(sql_path(file) for file in files)
+    log = f"{quoted(clean(f'{files[0].parent}/'))} || parse_filename(log)"  # what was read may be a link
     # A torn last line is read as a row of NULLs.
-    connection.execute(f"CREATE VIEW steps AS SELECT * FROM read_json([{listed}], {options}) WHERE step IS NOT NULL")
+    connection.execute(
+        f"CREATE VIEW steps AS SELECT * REPLACE ({log} AS log) FROM read_json([{listed}], {options}) "
+        "WHERE step IS NOT NULL"
+    )
 
 
 def _empty_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:

@@ -151,7 +151,10 @@ os.umask(_UMASK)  # it can only be read by setting it
 def temporary_beside(path: Path, kind: str = "tmp") -> Path:
     """A hidden name beside `path`, of the same suffix, that no other writer uses."""
     # The start of the name only: the whole of a long one and what is added may be longer than a file name can be.
-    return path.with_name(f".{path.stem[:40]}.{HOST}-{os.getpid()}-{secrets.token_hex(3)}.{kind}{path.suffix}")
+    # Absolute: `take:1/x.parquet` would be an address to some libraries.
+    return path.absolute().with_name(
+        f".{path.stem[:40]}.{HOST}-{os.getpid()}-{secrets.token_hex(3)}.{kind}{path.suffix}"
+    )
 
 
 def is_leftover(path: Path) -> bool:

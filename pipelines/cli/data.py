@@ -19,6 +19,7 @@ from pipelines.cli.options import (
     not_a_folder,
     within,
 )
+from pipelines.cli.output import show
 
 app = typer.Typer()
 
@@ -68,7 +69,7 @@ def plan(
     if run:
         with hold_run(run, "omniavatar plan"):
             save_plan(RunFolder(run), forecast)
-    print("\n".join(forecast.lines()))
+    show("\n".join(forecast.lines()))
 
 
 @app.command(rich_help_panel=RUN)
@@ -76,7 +77,7 @@ def status(run: ExistingRunOption = Path("runs/demo")) -> None:
     """Progress of a run, stage by stage: during the run from another terminal, or after a crash."""
     from common.executors.status import status_lines
 
-    print("\n".join(status_lines(run)))
+    show("\n".join(status_lines(run)))
 
 
 @app.command("yield", rich_help_panel=CURATE)
@@ -100,10 +101,10 @@ def show_yield(
         check_output_file(plot, (".png", ".svg"), run_files(run))
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
-    print("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
+    show("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
     if plot:
         draw_yield(table, plot)
-        print(plot)
+        show(plot)
 
 
 @app.command(rich_help_panel=CURATE)
@@ -121,7 +122,7 @@ def reselect(
 
     select = _thresholds(recipe, preset, settings)
     with hold_run(run, "omniavatar reselect"):
-        print("\n".join(decide_again(select, RunFolder(run), test_list).lines()))
+        show("\n".join(decide_again(select, RunFolder(run), test_list).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -148,7 +149,7 @@ def split(
     check_output_file(out, inputs=run_files(run))
     with hold_run(run, "omniavatar split"):
         write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
-    print(out)
+    show(out)
 
 
 @app.command(rich_help_panel=CURATE)
@@ -169,7 +170,7 @@ def freeze(
     chosen = read_recipe(recipe, tuple(settings or ()))
     with hold_run(run, "omniavatar freeze"):
         header = write_version(RunFolder(run), chosen.curation.rules, run / "versions", chosen.executor, contents)
-    print(run / "versions" / f"{header['name']}.parquet")
+    show(run / "versions" / f"{header['name']}.parquet")
 
 
 @app.command(rich_help_panel=CURATE)
@@ -180,7 +181,7 @@ def diff(
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
     from curation.dataset.versions import compare
 
-    print("\n".join(compare(old, new).lines()))
+    show("\n".join(compare(old, new).lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -202,7 +203,7 @@ def rebuild(
     chosen = read_recipe(recipe, tuple(settings or ()))
     with hold_run(run, "omniavatar rebuild"):
         rebuilt = make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos)
-    print("\n".join(rebuilt.lines()))
+    show("\n".join(rebuilt.lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -230,12 +231,12 @@ def takedown(
 
     chosen, folder = read_recipe(recipe, tuple(settings or ())), RunFolder(run)
     if only_plan:
-        print("\n".join(plan_lines(folder, make_plan(folder, video_id), only_plan)))
+        show("\n".join(plan_lines(folder, make_plan(folder, video_id), only_plan)))
         return
     with hold_run(run, "omniavatar takedown"):
         entry = make_plan(folder, video_id)
-        print("\n".join(plan_lines(folder, entry, only_plan)))
-        print("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
+        show("\n".join(plan_lines(folder, entry, only_plan)))
+        show("\n".join(take_down(folder, video_id, chosen.curation.select, entry).lines()))
         if chosen.mirror:
             mirror = Mirror(run, chosen.mirror)
             mirror.push()

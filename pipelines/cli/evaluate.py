@@ -22,6 +22,7 @@ from pipelines.cli.options import (
     pairs,
     within,
 )
+from pipelines.cli.output import show
 
 SETS = Path("runs") / "sets"
 
@@ -55,9 +56,9 @@ def sweep(
     command = f"omniavatar sweep {file} --out {out}"
     with hold_run(out, command):
         failed = [] if table_only else run_sweep(config, out, executor)
-        print(write_results(config, Places(out.resolve()), results or out / "results", command))
+        show(write_results(config, Places(out.resolve()), results or out / "results", command))
     for outcome in failed:
-        print(f"{outcome.unit}: {outcome.message}")
+        show(f"{outcome.unit}: {outcome.message}")
     if failed:
         raise typer.Exit(1)
 
@@ -130,7 +131,7 @@ def draw_test_set(
     write_test_set(path, chosen)
     if split:
         write_split(split, held_out(chosen))
-    print(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
+    show(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
 
 
 @eval_app.command("inputs")
@@ -163,7 +164,7 @@ def cut_test_set(
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
     lines = [f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad]
     done = f"{len(outcomes) - len(bad)} of {len(outcomes)} clips; {target / SAMPLES}, {target / CLIPS}"
-    print("\n".join([*lines, done]))
+    show("\n".join([*lines, done]))
 
 
 @eval_app.command("import")
@@ -184,7 +185,7 @@ def import_list(
     folders = {method: Path(folder) for method, folder in named}
     with hold_run(run, "omniavatar eval import"):
         counts = import_videos(file, RunFolder(run), folders)
-    print(", ".join(f"{method} {count}" for method, count in counts.items()))
+    show(", ".join(f"{method} {count}" for method, count in counts.items()))
 
 
 @eval_app.command("plan")
@@ -200,7 +201,7 @@ def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: 
     read_manifest(folder)  # a wrong folder is reported before torch is imported
     from eval.plan import plan_evaluation, plan_lines
 
-    print("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
+    show("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
 
 
 @eval_app.command("run")
@@ -227,7 +228,7 @@ def judge_videos(
             # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
             save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
         evaluate(chosen.eval, models, folder, chosen.executor)
-        print(write_report(folder, {}))
+        show(write_report(folder, {}))
 
 
 @eval_app.command("report")
@@ -241,7 +242,7 @@ def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run fol
     from eval.reporting.report import write_report
 
     with hold_run(run, "omniavatar eval report"):
-        print(write_report(RunFolder(run), {}))
+        show(write_report(RunFolder(run), {}))
 
 
 @eval_app.command("compare")
@@ -265,7 +266,7 @@ def compare_runs(
 
     metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
     differences = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
-    print("\n".join(difference_lines(differences)))
+    show("\n".join(difference_lines(differences)))
 
 
 @eval_app.command("card")
@@ -284,4 +285,4 @@ def result_card(
 
     read_metrics(RunFolder(run))  # a wrong folder is reported before anything is written there
     with hold_run(run, "omniavatar eval card"):
-        print(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))
+        show(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))

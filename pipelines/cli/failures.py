@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from common.errors import UserError, needs_extra, write_traceback
 from common.runs import disk_guard
 from common.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
+from common.text import printable
 
 ERROR_EXIT, USAGE_EXIT = 1, 2
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
@@ -142,5 +143,5 @@ def _end(sentence: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and "--verbose" in sys.argv:
         traceback.print_exception(error)
     if sentence and sys.stderr is not None:
-        sys.stderr.write(sentence + "\n")
+        sys.stderr.write(printable(sentence) + "\n")
     return code

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.cli.failures import logs_folder
+from pipelines.cli.output import show
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -44,7 +45,7 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
     run_steps(context, STEPS, first, last, force)
     page = report(context)
-    print("\n".join([*closing_words(folder), str(page)]))
+    show("\n".join([*closing_words(folder), str(page)]))
 
 
 def report(context: "Context") -> Path:

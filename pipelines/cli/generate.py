@@ -9,6 +9,7 @@ import typer
 from common.progress import setup_logging
 from pipelines.cli.flow import run_flow
 from pipelines.cli.options import GENERATE, RecipeOption, RetryOption, RunOption, SetOption, VerboseOption, within
+from pipelines.cli.output import show
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -73,7 +74,7 @@ def generate(
     from pipelines.generate.animate import animate
 
     animate(request, inputs, chosen.generate, weights, out, cache, preset, measure=measure)
-    print(out)
+    show(out)
 
 
 def _make_list(
@@ -93,8 +94,8 @@ def _make_list(
     with hold_run(out, "omniavatar generate --list"):
         outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
-    print("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
-    print(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
+    show("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
+    show(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
     if bad:
         raise typer.Exit(1)
 
@@ -163,4 +164,4 @@ def calibrate(
     models = load_avatar(weights, chosen.generate.load)
     found = calibrate(models, requests, chosen.generate, tried)
     if models.rank == 0:
-        print("\n".join(found.lines()))
+        show("\n".join(found.lines()))

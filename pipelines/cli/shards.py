@@ -7,6 +7,7 @@ import typer
 
 from common.progress import setup_logging
 from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption, existing_run, within
+from pipelines.cli.output import show
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -32,9 +33,9 @@ def verify(
 
     folder = RunFolder(run)
     verdict = verify_shards(folder)
-    print("\n".join(verdict.lines()))
+    show("\n".join(verdict.lines()))
     if images and not verdict.bad:
-        print("\n".join(_sheet(folder, images, seed, recipe, settings)))
+        show("\n".join(_sheet(folder, images, seed, recipe, settings)))
     raise typer.Exit(1 if verdict.bad else 0)
 
 
@@ -95,7 +96,7 @@ def forecast(
         encoders = load_encoders(models, config.references, config.audio, *place)
         speed = measure(encoders, config.buckets[0])
     widths = read_widths(named["text_encoder"], named["audio_encoder"])
-    print("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))
+    show("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))
 
 
 def _kept_lengths(run: Path) -> "list[Length]":

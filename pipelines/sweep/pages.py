@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from common.recipe import dump_recipe
 from common.runs import atomic_write, read_json
+from common.text import code
+from common.text import markdown as escaped
 from eval.features.records import SET_METRICS
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import Ordering
@@ -62,16 +64,16 @@ def markdown(
     short, long = ([entry for entry in entries if entry.long == kind] for kind in (False, True))
     seeds = len(config.seeds)
     lines = [
-        f"# Sweep: {config.name}",
+        f"# Sweep: {escaped(config.name)}",
         "",
-        f"Recipe `{config.recipe}`, {seeds} seeds a row. Made with `{command}`.",
+        f"Recipe {code(config.recipe)}, {seeds} seeds a row. Made with {code(command)}.",
         "",
     ]
     lines += _unfinished(config, entries)
-    lines += [READ_AS.format(base=_label(short, config.base)), ""]
+    lines += [READ_AS.format(base=escaped(_label(short, config.base))), ""]
     lines += _table([*short, *context], config.metrics)
     if long:
-        base = _label(long, config.long_base) if config.long_base else ""
+        base = escaped(_label(long, config.long_base)) if config.long_base else ""
         lines += ["", "## Long videos", "", f"Differences to *{base}*." if base else "No base row.", ""]
         lines += _table(long, config.long_metrics)
     if orders := orderings(short):
@@ -94,14 +96,14 @@ def _table(entries: Sequence[Entry], metrics: Sequence[str]) -> list[str]:
         )
         of = ", ".join(f"{clips}/{listed}" for clips, listed in counts)
         label = next(iter(mine.values())).label
-        lines.append(_line([label, *(_cell(mine[name]) if name in mine else "" for name in shown), of]))
+        lines.append(_line([escaped(label), *(_cell(mine[name]) if name in mine else "" for name in shown), of]))
     reasons = {f"{METRICS[name].label}: {next(e.status for e in entries if e.metric == name)}" for name in absent}
-    return [*lines, *(["", "Not here: " + "; ".join(sorted(reasons)) + "."] if reasons else [])]
+    return [*lines, *(["", "Not here: " + escaped("; ".join(sorted(reasons))) + "."] if reasons else [])]
 
 
 def _cell(entry: Entry) -> str:
     if entry.mean is None:
-        return entry.status
+        return escaped(entry.status)
     digits = METRICS[entry.metric].digits
     text = _number(entry.mean, digits) + (f" ± {entry.seed_sd:.{digits}f}" if entry.seed_sd is not None else "")
     if entry.difference is None or not METRICS[entry.metric].better:
@@ -123,9 +125,14 @@ def _between(entry: Entry) -> str:
 def _reported(config: SweepConfig, entries: Sequence[Entry], orders: Sequence[Ordering]) -> list[str]:
     """The paper's numbers in columns of their own, and the pairs of rows that are ordered differently here."""
     metrics = [order.metric for order in orders]
-    label = {entry.row: entry.label for entry in entries}
+    label = {entry.row: escaped(entry.label) for entry in entries}
     heads = [f"{METRICS[name].label}, {whose}" for name in metrics for whose in ("ours", "*reported*")]
-    lines = [f"{config.reported}. {ORDERS_ONLY}", "", _line(["row", *heads]), _line(["---"] * (len(heads) + 1))]
+    lines = [
+        f"{escaped(config.reported)}. {ORDERS_ONLY}",
+        "",
+        _line(["row", *heads]),
+        _line(["---"] * (len(heads) + 1)),
+    ]
     for row in dict.fromkeys(entry.row for entry in entries if entry.reported is not None):
         mine = {entry.metric: entry for entry in entries if entry.row == row}
         pairs = [(_number(mine[name].mean, METRICS[name].digits), _plain(mine[name].reported)) for name in metrics]
@@ -143,7 +150,7 @@ def _unfinished(config: SweepConfig, entries: Sequence[Entry]) -> list[str]:
     rows = [name for name, row in config.rows.items() if not row.network]
     lacking = [f"{name} ({seeds.get(name, 0)} of {len(config.seeds)} seeds)" for name in rows]
     lacking = [text for name, text in zip(rows, lacking, strict=True) if seeds.get(name, 0) < len(config.seeds)]
-    return [f"**Not finished:** {', '.join(lacking)}.", ""] if lacking else []
+    return [f"**Not finished:** {escaped(', '.join(lacking))}.", ""] if lacking else []
 
 
 def _versions(config: SweepConfig, places: Places) -> list[str]:

@@ -1,9 +1,11 @@
 """Figures of a sweep: differences of every row to the base row, metrics over the knobs, and frames of one clip."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,16 +25,23 @@ ROWS = (("rows", False), ("long_rows", True))  # name of the file, whether of lo
 STRIPS = (("clips", False), ("long_clips", True))
 STRIP_FRAMES = 12
 STRIP_WIDTH, LABEL_SHARE = 10.5, 0.18  # inches, and the share of them that row labels take
+PLAIN_TEXT = {"text.parse_math": False}  # a $ in a name is a $
 QUALITY = 88  # of JPEG
 
 
 def write_plots(config: SweepConfig, entries: Sequence[Entry], folder: Path) -> list[Path]:
     """PNGs: `rows` and `long_rows` with the differences to the base rows, and one for every knob with two rows or more.
     Figures without any number are left out."""
-    paths = [_write_rows(config, entries, long, folder / f"{name}.png") for name, long in ROWS]
     knobs = sorted({name for row in config.rows.values() for name in row.knobs})
-    paths += [_write_knob(config, entries, knob, folder / f"{knob}.png") for knob in knobs]
+    with rc_context(PLAIN_TEXT):
+        paths = [_write_rows(config, entries, long, folder / f"{name}.png") for name, long in ROWS]
+        paths += [_write_knob(config, entries, knob, folder / f"{file_name(knob)}.png") for knob in knobs]
     return [path for path in paths if path is not None]
+
+
+def file_name(knob: str) -> str:
+    """The name of a knob as that of a file that a page can link."""
+    return re.sub(r"[^\w.-]+", "_", knob).strip(".") or "knob"
 
 
 def _write_rows(config: SweepConfig, entries: Sequence[Entry], long: bool, path: Path) -> Path | None:
@@ -107,7 +116,8 @@ def _save(figure: Figure, path: Path) -> Path:
 def write_strips(config: SweepConfig, places: Places, folder: Path) -> list[Path]:
     """JPEGs: `clips`, the clip in which the base row is median by its first metric, of the first seed, below the real
     video; `long_clips`, the first long video from beginning to end. Rows without that video are left out."""
-    paths = [_write_strips(config, places, long, folder / f"{name}.jpg") for name, long in STRIPS]
+    with rc_context(PLAIN_TEXT):
+        paths = [_write_strips(config, places, long, folder / f"{name}.jpg") for name, long in STRIPS]
     return [path for path in paths if path is not None]
 
 

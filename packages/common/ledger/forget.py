@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import connection_beside, quoted
+from common.ledger.tables import connection_beside, sql_path
 from common.runs import atomic_write
 
 Keys = Mapping[str, Collection[str]]  # stage -> units
@@ -94,7 +94,9 @@ def _forget(folder: Path, name: str, units: Collection[str]) -> int:
                 merged = folder / f"{name}.parquet"
                 remaining = f"SELECT * FROM ({rows}) ANTI JOIN removed USING (unit) ORDER BY unit, input_hash"
                 with atomic_write(merged) as temporary:
-                    connection.execute(f"COPY ({remaining}) TO {quoted(temporary)} (FORMAT parquet, COMPRESSION zstd)")
+                    connection.execute(
+                        f"COPY ({remaining}) TO {sql_path(temporary)} (FORMAT parquet, COMPRESSION zstd)"
+                    )
                 for file in set(files) - {merged, lines.path}:
                     file.unlink()
         # An empty file is what opening it has made, now or in a takedown that was killed.

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, quoted
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path
 from common.parquet import check_parquet
 from common.runs import atomic_write, plain, read_format_version, write_format_version
 
@@ -225,7 +225,7 @@ class StageLedger:
         sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
         with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
             form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
-            connection.execute(f"COPY ({sql}) TO {quoted(temporary)} ({form})")
+            connection.execute(f"COPY ({sql}) TO {sql_path(temporary)} ({form})")
 
 
 def key_table(keys: Iterable[Key]) -> pa.Table:
@@ -274,10 +274,12 @@ def _stage_sql(files: list[Path]) -> str:
     parquet = [file for file in files if file.suffix == ".parquet"]
     lines = [file for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
     check_parquet(parquet, ("unit", "input_hash", "state", "attempt"))
-    merged = [f"SELECT *, 0 AS written FROM read_parquet({quoted(file)})" for file in parquet if not _is_segment(file)]
+    merged = [
+        f"SELECT *, 0 AS written FROM read_parquet({sql_path(file)})" for file in parquet if not _is_segment(file)
+    ]
     # The order of writing decides which row of a unit is the latest, not its time: clocks may be set back.
     later = [
-        f"SELECT *, {_number(file)} AS written FROM read_parquet({quoted(file)})"
+        f"SELECT *, {_number(file)} AS written FROM read_parquet({sql_path(file)})"
         for file in parquet
         if _is_segment(file)
     ]
@@ -285,7 +287,7 @@ def _stage_sql(files: list[Path]) -> str:
     options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
     # With ignore_errors, a line that is torn or no object is read as a row of NULLs.
     later += [
-        f"""SELECT *, {AFTER_SEGMENTS} + row_number() OVER () AS written FROM read_json({quoted(file)}, {options})
+        f"""SELECT *, {AFTER_SEGMENTS} + row_number() OVER () AS written FROM read_json({sql_path(file)}, {options})
             WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES}"""
         for file in lines
     ]

@@ -1,7 +1,14 @@
 """Out-of-core tables: DuckDB with bounded memory, spilling beside its input files, read in batches."""
 
+import atexit
+import hashlib
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
+# Paths that DuckDB reads as they stand: it takes * ? [ ] for a pattern, \ for a separator, `a=1` for a column.
+PLAIN = re.compile(r"[\w /.,:@~+(){}'&!;$%-]*")
 
 
 @contextmanager
@@ -27,7 +36,7 @@ def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
     import duckdb  # workers import this module but never query
 
     config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
-    with duckdb.connect(config=config | {"temp_directory": str(folder / ".spill")}) as connection:
+    with duckdb.connect(config=config | {"temp_directory": plain_path(folder / ".spill")}) as connection:
         try:
             yield connection
         except duckdb.Error as error:
@@ -69,7 +78,7 @@ def write_sorted(
             atomic_write(path) as temporary,
             pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         ):
-            ordered = connection.sql(f"FROM read_parquet({quoted(unsorted)}) ORDER BY {order}")
+            ordered = connection.sql(f"FROM read_parquet({sql_path(unsorted)}) ORDER BY {order}")
             for group in _row_groups(check(batches(ordered, schema, group_rows)), schema, group_rows):
                 writer.write_table(group)
     finally:
@@ -105,3 +114,35 @@ def check_table_format(file: Path, schema: pa.Schema) -> None:
 def quoted(text: Path | str) -> str:
     """A path or text as a string literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def sql_path(path: Path | str) -> str:
+    """A file as a string literal of SQL that DuckDB reads as this one file, whatever its name."""
+    return quoted(plain_path(path))
+
+
+def is_plain(path: Path | str) -> bool:
+    """Whether DuckDB reads a path as it stands."""
+    return PLAIN.fullmatch(str(Path(path).absolute())) is not None
+
+
+def plain_path(path: Path | str) -> str:
+    """The path for DuckDB, or one to the same file through a link of this process: patterns cannot be switched off, and
+    escapes (`[[]`) fail where two folders of a path have them."""
+    path = Path(path).absolute()
+    if is_plain(path):
+        return str(path)
+    target = path.parent if PLAIN.fullmatch(path.name) else path
+    link = Path(_links(os.getpid()), hashlib.sha256(os.fsencode(target)).hexdigest()[:16])
+    with suppress(FileExistsError):
+        link.symlink_to(target)
+    return str(link if target == path else link / path.name)
+
+
+@cache
+def _links(process: int) -> str:
+    """A folder for the links of one process, removed at its end."""
+    place = None if is_plain(tempfile.gettempdir()) else "/tmp"
+    folder = tempfile.mkdtemp(prefix="omniavatar-links-", dir=place)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

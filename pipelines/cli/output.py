@@ -1,0 +1,8 @@
+"""Output of commands on the terminal."""
+
+from common.text import printable
+
+
+def show(text: object) -> None:
+    """Print a text or a path; what names and messages of others hold of control characters is spelled out."""
+    print(printable(str(text)))
