@@ -165,7 +165,7 @@ def import_list(
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
-    named = pairs(sources, "--made", "ours=out")
+    named = pairs(sources, "--made", "METHOD=FOLDER", "ours=out")
     folders = {method: Path(folder) for method, folder in named}
     print(", ".join(f"{method} {count}" for method, count in import_videos(file, RunFolder(run), folders).items()))
 

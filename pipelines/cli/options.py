@@ -1,6 +1,7 @@
 """Options that several commands share, each defined once, and the groups that `--help` sorts the commands into."""
 
 from collections.abc import Callable
+from os.path import isdir
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Gene
 
 def existing_run(run: Path | None) -> Path | None:
     """Callback of an option: the folder of a run that is there."""
-    if run is not None and not run.is_dir():
+    if run is not None and not isdir(run):  # not Path.is_dir, which raises for a name that is too long
         raise MissingFileError(f"There is no run folder at {run}; give the folder that a run has written to.")
     return run
 
@@ -59,14 +60,12 @@ def within(low: float, *, open: bool = False) -> Callable[[Any], Any]:
     return check
 
 
-def pairs(words: list[str] | None, option: str, example: str) -> list[tuple[str, str]]:
-    """The words NAME=VALUE of an option or argument, split; a usage error for any other."""
+def pairs(words: list[str] | None, option: str, form: str, example: str) -> list[tuple[str, str]]:
+    """The words of an option or argument, split at their "="; a usage error for any that is not of the `form`."""
     split = [word.partition("=") for word in words or ()]
     for name, equals, value in split:
         if not name or not value:
-            raise typer.BadParameter(
-                f"'{name}{equals}{value}' is not NAME=VALUE; write e.g. {example}", param_hint=option
-            )
+            raise typer.BadParameter(f"'{name}{equals}{value}' is not {form}; write e.g. {example}", param_hint=option)
     return [(name, value) for name, _, value in split]
 
 
