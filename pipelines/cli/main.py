@@ -25,6 +25,7 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    existing_run,
     not_a_file,
     pairs,
     within,
@@ -148,7 +149,7 @@ def query(
 
 @app.command(rich_help_panel=RUN)
 def db(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: Annotated[Path, typer.Argument(help="run folder", callback=existing_run)],
 ) -> None:
     """Write RUN/run.duckdb with the views of a run, for any DuckDB client."""
     from common.query import write_database

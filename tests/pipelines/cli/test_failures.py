@@ -1,10 +1,14 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from common.errors import InputError
@@ -90,6 +94,8 @@ def test_a_wrong_option_is_one_sentence():
         ("curves --run RUN --out RUN", "is a folder"),
         ("curate --run RUN/file", "is a file"),
         ("models list --set a=b", "--recipe"),
+        ("status --run r\udcff", "is not UTF-8"),
+        ("curate --run r\udcff", "is not UTF-8"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_2(arguments, words, tmp_path):
@@ -171,3 +177,53 @@ def test_what_a_terminal_cannot_show_is_written_as_an_escape(monkeypatch, tmp_pa
     print("naïve \udcff")
     written.flush()
     assert written.buffer.getvalue() == b"na\\xefve \\udcff\n"
+
+
+NOISE = re.compile("Traceback|Warning|leaked|resource_tracker")
+
+
+def _start(run: Path, *options: str) -> subprocess.Popen[str]:
+    settings = ("--set", "small_world.clean=60", "--set", "executor.workers=2")
+    arguments = ["curate", "--recipe", "demo", "--run", str(run), *settings, *options]
+    # A shell that starts the tests in the background would hand down that Ctrl-C is to be ignored.
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.start", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=(run.parent / "log").open("w"),
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (1, 2, 15)],  # type: ignore[func-returns-value]
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [(), ("--ray", "local")], ids=["processes", "ray"])
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_moment_ends_alike_and_leaves_nothing(
+    number: signal.Signals, group: bool, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    for seconds in (0.3, 1.0, 3.0, 6.0, 9.0):
+        process = _start(tmp_path / "run", *options)
+        time.sleep(seconds)
+        started = psutil.Process(process.pid).children(recursive=True)
+        (os.killpg if group else os.kill)(process.pid, number)
+        assert process.wait(60) == 75
+        log = (tmp_path / "log").read_text()
+        assert not NOISE.search(log), log
+        assert seconds < 2 or f"stopped by {number.name}: what is finished is kept in" in log.splitlines()[-1]
+        assert not [left for left in psutil.wait_procs(started, 5)[1] if left.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    process = _start(tmp_path / "run")
+    time.sleep(6)
+    started = psutil.Process(process.pid).children(recursive=True)
+    for _ in range(2):
+        os.killpg(process.pid, number)
+        time.sleep(0.02)
+    assert process.wait(1) == 75 and not NOISE.search((tmp_path / "log").read_text())
+    assert not [left for left in psutil.wait_procs(started, 5)[1] if left.status() != psutil.STATUS_ZOMBIE]
