@@ -9,6 +9,8 @@ from common.errors import InputError
 from common.ranges import Count, Positive, Share
 from omniavatar.config import AudioEntry, Recompute, Variant
 
+LORA_RANK, LORA_ALPHA = 128, 64.0  # the paper's
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -16,19 +18,20 @@ class ModelConfig:
 
     `variant`: "base" is plain text-to-video; the others take audio and train LoRA (the paper's), all weights ("full")
     or the audio modules and patch embedding alone ("frozen_dit"). `init`: "random" reads only the configuration of
-    `base`. `adapter`: folder to continue from, with its own `audio_entry` and rank; None starts a new adapter, whose
-    first output equals the base model's. `audio_entry`: how audio is injected; "multi" is the paper's, the others are
-    its ablations. `gradient_checkpointing`: "full" keeps only the input of each block, "selective" also the output of
-    self-attention (one more tensor of the tokens' size for a seventh less work at 14B), "none" keeps all activations,
-    "offload" keeps the inputs in host memory. `round_timestep`: as upstream does, for continuing its published weights.
+    `base`. `adapter`: folder to continue from, with its own `audio_entry`, rank and alpha (others are refused); None
+    starts a new adapter, whose first output equals the base model's. `audio_entry`: how audio is injected; "multi" is
+    the paper's, the others are its ablations. `gradient_checkpointing`: "full" keeps only the input of each block,
+    "selective" also the output of self-attention (one more tensor of the tokens' size for a seventh less work at 14B),
+    "none" keeps all activations, "offload" keeps the inputs in host memory. `round_timestep`: as upstream does, for
+    continuing its published weights.
     """
 
     base: Path = Path()
     variant: Variant = "lora"
     init: Literal["path", "random"] = "path"
     adapter: Path | None = None
-    lora_rank: int = 128
-    lora_alpha: float = 64.0
+    lora_rank: Count | None = None  # None: the adapter's, LORA_RANK of a new one
+    lora_alpha: Positive | None = None  # None: the adapter's, LORA_ALPHA of a new one
     audio_entry: AudioEntry = "multi"
     gradient_checkpointing: Recompute = "none"
     round_timestep: bool = False

@@ -64,7 +64,7 @@ class Trainer:
         model = build_model(
             config.model, store.constants.audio_dim, config.engine.frozen_dtype, config.seed, config.engine
         )
-        rank = config.model.lora_rank if plain else adapter_config(config.model).rank
+        rank = 0 if plain else adapter_config(config.model).rank
         self.network = network_of(model.dit.config, config.model.variant, rank, model.audio_entry, model.audio_dim)
         self.engine = Engine(model, build_optimizer(model, config.optimizer), config.data.micro_batches, config.engine)
         self.text_length = store.constants.text_length

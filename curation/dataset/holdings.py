@@ -17,7 +17,7 @@ from common.ledger.forget import Keys, count_units, ledger_stages, output_texts,
 from common.runs import RunFolder
 from common.shards.index import INDEX
 from curation.reporting.summary import SOURCES_FILE
-from curation.sources.listing import VIDEO_SUFFIXES
+from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.remote import SAFE_ID
 
 Row = dict[str, Any]

@@ -42,7 +42,7 @@ from curation.dataset.holdings import (
 )
 from curation.dataset.versions import withdraw
 from curation.decide.select import select
-from curation.sources.listing import VIDEO_SUFFIXES
+from curation.sources.folder import VIDEO_SUFFIXES
 
 Row = dict[str, Any]
 

@@ -74,11 +74,9 @@ QUERIES = {
            SELECT * FROM top QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY sync_c DESC, clip_id) <= 3
            ORDER BY sync_c DESC, clip_id LIMIT 100""",
     ),
-    "clip": Query(
-        "all columns of one clip: --value id=<clip_id>", "SELECT * FROM clips WHERE clip_id = $id", {"id": ""}
-    ),
+    "clip": Query("all columns of one clip: id=<clip_id>", "SELECT * FROM clips WHERE clip_id = $id", {"id": ""}),
     "unit": Query(
-        "outcomes of one unit in every stage: --value id=<unit>",
+        "outcomes of one unit in every stage: id=<unit>",
         "SELECT * FROM outcomes WHERE unit = $id ORDER BY recorded",
         {"id": ""},
     ),

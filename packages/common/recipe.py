@@ -173,9 +173,11 @@ def _override_value(kind: Any, text: str, override: str) -> Any:
         raise RecipeError(f"Override '{shorten(override)}': the value is not valid YAML; quote it.") from error
     if members != [kind] and text.strip().lower() in NOTHING:
         return None
-    if textual and not (isinstance(value, str) and text.strip()[:1] in ("'", '"')):
-        return text
-    return value if textual or str not in members or type(value) in members else text
+    if textual or str in members:
+        quoted = isinstance(value, str) and text.strip()[:1] in ("'", '"')
+        number = not isinstance(value, str) and type(value) in members
+        return value if quoted or number else text
+    return value
 
 
 def _choices_are_text(kind: Any) -> bool:

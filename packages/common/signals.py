@@ -98,8 +98,8 @@ def exit_reason(code: int | None, oom_kills_before: int) -> str:
         return f"ended with exit code {code}"
     if -code == signal.SIGKILL and oom_kills() > oom_kills_before:
         return "was killed by the kernel because memory ran out"
-    known = {number.value: number.name for number in signal.Signals}
-    return f"was killed by signal {known.get(-code, -code)}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by signal {names.get(-code, -code)}"
 
 
 def _memory_files() -> list[Path]:

@@ -181,7 +181,7 @@ def import_list(
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
-    named = pairs(sources, "--made", "ours=out")
+    named = pairs(sources, "--made", "METHOD=FOLDER", "ours=out")
     folders = {method: Path(folder) for method, folder in named}
     with hold_run(run, "omniavatar eval import"):
         counts = import_videos(file, RunFolder(run), folders)

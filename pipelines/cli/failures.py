@@ -81,7 +81,7 @@ def prepare_streams() -> None:
 def traceback_file() -> Path:
     """Where the traceback of this command goes: the logs of its run, else a file of its own in the temporary folder."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    named = next((Path(run) / "logs" for run in _option("--run") if Path(run).is_dir()), None)
+    named = next((Path(run) / "logs" for run in _option("--run") if os.path.isdir(run)), None)
     folder = logs_folder.get() or named
     if folder is not None:
         return folder / f"error-{stamp}.txt"

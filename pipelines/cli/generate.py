@@ -28,7 +28,7 @@ def generate(
     ] = None,
     audio: Annotated[Path | None, typer.Option(help="audio the person speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
-    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video", callback=within(0))] = 0.0,
+    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
     samples: Annotated[
         Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
     ] = None,
@@ -128,9 +128,9 @@ def _weights(recipe: "Recipe", measure: bool) -> dict[str, Path | None]:
 
 def _numbers(thresholds: str) -> list[float]:
     try:
-        return [within(0, open=True)(float(part)) for part in thresholds.split(",")]
+        return [within(0)(float(part)) for part in thresholds.split(",")]
     except (ValueError, typer.BadParameter) as error:
-        hint = f"'{thresholds}' was given, expected numbers above 0 with commas between."
+        hint = f"'{thresholds}' was given, expected numbers of 0 or more with commas between."
         raise typer.BadParameter(hint, param_hint="--thresholds") from error
 
 

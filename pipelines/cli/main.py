@@ -25,6 +25,7 @@ from pipelines.cli.options import (
     SetOption,
     VerboseOption,
     executor_settings,
+    existing_run,
     not_a_file,
     pairs,
     within,
@@ -140,7 +141,7 @@ def query(
 
     if not sql:
         return print("\n".join(catalogue_lines()))
-    named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "omniavatar query clip id=ID"))
+    named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "NAME=VALUE", "omniavatar query clip id=ID"))
     if missing := sorted(set(QUERIES[sql].values) - set(named)) if sql in QUERIES else []:
         raise typer.BadParameter(f"'{sql}' asks about one {missing[0]}; write omniavatar query {sql} {missing[0]}=...")
     print("\n".join(table_lines(run_query(run, sql, named))))
@@ -148,7 +149,7 @@ def query(
 
 @app.command(rich_help_panel=RUN)
 def db(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: Annotated[Path, typer.Argument(help="run folder", callback=existing_run)],
 ) -> None:
     """Write RUN/run.duckdb with the views of a run, for any DuckDB client."""
     from common.query import write_database
@@ -229,16 +230,15 @@ def export_model(
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16; default: as stored")] = "",
 ) -> None:
     """Write a model of a recipe in another published layout; `merged` joins the adapter and its transformer."""
+    if dtype not in ("", "float32", "bfloat16"):
+        raise typer.BadParameter(f"'{dtype}' was given, expected float32 or bfloat16.", param_hint="--dtype")
     import torch
 
     from pipelines.models.export import export
     from pipelines.recipe import read_recipe
 
-    types = {"": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in types:
-        raise typer.BadParameter(f"'{dtype}' was given, expected float32 or bfloat16.", param_hint="--dtype")
     paths = read_recipe(recipe, tuple(settings or ())).named_models()
-    print("\n".join([*export(role, layout, paths, to, types[dtype]).lines(), str(to)]))
+    print("\n".join([*export(role, layout, paths, to, getattr(torch, dtype) if dtype else None).lines(), str(to)]))
 
 
 @model_commands.command(rich_help_panel=MODELS)

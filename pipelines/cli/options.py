@@ -1,6 +1,7 @@
 """Options that several commands share, each defined once, and the groups that `--help` sorts the commands into."""
 
 from collections.abc import Callable
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,30 +13,41 @@ from common.ranges import Range
 RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Generate", "Evaluate", "Models"
 
 
+def _check_name(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"the name {str(folder)!r} is not UTF-8; rename the folder.") from error
+
+
 def existing_run(run: Path | None) -> Path | None:
     """Callback of an option: the folder of a run that is there."""
-    if run is not None and not run.is_dir():
+    if run is not None:
+        _check_name(run)
+    if run is not None and not isdir(run):  # not Path.is_dir, which raises for a name that is too long
         raise MissingFileError(f"There is no run folder at {run}; give the folder that a run has written to.")
     return run
 
 
 def existing_file(path: Path) -> Path:
     """Callback of an argument: a file that is there."""
-    if not path.is_file():
-        raise MissingFileError(f"There is {'a folder' if path.is_dir() else 'no file'} at {path}; give a file.")
+    if not isfile(path):
+        raise MissingFileError(f"There is {'a folder' if isdir(path) else 'no file'} at {path}; give a file.")
     return path
 
 
 def not_a_file(folder: Path | None) -> Path | None:
     """Callback of an option: a folder to write, which may be there."""
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None:
+        _check_name(folder)
+    if folder is not None and exists(folder) and not isdir(folder):
         raise typer.BadParameter(f"{folder} is a file; give a folder.")
     return folder
 
 
 def not_a_folder(file: Path | None) -> Path | None:
     """Callback of an option: a file to write, which may be there."""
-    if file is not None and file.is_dir():
+    if file is not None and isdir(file):
         raise typer.BadParameter(f"{file} is a folder; give the name of a file.")
     return file
 
@@ -59,14 +71,12 @@ def within(low: float, *, open: bool = False) -> Callable[[Any], Any]:
     return check
 
 
-def pairs(words: list[str] | None, option: str, example: str) -> list[tuple[str, str]]:
-    """The words NAME=VALUE of an option or argument, split; a usage error for any other."""
+def pairs(words: list[str] | None, option: str, form: str, example: str) -> list[tuple[str, str]]:
+    """The words of an option or argument, split at their "="; a usage error for any that is not of the `form`."""
     split = [word.partition("=") for word in words or ()]
     for name, equals, value in split:
         if not name or not value:
-            raise typer.BadParameter(
-                f"'{name}{equals}{value}' is not NAME=VALUE; write e.g. {example}", param_hint=option
-            )
+            raise typer.BadParameter(f"'{name}{equals}{value}' is not {form}; write e.g. {example}", param_hint=option)
     return [(name, value) for name, _, value in split]
 
 

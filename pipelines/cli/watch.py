@@ -61,7 +61,7 @@ def curves(
     from common.runs import RunFolder
     from pipelines.training_curves import draw_training_curves
 
-    others = {name: Path(folder) for name, folder in pairs(beside, "--beside", "control=runs/control")}
+    others = {name: Path(folder) for name, folder in pairs(beside, "--beside", "NAME=FOLDER", "control=runs/control")}
     for name, folder in others.items():
         if not folder.is_dir():
             raise MissingFileError(

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
+from common.ranges import Count, Positive, Share, Signed
 from common.recipe import RENAMED_KEYS, RecipeError, dump_recipe, load_recipe
 
 
@@ -30,6 +31,7 @@ class Recipe:
     shapes: tuple[tuple[int, int], ...] = ()
     size: int | str = 3
     free: Any = None
+    title: str | None = "t"
 
 
 def write(where: Path, /, **texts: str) -> Path:
@@ -117,6 +119,94 @@ def test_bad_override(tmp_path: Path) -> None:
         load_recipe(path, Recipe, ["train.lr"])
     with pytest.raises(RecipeError, match="did you mean 'train.steps'"):
         load_recipe(path, Recipe, ["train.step=4"])
+
+
+TEXTS = [
+    "2024", "yes", "take #2", "[raw] clips", "null", "1e3", "~", "2024-01-01", "2024-99-99", "a: b", "", "{a", "* b",
+    "&c", "!d", "%e", "@f", "- g", "0x1f", " h", 'say "yes"', "it's", "'", "é", "k=v",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_value_of_a_text_is_taken_as_it_stands(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, r="train: {steps: 1}")
+    recipe = load_recipe(path, Recipe, [f"name={text}", f"models.vae={text}"])
+    assert recipe.name == text and recipe.models == {"vae": Path(text)}
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ('name="2024"', "name", "2024"),  # quotes as YAML has them
+        ("name='a: b'", "name", "a: b"),
+        ("size=12", "size", 12),  # of a field of numbers or text
+        ("size=large #2", "size", "large #2"),
+        ("size=yes", "size", "yes"),
+        ("title=yes", "title", "yes"),
+        ("title=null", "title", None),  # of a field that may be none
+        ("title=", "title", None),
+        ("free={a: 1}", "free", {"a": 1}),
+        ("models={vae: a}", "models", {"vae": Path("a")}),
+    ],
+)
+def test_the_type_of_a_field_decides_how_its_value_is_read(
+    tmp_path: Path, override: str, field: str, value: object
+) -> None:
+    assert getattr(load_recipe(write(tmp_path, r="train: {steps: 1}"), Recipe, [override]), field) == value
+
+
+@pytest.mark.parametrize("kind", ["unifrom", "1e3", "null", ""])
+def test_a_choice_is_refused_as_it_was_written(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(RecipeError, match=f"'train.kind' is '{kind}': expected one of uniform"):
+        load_recipe(write(tmp_path, r="train: {steps: 1}"), Recipe, [f"train.kind={kind}"])
+
+
+@dataclass(frozen=True)
+class Numbers:
+    plain: float = 1.0
+    count: Count = 1
+    above: Positive = 1.0
+    share: Share = 0.5
+    signed: Signed = 0.0
+    sizes: tuple[Count, ...] = ()
+    maybe: Count | None = None
+    knobs: dict[str, float] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("plain=-1", "0 or more"),
+        ("plain=nan", "0 or more"),
+        ("plain=.inf", "0 or more"),
+        ("plain=1e999", "0 or more"),
+        ("count=0", "1 or more"),
+        ("count=-3", "1 or more"),
+        ("above=0", "above 0"),
+        ("above=nan", "above 0"),
+        ("share=1.01", "from 0 to 1"),
+        ("signed=nan", "finite number"),
+        ("sizes=[2, 0]", "1 or more"),
+        ("maybe=0", "1 or more"),
+        ("knobs.a=-1", "0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_with_their_key(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(RecipeError, match=f"^Key '{override.partition('=')[0]}.*expected a.* {expected}") as error:
+        load_recipe(write(tmp_path, r="{}"), Numbers, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_in_range_are_taken(tmp_path: Path) -> None:
+    values = ["plain=0", "count=1", "above=1e-9", "share=1", "signed=-3", "sizes=[1, 2]", "maybe=2", "knobs={a: 0}"]
+    expected = Numbers(0.0, 1, 1e-9, 1.0, -3.0, (1, 2), 2, {"a": 0.0})
+    assert load_recipe(write(tmp_path, r="{}"), Numbers, values) == expected
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(RecipeError, match=r"r.yaml is not UTF-8 text: byte 0"):
+        load_recipe(tmp_path / "r.yaml", Recipe)
 
 
 def test_absent_recipe_names_the_nearest(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from common.errors import InputError
 from common.runs import disk_guard, follow_umask, read_json, sync, write_json
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, AdapterConfig, save_adapter, save_base, to_our_name
@@ -26,7 +27,7 @@ from omniavatar.weights.loras import (
     save_diffusers_lora,
 )
 from omniavatar.weights.tensor_files import CheckpointError, read_tensors
-from training.config import ModelConfig
+from training.config import LORA_ALPHA, LORA_RANK, ModelConfig
 from training.engine.zero import Engine
 
 DIFFUSERS, COMFYUI = "diffusers", "comfyui"
@@ -127,9 +128,27 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def adapter_config(config: ModelConfig) -> AdapterConfig:
-    """Content of the adapter's `config.json`; a continued adapter keeps its own rank and alpha."""
+    """Content of the adapter's `config.json`; a continued adapter keeps its own rank, alpha and audio entry.
+
+    Raises InputError when `config` asks for others.
+    """
     assert config.variant != "base"
-    if config.adapter:
-        source = config.adapter / "config.json"
-        return AdapterConfig.from_json(read_json(source), source)
-    return AdapterConfig(config.variant, config.lora_rank, config.lora_alpha, audio_entry=config.audio_entry)
+    if not config.adapter:
+        rank, alpha = config.lora_rank or LORA_RANK, config.lora_alpha or LORA_ALPHA
+        return AdapterConfig(config.variant, rank, alpha, audio_entry=config.audio_entry)
+    source = config.adapter / "config.json"
+    found = AdapterConfig.from_json(read_json(source), source)
+    lora = found.architecture == "lora"
+    asked = {
+        "lora_rank": (config.lora_rank if lora else None, found.rank),
+        "lora_alpha": (config.lora_alpha if lora else None, found.alpha),
+        # "multi" is what nobody asked for: the entry of an adapter that has another one is taken over.
+        "audio_entry": (None if config.audio_entry == "multi" else config.audio_entry, found.audio_entry),
+    }
+    for name, (setting, present) in asked.items():
+        if setting not in (None, present):
+            raise InputError(
+                f"train.model.{name} is {setting}, but the adapter {config.adapter} that the training goes on from has "
+                f"{present}; leave the setting out, or set models.adapter= to start a new adapter."
+            )
+    return found

@@ -16,6 +16,7 @@ from omniavatar.weights.checkpoints import load_adapter
 from omniavatar.weights.tensor_files import CheckpointError, build_empty, is_finite
 from training.config import EngineConfig, ModelConfig
 from training.engine.sharded_init import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
+from training.omniavatar.export import adapter_config
 
 
 def build_model(
@@ -77,6 +78,7 @@ def _finite_tensors(base: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _add_audio(model: AvatarTransformer, config: ModelConfig, audio_dim: int) -> None:
     if config.adapter:
+        adapter_config(config)  # refuses settings that are not the adapter's
         load_adapter(model, config.adapter)
         if model.audio_dim != audio_dim:
             raise InputError(
@@ -86,4 +88,5 @@ def _add_audio(model: AvatarTransformer, config: ModelConfig, audio_dim: int) ->
         return
     to_avatar(model, audio_dim, entry=config.audio_entry)
     if config.variant == "lora":
-        inject_lora(model, config.lora_rank, config.lora_alpha)
+        new = adapter_config(config)
+        inject_lora(model, new.rank, new.alpha)

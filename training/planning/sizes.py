@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.runs import read_json
 from common.shards.index import read_index
 from latents.constants import stored_widths
-from training.config import ModelConfig
+from training.config import LORA_RANK, ModelConfig
 from training.data.buckets import Bucket
 from training.planning.flops import Network, network_of
 from training.planning.memory import HALF
@@ -80,7 +80,7 @@ def network_to_train(model: ModelConfig, audio_dim: int) -> Network:
     sizes: dict[str, Any] = read_json(file) if file.exists() else dict(PUBLISHED[model.base.name])
     if model.plain:
         return network_of(sizes, "base", 0, "multi", 0)
-    rank, entry = model.lora_rank, model.audio_entry
+    rank, entry = model.lora_rank or LORA_RANK, model.audio_entry
     # An adapter that was not fetched yet is planned as the new one of the recipe.
     if model.adapter is not None and (model.adapter / "config.json").exists():
         from training.omniavatar.export import adapter_config  # imports torch

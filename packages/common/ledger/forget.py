@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import connection_beside, sql_path
+from common.ledger.tables import connection_beside, quoted, sql_path
 from common.runs import atomic_write
 
 Keys = Mapping[str, Collection[str]]  # stage -> units

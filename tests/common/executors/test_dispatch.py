@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from common.executors.dispatch import LoadError, Pause, attempts, open_slot
+from common.executors.dispatch import GROUP_SECONDS, LoadError, Pause, attempts, open_slot
 from common.executors.workers import InProcessWorker, WorkerTask
 from common.ledger.store import Outcome, Unit
 
@@ -88,6 +88,20 @@ def test_a_crash_while_loading_before_any_result_ends_the_stage() -> None:
     slot = open_slot(lambda: Mortal(dies_loading=True), Scripted)
     with pytest.raises(LoadError, match="died loading its models"):
         list(attempts([{"unit": "a"}], deque([0]), lambda index: 1, [slot]))
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_death_says_its_signal_and_waits_a_moment_for_the_same_to_this_process(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(Mortal, "death_reason", lambda worker: f"was killed by signal {name}")
+    rows = [{"unit": "a", "dies": True}]
+    ((_, outcome),) = attempts(rows, deque([0]), lambda index: 1, [open_slot(Mortal, Scripted)])
+    assert outcome.message == f"The worker process was lost on this unit: it was killed by signal {name}."
+    assert waits == ([] if name == "SIGKILL" else [GROUP_SECONDS])
+    assert "memory" not in outcome.message
 
 
 def test_paused_slots_resume_and_the_first_takes_the_next_unit() -> None:

@@ -85,6 +85,7 @@ def test_idle_workers_are_kept_by_kind_and_dead_ones_dropped(worker: ProcessWork
         time.sleep(0.01)
     with pytest.raises(dead.death):
         dead.submit({"unit": "u"}, 1).result()
+    assert dead.death_reason() == "was killed by signal SIGKILL"
     idle.put("small", dead)
     idle.put("large", worker)
     assert idle.count("small") == 0 and idle.count("large") == 1

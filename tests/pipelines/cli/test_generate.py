@@ -192,7 +192,7 @@ def test_what_is_printed_is_a_setting_and_fits_the_model(printed: list[str]) -> 
 
 def test_thresholds_must_be_numbers() -> None:
     done = run_here("calibrate", "--thresholds", "0.1;0.2")
-    assert done.returncode == 1 and "0.1;0.2" in done.stderr
+    assert done.returncode == 2 and "0.1;0.2" in done.stderr
 
 
 @pytest.mark.parametrize(

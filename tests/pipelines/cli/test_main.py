@@ -122,6 +122,13 @@ def test_questions_and_mistakes_are_answered_within_a_second_of_cpu(command, cod
     assert spent() - before < 1.5
 
 
+@pytest.mark.parametrize("value", [("id=c",), ("--value", "id=c")])
+def test_a_named_query_takes_its_value(value, small_run):
+    done = run_here("query", "clip", *value, "--run", small_run)
+    assert done.returncode == 0 and "kept" in done.stdout
+    assert "kept" not in run_here("query", "clip", "id=d", "--run", small_run).stdout
+
+
 WITHOUT_EXTRAS = """
 import sys
 from importlib.machinery import PathFinder

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.runs import DiskFullError, RunFolder
+from common.errors import InputError
+from common.runs import DiskFullError, RunFolder, write_json
 from omniavatar.model.transformer import load_base
 from omniavatar.weights.checkpoints import AdapterConfig, load_adapter
 from omniavatar.weights.loras import COMFYUI_FILE, read_comfyui_lora, read_diffusers_lora
@@ -81,3 +82,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_the_adapter_s_config_says_what_was_trained() -> None:
     config = ModelConfig(variant="frozen_dit", lora_rank=8, lora_alpha=4.0)
     assert adapter_config(config) == AdapterConfig("frozen_dit", 8, 4.0)
+    assert adapter_config(ModelConfig()) == AdapterConfig("lora", 128, 64.0)
+
+
+def test_settings_that_are_not_the_continued_adapter_s_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"train_architecture": "lora", "lora_rank": 32, "lora_alpha": 16})
+    continued = ModelConfig(adapter=tmp_path)
+    assert adapter_config(continued) == AdapterConfig("lora", 32, 16.0)
+    assert adapter_config(replace(continued, lora_rank=32, lora_alpha=16.0)).rank == 32
+    for name, value in (("lora_rank", 8), ("lora_alpha", 8.0), ("audio_entry", "single")):
+        with pytest.raises(InputError, match=rf"train.model.{name} is {value}, but the adapter .* models.adapter="):
+            adapter_config(replace(continued, **{name: value}))
