@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.clips import CLIP_FIELDS, CLIP_SCHEMA
 from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import ledger_files, ledger_sql
-from common.ledger.tables import check_table_format, connection_beside, quoted
+from common.ledger.tables import NO_EXTENSIONS, check_table_format, connection_beside, quoted
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
@@ -37,6 +38,8 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 DATABASE = "run.duckdb"
+_FORBIDDEN = "disabled by configuration"  # DuckDB's words for a file that it may not open
+_EXPLAIN = re.compile(r"^\s*EXPLAIN(\s+ANALYZE\b)?(\s*\([^)]*\))?", re.IGNORECASE)
 PROBED = """SELECT unit AS video_id, state, reason, message, outputs, fingerprint,
             try_cast(json_extract_string(outputs, '$.duration') AS DOUBLE) AS duration
             FROM outcomes WHERE stage = 'probe'"""
@@ -63,7 +66,7 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
     long as it is up to date. Raises MissingFileError for an absent run.
     """
     root = _existing(run_root)
-    connection = duckdb.connect(config={"temp_directory": str(root / "cache" / "duckdb")})
+    connection = duckdb.connect(config=NO_EXTENSIONS | {"temp_directory": str(root / "cache" / "duckdb")})
     _create_views(connection, root, _attach_copy(connection, root))
     return connection
 
@@ -78,7 +81,7 @@ def write_database(run_root: Path | str) -> Path:
     target = root / DATABASE
     with atomic_write(target) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed command was writing is no database
-        with duckdb.connect(temporary) as connection:
+        with duckdb.connect(temporary, config=NO_EXTENSIONS) as connection:
             _create_views(connection, root.resolve(), False)
             for name, view in VIEWS.items():
                 connection.execute(f"COMMENT ON VIEW {name} IS {quoted(view.meaning)}")
@@ -109,21 +112,51 @@ def _create_views(connection: duckdb.DuckDBPyConnection, root: Path, clips_attac
         connection.execute(f"CREATE VIEW sources AS {PROBED}")
 
 
-def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None) -> pa.Table:
+def run_query(
+    run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None, write: bool = False
+) -> pa.Table:
     """The result of SQL, or of a query named in `common.queries`; `values` fill in its `$names`.
 
-    Raises QueryError in one line, MissingFileError.
+    SQL only reads, and only files of the run, unless `write` allows any statement and any file. Raises QueryError in
+    one line, MissingFileError.
     """
     query = QUERIES.get(sql.strip())
     parameters = (query.values if query else {}) | dict(values or {})
     with connect(run_root) as connection:
         try:
+            if not write:
+                _refuse_writing(sql if query is None else query.sql)
+                _only_read_below(connection, Path(run_root))
             result = connection.sql(query.sql if query else sql, params=parameters or None)
+            if result is not None:
+                return result.to_arrow_table()
         except duckdb.Error as error:
-            raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
-        if result is None:
-            raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
-        return result.to_arrow_table()
+            foreign = " Files outside of the run are read with --write only." if _FORBIDDEN in str(error) else ""
+            raise QueryError(f"The query failed: {' '.join(str(error).split())}{foreign}{_hint(sql)}") from error
+        raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
+
+
+def _refuse_writing(sql: str) -> None:
+    """Raises QueryError for a statement that does anything but read, duckdb.Error for one that cannot be parsed."""
+    for statement in duckdb.extract_statements(sql):
+        kind, text = statement.type, statement.query
+        if kind == duckdb.StatementType.EXPLAIN:  # with ANALYZE it runs what it explains
+            explained = duckdb.extract_statements(re.sub(_EXPLAIN, "", text, count=1))
+            kind = explained[0].type if len(explained) == 1 else kind
+        # PIVOT consists of several statements, the first of which finds the columns.
+        pivot = kind == duckdb.StatementType.MULTI and not re.search(r"\b(copy|export)\b", text, re.IGNORECASE)
+        if kind != duckdb.StatementType.SELECT and not pivot:
+            raise QueryError(
+                f"'{' '.join(text.split())[:60]}' does more than read ({kind.name}); a query begins with SELECT or "
+                "FROM. Give --write to run it all the same."
+            )
+
+
+def _only_read_below(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    folders = ", ".join(quoted(folder) for folder in dict.fromkeys((root.absolute(), root.resolve())))
+    connection.execute(f"SET allowed_directories = [{folders}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
 
 
 def _hint(sql: str) -> str:

@@ -126,6 +126,9 @@ def query(
     values: Annotated[
         list[str] | None, typer.Option("--value", help="name=value of a $name in the query; may be repeated")
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="allow COPY ... TO and all else that is no SELECT, and files of others")
+    ] = False,
 ) -> None:
     """Ask DuckDB about a run: `omniavatar query "select decision, count(*) from clips group by 1"`."""
     from common.query import catalogue_lines, run_query, table_lines
@@ -133,7 +136,7 @@ def query(
     if not sql:
         return print("\n".join(catalogue_lines()))
     pairs = [value.partition("=") for value in values or ()]
-    print("\n".join(table_lines(run_query(run, sql, {name: value for name, _, value in pairs}))))
+    print("\n".join(table_lines(run_query(run, sql, {name: value for name, _, value in pairs}, write))))
 
 
 @app.command(rich_help_panel=RUN)

@@ -13,6 +13,11 @@ from common.runs import FormatVersionError, atomic_write, disk_guard
 if TYPE_CHECKING:
     import duckdb
 
+# DuckDB fetches and loads an extension as soon as a query mentions something of it, unless this is off.
+NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
 
@@ -22,8 +27,8 @@ def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
     """An in-memory DuckDB that spills into `folder` instead of the current one when it exceeds its memory limit."""
     import duckdb  # workers import this module but never query
 
-    config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
-    with duckdb.connect(config=config | {"temp_directory": str(folder / ".spill")}) as connection:
+    settings = NO_EXTENSIONS | {"memory_limit": MEMORY_LIMIT, "temp_directory": str(folder / ".spill")}
+    with duckdb.connect(config=settings) as connection:
         yield connection
 
 
