@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.offline import stay_offline
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
@@ -270,6 +271,7 @@ def main() -> int:
     # No option: torchrun would take `--run` for one of its own.
     parser.add_argument("run", type=Path, help="run folder holding train.yaml")
     run = RunFolder(parser.parse_args().run)
+    stay_offline()
     setup_logging()
     exit_with_launcher()
     save_on_signal()

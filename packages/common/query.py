@@ -131,7 +131,7 @@ def run_query(
             if result is not None:
                 return result.to_arrow_table()
         except duckdb.Error as error:
-            foreign = " Files outside of the run are read with --write only." if _FORBIDDEN in str(error) else ""
+            foreign = ". Files outside of the run are read with --write only." if _FORBIDDEN in str(error) else ""
             raise QueryError(f"The query failed: {' '.join(str(error).split())}{foreign}{_hint(sql)}") from error
         raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from common.errors import InputError
+from common.offline import go_online
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
@@ -182,6 +183,7 @@ def fetch_models(
 ) -> None:
     """Fetch published weights, licence first; killed and run again it goes on where it was."""
     setup_logging(verbose)
+    go_online()
     from pipelines.models.fetch import fetch
     from pipelines.models.listing import licence_lines, recipe_lines
     from pipelines.models.published import choose, read_published
