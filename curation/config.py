@@ -94,6 +94,8 @@ class DownloadConfig:
     keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
     is known to be there, is looked up before an egress resumes after a cooldown; without one the next video serves for
     that. Network errors are tried `network_tries` times, with a back-off from `backoff_seconds` that doubles.
+    `allow_private_addresses` lets addresses, and what they redirect to, lead to this machine, to private networks and to
+    schemes such as file:// and hdfs://; only for lists you wrote yourself.
     """
 
     folder: str = ""
@@ -106,6 +108,7 @@ class DownloadConfig:
     sweep_per_hour: float = 0.0
     network_tries: Count = 4
     backoff_seconds: float = 5.0
+    allow_private_addresses: bool = False
 
     def __post_init__(self) -> None:
         names = [egress.name for egress in self.egress]

@@ -1,6 +1,7 @@
 """The house rules as tests: floors, no cycles, engines at the edge, and what no file of the tree may do."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -171,6 +172,26 @@ def test_nothing_is_unpickled() -> None:
         unsafe = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
         name = spelled(node.func)
         return name in ("pickle.load", "pickle.loads", "joblib.load") or unsafe or (name == "torch.load" and not safe)
+
+    assert offences(sources(), wrong) == []
+
+
+def test_no_loader_runs_code_of_a_folder_or_asks_the_network() -> None:
+    forbidden = ("yaml.unsafe_load", "yaml.full_load", "exec", "eval", "torch.hub.load", "load_dataset")
+
+    def wrong(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Call):
+            return False
+        name = spelled(node.func)
+        given = {keyword.arg or "**": ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in forbidden or given.get("trust_remote_code", "False") != "False":
+            return True
+        if name == "yaml.load":
+            return "_StrictLoader" not in ast.unparse(node)
+        fetches = re.match(r"(Auto[A-Z]\w+|\w+Config)\.from_pretrained", name)
+        builds = re.match(r"Auto[A-Z]\w+\.from_(pretrained|config)", name)
+        needed = ["local_files_only"] * bool(fetches) + ["trust_remote_code"] * bool(builds)
+        return "**" not in given and not set(needed) <= set(given)
 
     assert offences(sources(), wrong) == []
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.locks import hold_run
+from common.offline import stay_offline
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
@@ -273,6 +274,7 @@ def main() -> int:
     # No option: torchrun would take `--run` for one of its own.
     parser.add_argument("run", type=Path, help="run folder holding train.yaml")
     run = RunFolder(parser.parse_args().run)
+    stay_offline()
     setup_logging()
     exit_with_launcher()
     save_on_signal()

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.ledger.store import Ledger
-from common.ledger.tables import BATCH_ROWS
+from common.ledger.tables import BATCH_ROWS, NO_EXTENSIONS
 from common.parquet import read_table
 from common.query import connect
 from common.runs import RunFolder, atomic_write, plain, read_json, write_json
@@ -204,7 +204,7 @@ def compare(old: Path, new: Path) -> Difference:
     different = {name: f"a.{name} IS DISTINCT FROM b.{name}" for name in COMPARED}
     counts = ", ".join(f"count(*) FILTER ({text})" for text in different.values())
     changes = f"SELECT {_totals('b.')}, {counts} FROM a JOIN b USING (clip_id) WHERE {' OR '.join(different.values())}"
-    with duckdb.connect() as connection:
+    with duckdb.connect(config=NO_EXTENSIONS) as connection:
         for name, table in (("a", a), ("b", b)):
             connection.register(name, table.filter(table["taken_down"].is_null()))
         connection.register("withdrawn", b.filter(b["taken_down"].is_valid()))

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from common.clips import CLIP_SCHEMA
+from common.ledger.tables import NO_EXTENSIONS
 from curation.config import SelectConfig
 
 # Clip field -> model role that fills it; a clip that lacks one is neither kept nor refused yet.
@@ -76,7 +77,7 @@ def select(config: SelectConfig, rows: Sequence[Mapping[str, Any]]) -> list[dict
     read = [column for column in CLIP_SCHEMA if column.name != "stage_versions"]
     columns = {column.name: pa.array([row.get(column.name) for row in rows], column.type) for column in read}
     table = pa.table(columns).append_column("position", pa.array(range(len(rows)), pa.int64()))
-    with duckdb.connect() as connection:
+    with duckdb.connect(config=NO_EXTENSIONS) as connection:
         connection.register("clips", table)
         decided = decided_sql(config, carry=("position",))
         sql = f"SELECT decision, reasons, split FROM ({decided}) ORDER BY position"

@@ -36,6 +36,7 @@ class FailureClass(StrEnum):
     NO_FORMAT = "no_format"
     NO_MEDIA = "no_media"
     FORBIDDEN = "forbidden"
+    PRIVATE_ADDRESS = "private_address"
     LOCAL = "local"
     NETWORK = "network"
     POST_CHECK = "post_check"
@@ -65,6 +66,7 @@ RULES = {
     FailureClass.NO_FORMAT: Rule.REFRESH,
     FailureClass.NO_MEDIA: Rule.NEVER,
     FailureClass.FORBIDDEN: Rule.REFRESH,
+    FailureClass.PRIVATE_ADDRESS: Rule.MEND,
     FailureClass.LOCAL: Rule.MEND,
     FailureClass.NETWORK: Rule.BACK_OFF,
     FailureClass.POST_CHECK: Rule.AGAIN,
@@ -74,6 +76,7 @@ ADVICE = {
     FailureClass.GEO: "Add an egress in another country to download.egress.",
     FailureClass.FORBIDDEN: "Upgrade yt-dlp: sites change, and releases age within weeks.",
     FailureClass.NO_FORMAT: "Upgrade yt-dlp and check that a JavaScript runtime (deno or node) is installed.",
+    FailureClass.PRIVATE_ADDRESS: "If it is yours, set curation.download.allow_private_addresses=true.",
     FailureClass.LOCAL: "Fix what the message names and run again.",
 }
 

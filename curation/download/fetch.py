@@ -44,7 +44,7 @@ def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, run
     A fetched file that is missing now, or has another size, is fetched again.
     """
     # Hidden, so that mirrors of the run skip it: these videos are on object storage already.
-    stored = fetch_stored(rows, folder / ".stored", run_stage)
+    stored = fetch_stored(rows, folder / ".stored", run_stage, config.allow_private_addresses)
     present = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
     remote = [row for row in rows if "url" in row and not is_stored(row)]
     if remote and config.sweep:
@@ -132,6 +132,7 @@ class Fetcher:
             config.prefer_codec,
             config.network_tries,
             config.backoff_seconds,
+            config.allow_private_addresses,
         )
 
     def _egress(self, config: EgressConfig) -> Egress:

@@ -8,6 +8,7 @@ import heapq
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from yt_dlp.networking.exceptions import network_exceptions
 from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
+from common.addresses import AddressError, public_addresses_only, refuse_private
 from common.errors import MissingFileError
 from common.media.open import MediaError, open_media
 from common.runs import disk_guard
@@ -37,6 +39,7 @@ SORT_NAMES = {"h264": "h264", "vp9": "vp9", "av1": "av01"}
 SOCKET_SECONDS = 20.0
 LONGEST_BACK_OFF = 60.0
 IN_MP4 = ({"h264", "hevc", "av1", "vp9"}, {"aac", "opus", "mp3"})
+JS_RUNTIMES: dict[str, Any] = {"deno": {}, "node": {}, "bun": {}, "quickjs": {}}
 LIVE = ("is_live", "is_upcoming", "post_live")
 
 
@@ -50,8 +53,16 @@ class Site:
     """yt-dlp behind one egress. Its errors become `Failure`; a full disk is a DiskFullError."""
 
     def __init__(
-        self, egress: EgressConfig, cache: Path, max_height: int, prefer_codec: str, tries: int, backoff: float
+        self,
+        egress: EgressConfig,
+        cache: Path,
+        max_height: int,
+        prefer_codec: str,
+        tries: int,
+        backoff: float,
+        allow_private: bool = False,
     ) -> None:
+        self.proxy, self.allow_private = egress.proxy, allow_private
         if egress.cookies and not Path(egress.cookies).expanduser().is_file():
             raise MissingFileError(
                 f"The cookies {egress.cookies} of egress {egress.name} do not exist; export them, or unset `cookies`."
@@ -60,6 +71,7 @@ class Site:
 
     def look_up(self, url: str) -> Info:
         """Metadata of one video with its selected streams; downloads no media."""
+        self._refuse_private(url)
         info: Info = self._guarded(self._ydl.extract_info, url, download=False)
         check_usable(url, info)
         return info
@@ -85,17 +97,31 @@ class Site:
 
     def _piece(self, info: Info, stream: Info, folder: Path, stem: str) -> Path:
         name = re.sub(r"[^\w.-]", "_", f"{stem}.f{stream['format_id']}.{stream['ext']}")
+        self._refuse_private(stream["url"])
         selected = {key: value for key, value in info.items() if key != "requested_formats"} | stream
         whole, _ = self._guarded(self._ydl.dl, str(folder / name), selected)
         if not whole:
             raise Failure(FailureClass.NETWORK, f"the download of {selected['url']} did not finish")
         return folder / name
 
-    def _guarded(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _refuse_private(self, url: str) -> None:
         try:
-            with disk_guard():
+            if not self.allow_private:
+                refuse_private(url)
+        except AddressError as error:
+            raise Failure(FailureClass.PRIVATE_ADDRESS, str(error)) from error
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        # yt-dlp hands what it cannot fetch itself to ffmpeg, which would follow any address.
+        public = public_addresses_only([self.proxy] if self.proxy else (), programs=tuple(JS_RUNTIMES))
+        refused: list[AddressError] = []
+        try:
+            with disk_guard(), nullcontext() if self.allow_private else public as guard:
+                refused = guard.refused if guard else refused
                 return call(*arguments, **options)
         except (YoutubeDLError, *network_exceptions, TimeoutError, ConnectionError) as error:
+            if refused:
+                raise Failure(FailureClass.PRIVATE_ADDRESS, str(refused[0])) from error
             message = " ".join(str(error).removeprefix("ERROR: ").split())
             kind = classify(message)
             # Bare network exceptions carry no message to classify.
@@ -118,7 +144,7 @@ def _options(
         "retries": tries - 1, "fragment_retries": tries - 1, "extractor_retries": tries - 1,
         "retry_sleep_functions": {"http": growing, "fragment": growing, "extractor": growing},
         # YouTube's signatures need a JavaScript runtime; any of these will do.
-        "js_runtimes": {"deno": {}, "node": {}, "bun": {}, "quickjs": {}},
+        "js_runtimes": JS_RUNTIMES, "enable_file_urls": False,
     }  # fmt: skip
 
 

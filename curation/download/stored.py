@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.addresses import AddressError, refuse_private
 from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.storage import exists, fetch, is_url
+from curation.download.errors import FailureClass
 from curation.sources.remote import Row
 
 RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
@@ -19,14 +21,14 @@ def is_stored(row: Row) -> bool:
     return is_url(url) and not url.startswith(("http://", "https://"))
 
 
-def fetch_stored(rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
+def fetch_stored(rows: Sequence[Row], folder: Path, run_stage: RunStage, allow_private: bool) -> list[Row]:
     """Fetch the videos on object storage; returns their rows, in order, with their `path`.
 
     `run_stage(stage, rows)` is that of `fetch_sources`. A file that is missing now, or was fetched by another
     machine, is fetched again.
     """
     remote = [row for row in rows if is_stored(row)]
-    fetched = run_stage(FetchStage(folder), remote) if remote else []
+    fetched = run_stage(FetchStage(folder, allow_private), remote) if remote else []
     for row in fetched:
         row["path"] = str(folder / row["file"])
     return fetched
@@ -40,9 +42,16 @@ class FetchStage(Stage[Row]):
     version = "1"
     reads = ("unit", "url")
     folder: Path = no_effect()
+    allow_private: bool = no_effect()
 
     def __call__(self, row: Row) -> Outcome:
         """Fetch one object. Raises StorageError, DiskFullError."""
+        try:
+            if not self.allow_private:
+                refuse_private(row["url"])
+        except AddressError as error:
+            kind = FailureClass.PRIVATE_ADDRESS
+            return Outcome(row["unit"], "failed", kind.value, f"{error} {kind.advice}", error_class=kind.value)
         if not exists(row["url"]):
             return Outcome(row["unit"], "rejected", "removed", f"There is no object at {row['url']}.")
         file = fetch(row["url"], self.folder)

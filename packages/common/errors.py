@@ -108,6 +108,13 @@ def needs_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     return MissingExtraError(f"This command needs {library}, which is not installed; add it with {commands}.")
 
 
+def load_reason(folder: Path, error: Exception) -> str:
+    """Why transformers did not load a folder, as half a sentence; its loaders refuse code that lies in the folder."""
+    if code := sorted(file.name for file in folder.glob("*.py")):
+        return f"it needs code of its own, {', '.join(code[:3])}, which is never run"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def write_traceback(error: BaseException, file: Path) -> str:
     """Write the message of an error and its traceback to a file; returns the message as one line."""
     sentence = " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,7 +17,16 @@ from common.clips import CLIP_FIELDS, CLIP_SCHEMA
 from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import clean, ledger_files, ledger_sql
-from common.ledger.tables import check_table_format, connection_beside, is_plain, plain_path, quoted, sql_path
+from common.ledger.tables import (
+    NO_EXTENSIONS,
+    check_table_format,
+    connection_beside,
+    is_plain,
+    links_folder,
+    plain_path,
+    quoted,
+    sql_path,
+)
 from common.parquet import check_parquet, name_damaged
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
@@ -41,6 +51,8 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 DATABASE = "run.duckdb"
+_FORBIDDEN = "disabled by configuration"  # DuckDB's words for a file that it may not open
+_EXPLAIN = re.compile(r"^\s*EXPLAIN(\s+ANALYZE\b)?(\s*\([^)]*\))?", re.IGNORECASE)
 TRIES = 20  # of a question whose files are replaced while it is answered
 T = TypeVar("T")
 PROBED = """SELECT unit AS video_id, state, reason, message, outputs, fingerprint,
@@ -69,7 +81,7 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
     long as it is up to date. Raises MissingFileError for an absent run.
     """
     root = _existing(run_root)
-    connection = duckdb.connect(config={"temp_directory": plain_path(root / "cache" / "duckdb")})
+    connection = duckdb.connect(config=NO_EXTENSIONS | {"temp_directory": plain_path(root / "cache" / "duckdb")})
     _create_views(connection, root, _attach_copy(connection, root))
     return connection
 
@@ -95,7 +107,7 @@ def write_database(run_root: Path | str) -> Path:
 
 
 def _write_views(root: Path, database: Path, kind: str) -> None:
-    with duckdb.connect(database) as connection:
+    with duckdb.connect(database, config=NO_EXTENSIONS) as connection:
         _create_views(connection, root, False)
         for name, view in VIEWS.items():
             if kind == "TABLE":
@@ -157,27 +169,60 @@ def _stamps(root: Path) -> list[Any]:
     return stamps
 
 
-def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None) -> pa.Table:
+def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None, write: bool = False) -> pa.Table:
     """The result of SQL, or of a query named in `common.queries`; `values` fill in its `$names`.
 
-    Raises QueryError in one line, MissingFileError.
+    SQL only reads, and only files of the run, unless `write` allows any statement and any file. Raises QueryError in
+    one line, MissingFileError.
     """
     query = QUERIES.get(sql.strip())
     parameters = (query.values if query else {}) | dict(values or {})
 
     def question(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+        if not write:
+            _refuse_writing(sql if query is None else query.sql)
+            _only_read_below(connection, Path(run_root))
         result = connection.sql(query.sql if query else sql, params=parameters or None)
         if result is None:
             raise QueryError(f"'{sql}' is not a query; begin with SELECT or FROM.{_hint(sql)}")
         return result.to_arrow_table()
 
     try:
-        return ask(run_root, question)
+        if not write:
+            return ask(run_root, question)
+        with connect(run_root) as connection:  # once, whatever changes meanwhile
+            return question(connection)
     except duckdb.Error as error:
         files = [file for file in _files_behind(Path(run_root)) if file.suffix == ".parquet" and file.exists()]
         if found := name_damaged(error, files):
             raise found from error
-        raise QueryError(f"The query failed: {' '.join(str(error).split())}{_hint(sql)}") from error
+        foreign = ". Files outside of the run are read with --write only." if _FORBIDDEN in str(error) else ""
+        raise QueryError(f"The query failed: {' '.join(str(error).split())}{foreign}{_hint(sql)}") from error
+
+
+def _refuse_writing(sql: str) -> None:
+    """Raises QueryError for a statement that does anything but read, duckdb.Error for one that cannot be parsed."""
+    for statement in duckdb.extract_statements(sql):
+        kind, text = statement.type, statement.query
+        if kind == duckdb.StatementType.EXPLAIN:  # with ANALYZE it runs what it explains
+            explained = duckdb.extract_statements(re.sub(_EXPLAIN, "", text, count=1))
+            kind = explained[0].type if len(explained) == 1 else kind
+        # PIVOT consists of several statements, the first of which finds the columns.
+        pivot = kind == duckdb.StatementType.MULTI and not re.search(r"\b(copy|export)\b", text, re.IGNORECASE)
+        if kind != duckdb.StatementType.SELECT and not pivot:
+            raise QueryError(
+                f"'{' '.join(text.split())[:60]}' does more than read ({kind.name}); a query begins with SELECT or "
+                "FROM. Give --write to run it all the same."
+            )
+
+
+def _only_read_below(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    allowed = [str(root.absolute()), str(root.resolve())]
+    if not is_plain(root):  # then the views read the run's files through links
+        allowed.append(links_folder())
+    connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, dict.fromkeys(allowed)))}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
 
 
 def _files_behind(root: Path) -> list[Path]:

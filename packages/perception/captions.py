@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.errors import MissingFileError, UserError
+from common.errors import MissingFileError, UserError, load_reason
 
 
 class CaptionerError(UserError, ValueError):
@@ -44,15 +44,20 @@ class Captioner:
 
     def _inputs(self, shown: list[Image.Image], prompt: str) -> Any:
         """The processor's tensors; its own chat template says where images stand and how it is asked."""
+        from jinja2 import TemplateError
+
         if getattr(self.processor, "chat_template", None):
             content = [*({"type": "image", "image": image} for image in shown), {"type": "text", "text": prompt}]
-            return self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            try:
+                return self.processor.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                )
+            except TemplateError as error:  # the template runs in a sandbox, and asked for what that forbids
+                raise CaptionerError(f"The chat template of {self.name} cannot be used: {error}") from error
         mark = getattr(self.processor, "image_token", "")
         try:
             return self.processor(images=shown, text=f"{mark * len(shown)}{prompt}", return_tensors="pt")
@@ -86,8 +91,8 @@ def load_captioner(folder: Path | str, device: str = "cpu") -> Captioner:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise CaptionerError(
-            f"{folder} does not load as a vision-language model ({error}); expected a folder of a published "
-            "image-text-to-text model with its processor and safetensors."
+            f"{folder} does not load as a vision-language model ({load_reason(folder, error)}); expected a published "
+            "image-text-to-text model as a folder, with its processor and safetensors."
         ) from error
     if not hasattr(processor, "image_processor"):
         raise CaptionerError(f"{folder} has a tokenizer but no picture processor; fetch preprocessor_config.json too.")

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.offline import refuse_telemetry
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
+
+refuse_telemetry()  # whoever imports onnxruntime or insightface imports this module first
 
 Shape = tuple[int | None, ...]  # None stands for any number
 

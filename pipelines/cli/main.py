@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from common.offline import go_online
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
@@ -134,6 +135,9 @@ def query(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="the same as --value, after the query")
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="allow COPY ... TO and all else that is no SELECT, and files of others")
+    ] = False,
 ) -> None:
     """Ask DuckDB about a run: `query "select decision, count(*) from clips group by 1"`, `query clip id=ID`."""
     from common.queries import QUERIES
@@ -144,7 +148,7 @@ def query(
     named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "NAME=VALUE", "omniavatar query clip id=ID"))
     if missing := sorted(set(QUERIES[sql].values) - set(named)) if sql in QUERIES else []:
         raise typer.BadParameter(f"'{sql}' asks about one {missing[0]}; write omniavatar query {sql} {missing[0]}=...")
-    print("\n".join(table_lines(run_query(run, sql, named))))
+    print("\n".join(table_lines(run_query(run, sql, named, write))))
 
 
 @app.command(rich_help_panel=RUN)
@@ -194,6 +198,7 @@ def fetch_models(
 ) -> None:
     """Fetch published weights, licence first; killed and run again it goes on where it was."""
     setup_logging(verbose)
+    go_online()
     from pipelines.models.fetch import fetch
     from pipelines.models.listing import licence_lines, recipe_lines
     from pipelines.models.published import choose, read_published

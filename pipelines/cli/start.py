@@ -56,6 +56,7 @@ def main() -> None:
     problem = foreign_package()
     if problem:
         sys.exit(f"error: {problem}")
+    import_module("common.offline").stay_offline()
     import_module("pipelines.cli.main").main()
 
 

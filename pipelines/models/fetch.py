@@ -16,7 +16,13 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers
 
 from common.errors import InputError, UserError
@@ -132,7 +138,7 @@ def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> 
     revision = locked_revision or source.revision
     try:
         info = HfApi(endpoint=endpoint).model_info(source.repo, revision=revision, files_metadata=True)
-    except (HfHubHTTPError, httpx2.TransportError) as error:
+    except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
         raise DownloadError(f"{source.repo} at {revision} {_hub_reason(error)}.") from error
     found = {file.rfilename: file for file in info.siblings or ()}
     headers = build_hf_headers()
@@ -149,6 +155,8 @@ def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> 
 
 
 def _hub_reason(error: Exception) -> str:
+    if isinstance(error, OfflineModeIsEnabled):
+        return "cannot be listed: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it to fetch weights"
     if isinstance(error, GatedRepoError):
         return "requires accepting its terms; accept them on its page and log in with `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):

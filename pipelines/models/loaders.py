@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from common.errors import InputError, MissingFileError
+from common.errors import InputError, MissingFileError, load_reason
 from common.runs import read_json
 from miniature.weights import model_paths
 from omniavatar.encoders.audio import load_audio_encoder
-from omniavatar.encoders.text import load_text_encoder
+from omniavatar.encoders.text import load_text_encoder, load_tokenizer
 from omniavatar.encoders.vae import load_vae
 from omniavatar.model.transformer import load_base
 from omniavatar.weights.checkpoints import WEIGHTS_FILE, load_adapter
@@ -63,11 +63,7 @@ def _text_encoder(path: Path, earlier: Earlier) -> Loaded:
 
 
 def _tokenizer(path: Path, earlier: Earlier) -> Loaded:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a tokenizer of transformers ({reason}); expected its folder.") from error
+    tokenizer = load_tokenizer(path)
     if "text_encoder" in earlier:
         vocabulary = earlier["text_encoder"].model.config.vocab_size
         if len(tokenizer) > vocabulary:
@@ -133,12 +129,17 @@ def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
 def _captioner(path: Path, earlier: Earlier) -> Loaded:
     """Any family of transformers. Tensor names are checked by transformers when it loads them, so only headers are
     read."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        AutoProcessor.from_pretrained(path, local_files_only=True)
+        AutoProcessor.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, **options)
         with torch.device("meta"):
-            AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+            AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except ImportError as error:
         raise InputError(f"{path} needs a library that is not installed: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = load_reason(path, error)
+        raise InputError(f"{path} is not an image-text-to-text model of transformers ({reason}).") from error
     return Loaded(path, None, _headers(path), "names not compared")
 
 

@@ -190,3 +190,98 @@ def test_a_database_file_answers_from_any_folder(tmp_path: Path, monkeypatch: py
         comments = "SELECT comment FROM duckdb_columns() WHERE table_name = 'clips' AND column_name = 'sync_c'"
         assert connection.sql(comments).fetchall() == [("SyncNet confidence",)]
     assert sorted(path.name for path in write_database(tmp_path / "run").parent.glob("*.duckdb*")) == ["run.duckdb"]
+
+
+@pytest.fixture(scope="module")
+def run_beside_secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a filled run and a file that is none of its own."""
+    folder = tmp_path_factory.mktemp("beside")
+    fill(folder / "run")
+    (folder / "secret.csv").write_text("name,word\nroot,hunter2\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{run}/clips.parquet'",
+        "copy clips to '{out}/all.csv'",
+        "/* look */ EXPORT DATABASE '{out}/all'",
+        "EXPLAIN ANALYZE COPY clips TO '{out}/all.csv'",
+        "explain (analyze, format json) copy clips to '{run}/all.csv'",
+        "EXPLAIN /* a comment */ ANALYZE COPY clips TO '{run}/all.csv'",
+        "SELECT 1; COPY clips TO '{run}/all.csv'",
+        "COPY (PIVOT clips ON decision USING count(*)) TO '{run}/all.csv'",
+        "ATTACH '{out}/other.db'",
+        "ATTACH '{run}/other.db'; CREATE TABLE other.t AS FROM clips",
+        "CREATE TABLE own AS FROM clips",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "RESET lock_configuration; SET lock_configuration = false",
+        "PRAGMA profiling_output='{out}/profile.json'",
+        "CALL enable_logging(storage := 'file')",
+        "SELECT * FROM read_text('{secret}')",
+        "SELECT * FROM read_blob('{run}/../secret.csv')",
+        "FROM '{secret}'",
+        "FROM read_csv('{secret}')",
+        "SELECT * FROM glob('{out}/*')",
+        "FROM query('FROM read_text(''{secret}'')')",
+        "FROM 'https://example.invalid/a.parquet'",
+        "FROM 's3://bucket/a.parquet'",
+    ],
+)
+def test_a_query_only_reads_and_only_the_run(run_beside_secret: Path, sql: str) -> None:
+    out, run, secret = run_beside_secret, run_beside_secret / "run", run_beside_secret / "secret.csv"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(QueryError) as caught:
+        run_query(run, sql.format(run=run, out=out, secret=secret))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_all_that_reads_the_run_is_allowed(tmp_path: Path, link: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "it's a run")
+    if link:
+        (tmp_path / "linked").symlink_to(tmp_path / "it's a run")
+    monkeypatch.chdir(tmp_path)
+    run = Path("linked" if link else "it's a run")
+    name = run.as_posix().replace("'", "''")
+    for sql in (
+        f"FROM '{name}/clips.parquet'",
+        f"SELECT * FROM read_parquet('{tmp_path.as_posix()}/{name}/clips.parquet')",
+        "DESCRIBE clips",
+        "SUMMARIZE clips",
+        "SHOW TABLES",
+        "EXPLAIN SELECT * FROM clips",
+        "EXPLAIN ANALYZE FROM clips",
+        "PIVOT clips ON decision USING count(*) GROUP BY video_id",
+        "WITH few AS (FROM clips LIMIT 1) FROM few",
+        "VALUES (1)",
+    ):
+        assert run_query(run, sql).num_columns > 0
+
+
+def test_a_large_query_may_still_use_the_disk(tmp_path: Path) -> None:
+    """Memory that runs out goes into the run's cache, whatever else is closed."""
+    fill(tmp_path)
+    sql = "SELECT count(*) AS n FROM (SELECT current_setting('temp_directory') AS t) WHERE t LIKE '%/cache/duckdb'"
+    assert run_query(tmp_path, sql)["n"][0].as_py() == 1
+
+
+def test_write_allows_all_of_it(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "clips.csv"
+    fill(run)
+    assert run_query(run, f"COPY (SELECT clip_id FROM clips) TO '{out}'", write=True)[0][0].as_py() == 2
+    assert run_query(run, f"FROM '{out}'", write=True).num_rows == 2
+    run_query(run, f"ATTACH '{tmp_path}/own.db'; CREATE TABLE own.t AS FROM clips", write=True)
+    assert (tmp_path / "own.db").exists()
+    with pytest.raises(QueryError, match="httpfs"):  # not fetched unasked, even so
+        run_query(run, "FROM 'https://example.invalid/a.parquet'", write=True)
+
+
+def test_no_connection_fetches_extensions(tmp_path: Path) -> None:
+    with connect(tmp_path) as connection:
+        sql = "SELECT value FROM duckdb_settings() WHERE name LIKE 'auto%known_extensions'"
+        assert connection.sql(sql).fetchall() == [("false",), ("false",)]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.runs import disk_guard
+from training.engine.pickles import refuse_code
 
 _CONVERTER = "deepspeed.checkpoint.ds_to_universal"
 _WORKERS = ("--num_extract_workers", "4", "--num_merge_workers", "2")
@@ -32,8 +33,9 @@ def to_universal(checkpoint: Path, target: Path) -> None:
     """Write the universal form of a checkpoint folder to `target`, atomically.
 
     Needs about three times the checkpoint's size on disk while it runs, once its size when done. Leftovers of a killed
-    conversion are removed. Raises ConversionError, DiskFullError.
+    conversion are removed. Raises ConversionError, ForeignStateError, DiskFullError.
     """
+    refuse_code(checkpoint)
     prefix = f".{target.name}-"
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -23,6 +23,7 @@ from common.errors import InputError
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.parallel.sequence import SequenceGroup
 from training.config import EngineConfig
+from training.engine.pickles import refuse_code
 from training.engine.settings import deepspeed_settings
 from training.engine.sharded_init import gathered
 
@@ -166,7 +167,9 @@ class Engine:
         """Resume from what `save` wrote below folder/tag; returns the saved `state`.
 
         The number of ranks must equal the one that saved, unless the checkpoint was converted (`to_universal`).
+        Raises ForeignStateError.
         """
+        refuse_code(folder / tag)
         self._ds._config.load_universal_checkpoint = universal
         groups = self._ds.optimizer.param_groups
         settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]

@@ -18,12 +18,12 @@ from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
 from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
+from common.offline import offline_environment, refuse_telemetry
 from common.signals import Stopped, keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
 QUIET_RAY = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # recorded as a ledger row instead
 }
@@ -95,6 +95,7 @@ class RayWorker:
 
 def connect_ray(config: ExecutorConfig) -> None:
     """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError."""
+    refuse_telemetry()
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
     import ray  # takes a second, so only runs on Ray import it
@@ -105,7 +106,8 @@ def connect_ray(config: ExecutorConfig) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.ray_address != "local":
         try:
-            _init(address=config.ray_address, runtime_env={"env_vars": {"PYTHONPATH": search}}, **quiet)
+            variables = {"PYTHONPATH": search} | offline_environment()
+            _init(address=config.ray_address, runtime_env={"env_vars": variables}, **quiet)
         except ConnectionError as error:
             reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
             raise StageError(

@@ -21,6 +21,11 @@ from common.runs import FormatVersionError, atomic_write, disk_guard, temporary_
 if TYPE_CHECKING:
     import duckdb
 
+# DuckDB fetches and loads an extension as soon as a query mentions something of it, unless this is off.
+NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
 # Paths that DuckDB reads as they stand: it takes * ? [ ] for a pattern, \ for a separator, `a=1` for a column.
@@ -35,8 +40,8 @@ def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
     """
     import duckdb  # workers import this module but never query
 
-    config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": MEMORY_LIMIT}
-    with duckdb.connect(config=config | {"temp_directory": plain_path(folder / ".spill")}) as connection:
+    settings = NO_EXTENSIONS | {"memory_limit": MEMORY_LIMIT, "temp_directory": plain_path(folder / ".spill")}
+    with duckdb.connect(config=settings) as connection:
         try:
             yield connection
         except duckdb.Error as error:
@@ -137,6 +142,11 @@ def plain_path(path: Path | str) -> str:
     with suppress(FileExistsError):
         link.symlink_to(target)
     return str(link if target == path else link / path.name)
+
+
+def links_folder() -> str:
+    """The folder of the links that `plain_path` makes in this process."""
+    return _links(os.getpid())
 
 
 @cache

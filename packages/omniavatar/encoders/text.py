@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from common.errors import InputError, MissingFileError
+from common.errors import InputError, MissingFileError, load_reason
 from omniavatar.weights.key_names import text_to_original, text_to_transformers
 from omniavatar.weights.tensor_files import (
     NamedTensors,
@@ -108,7 +108,16 @@ def load_text_encoder(
     fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file)
     model.set_input_embeddings(model.shared)
     model.to(device).eval().requires_grad_(False)
-    return TextEncoder(model, AutoTokenizer.from_pretrained(tokenizer, local_files_only=True))
+    return TextEncoder(model, load_tokenizer(tokenizer))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer folder of transformers; code that lies in it is never run. Raises InputError."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        reason = load_reason(folder, error)
+        raise InputError(f"{folder} is not a tokenizer of transformers ({reason}); expected its folder.") from error
 
 
 def save_text_encoder(

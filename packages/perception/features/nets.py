@@ -5,14 +5,15 @@
 - FVD: TorchScript `i3d_torchscript.pt`, called `net(video, rescale=..., resize=..., return_features=True)`; or the
   state dict `i3d_pretrained_400.pt`.
 
-TorchScript files contain code: name only files you trust. A net may carry its own `input_size`
-(px); without it the published ones are meant: 299 and 224.
+TorchScript files contain code, some of which runs when they are loaded: one that may touch other files is refused. A
+net may carry its own `input_size` (px); without it the published ones are meant: 299 and 224.
 
 Two protocols. `paper` resizes as pytorch-fid and the usual FVD scripts do: squashed to the net's square, bilinear
 without anti-aliasing. `strict` is clean-fid's bicubic with anti-aliasing, and for video a centre crop.
 """
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from perception.features.state_dicts import differences
 WINDOW = 16  # frames the published I3D protocols look at
 STRICT_WINDOWS = 8  # of a clip, not overlapping
 FRAME_SIZE, VIDEO_SIZE = 299, 224
+# The operators of TorchScript that open files, and those of other libraries.
+_REACHES_OUT = re.compile(r"\b(?:save|from_file)\b|\bops\s*\.\s*(?!(?:prim|aten)\b)\w+")
 
 
 class FeatureError(UserError, ValueError):
@@ -157,6 +160,13 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _load_torchscript(path: Path) -> nn.Module:
+    with zipfile.ZipFile(path) as archive:
+        sources = [archive.read(name).decode() for name in archive.namelist() if re.search(r"/code/.*\.py$", name)]
+    if found := [name for source in sources for name in _REACHES_OUT.findall(source)]:
+        raise FeatureError(
+            f"{path} uses '{found[0]}', which may touch other files and which no feature net needs; it is not run. Copy "
+            "the published file again."
+        )
     with warnings.catch_warnings():
         # PyTorch would like torch.export instead; the published nets exist as TorchScript only.
         warnings.filterwarnings("ignore", "`torch.jit.load`", DeprecationWarning)

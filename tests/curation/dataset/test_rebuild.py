@@ -20,7 +20,7 @@ from tests.curation.web import Answer, Web, serve
 
 HERE = ExecutorConfig(workers=1)
 QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
-DOWNLOAD = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01)
+DOWNLOAD = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01, allow_private_addresses=True)
 
 
 @pytest.fixture

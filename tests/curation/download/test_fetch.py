@@ -27,7 +27,7 @@ from tests.curation.web import OK, Answer, Web, serve
 
 ROOT = Path(__file__).parents[3]
 QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
-CONFIG = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01)
+CONFIG = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01, allow_private_addresses=True)
 REST = CooldownConfig(cooldown_seconds=100, give_up_after=3)
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0, 0), request_pause_seconds=0
 
 def make_site(folder: Path, max_height: int = 720, egress: EgressConfig = QUICK) -> Site:
     """A site that gives up soon."""
-    return Site(egress, folder / "cache", max_height, "h264", tries=2, backoff=0.01)
+    return Site(egress, folder / "cache", max_height, "h264", tries=2, backoff=0.01, allow_private=True)
 
 
 def stream_alone(source: Path, kind: str, target: Path, late: float) -> Path:
@@ -134,3 +134,23 @@ def test_what_is_of_no_use_is_refused_before_it_is_fetched(
         check_usable("https://host.test/v", info)
     assert (caught.value.kind, caught.value.reason) == (kind, reason)
     check_usable("https://host.test/v", {"live_status": "was_live", "requested_formats": [{"acodec": "none"}, {}]})
+
+
+def test_private_addresses_need_the_switch(tmp_path: Path) -> None:
+    """A list of strangers must not make this machine ask its own services, by name, by number or by a redirect."""
+    site = Site(QUICK, tmp_path / "cache", 720, "h264", tries=2, backoff=0.01)
+    with serve() as web:
+        page = web.add_video("v", b"")
+        port = page.split(":")[2].split("/")[0]
+        for address in (
+            page,
+            f"http://localhost:{port}/watch/v",
+            f"http://2130706433:{port}/watch/v",
+            "file:///etc/hosts",
+        ):
+            with pytest.raises(Failure) as caught:
+                site.look_up(address)
+            assert caught.value.kind is FailureClass.PRIVATE_ADDRESS
+        with pytest.raises(Failure) as caught:  # what a redirect leads to is connected to without being looked at
+            site._guarded(site._ydl.urlopen, page)
+        assert caught.value.kind is FailureClass.PRIVATE_ADDRESS and web.asked == []
