@@ -1,7 +1,8 @@
 """Import of another system's videos into a run folder: a list in, a manifest out.
 
 The list is CSV, JSON lines or a JSON array with `method`, `clip_id` and `video`, and where there are any `reference`
-(the real video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and `seed`; paths
+(the real video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and
+`seed`; paths
 are relative to the list.
 A list without `method` and `video`, such as `clips.csv` of a test set's inputs, is combined with the folders in which
 methods have written their `<clip_id>.mp4`.
