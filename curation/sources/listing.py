@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.errors import MissingFileError
 from common.lists import text_lines
@@ -147,7 +147,7 @@ def _is_segment(value: Any) -> bool:
     """Whether a value of a sidecar is a segment; those of a transcriber have a start and an end too, and no place."""
     if not isinstance(value, dict) or not {"row_index", "start", "end", "x", "y"} <= value.keys():
         return False
-    start, end, x, y, row, crop = (value.get(name) for name in ("start", "end", "x", "y", "row_index", "crop"))
+    start, end, x, y, row, crop = (cast(Any, value.get(n)) for n in ("start", "end", "x", "y", "row_index", "crop"))
     placed = (x is None and y is None) or (_is_number(x) and _is_number(y) and 0 <= x <= 1 and 0 <= y <= 1)
     cropped = crop is None or (isinstance(crop, list) and len(crop) == 4 and all(map(_is_number, crop)))
     counted = isinstance(row, int) and 0 <= row < 2**63

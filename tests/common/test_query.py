@@ -285,3 +285,25 @@ def test_no_connection_fetches_extensions(tmp_path: Path) -> None:
     with connect(tmp_path) as connection:
         sql = "SELECT value FROM duckdb_settings() WHERE name LIKE 'auto%known_extensions'"
         assert connection.sql(sql).fetchall() == [("false",), ("false",)]
+
+
+@pytest.mark.parametrize("name", ["seed=0/run [v2]", "* [a] {b,c}/x?[d]", 'it\'s "q" 100% #1; $x \\ back\nline ü [[]'])
+def test_a_run_is_read_by_its_name_and_never_by_a_pattern(tmp_path: Path, name: str) -> None:
+    fill(tmp_path / name)
+    for decoy in ("run v", "run 2"):
+        (tmp_path / decoy).mkdir()
+        write_clips(tmp_path / decoy / "clips.parquet", [{"clip_id": f"other{n}"} for n in range(5)])
+    sql = "SELECT (FROM clips SELECT count(*)) AS c, (FROM outcomes SELECT count(*)) AS o, count(*) AS s FROM steps"
+    assert run_query(tmp_path / name, sql).to_pylist() == [{"c": 2, "o": 2, "s": 2}]
+    assert run_query(tmp_path / name, "FROM clips").column_names == CLIP_SCHEMA.names
+    (log,) = run_query(tmp_path / name, "SELECT DISTINCT log FROM steps")["log"].to_pylist()
+    assert log == str(tmp_path / name / "logs" / "train.jsonl")
+    materialise(tmp_path / name)
+    assert run_query(tmp_path / name, "SELECT clip_id FROM clips ORDER BY 1")["clip_id"].to_pylist() == ["c1", "c2"]
+    database = write_database(tmp_path / name).rename(tmp_path / "any.duckdb")
+    with duckdb.connect(database, read_only=True) as connection:
+        assert connection.sql("SELECT count(*) FROM clips").fetchall() == [(2,)]
+
+
+def test_a_result_sends_the_terminal_no_commands() -> None:
+    assert "\x1b" not in "".join(table_lines(pa.table({"a": ["\x1b[31mred"]})))

@@ -48,3 +48,14 @@ def test_means_are_over_the_videos_that_have_a_score(tmp_path):
 
 def test_the_running_mean_looks_back_only():
     assert _smooth([1.0, 3.0, 5.0, 7.0], 2).tolist() == [1.0, 2.0, 4.0, 6.0]
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
+    run = logged(tmp_path / "a", 0.1)
+    draw_training_curves(run, tmp_path / "1.png", {"$\\frac{": run})
+    draw_training_curves(run, tmp_path / "2.png", {"$x$": run})
+    draw_training_curves(run, tmp_path / "3.png", {"x": run})
+    assert (
+        picture(tmp_path / "2.png").shape != picture(tmp_path / "3.png").shape
+        or (picture(tmp_path / "2.png") != picture(tmp_path / "3.png")).any()
+    )

@@ -90,3 +90,15 @@ def test_too_few_videos_are_an_error_and_an_absent_test_clip_still_keeps_its_vid
     held = HeldOut("video", 0, (("gone", "v007", 0.0, 1.0),))
     splits = assign_split(held, rows)
     assert {row["video_id"] for row in rows if splits[row["clip_id"]] == "held_out"} == {"v006", "v007", "v008"}
+
+
+@pytest.mark.parametrize("video", ["a\tb.mp4", 'say "hi".mp4', "two\nlines.mp4", "one\u2028two\x85.mp4", '"quoted"'])
+def test_a_split_reads_back_whatever_videos_are_called(tmp_path: Path, video: str) -> None:
+    held = HeldOut("video", 3, (("c-0", video, 0.0, 1.5), ("c-1", "plain.mp4", 1.0, 2.0)))
+    write_split(tmp_path / "t.tsv", held)
+    assert read_split(tmp_path / "t.tsv") == held
+    text = (tmp_path / "t.tsv").read_bytes()
+    (tmp_path / "t.tsv").write_bytes(
+        b"\xef\xbb\xbf" + text.replace(b"plain.mp4\t1.000\t2.000\n", b"plain.mp4\t1.000\t2.000\r\n\r\n")
+    )
+    assert read_split(tmp_path / "t.tsv") == held

@@ -123,3 +123,14 @@ def test_the_middle_frame_becomes_a_small_picture(tmp_path: Path) -> None:
 def test_no_picture_of_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "page.mp4").write_text("<html>gone</html>" * 50)
     assert thumbnail(tmp_path / "page.mp4") is None and thumbnail(tmp_path / "absent.mp4") is None
+
+
+def test_hostile_names_are_text_on_the_page(run: RunFolder) -> None:
+    hostile = "\"><script>alert('$x$')</script>"
+    with Ledger(run.ledger).open("download", "g") as log:
+        log.append(("v9", ""), Outcome("v9", "rejected", outputs={"exit": hostile}))
+    fault = {"kind": hostile, "cases": 9, "found": 8, "wrong_reason": 1, "recall": 0.89, "precision": 1.0}
+    found = {"faults": [fault], "false_refusals": 2, "offsets": {"cases": 5, "exact": 4}}
+    write_json(run.report / "faults.json", found)
+    page = write_curation_report(run, CONFIG).read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") == 2

@@ -1,5 +1,6 @@
 """Listing sources: order, ids, captions, and clear words when there is nothing to list."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,63 @@ def test_the_lists_of_data_sets_are_known_by_kind(tmp_path: Path) -> None:
     assert list_sources(SourcesConfig(str(tmp_path / "avspeech_test.csv"), "avspeech"))[0]["source"] == "avspeech_test"
     with pytest.raises(FileNotFoundError, match="RD_video_url.txt does not exist"):
         list_sources(SourcesConfig(str(tmp_path), "hdtf"))
+
+
+def names(folder: Path) -> list[str]:
+    return [row["unit"] for row in list_sources(SourcesConfig(str(folder)))]
+
+
+def test_links_are_followed_once_and_a_file_is_listed_once(tmp_path: Path) -> None:
+    sources, other = tmp_path / "sources [1]", tmp_path / "other"
+    touch(sources / "z.mp4", sources / "real" / "y.mp4", other / "o.mp4", tmp_path / "beside.mp4")
+    (sources / "a_link").symlink_to(sources / "real", target_is_directory=True)
+    (sources / "a.mp4").symlink_to(sources / "z.mp4")
+    (sources / "out").symlink_to(other, target_is_directory=True)
+    (other / "again").symlink_to(other, target_is_directory=True)
+    (sources / "up").symlink_to(tmp_path, target_is_directory=True)
+    (sources / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (sources / "loop.mp4").symlink_to(sources / "loop.mp4")
+    assert names(sources) == ["out/o.mp4", "real/y.mp4", "z.mp4"]
+
+
+def test_what_commands_made_and_hidden_files_are_no_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "v.mp4", tmp_path / "._v.mp4", tmp_path / ".hidden" / "v.mp4", tmp_path / "avatar.mp4")
+    touch(tmp_path / "runs" / "one" / "clips" / "v.mp4", tmp_path / "runs" / "one" / "ledger" / "format.json")
+    (tmp_path / "avatar.json").write_text('{"settings": {}, "versions": {}, "fps": 25}')
+    assert names(tmp_path) == ["v.mp4"] and "runs/one holds what one of our commands made" in caplog.text
+    touch(tmp_path / "ledger" / "format.json", tmp_path / "clips" / "c.mp4", tmp_path / "mine" / "m.mp4")
+    assert names(tmp_path) == ["mine/m.mp4", "v.mp4"]  # the run folder is the source folder
+
+
+def test_a_source_that_cannot_be_used_does_not_stop_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "v.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with open(os.fsencode(tmp_path) + b"/bad\xff.mp4", "wb"):
+        assert names(tmp_path) == ["v.mp4"]
+    assert "not UTF-8" in caplog.text and "\\udcff" in caplog.text and "pipe.mp4 is no file" in caplog.text
+    (tmp_path / "l.txt").write_text("gone.mp4\nv.mp4\n")
+    gone, there = list_sources(SourcesConfig(str(tmp_path / "l.txt"), kind="list"))
+    assert gone["refused"]["reason"] == "missing_file" and (there["unit"], there["row_index"]) == ("v.mp4", 1)
+    (tmp_path / "u.txt").write_text("movie.mp4\nhttps://host.test/a.mp4 a\n")
+    good, bad = list_sources(SourcesConfig(str(tmp_path / "u.txt"), kind="urls"))
+    assert good["unit"] == "a" and "movie.mp4" in bad["refused"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sidecar",
+    [
+        '{"text": "hi", "segments": [{"id": 0, "start": 0.0, "end": 3.0, "text": "hi"}], "language": "en"}',
+        '{"caption": ["a man", "a person"]}',
+        '{"caption": {"en": "a man"}, "segments": "none"}',
+        '{"segments": [{"row_index": 0, "start": 3, "end": 1, "x": 0.5, "y": 0.5}]}',
+        '{"segments": [{"row_index": true, "start": 0, "end": 1e999, "x": "l", "y": null}], "caption": 3}',
+    ],
+)
+def test_sidecars_of_other_programs_are_told(tmp_path: Path, sidecar: str, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "v.mp4")
+    (tmp_path / "v.json").write_text(sidecar)
+    (row,) = list_sources(SourcesConfig(str(tmp_path)))
+    assert (row["caption"], row["segments"]) == (None, []) and "v.json" in caplog.text

@@ -1,5 +1,6 @@
 """The card says what the numbers rest on, and changes its name when that changes."""
 
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from common.media.write import write_video
 from common.runs import RunFolder, read_json, save_provenance, write_json
 from eval.config import EvalConfig, FeatureConfig, ScoreConfig
 from eval.job import evaluate
-from eval.reporting.card import examples, make_card, write_card
+from eval.reporting.card import READ_AS, card_markdown, examples, make_card, write_card
 from eval.scoring.eval_table import CompareError
 from eval.sets.catalog import TEST_SET_FILE, TestClip, TestSet, write_test_set
 
@@ -110,3 +111,21 @@ def test_videos_made_elsewhere_have_no_models_and_no_inference_settings(run, tmp
 def test_a_run_that_nobody_judged_has_no_card(tmp_path):
     with pytest.raises(CompareError, match="judge the run first"):
         make_card(RunFolder(tmp_path))
+
+
+def test_hostile_names_are_text_on_the_card(run):
+    hostile = "a|b <script>alert(1)</script> [go](javascript:x) `c`\n# head"
+    card = make_card(run)
+    card |= {"run": hostile, "recipe": hostile, "flags": [hostile], "inference": {hostile: hostile}}
+    card["methods"] = {hostile: card["methods"]["adapter"]}
+    card["comparisons"] = [test | {"a": hostile} for test in card["comparisons"]]
+    card["examples"] = {"psnr": {"best": {"clip_id": hostile, "value": 1.0}}}
+    page = card_markdown(card)
+    outside = re.sub(r"`[^`]*`", "", page.replace("\\`", ""))
+    assert (
+        "<script" not in outside.replace("\\<", "")
+        and "](" not in outside.replace("\\]", "")
+        and "\n# head" not in page
+    )
+    rows = [line.replace("\\|", "") for line in page.splitlines() if line.startswith("| a\\|b")]
+    assert len(rows) == 1 and rows[0].count("|") == page.splitlines()[page.splitlines().index(READ_AS) - 3].count("|")

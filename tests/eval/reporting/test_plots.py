@@ -40,3 +40,9 @@ def test_every_clip_is_a_dot_and_every_method_a_mean() -> None:
     ET.fromstring(svg)
     assert "2.00" in svg and "0.25" in svg and "adapter" in svg
     assert svg.count("<use") >= 3
+
+
+def test_a_hostile_name_is_text_in_a_plot() -> None:
+    names = {"$x^2$ <script>alert(1)</script>": {"a": 1.0}, "$\\frac{": {"a": 2.0}}
+    svg = per_clip(names, "Sync-C")
+    assert "<script" not in svg and "$x^2$ &lt;script&gt;" in svg and "$\\frac{" in svg

@@ -276,3 +276,14 @@ def test_numbers_read_as_people_write_them() -> None:
 def test_refused_clips_show_each_reason_before_repeating_one() -> None:
     rows = [{"clip_id": i, "reasons": [reason]} for i, reason in enumerate("aaabbc")]
     assert [row["clip_id"] for row in one_of_each(rows)] == [0, 3, 5, 1, 4, 2]
+
+
+def test_hostile_names_are_text_on_the_page(tmp_path: Path) -> None:
+    hostile = "\"><script>alert('$x$')</script>"
+    run = RunFolder(tmp_path / "<script>alert('$x$')<")
+    write_json(run.videos / "demo.json", {"prompt": hostile})
+    run.recipe_yaml.write_text(f"name: {hostile}\n")
+    write_json(run.root / "versions.json", {"models": {hostile: "ab"}, "code": {hostile: "cd"}})
+    text = write_report(run, {"seconds": {hostile: 1.0}}).read_text()
+    assert "<script>alert" not in text and text.count("&lt;script&gt;alert") >= 5
+    Page(text)

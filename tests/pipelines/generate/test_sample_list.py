@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from omniavatar.config import Request
@@ -71,3 +73,23 @@ def test_a_list_that_means_nothing_is_refused(tmp_path, name, text, words):
 def test_keys_nobody_knows_are_a_bad_line(tmp_path):
     (sample,) = read_samples(write(tmp_path, "a.jsonl", '{"promt": "hi"}\n'))
     assert "'promt' is not known" in sample.error
+
+
+def test_separators_inside_strings_and_names_that_differ_late(tmp_path):
+    long = "a_recording_of_the_first_speaker_in_the_hall_take_"
+    lines = [f'{{"name": "{long}{n}", "prompt": "she speaks\u2028she smiles\x85"}}' for n in (1, 2)]
+    one, two = read_samples(write(tmp_path, "a.JSONL", "\ufeff" + "\n".join(lines)))
+    assert one.request.prompt == "she speaks\u2028she smiles" and one.name != two.name and len(one.name) == 40
+    assert one.name.startswith("a_recording_of_the_first")
+
+
+@pytest.mark.parametrize("prompt", ['["a man"]', '{"en": "a man"}', "true"])
+def test_a_prompt_is_never_the_form_of_a_value(tmp_path, prompt):
+    bad, good = read_samples(write(tmp_path, "a.json", f'[{{"prompt": {prompt}}}, {{"prompt": "hi", "seed": 3}}]'))
+    assert "prompt is no text" in bad.error and good.seed == 3
+
+
+def test_a_hundred_thousand_lines_take_linear_time(tmp_path):
+    path = write(tmp_path, "a.txt", "".join(f"take {n}\n" for n in range(20_000)))
+    begun = time.process_time()
+    assert len(read_samples(path)) == 20_000 and time.process_time() - begun < 5

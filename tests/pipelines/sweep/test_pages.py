@@ -1,5 +1,7 @@
 """The page says what the table says: bold and dagger by the tests, the paper in columns of its own, what is missing."""
 
+from dataclasses import replace
+
 import duckdb
 from PIL import Image
 
@@ -30,3 +32,16 @@ def test_the_page_can_be_read_and_the_table_queried(planted_sweep, tmp_path):
 def test_nothing_finished_is_no_error(planted_sweep, tmp_path):
     page = write_results(planted_sweep[0], Places(tmp_path / "empty"), tmp_path / "results", "x").read_text("utf-8")
     assert "No row is finished." in page and "ours (0 of 3 seeds)" in page
+
+
+def test_hostile_labels_are_text_on_the_page_and_in_its_plots(planted_sweep, tmp_path):
+    config, places = planted_sweep
+    hostile = "$\\frac{ a|b <script>alert(1)</script> [go](javascript:x)\nnext"
+    rows = config.rows | {"worse": replace(config.rows["worse"], label=hostile, knobs={"../$k$": 8.0})}
+    rows["ours"] = replace(config.rows["ours"], knobs={"../$k$": 32.0})
+    folder = tmp_path / "results"
+    page = write_results(replace(config, rows=rows), places, folder, "x `y`").read_text("utf-8")
+    assert "<script" not in page.replace("\\<", "") and "](javascript" not in page.replace("\\]", "")
+    row = next(line for line in page.splitlines() if line.startswith("| $\\\\frac{ a\\|b"))
+    assert row.replace("\\|", "").count("|") == page.split("| row |", 1)[1].splitlines()[0].count("|") + 2
+    assert (folder / "plots" / "_k_.png").exists() and "(plots/_k_.png)" in page
