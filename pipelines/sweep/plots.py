@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -25,7 +26,7 @@ ROWS = (("rows", False), ("long_rows", True))  # name of the file, whether of lo
 STRIPS = (("clips", False), ("long_clips", True))
 STRIP_FRAMES = 12
 STRIP_WIDTH, LABEL_SHARE = 10.5, 0.18  # inches, and the share of them that row labels take
-PLAIN_TEXT = {"text.parse_math": False}  # a $ in a name is a $
+PLAIN_TEXT: Any = {"text.parse_math": False}  # a $ in a name is a $
 QUALITY = 88  # of JPEG
 
 
