@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from common.errors import MissingFileError
 from common.lists import text_lines
@@ -147,11 +147,13 @@ def _is_segment(value: Any) -> bool:
     """Whether a value of a sidecar is a segment; those of a transcriber have a start and an end too, and no place."""
     if not isinstance(value, dict) or not {"row_index", "start", "end", "x", "y"} <= value.keys():
         return False
-    start, end, x, y, row, crop = (cast(Any, value.get(n)) for n in ("start", "end", "x", "y", "row_index", "crop"))
-    placed = (x is None and y is None) or (_is_number(x) and _is_number(y) and 0 <= x <= 1 and 0 <= y <= 1)
+    row, crop = value["row_index"], value.get("crop")
+    if not all(_is_number(value[name]) for name in ("row_index", "start", "end")) or not isinstance(row, int):
+        return False
+    place = (value["x"], value["y"])
+    placed = place == (None, None) or all(_is_number(each) and 0 <= each <= 1 for each in place)
     cropped = crop is None or (isinstance(crop, list) and len(crop) == 4 and all(map(_is_number, crop)))
-    counted = isinstance(row, int) and 0 <= row < 2**63
-    return counted and placed and cropped and _is_number(start) and _is_number(end) and 0 <= start < end
+    return placed and cropped and 0 <= row < 2**63 and 0 <= value["start"] < value["end"]
 
 
 def _is_number(value: Any) -> bool:

@@ -30,7 +30,8 @@ def generate(
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
     seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
     samples: Annotated[
-        Path | None, typer.Option("--list", help="prompt@@image@@audio lines, .csv or .jsonl; --out is then a folder")
+        Path | None,
+        typer.Option("--list", help="prompt@@image@@audio lines, .csv, .jsonl or .json; --out is then a folder"),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="mp4 to write, its settings beside it; with --list a folder; never an input")
