@@ -105,8 +105,10 @@ def test_an_adapter_is_continued_with_its_own_rank(lora: ModelConfig, tmp_path: 
     with torch.no_grad():
         model.audio_cond_projs[0].weight.fill_(0.5)
     save_adapter(model, tmp_path, AdapterConfig("lora", 4, 2.0))
-    again = build_model(replace(lora, adapter=tmp_path, lora_rank=64), AUDIO_DIM, "fp32", seed=1)
+    again = build_model(replace(lora, adapter=tmp_path, lora_rank=None), AUDIO_DIM, "fp32", seed=1)
     assert again.audio_cond_projs[0].weight.unique().tolist() == [0.5]
     assert {layer.r["default"] for layer in lora_layers(again)} == {4}
+    with pytest.raises(ValueError, match="lora_rank is 64, but the adapter"):
+        build_model(replace(lora, adapter=tmp_path, lora_rank=64), AUDIO_DIM, "fp32", seed=1)
     with pytest.raises(ValueError, match="width 24, the shards hold 32"):
         build_model(replace(lora, adapter=tmp_path), 32, "fp32", seed=0)
