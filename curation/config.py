@@ -93,8 +93,8 @@ class DownloadConfig:
     keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
     is known to be there, is looked up before an egress resumes after a cooldown; without one the next video serves for
     that. Network errors are tried `network_tries` times, with a back-off from `backoff_seconds` that doubles.
-    `allow_private_addresses` lets addresses, and what they redirect to, lead to this machine, to private networks and to
-    schemes such as file:// and hdfs://; only for lists you wrote yourself.
+    `allow_private_addresses` lets addresses, and what they redirect to, lead to this machine, to private networks and
+    to schemes such as file:// and hdfs://; only for lists you wrote yourself.
     """
 
     folder: str = ""

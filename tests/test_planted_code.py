@@ -60,9 +60,7 @@ def test_a_tokenizer_with_code_is_refused_in_a_sentence(load: Callable[[Path], A
 @pytest.mark.usefixtures("says_yes")
 @pytest.mark.parametrize("load", [load_captioner, load_any("captioner")])
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "processor_config.json"])
-def test_a_captioner_with_code_is_refused_in_a_sentence(
-    load: Callable[[Path], Any], file: str, tmp_path: Path
-) -> None:
+def test_a_captioner_with_code_is_refused_in_a_sentence(load: Callable[[Path], Any], file: str, tmp_path: Path) -> None:
     folder = write_captioner(tmp_path / "captioner")
     marker = plant(folder, (file, "config.json"))
     with pytest.raises(UserError, match=r"code of its own, planted\.py, which is never run") as caught:
@@ -95,7 +93,9 @@ class Writes:
         return Path.touch, (self.file,)
 
 
-@pytest.mark.parametrize("role", ["transformer", "vae", "text_encoder", "sync_scorer", "active_speaker", "fid_features"])
+@pytest.mark.parametrize(
+    "role", ["transformer", "vae", "text_encoder", "sync_scorer", "active_speaker", "fid_features"]
+)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:.torch.load. received:UserWarning")
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_weights_with_a_pickle_are_refused(role: str, protocol: int, tmp_path: Path) -> None:

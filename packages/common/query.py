@@ -112,9 +112,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, root: Path, clips_attac
         connection.execute(f"CREATE VIEW sources AS {PROBED}")
 
 
-def run_query(
-    run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None, write: bool = False
-) -> pa.Table:
+def run_query(run_root: Path | str, sql: str, values: Mapping[str, Any] | None = None, write: bool = False) -> pa.Table:
     """The result of SQL, or of a query named in `common.queries`; `values` fill in its `$names`.
 
     SQL only reads, and only files of the run, unless `write` allows any statement and any file. Raises QueryError in

@@ -32,7 +32,7 @@ class RecipeError(UserError, ValueError):
 def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), search: Sequence[Path] = ()) -> T:
     """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
 
-    `extends: <name or path relative to this file>`, or a list of them, is read first and merged deeply, in that order;
+    `extends: <name, or path below this file's folder>`, or a list of them, is read first and merged deeply, in order;
     `overrides` ("train.lr=1e-5", values are YAML) come last. Raises FileNotFoundError for an absent recipe,
     RecipeError for anything in it that `cls` does not declare.
     """
@@ -47,6 +47,10 @@ def dump_recipe(obj: Any) -> str:
     return yaml.safe_dump(plain(obj), sort_keys=False, allow_unicode=True, width=120)
 
 
+class _DuplicateKeyError(RecipeError, yaml.YAMLError):
+    """A key is given twice."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice instead of keeping the last one."""
 
@@ -54,7 +58,7 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key '{key}' is given twice, on line {node.start_mark.line + 1} and below")
+                raise _DuplicateKeyError(f"key '{key}' is given twice, on line {node.start_mark.line + 1} and below")
         return super().construct_mapping(node, deep)
 
 
@@ -74,15 +78,26 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
         raise RecipeError(f"{path} extends itself by way of {seen[-1]}; break the circle.")
     try:
         tree = yaml.load(path.read_text("utf-8"), _StrictLoader) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML{_place(error)}; correct it, or name a recipe.") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path} holds {tree!r}; expected a mapping of keys to values at the top.")
+        raise RecipeError(f"{path} holds a {type(tree).__name__}; expected a mapping of keys to values at the top.")
     bases = tree.pop("extends", None) or []
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        merged = _merge(merged, _read_tree(_find(str(base), path.parent, search), search, (*seen, path.resolve())))
+        name = Path(str(base))
+        if name.is_absolute() or ".." in name.parts:
+            raise RecipeError(f"{path} extends '{name}'; expected the name of a recipe, or a path below {path.parent}.")
+        merged = _merge(merged, _read_tree(_find(str(name), path.parent, search), search, (*seen, path.resolve())))
     return _merge(merged, tree)
+
+
+def _place(error: Exception) -> str:
+    """Where a YAML error is, without the lines that PyYAML quotes: the file may not be a recipe at all."""
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, _DuplicateKeyError):
+        return f": {error}"
+    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -204,7 +219,8 @@ def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
         return f"Key '{name}' is called '{_join(section, renamed)}' now; rename it in the recipe."
     near = difflib.get_close_matches(last, valid, 1)
     advice = f"did you mean '{_join(section, near[0])}'?" if near else f"valid keys here: {', '.join(valid)}."
-    return f"Key '{name}' (value {value!r}) is not known; {advice}"
+    shown = f" (value {value!r})" if isinstance(value, (bool, int, float)) else ""  # text may be a stranger's secret
+    return f"Key '{name[:60]}'{shown} is not known; {advice}"
 
 
 def _join(section: str, name: str) -> str:

@@ -38,7 +38,9 @@ def test_addresses_that_say_so_themselves(url: str) -> None:
         refuse_private(url)
 
 
-@pytest.mark.parametrize("url", ["https://host.example/a.mp4", "http://8.8.8.8/a", "s3://bucket/a?region=eu", "gs://b/a"])
+@pytest.mark.parametrize(
+    "url", ["https://host.example/a.mp4", "http://8.8.8.8/a", "s3://bucket/a?region=eu", "gs://b/a"]
+)
 def test_addresses_that_may_be_tried(url: str) -> None:
     refuse_private(url)
 

@@ -45,3 +45,9 @@ def test_a_role_is_taken_away_by_an_empty_value(nothing, tmp_path):
         assert recipe.named_models()["adapter"] is None and recipe.named_models()["vae"] is not None
         (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
         assert load_recipe(tmp_path / "again.yaml", Recipe) == recipe
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "a\\b", "a\0b", "", "x" * 300])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a plain name"):
+        Recipe(name=name)

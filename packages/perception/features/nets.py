@@ -164,8 +164,8 @@ def _load_torchscript(path: Path) -> nn.Module:
         sources = [archive.read(name).decode() for name in archive.namelist() if re.search(r"/code/.*\.py$", name)]
     if found := [name for source in sources for name in _REACHES_OUT.findall(source)]:
         raise FeatureError(
-            f"{path} uses '{found[0]}', which may touch other files and which no feature net needs; it is not run. Copy "
-            "the published file again."
+            f"{path} uses '{found[0]}', which may touch other files and which no feature net needs; it is not run. "
+            "Copy the published file again."
         )
     with warnings.catch_warnings():
         # PyTorch would like torch.export instead; the published nets exist as TorchScript only.

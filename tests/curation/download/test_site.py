@@ -142,7 +142,12 @@ def test_private_addresses_need_the_switch(tmp_path: Path) -> None:
     with serve() as web:
         page = web.add_video("v", b"")
         port = page.split(":")[2].split("/")[0]
-        for address in (page, f"http://localhost:{port}/watch/v", f"http://2130706433:{port}/watch/v", "file:///etc/hosts"):
+        for address in (
+            page,
+            f"http://localhost:{port}/watch/v",
+            f"http://2130706433:{port}/watch/v",
+            "file:///etc/hosts",
+        ):
             with pytest.raises(Failure) as caught:
                 site.look_up(address)
             assert caught.value.kind is FailureClass.PRIVATE_ADDRESS
