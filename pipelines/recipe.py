@@ -1,5 +1,6 @@
 """The recipe of a run as one typed object, read from the YAML files in recipes/."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipelines.config import DrawnConfig, SamplesConfig, VideosConfig
 from pipelines.roles import MODEL_ROLES
 from training.config import TrainConfig
 
+PLAIN_NAME = re.compile(r"\w[\w .+()=,@\[\]-]{0,99}")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -49,6 +51,11 @@ class Recipe:
     videos: VideosConfig = field(default_factory=VideosConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def __post_init__(self) -> None:
+        # Without --run the run folder is runs/<name>.
+        if not PLAIN_NAME.fullmatch(self.name):
+            raise InputError(f"name is {self.name[:60]!r}: expected a plain name, such as talks-2.b, and no path.")
 
     def named_models(self) -> dict[str, Path | None]:
         """Role -> path, whether it exists or not; None where there are no weights. Raises ValueError for no role."""

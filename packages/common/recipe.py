@@ -36,7 +36,7 @@ class RecipeError(UserError, ValueError):
 def load_recipe(path: Path | str, cls: type[T], overrides: Sequence[str] = (), search: Sequence[Path] = ()) -> T:
     """Read the recipe at `path`, or the one of that name in `search`, into the dataclass `cls`.
 
-    `extends: <name or path relative to this file>`, or a list of them, is read first and merged deeply, in that order;
+    `extends: <name, or path below this file's folder>`, or a list of them, is read first and merged deeply, in order;
     `overrides` ("train.lr=1e-5") come last: the value of a field of text is taken as it stands, any other is YAML.
     Raises FileNotFoundError for an absent recipe, RecipeError for anything in it that `cls` does not declare and for
     numbers out of their range (`common.ranges`).
@@ -52,6 +52,10 @@ def dump_recipe(obj: Any) -> str:
     return yaml.safe_dump(plain(obj), sort_keys=False, allow_unicode=True, width=120)
 
 
+class _OwnError(yaml.YAMLError):
+    """A YAML error in our words, which repeat nothing of the file but names of keys."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice instead of keeping the last one."""
 
@@ -60,7 +64,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if str(key.value) in seen:
                 name = shorten(str(key.value))
-                raise yaml.YAMLError(f"key '{name}' is given twice, on line {node.start_mark.line + 1} and below")
+                raise _OwnError(f"key '{name}' is given twice, on line {node.start_mark.line + 1} and below")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -68,7 +72,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _load_yaml(text: str) -> Any:
     """The value of a YAML text. Raises YAMLError, also for one that is too long, too deep, or grows by its aliases."""
     if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it has {len(text):,} characters, expected {MOST_CHARACTERS:,} at most")
+        raise _OwnError(f"it has {len(text):,} characters, expected {MOST_CHARACTERS:,} at most")
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -77,9 +81,9 @@ def _load_yaml(text: str) -> Any:
         _check_size(node)  # before values are made of it: merge keys write out their aliases
         return loader.construct_document(node)
     except RecursionError as error:
-        raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels") from error
+        raise _OwnError(f"it is nested deeper than {MOST_LEVELS} levels") from error
     except ValueError as error:  # a date or a number that Python cannot hold
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+        raise _OwnError("it holds a date or a number that cannot be read") from error
     finally:
         loader.dispose()
 
@@ -91,9 +95,9 @@ def _check_size(root: yaml.Node) -> None:
         node, level = waiting.pop()
         count += 1
         if level > MOST_LEVELS:
-            raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels")
+            raise _OwnError(f"it is nested deeper than {MOST_LEVELS} levels")
         if count + len(waiting) > MOST_VALUES:
-            raise yaml.YAMLError(f"it has more than {MOST_VALUES:,} values, aliases (*name) written out")
+            raise _OwnError(f"it has more than {MOST_VALUES:,} values, aliases (*name) written out")
         if isinstance(node, yaml.MappingNode):
             waiting += [(each, level + 1) for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
@@ -120,14 +124,25 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {shorten(' '.join(str(error).split()), 400)}.") from error
+        raise RecipeError(f"{path} is not valid YAML{_place(error)}; correct it, or name a recipe.") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path} holds {shorten(repr(tree))}; expected a mapping of keys to values at the top.")
+        raise RecipeError(f"{path} holds a {type(tree).__name__}; expected a mapping of keys to values at the top.")
     bases = tree.pop("extends", None) or []
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        merged = _merge(merged, _read_tree(_find(str(base), path.parent, search), search, (*seen, path.resolve())))
+        name = Path(str(base))
+        if name.is_absolute() or ".." in name.parts:
+            raise RecipeError(f"{path} extends '{name}'; expected the name of a recipe, or a path below {path.parent}.")
+        merged = _merge(merged, _read_tree(_find(str(name), path.parent, search), search, (*seen, path.resolve())))
     return _merge(merged, tree)
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Where a YAML error is, without the lines that PyYAML quotes: the file may not be a recipe at all."""
+    if isinstance(error, _OwnError):
+        return f": {error}"
+    mark = getattr(error, "problem_mark", None)
+    return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
 
 
 def _parse_override(override: str, cls: type) -> dict[str, Any]:
@@ -295,7 +310,8 @@ def _unknown(name: str, value: Any, section: str, valid: list[str]) -> str:
         return f"Key '{name}' is called '{_join(section, renamed)}' now; rename it in the recipe."
     near = difflib.get_close_matches(last, valid, 1)
     advice = f"did you mean '{_join(section, near[0])}'?" if near else f"valid keys here: {', '.join(valid)}."
-    return f"Key '{shorten(name)}' (value {shorten(repr(value))}) is not known; {advice}"
+    shown = f" (value {value!r})" if isinstance(value, (bool, int, float)) else ""  # text may be a stranger's secret
+    return f"Key '{shorten(name)}'{shown} is not known; {advice}"
 
 
 def _join(section: str, name: str) -> str:

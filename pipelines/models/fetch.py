@@ -8,7 +8,7 @@ fetched by `download`.
 import fcntl
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -31,6 +31,8 @@ from common.runs import atomic_write, sha256_file
 from pipelines.models.download import DEFAULT_RETRIES, DownloadError, RemoteFile, RetryPolicy, download
 from pipelines.models.lock import MEGABYTE, LockedEntry, LockedFile, read_lock, write_lock
 from pipelines.models.published import HubSource, Published, UrlSource
+
+LONGEST_NAME = 200  # bytes; what is being written has a suffix, and file systems take 255
 
 
 class LicenceError(UserError, ValueError):
@@ -142,16 +144,27 @@ def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> 
         raise DownloadError(f"{source.repo} at {revision} {_hub_reason(error)}.") from error
     found = {file.rfilename: file for file in info.siblings or ()}
     headers = build_hf_headers()
-    files = {}
+    files: dict[str, RemoteFile] = {}
     for pattern in source.files:
         matches = sorted(path for path in found if fnmatch(path, pattern))
         if not matches:
             raise DownloadError(f"{source.repo} at {revision} has no file {pattern}; its files are {sorted(found)}.")
         for path in matches:
+            _refuse_outside(path, source.repo, files)
             url = hf_hub_url(source.repo, path, revision=info.sha, endpoint=endpoint)
             large = found[path].lfs
             files[path] = RemoteFile(url, found[path].size, large.sha256 if large else "", headers)
     return Listing(info.sha or "", files)
+
+
+def _refuse_outside(path: str, repo: str, others: Iterable[str]) -> None:
+    """Raises DownloadError for a name that would not become a file of its own below the entry's folder."""
+    parts = path.split("/")
+    odd = any(not part or part in (".", "..") or len(part.encode()) > LONGEST_NAME for part in parts)
+    if odd or "\\" in path or ":" in path or not path.isprintable():
+        raise DownloadError(f"{repo} lists the file {path[:80]!r}, which is no plain path; nothing of it is fetched.")
+    if twin := next((other for other in others if other != path and other.casefold() == path.casefold()), None):
+        raise DownloadError(f"{repo} lists {twin} and {path}, which are one file on some disks; nothing is fetched.")
 
 
 def _hub_reason(error: Exception) -> str:

@@ -228,3 +228,19 @@ def test_circle_of_extends(tmp_path: Path) -> None:
     path = write(tmp_path, a="extends: b", b="extends: a")
     with pytest.raises(RecipeError, match="break the circle"):
         load_recipe(path, Recipe)
+
+
+@pytest.mark.parametrize(
+    "content", ["root:x:0:0\n\tsecret: [hunter2\n", "hunter2 and more", "- hunter2\n", "%hunter2\n", "a: &b *hunter2"]
+)
+def test_errors_never_quote_a_file_that_is_no_recipe(tmp_path: Path, content: str) -> None:
+    (tmp_path / "secret.yaml").write_text(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, own="extends: secret\nname: own\n"), Recipe)
+    assert "hunter2" not in str(caught.value) and "secret.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["/etc/passwd", "../other", "a/../../other"])
+def test_extends_stays_below_the_recipe(tmp_path: Path, base: str) -> None:
+    with pytest.raises(RecipeError, match="expected the name of a recipe, or a path below"):
+        load_recipe(write(tmp_path, own=f"extends: {base}\nname: own\n"), Recipe)

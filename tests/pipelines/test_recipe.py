@@ -55,3 +55,9 @@ def test_the_published_recipes_sample_and_train_as_their_weights_were_made(name)
     # The two belong together: a model trained on exact timesteps and sampled with rounded ones is off, and vice versa.
     assert recipe.generate.load.round_timestep and recipe.train.model.round_timestep
     assert not (read_recipe("demo").generate.load.round_timestep or read_recipe("demo").train.model.round_timestep)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "a\\b", "a\0b", "", "x" * 300])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a plain name"):
+        Recipe(name=name)

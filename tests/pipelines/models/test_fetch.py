@@ -12,7 +12,7 @@ import pytest
 
 from common.runs import read_json
 from pipelines.models.download import DownloadError, RetryPolicy
-from pipelines.models.fetch import LicenceError, fetch
+from pipelines.models.fetch import LicenceError, _refuse_outside, fetch
 from pipelines.models.lock import LOCK_FILE, read_lock
 from pipelines.models.published import HubSource, Published, UrlSource, read_published
 from tests.pipelines.models.conftest import COMMIT
@@ -151,3 +151,15 @@ def test_the_command_killed_in_the_middle_goes_on_where_it_was(web, tmp_path):
     assert part.with_name("pytorch_model.pt").read_bytes() == files["pytorch_model.pt"]
     assert "licence not stated; it states" in done.stdout and f"adapter: {tmp_path}/omniavatar-1.3b" in done.stdout
     assert len(read_json(tmp_path / LOCK_FILE)["omniavatar-1.3b"]["files"]) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.json", "/etc/out.json", "a/../../out.json", "c:/out.json", "a\\out.json", "a\0.json", "a" * 300 + ".json"],
+)
+def test_names_of_a_hub_stay_in_the_folder(name):
+    with pytest.raises(DownloadError, match="no plain path"):
+        _refuse_outside(name, "some/repo", [])
+    with pytest.raises(DownloadError, match="one file on some disks"):
+        _refuse_outside("Config.json", "some/repo", ["config.json"])
+    _refuse_outside("sub/model-00001-of-00002.safetensors", "some/repo", ["config.json"])
