@@ -128,10 +128,10 @@ def fit_frames(frames: np.ndarray, bucket: tuple[int, int]) -> np.ndarray:
     height, width = frames.shape[1:3]
     if (height, width) == bucket:
         return frames
-    size, (top, left) = cover(height, width, bucket)
+    size, (top, side) = cover(height, width, bucket)
     fitted = np.empty((len(frames), *bucket, 3), np.uint8)
     for i, frame in enumerate(frames):
         image = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
         image = interpolate(image, size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
-        fitted[i] = image[:, top : top + bucket[0], left : left + bucket[1]].permute(1, 2, 0).numpy()
+        fitted[i] = image[:, top : top + bucket[0], side : side + bucket[1]].permute(1, 2, 0).numpy()
     return fitted

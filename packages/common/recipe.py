@@ -52,7 +52,7 @@ def dump_recipe(obj: Any) -> str:
     return yaml.safe_dump(plain(obj), sort_keys=False, allow_unicode=True, width=120)
 
 
-class _OwnError(yaml.YAMLError):
+class _OwnYamlError(UserError, yaml.YAMLError):
     """A YAML error in our words, which repeat nothing of the file but names of keys."""
 
 
@@ -64,7 +64,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if str(key.value) in seen:
                 name = shorten(str(key.value))
-                raise _OwnError(f"key '{name}' is given twice, on line {node.start_mark.line + 1} and below")
+                raise _OwnYamlError(f"key '{name}' is given twice, on line {node.start_mark.line + 1} and below")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -72,7 +72,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _load_yaml(text: str) -> Any:
     """The value of a YAML text. Raises YAMLError, also for one that is too long, too deep, or grows by its aliases."""
     if len(text) > MOST_CHARACTERS:
-        raise _OwnError(f"it has {len(text):,} characters, expected {MOST_CHARACTERS:,} at most")
+        raise _OwnYamlError(f"it has {len(text):,} characters, expected {MOST_CHARACTERS:,} at most")
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -81,9 +81,9 @@ def _load_yaml(text: str) -> Any:
         _check_size(node)  # before values are made of it: merge keys write out their aliases
         return loader.construct_document(node)
     except RecursionError as error:
-        raise _OwnError(f"it is nested deeper than {MOST_LEVELS} levels") from error
+        raise _OwnYamlError(f"it is nested deeper than {MOST_LEVELS} levels") from error
     except ValueError as error:  # a date or a number that Python cannot hold
-        raise _OwnError("it holds a date or a number that cannot be read") from error
+        raise _OwnYamlError("it holds a date or a number that cannot be read") from error
     finally:
         loader.dispose()
 
@@ -95,9 +95,9 @@ def _check_size(root: yaml.Node) -> None:
         node, level = waiting.pop()
         count += 1
         if level > MOST_LEVELS:
-            raise _OwnError(f"it is nested deeper than {MOST_LEVELS} levels")
+            raise _OwnYamlError(f"it is nested deeper than {MOST_LEVELS} levels")
         if count + len(waiting) > MOST_VALUES:
-            raise _OwnError(f"it has more than {MOST_VALUES:,} values, aliases (*name) written out")
+            raise _OwnYamlError(f"it has more than {MOST_VALUES:,} values, aliases (*name) written out")
         if isinstance(node, yaml.MappingNode):
             waiting += [(each, level + 1) for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
@@ -139,7 +139,7 @@ def _read_tree(path: Path, search: Sequence[Path], seen: tuple[Path, ...]) -> di
 
 def _place(error: yaml.YAMLError) -> str:
     """Where a YAML error is, without the lines that PyYAML quotes: the file may not be a recipe at all."""
-    if isinstance(error, _OwnError):
+    if isinstance(error, _OwnYamlError):
         return f": {error}"
     mark = getattr(error, "problem_mark", None)
     return f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""

@@ -38,7 +38,7 @@ def nearest_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) 
 
 
 def cover(height: int, width: int, target: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size to which an image is scaled so that it covers `target`, and the (top, left) of the crop in its middle.
+    """The size to which an image is scaled so that it covers `target`, and the (top, side) of the crop in its middle.
 
     As in upstream's `resize_pad` (truncated sizes, the odd pixel cropped from top and left), but never below the
     target: there, 2.8 % of sizes fall one pixel short and a black line is padded.
@@ -56,10 +56,10 @@ def fit_image(image: np.ndarray, height: int, width: int) -> Tensor:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"An image of {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3).")
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    size, (top, left) = cover(image.shape[0], image.shape[1], (height, width))
+    size, (top, side) = cover(image.shape[0], image.shape[1], (height, width))
     if size != image.shape[:2]:
         pixels = interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return pixels[0, :, top : top + height, left : left + width] / 127.5 - 1
+    return pixels[0, :, top : top + height, side : side + width] / 127.5 - 1
 
 
 def to_frames(video: Tensor) -> np.ndarray:

@@ -5,7 +5,10 @@ from pathlib import Path
 import av
 import pytest
 
+from curation.stages.cut import CutStage
 from curation.stages.probe import ProbeStage
+from curation.stages.scan import ScanStage
+from tests.common.media.test_display import write_tape
 from tests.curation.conftest import draw_talk, write_talk
 
 
@@ -64,3 +67,17 @@ def test_sound_that_ends_long_before_the_picture_is_told(
                 packet.stream = streams[packet.stream_index]
                 new.mux(packet)
     assert probed(tmp_path / name).outputs.get("audio_span") == (audio_span and pytest.approx(audio_span, abs=0.07))
+
+
+def test_how_a_source_is_shown_is_told_and_only_that_is_done_again(good: Path, tmp_path: Path) -> None:
+    tape = write_tape(tmp_path / "tape.mkv")
+    outcome = probed(tape)
+    assert outcome.state == "kept" and "scaled to square" in outcome.message
+    assert outcome.outputs["presentation"] == outcome.message
+    plain = probed(good)
+    assert plain.message == "" and plain.outputs["color_transfer"] == "bt709"
+    row = {"unit": "a", "sha256": "b"}
+    for stage in (ScanStage, CutStage):
+        earlier = stage.input_hash(stage, row)  # type: ignore[arg-type]
+        assert stage.input_hash(stage, row | {"presentation": ""}) == earlier  # type: ignore[arg-type]
+        assert stage.input_hash(stage, row | {"presentation": "x"}) != earlier  # type: ignore[arg-type]
