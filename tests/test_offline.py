@@ -77,7 +77,7 @@ def attempts(home: Path, *command: str) -> list[str]:
         "-f",
         "-qq",
         "-e",
-        "trace=connect,sendto,sendmsg,sendmmsg",
+        "trace=connect,sendto,sendmsg,sendmmsg,execve",
         "-e",
         "signal=none",
         "-o",
@@ -86,7 +86,15 @@ def attempts(home: Path, *command: str) -> list[str]:
     line = ["unshare", "-rn", sys.executable, "-c", LOOPBACK_UP, *traced, sys.executable, *command]
     done = subprocess.run(line, env=plain, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode in (0, 1), done.stderr
-    return [entry for entry in trace.read_text(errors="replace").splitlines() if ATTEMPT.search(entry)]
+    return tried_in(trace.read_text(errors="replace"))
+
+
+def tried_in(trace: str) -> list[str]:
+    """The attempts in a trace, but for name look-ups of ranks: torch asks for the name of their own loopback address."""
+    lines = trace.splitlines()
+    ranks = {line.split()[0] for line in lines if "execve(" in line and '"training.train"' in line}
+    found = [line for line in lines if ATTEMPT.search(line)]
+    return [line for line in found if not (line.split()[0] in ranks and "htons(53)" in line)]
 
 
 @pytest.mark.soak
