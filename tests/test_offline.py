@@ -90,7 +90,7 @@ def attempts(home: Path, *command: str) -> list[str]:
 
 
 def tried_in(trace: str) -> list[str]:
-    """The attempts in a trace, but for name look-ups of ranks: torch asks for the name of their own loopback address."""
+    """The attempts in a trace, but for name look-ups of ranks: torch asks for the name of their loopback address."""
     lines = trace.splitlines()
     ranks = {line.split()[0] for line in lines if "execve(" in line and '"training.train"' in line}
     found = [line for line in lines if ATTEMPT.search(line)]

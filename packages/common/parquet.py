@@ -67,6 +67,10 @@ def check_parquet(files: Iterable[Path], columns: Sequence[str] = ()) -> None:
 def name_damaged(error: Exception, files: Iterable[Path]) -> DamagedFileError | None:
     """The sentence for an error of DuckDB: of the file that it names or else of the first of `files` that cannot be
     read whole; None when all of them can."""
+    import duckdb  # whoever calls this has imported it
+
+    if isinstance(error, (duckdb.PermissionException, duckdb.InterruptException, duckdb.OutOfMemoryException)):
+        return None
     if named := re.search(r"""['"]([^'"]+\.(?:parquet|jsonl))['"]""", str(error)):
         return damaged(named[1], error)
     for file in files:

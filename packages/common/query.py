@@ -111,12 +111,15 @@ def _write_views(root: Path, database: Path, kind: str) -> None:
         _create_views(connection, root, False)
         for name, view in VIEWS.items():
             if kind == "TABLE":
-                connection.execute(f"CREATE TABLE copied AS FROM {name}; DROP VIEW {name}")
-                connection.execute(f"ALTER TABLE copied RENAME TO {name}")
+                _copy_view(connection, name)
             connection.execute(f"COMMENT ON {kind} {name} IS {quoted(view.meaning)}")
             present = {column for column, *_ in connection.sql(f"DESCRIBE {name}").fetchall()}
             for column in present & set(view.columns):
                 connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {quoted(view.columns[column])}")
+
+
+def _copy_view(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    connection.execute(f"CREATE TABLE copied AS FROM {name}; DROP VIEW {name}; ALTER TABLE copied RENAME TO {name}")
 
 
 def _existing(run_root: Path | str) -> Path:
@@ -220,6 +223,9 @@ def _only_read_below(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
     allowed = [str(root.absolute()), str(root.resolve())]
     if not is_plain(root):  # then the views read the run's files through links
         allowed.append(links_folder())
+    if "\\" in str(root.resolve()):  # which DuckDB takes for a separator when it looks where a link leads
+        for name in VIEWS:
+            _copy_view(connection, name)
     connection.execute(f"SET allowed_directories = [{', '.join(map(quoted, dict.fromkeys(allowed)))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

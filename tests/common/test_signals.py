@@ -1,11 +1,21 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from common import signals
 from common.signals import STOP_SIGNALS, Stopped, exit_reason, keep_handlers, stop_signals, stop_that_came
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """As in a terminal: `nohup` and a shell's background jobs ignore some, which `stop_signals` respects."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in STOP_SIGNALS}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

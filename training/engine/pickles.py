@@ -14,6 +14,7 @@ DEEPSPEED_CLASSES = frozenset(
         "deepspeed.runtime.zero.config.ZeroStageEnum",
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.utils.tensor_fragment.fragment_address",  # stages 1 and 2
     )
 )
 

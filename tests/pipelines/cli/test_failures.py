@@ -139,6 +139,8 @@ def test_a_path_or_a_number_that_is_wrong_is_one_sentence_and_1(arguments, words
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_ends_with_75_and_says_how_to_go_on(number, failing, monkeypatch, tmp_path):
+    before = signal.signal(number, signal.SIG_DFL)  # nohup and background jobs ignore some, which is respected
+
     def status_lines(root):
         stop = pytest.raises(Stopped, os.kill, os.getpid(), number).value
         stop.add_note("3 of 5 are saved")
@@ -147,6 +149,7 @@ def test_a_stop_signal_ends_with_75_and_says_how_to_go_on(number, failing, monke
     monkeypatch.setattr("common.executors.status.status_lines", status_lines)
     done = run_here("status", "--run", tmp_path)
     assert done.returncode == 75
+    signal.signal(number, before)
     assert done.stderr == f"stopped by {number.name}: 3 of 5 are saved; run the same command again to go on"
 
 

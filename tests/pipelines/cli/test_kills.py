@@ -90,6 +90,7 @@ def stopped_at(change: int, monkeypatch: pytest.MonkeyPatch, do: Callable[[], ob
         return until_stopped
 
     with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: 2**22 + 1)  # a process that has died when the next one looks
         for name in ("replace", "rename", "unlink"):
             patched.setattr(os, name, counted(getattr(os, name)))
         try:
