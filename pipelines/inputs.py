@@ -40,7 +40,9 @@ def sources(context: Context) -> Any:
     if recipe.small_world is not None:
         config = SourcesConfig(path=str(Path(context.run.root) / "sources"))
     if config.path and not Path(config.path).expanduser().exists():
-        raise InputsElsewhereError(f"the sources {config.path} are not here, so what was made of them is not compared")
+        raise InputsElsewhereError(
+            f"the sources {config.path} do not exist here; set sources.path, or what was made of them is not compared"
+        )
     listed = [{name: value for name, value in row.items() if name != "mtime_ns"} for row in list_sources(config)]
     stamps = file_stamps(row["path"] for row in listed if row["path"])
     named = [path for path in (recipe.curation.keep_out, recipe.curation.test_list) if path]

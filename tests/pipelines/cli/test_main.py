@@ -27,7 +27,10 @@ def test_bad_input_is_one_sentence_and_a_failure(tmp_path):
     [
         (("run", "--recipe", "nope"), ("nope", "demo")),
         (("curate", "--recipe", "folder"), ("sources.path is empty",)),
-        (("curate", "--recipe", "folder", "--set", "sources.path=/no/such"), ("/no/such", "does not exist")),
+        (
+            ("curate", "--recipe", "folder", "--set", "sources.path=/no/such"),
+            ("/no/such", "do not exist", "sources.path"),
+        ),
         (("run", "--recipe", "demo", "--set", "models.vae=/no/vae"), ("models.vae", "/no/vae")),
         (("generate", "--image", "x.png"), ("--audio",)),
         (("train", "--recipe", "demo", "--set", "train.optimizer.lrr=1"), ("train.optimizer.lrr", "did you mean")),
