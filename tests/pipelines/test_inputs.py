@@ -107,7 +107,7 @@ def test_a_product_that_is_gone_or_short_is_seen(name: str, command: str, contex
 
 def test_sources_that_are_not_on_this_machine(context: Context) -> None:
     shutil.rmtree(context.run.root.parent / "sources")
-    with pytest.raises(InputsElsewhereError, match="are not here"):
+    with pytest.raises(InputsElsewhereError, match="do not exist here"):
         inputs.sources(context)
 
 
