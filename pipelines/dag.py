@@ -112,6 +112,7 @@ STEPS = (
         "report/metrics.parquet",
         "pipelines.steps:judge",
         inputs="pipelines.inputs:videos",
+        whole="pipelines.inputs:metrics_are_there",
     ),
 )
 

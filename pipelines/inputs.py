@@ -50,8 +50,13 @@ def sources(context: Context) -> Any:
 
 
 def cut_clips_are_there(context: Context) -> bool:
-    """Whether every clip of the clip table that has a file still has it."""
+    """Whether every clip of the clip table that has a file still has it. Raises DamagedFileError for a table that
+    cannot be read."""
     from common.clips import stream_clips
+    from common.parquet import check_parquet
+
+    tables = [Path(context.run.root) / name for name in ("sources.parquet", "tracks.parquet")]
+    check_parquet([table for table in tables if table.exists()])
 
     with os.scandir(context.run.clips) as files:
         names = {file.name for file in files}
@@ -90,6 +95,16 @@ def videos_are_there(context: Context) -> bool:
     return all((context.run.root / row["video"]).is_file() for row in _manifest(context.run))
 
 
+def metrics_are_there(context: Context) -> bool:
+    """Whether the table of metrics is there. Raises DamagedFileError where it cannot be read."""
+    from common.parquet import check_parquet
+
+    table = context.run.report / "metrics.parquet"
+    if table.exists():
+        check_parquet([table])
+    return table.exists()
+
+
 def videos(context: Context) -> Any:
     """Of `eval`: the manifest and every file that it names, and the long video, with what its generator wrote."""
     rows, root = _manifest(context.run), Path(context.run.root)
@@ -108,7 +123,7 @@ def _kept_clips(run: RunFolder) -> str | None:
 
 
 def _manifest(run: RunFolder) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+    from common.parquet import read_table
 
     file = Path(run.root) / "videos" / "manifest.parquet"
-    return list(pq.read_table(file).to_pylist()) if file.exists() else []
+    return list(read_table(file).to_pylist()) if file.exists() else []

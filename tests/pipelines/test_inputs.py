@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import write_clips
+from common.errors import DamagedFileError
 from common.runs import RunFolder, write_json
 from common.shards.store import ShardWriter
 from pipelines import inputs
@@ -120,3 +121,22 @@ def test_large_files_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pyt
     assert before == [[4, 1], None]
     os.utime(file, ns=(2, 2))
     assert inputs.file_stamps([file, tmp_path / "none"]) != before
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 garbage", b"PAR1"])
+@pytest.mark.parametrize(
+    ("look", "file"),
+    [
+        (inputs.cut_clips_are_there, "clips.parquet"),
+        (inputs.cut_clips_are_there, "tracks.parquet"),
+        (inputs.cut_clips_are_there, "sources.parquet"),
+        (inputs.shards_are_whole, "shards/index.parquet"),
+        (inputs.videos_are_there, "videos/manifest.parquet"),
+        (inputs.metrics_are_there, "report/metrics.parquet"),
+    ],
+)
+def test_a_done_step_does_not_pass_over_a_damaged_table(look, file: str, content: bytes, context: Context) -> None:
+    (context.run.root / file).parent.mkdir(exist_ok=True)
+    (context.run.root / file).write_bytes(content)
+    with pytest.raises(DamagedFileError, match=Path(file).name):
+        look(context)
