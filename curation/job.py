@@ -20,6 +20,7 @@ from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
 from common.tracks import TRACKS_FILE, write_tracks
 from curation.config import ROLES, CurationConfig, SourcesConfig
 from curation.dataset.adopt import adopt, faces_of_clips, mark_adopted, needs_adoption
+from curation.dataset.holdings import PER_FRAME
 from curation.dataset.takedown import part_taken_down
 from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
 from curation.decide.select import select
@@ -39,7 +40,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
 
-PER_FRAME = "per_frame"  # folder of the run with what there is a value of per frame: scans and tracks
 TEST_FINGERPRINTS = "test_fingerprints.jsonl"
 LARGE = 100_000  # clips from which on questions are worth a copy of the table made for them
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,33 @@ CHANGES = ("replace", "rename", "unlink", "remove", "rmdir")
 HEAVY = ("pipelines.cli.main", "pipelines.recipe", "pipelines.takedown", "latents.takedown", "eval.import_videos")
 HEAVY += ("curation.dataset.versions", "curation.decide.reselect", "curation.decide.split")
 TIMES = ("recorded", "seconds", "cpu_seconds", "gpu_seconds", "peak_mb", "host")  # of a ledger row
+
+
+class StoppedHere(BaseException):
+    """Stands for the end of the process."""
+
+
+def stopped_at(change: int, monkeypatch: Any, do: Callable[[], object]) -> bool:
+    """Whether `do` was stopped before its `change`-th rename or removal of a file."""
+    seen = [0]
+
+    def counted(function: Any) -> Any:
+        def until_stopped(*arguments: Any, **options: Any) -> Any:
+            seen[0] += 1
+            if seen[0] > change:
+                raise StoppedHere
+            return function(*arguments, **options)
+
+        return until_stopped
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "rename", "unlink"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        try:
+            do()
+        except StoppedHere:
+            return True
+    return False
 
 
 def kill_loop(base: Path, work: Path, *arguments: object, every: int = 1) -> tuple[int, list[str]]:

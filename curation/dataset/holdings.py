@@ -12,18 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.constants import VIDEO_SUFFIXES
 from common.errors import InputError
 from common.ledger.forget import Keys, count_units, ledger_stages, output_texts, stage_units
+from common.parquet import reading_parquet
 from common.runs import RunFolder
 from common.shards.index import INDEX
 from curation.reporting.summary import SOURCES_FILE
-from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.remote import SAFE_ID
 
 Row = dict[str, Any]
 FOLDER, VERSIONS = "takedowns", "versions"
 OWN = ("ledger", "shards", FOLDER, VERSIONS)  # folders of the run that have removal code of their own
-PER_FRAME = "per_frame"  # as in `curation.job`
+PER_FRAME = "per_frame"  # what there is a value of per frame: scans and tracks
 # Temporary files of killed writers (`common.runs.atomic_write`, `common.clips.write_clips`).
 TORN = re.compile(r"\..+\.(tmp|unsorted)(\.\w+)?")
 SOURCE_STAGES = ("sweep", "download", "fetch", "probe", "scan", "tracks", "rebuild_fit")  # their units are videos
@@ -44,8 +45,7 @@ MANIFEST_FILES = ("video", "reference", "audio", "image")
 
 def find_holdings(run: RunFolder, video_id: str) -> Row:
     """What there is of a video: `clips` (ids), `files` and `tables` with rows of it (relative to the run), `paths` (of
-    its source, as recorded) and `counts` of what a takedown removes. Changes nothing. Raises InputError for a table
-    that cannot be read."""
+    its source, as recorded) and `counts` of what a takedown removes. Changes nothing. Raises DamagedFileError."""
     ledger, index = run.root / "ledger", run.root / "shards" / INDEX
     clip_rows = read_columns(run.clips_parquet, ("clip_id", "video_id"))
     shard_rows = read_columns(index, ("clip_id", "video_id"))
@@ -206,17 +206,12 @@ def _own_rows(file: Path, columns: Collection[str], key: str, values: Collection
 
 
 def read_columns(file: Path, columns: Collection[str]) -> pa.Table | None:
-    """Those of the columns that a Parquet file has; None without a file or any of them. Raises InputError."""
+    """Those of the columns that a Parquet file has; None without a file or any of them. Raises DamagedFileError."""
     if not file.exists():
         return None
-    try:
-        with pq.ParquetFile(file) as stored:
-            names = [name for name in columns if name in stored.schema_arrow.names]
-            return stored.read(names) if names else None
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            f"{file} cannot be read ({error}), so what it holds of a video is not known; write or delete it."
-        ) from error
+    with reading_parquet(file), pq.ParquetFile(file) as stored:
+        names = [name for name in columns if name in stored.schema_arrow.names]
+        return stored.read(names) if names else None
 
 
 def is_own(table: pa.Table, video_id: str, clips: Collection[str]) -> pa.ChunkedArray | None:
@@ -237,7 +232,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def count_rows(file: Path, video_id: str, clips: Collection[str]) -> int:
-    """The number of rows of a Parquet file that are this video's. Raises InputError."""
+    """The number of rows of a Parquet file that are this video's. Raises DamagedFileError."""
     table = read_columns(file, ("video_id", "clip_id"))
     marks = is_own(table, video_id, clips) if table else None
     return pc.sum(marks).as_py() or 0 if marks is not None else 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.constants import VIDEO_SUFFIXES
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage, no_effect
@@ -20,7 +21,6 @@ from curation.config import DownloadConfig
 from curation.dataset.content import hash_content
 from curation.dataset.versions import read_version
 from curation.download.fetch import fetch_sources
-from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.hdtf import fit_crops
 from curation.sources.remote import remote_row
 from curation.stages.cut import cut_row

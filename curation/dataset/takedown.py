@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
+from common.constants import VIDEO_SUFFIXES
 from common.ledger.forget import forget_units, messages_with
 from common.ledger.store import Ledger, Outcome, clean
 from common.runs import RunFolder, atomic_write, read_json, write_json
@@ -42,7 +43,6 @@ from curation.dataset.holdings import (
 )
 from curation.dataset.versions import withdraw
 from curation.decide.select import select
-from curation.sources.folder import VIDEO_SUFFIXES
 
 Row = dict[str, Any]
 
@@ -215,7 +215,10 @@ def _filter_table(file: Path, video_id: str, clips: Collection[str]) -> int:
 
 def _filter_fingerprints(file: Path, clips: Collection[str]) -> None:
     """Delete the lines of these clips from a file of `write_fingerprints`."""
-    lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
+    lines = []
+    if file.exists():
+        with file.open(encoding="utf-8") as opened:
+            lines = list(opened)
     remaining = [line for line in lines if json.loads(line)["unit"] not in clips]
     if len(remaining) < len(lines):
         with atomic_write(file) as temporary:

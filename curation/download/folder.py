@@ -6,12 +6,12 @@ A video appears there complete and checked or not at all; partial downloads are 
 from pathlib import Path
 from typing import Any
 
+from common.constants import VIDEO_SUFFIXES
 from common.media.index import Probe, probe
 from common.media.open import MediaError
 from common.runs import sha256_file, sync, write_json
 from common.sidecars import read_sidecar
 from curation.download.errors import Failure, FailureClass
-from curation.sources.folder import VIDEO_SUFFIXES
 from curation.sources.hdtf import fit_crops
 from curation.sources.remote import Row
 

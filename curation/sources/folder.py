@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.constants import VIDEO_SUFFIXES
 from common.errors import MissingFileError
 from curation.sources.remote import SourcesError
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
-)
 # A folder with this file holds what one of our commands made.
 OUR_MARK = Path("ledger", "format.json")
 # What commands write into a run folder; its drawn sources and whatever else lies there are not of them.

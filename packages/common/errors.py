@@ -52,7 +52,7 @@ REMEDIES = (
         r"shards/[^/]+",
         "delete the folder of the shards and run `omniavatar latents`; what is encoded already is taken from the cache",
     ),
-    (r"ledger/format\.json", 'write {"version": 2} into it, the format since the first release'),
+    (r"ledger/format\.json", "restore it from a copy, or move the ledger folder away to compute all again"),
     (r"ledger/[^/]+\.status\.json", "delete it; it only shows progress"),
     (r"ledger/[^/]+", "delete it and run the same command again; only the units it recorded are computed again"),
     (r"videos/manifest\.parquet", "delete it and run `omniavatar run --from generate`"),

@@ -21,6 +21,7 @@ from latents.job import encode_clips
 from pipelines.takedown import plan_lines, take_down
 from tests.curation.frozen import RULES, make_run, write_videos
 from tests.curation.withdrawn import draw_run
+from tests.kill_loop import stopped_at
 from tests.latents.conftest import encoder_folders
 
 __all__ = ["encoder_folders"]
@@ -114,31 +115,12 @@ def test_a_training_that_is_alive_is_said(tmp_path: Path) -> None:
     assert not any("training" in line for line in plan_lines(run, plan(run, "1")))
 
 
-class Stopped(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.parametrize("step", (0, 4, 8, 12, 16, 20, 22))
 def test_stopped_at_any_change_of_a_file_it_is_completed(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     whole, run = copy_of(finished, tmp_path / "whole"), copy_of(finished, tmp_path / "run")
     take_down(whole, "one", SelectConfig())
-    changes = [0]
-
-    def counted(change: Any) -> Any:
-        def until_stopped(*arguments: Any, **options: Any) -> Any:
-            changes[0] += 1
-            if changes[0] > step:
-                raise Stopped
-            return change(*arguments, **options)
-
-        return until_stopped
-
-    with monkeypatch.context() as patched:
-        for name in ("replace", "rename", "unlink"):
-            patched.setattr(os, name, counted(getattr(os, name)))
-        with pytest.raises(Stopped):
-            take_down(run, "one", SelectConfig())
+    assert stopped_at(step, monkeypatch, lambda: take_down(run, "one", SelectConfig()))
     take_down(run, "one", SelectConfig())
     assert contents(run) == contents(whole)

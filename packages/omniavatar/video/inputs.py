@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
+from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME, VIDEO_SUFFIXES
 from common.errors import InputError, MissingFileError
 from common.media.audio import read_audio
 from common.media.downmix import LONGEST_AUDIO
@@ -26,7 +26,6 @@ from omniavatar.video.isolated import decode
 SMALLEST_SIDE = 32
 LARGEST_SIDE = 4096  # more pixels than any size of the model can use; a larger image is averaged down on reading
 LARGEST_RATIO = 8.0
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 AAC_RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 
 

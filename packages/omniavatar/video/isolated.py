@@ -23,6 +23,7 @@ import numpy as np
 
 from common.errors import InputError, MissingFileError, UserError
 from common.media.open import MediaError, MediaFault
+from common.signals import exit_reason, oom_kills
 
 TIME_LIMIT = 300  # seconds for one file; four hours of sound take a quarter of it
 _START = "from omniavatar.video.isolated import serve; serve()"
@@ -48,6 +49,7 @@ class _Child:
         self.owner = os.getpid()
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
+        self.oom_kills = 0  # that the kernel had counted when the process started
         self.log: IO[bytes] = TemporaryFile()  # noqa: SIM115 - what native code says before it dies
         atexit.register(self.end)
 
@@ -71,6 +73,7 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         self.log.seek(0)
         self.log.truncate()
+        self.oom_kills = oom_kills()
         # -P: a file av.py in the working folder is not the library.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-P", "-c", _START]
@@ -89,7 +92,7 @@ class _Child:
         if -code == signal.SIGALRM:
             return DecoderStoppedError(f"{path} was not decoded within {TIME_LIMIT:g} s; convert or shorten the file.")
         if -code in (signal.SIGKILL, signal.SIGTERM):
-            return DecoderStoppedError(f"The decoder of {path} was killed, as a rule for lack of memory; try it again.")
+            return DecoderStoppedError(f"The decoder of {path} {exit_reason(code, self.oom_kills)}; try it again.")
         name = signal.Signals(-code).name
         return MediaError("unreadable", f"{path} cannot be decoded: its decoder crashed ({name}); convert the file.")
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import read_clips
-from common.errors import InputError
+from common.errors import DamagedFileError, InputError
 from common.ledger.store import Ledger, Outcome, ledger_rows
 from common.runs import RunFolder
 from curation.config import SelectConfig
@@ -193,6 +193,6 @@ def test_a_table_that_cannot_be_read_stops_it_before_anything_went(tmp_path: Pat
     run = draw_run(tmp_path, ["a.mp4", "b.mp4"])
     write(run.root / "export.parquet", "no table")
     before = files_of(run)
-    with pytest.raises(InputError, match="export.parquet cannot be read"):
+    with pytest.raises(DamagedFileError, match="export.parquet is damaged"):
         begin(run, "a.mp4")
     assert files_of(run) == before and not (run.root / "takedowns").exists()

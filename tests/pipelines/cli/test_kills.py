@@ -2,9 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from curation.config import SelectConfig
 from curation.decide.reselect import reselect
 from eval.sets.catalog import TestClip, TestSet, write_test_set
 from tests.curation.withdrawn import FINGERPRINT, clip_of, draw_run
-from tests.kill_loop import held, kill_loop
+from tests.kill_loop import held, kill_loop, stopped_at
 from tests.pipelines.test_takedown import encoder_folders, finished
 
 __all__ = ["encoder_folders", "finished"]
@@ -70,33 +68,6 @@ def test_a_takedown_of_many_kinds_of_files_killed_at_any_change(tmp_path: Path) 
             log.append((clip_of(video), "y"), Outcome(clip_of(video), "failed"))
     kills, differences = kill_loop(tmp_path / "base", tmp_path, "takedown", "--run", "{}/run", "--", "1")
     assert differences == [] and kills >= 20
-
-
-class Stopped(BaseException):
-    """Stands for the end of the process."""
-
-
-def stopped_at(change: int, monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> bool:
-    """Whether `do` was stopped before its `change`-th rename or removal of a file."""
-    seen = [0]
-
-    def counted(function: Any) -> Any:
-        def until_stopped(*arguments: Any, **options: Any) -> Any:
-            seen[0] += 1
-            if seen[0] > change:
-                raise Stopped
-            return function(*arguments, **options)
-
-        return until_stopped
-
-    with monkeypatch.context() as patched:
-        for name in ("replace", "rename", "unlink"):
-            patched.setattr(os, name, counted(getattr(os, name)))
-        try:
-            do()
-        except Stopped:
-            return True
-    return False
 
 
 def test_reselect_stopped_at_any_change_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
