@@ -3,6 +3,7 @@
 Imports nothing but the standard library before the check: the package it is about may be the one imported.
 """
 
+import atexit
 import importlib.util
 import os
 import signal
@@ -45,9 +46,13 @@ def foreign_package() -> str:
 
 def end_on_signals() -> None:
     """Before the command begins and after it has ended a stop signal ends the process without a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(STOPPED))
+    # Registered first, so called last: after that Python takes its handlers away, and one more signal, as schedulers
+    # send it, would hide the exit code that the command has ended with. Not blocked: that holds for one thread alone.
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
 
 
 def main() -> None:
