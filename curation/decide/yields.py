@@ -161,7 +161,7 @@ def draw_yield(table: pa.Table, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = _axes_of(table)
-    if len(names) > 2 or path.suffix not in (".png", ".svg"):
+    if len(names) > 2 or path.suffix.lower() not in (".png", ".svg"):
         raise InputError(
             f"{path} for {len(names)} thresholds cannot be drawn; expected a .png or .svg of one or two thresholds."
         )
@@ -176,7 +176,7 @@ def draw_yield(table: pa.Table, path: Path) -> None:
         _draw_map(axes[0], names, across, others, hours)
     FigureCanvasAgg(figure)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(temporary, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
 def _draw_curves(

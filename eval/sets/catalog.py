@@ -171,7 +171,9 @@ def read_test_set(path: Path) -> TestSet:
         wrong = next((clip.clip_id for clip in clips if not CLIP_ID.fullmatch(clip.clip_id)), None)
         if wrong is not None:
             raise ValueError(f"clip id {wrong!r} is not 1 to 40 letters, digits and - . _")
-        test_set, expected = TestSet(about["name"], about["rule"], about["seed"], tuple(clips)), about["sha256"]
+        test_set, expected = TestSet(about["name"], about["rule"], about["seed"], tuple(clips)), str(about["sha256"])
+    except ListError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ListError(
             f"{path} is no list of a test set ({error}); expected one that `write_test_set` made."

@@ -307,7 +307,8 @@ def hash_path(path: Path | str) -> str:
 def _hash_folder(folder: Path, selected: Callable[[Path], bool]) -> str:
     digest = hashlib.sha256()
     for file in sorted(item for item in folder.rglob("*") if item.is_file() and selected(item)):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{sha256_file(file)}\n".encode())
+        name = os.fsencode(file.relative_to(folder).as_posix())  # which need not be UTF-8
+        digest.update(name + f"\0{sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
 

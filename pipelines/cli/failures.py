@@ -46,8 +46,8 @@ def run_command(command: Callable[[], object]) -> int:
         return end.exit_code
     except BrokenPipeError as error:
         return CLOSED_PIPE_EXIT if _reader_has_gone() else _end_bug(error)
-    except SystemExit as end:  # rich's, on a closed pipe
-        return CLOSED_PIPE_EXIT if end.code == 1 else int(end.code or 0)
+    except SystemExit as end:  # of a library: rich turns a closed pipe into one
+        return CLOSED_PIPE_EXIT if isinstance(end.__context__, BrokenPipeError) else _end_exit(end)
     except (typer.Abort, KeyboardInterrupt) as stop:
         return _end(_stopped(stop), UNFINISHED)
     except TyperException as error:
@@ -113,6 +113,13 @@ def _stopped(stop: BaseException) -> str:
     logs = logs_folder.get()
     notes = getattr(stop, "__notes__", None) or [f"what is finished is kept{f' in {logs.parent}' if logs else ''}"]
     return f"stopped by {signal_name}: {'; '.join(notes)}; run the same command again to go on"
+
+
+def _end_exit(end: SystemExit) -> int:
+    """The exit code of `sys.exit`, which takes a number, nothing for 0, or a sentence for 1."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    return _end(f"error: {end.code}", ERROR_EXIT, end)
 
 
 def _end_stopped() -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.cli.failures import logs_folder
+from pipelines.cli.options import existing_run
 from pipelines.cli.output import show
 
 if TYPE_CHECKING:
@@ -20,10 +21,14 @@ def run_flow(
     # Imported here: torch and its friends take seconds that `--help` should not wait for.
     from common.locks import hold_run
     from common.runs import RunFolder
+    from pipelines.dag import STEPS, used_roles
     from pipelines.recipe import read_recipe
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
+    used_roles(STEPS, first, last)  # a wrong name of a step is reported before a folder is made
+    if first not in ("", STEPS[0].name) and not recipe.mirror:  # which an earlier step is to have written to
+        existing_run(folder.root)
     with hold_run(folder.root, f"omniavatar {first if first and first == last else 'run'}"):
         logs_folder.set(folder.logs)
         _run_steps(recipe, folder, first, last, force)

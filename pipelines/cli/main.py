@@ -1,5 +1,6 @@
 """The `omniavatar` command line: a command per step of the flow, and the whole flow as `run`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +26,14 @@ from pipelines.cli.options import (
     RunOption,
     SetOption,
     VerboseOption,
+    check_utf8,
     executor_settings,
     existing_run,
     not_a_file,
     pairs,
     within,
 )
+from pipelines.cli.output import show
 from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
 
@@ -41,7 +44,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def demo(run: RunOption = None, settings: SetOption = None, verbose: VerboseOption = False) -> None:
     """Raw videos to a measured avatar video on the small world; ends with the path of the report."""
     setup_logging(verbose)
-    print("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains from nothing.")
+    show("This demo fine-tunes the shipped small adapter for a few steps; `omniavatar miniature` trains from nothing.")
     run_flow("demo", run, settings)
 
 
@@ -122,7 +125,7 @@ def train(
     device = named_device(gpu) if gpu else this_device()
     shards = (run or Path("runs") / chosen.name) / "shards"
     forecast = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
-    print("\n".join(plan_lines(forecast)))
+    show("\n".join(plan_lines(forecast)))
 
 
 @app.command(rich_help_panel=RUN)
@@ -144,11 +147,11 @@ def query(
     from common.query import catalogue_lines, run_query, table_lines
 
     if not sql:
-        return print("\n".join(catalogue_lines()))
+        return show("\n".join(catalogue_lines()))
     named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "NAME=VALUE", "omniavatar query clip id=ID"))
     if missing := sorted(set(QUERIES[sql].values) - set(named)) if sql in QUERIES else []:
         raise typer.BadParameter(f"'{sql}' asks about one {missing[0]}; write omniavatar query {sql} {missing[0]}=...")
-    print("\n".join(table_lines(run_query(run, sql, named, write))))
+    show("\n".join(table_lines(run_query(run, sql, named, write))))
 
 
 @app.command(rich_help_panel=RUN)
@@ -159,7 +162,7 @@ def db(
     from common.query import write_database
 
     database = write_database(run)
-    print(f"{database}\nopen it with any DuckDB client, e.g.: duckdb -readonly {database.resolve()}")
+    show(f"{database}\nopen it with any DuckDB client, e.g.: duckdb -readonly {database.resolve()}")
 
 
 model_commands = typer.Typer()
@@ -184,7 +187,7 @@ def list_models(
 
         named = read_recipe(recipe, tuple(settings or ())).named_models()
     published = read_published()
-    print("\n".join([*role_lines(published, named), "", *entry_lines(published)]))
+    show("\n".join([*role_lines(published, named), "", *entry_lines(published)]))
 
 
 @models_app.command("fetch")
@@ -205,8 +208,8 @@ def fetch_models(
 
     published = read_published()
     entries = {name: published[name] for name in choose(names, published)}
-    print("\n".join(licence_lines(entries)), flush=True)
-    print("\n".join(recipe_lines(fetch(entries, to, accept))))
+    show("\n".join(licence_lines(entries)), flush=True)
+    show("\n".join(recipe_lines(fetch(entries, to, accept))))
 
 
 @models_app.command("check")
@@ -220,7 +223,7 @@ def check_models(
     from pipelines.recipe import read_recipe
 
     findings = check(read_recipe(recipe, tuple(settings or ())).named_models(), content)
-    print("\n".join(line for finding in findings for line in finding.lines()))
+    show("\n".join(line for finding in findings for line in finding.lines()))
     if any(finding.problems for finding in findings):
         raise typer.Exit(1)
 
@@ -243,7 +246,7 @@ def export_model(
     from pipelines.recipe import read_recipe
 
     paths = read_recipe(recipe, tuple(settings or ())).named_models()
-    print("\n".join([*export(role, layout, paths, to, getattr(torch, dtype) if dtype else None).lines(), str(to)]))
+    show("\n".join([*export(role, layout, paths, to, getattr(torch, dtype) if dtype else None).lines(), str(to)]))
 
 
 @model_commands.command(rich_help_panel=MODELS)
@@ -264,7 +267,7 @@ def miniature(
         from pipelines.small_world import train_everything
 
         train_everything(out, scale)
-    print(out)
+    show(out)
 
 
 app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
@@ -282,6 +285,7 @@ def _invoke() -> object:
     # Not `app()`, which ends on Ctrl-C and on a closed pipe by itself, without a word of ours.
     command = typer.main.get_command(app)
     with command.make_context("omniavatar", sys.argv[1:]) as context:
+        check_utf8([*sys.argv[1:], os.getcwd()])
         return command.invoke(context)
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share, each defined once, and the groups that `--help` sorts the commands into."""
 
-from collections.abc import Callable
-from os.path import exists, isdir, isfile
+from collections.abc import Callable, Iterable
+from os.path import exists, isdir, isfile, realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +13,20 @@ from common.ranges import Range
 RUN, CURATE, TRAIN, GENERATE, EVALUATE, MODELS = "Run", "Curate", "Train", "Generate", "Evaluate", "Models"
 
 
-def _check_name(folder: Path) -> None:
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter(f"the name {str(folder)!r} is not UTF-8; rename the folder.") from error
+def check_utf8(texts: Iterable[str]) -> None:
+    """Raise a usage error unless what a command is given is UTF-8: tables, JSON and DuckDB hold nothing else, so a name
+    in another encoding would fail when it is written down, after the work."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file or folder, or correct the text.") from error
 
 
 def existing_run(run: Path | None) -> Path | None:
     """Callback of an option: the folder of a run that is there."""
     if run is not None:
-        _check_name(run)
+        check_utf8([realpath(run)])
     if run is not None and not isdir(run):  # not Path.is_dir, which raises for a name that is too long
         raise MissingFileError(f"There is no run folder at {run}; give the folder that a run has written to.")
     return run
@@ -39,7 +42,7 @@ def existing_file(path: Path) -> Path:
 def not_a_file(folder: Path | None) -> Path | None:
     """Callback of an option: a folder to write, which may be there."""
     if folder is not None:
-        _check_name(folder)
+        check_utf8([realpath(folder)])  # a link may lead to another name
     if folder is not None and exists(folder) and not isdir(folder):
         raise typer.BadParameter(f"{folder} is a file; give a folder.")
     return folder

@@ -3,6 +3,6 @@
 from common.text import printable
 
 
-def show(text: object) -> None:
+def show(text: object, *, flush: bool = False) -> None:
     """Print a text or a path; what names and messages of others hold of control characters is spelled out."""
-    print(printable(str(text)))
+    print(printable(str(text)), flush=flush)
