@@ -273,8 +273,9 @@ class SelectConfig:
     than `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by
     the active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data
     set's point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a video counts as still;
-    frames that do change must come at `min_fps`. `test_share` of the videos, drawn by a hash of their id and
-    `split_seed`, become the test split with all their clips.
+    frames that do change must come at `min_fps`. `reject_generated`: videos that say of themselves that a model made
+    them are refused, for a model trained on them learns the faults of others. `test_share` of the videos, drawn by a
+    hash of their id and `split_seed`, become the test split with all their clips.
     """
 
     min_seconds: float = 3.0
@@ -295,6 +296,7 @@ class SelectConfig:
     max_text_area_pct: Percent = 0.7
     max_static_pct: Percent = 80.0
     min_fps: float = 20.0
+    reject_generated: bool = True
     test_share: Share = 0.1
     split_seed: int = 0
 

@@ -36,6 +36,11 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
         TEXT,
         "transfer of the source's colours; smpte2084 (PQ), arib_std_b67 (HLG) are HDR; null = unstated",
     ),
+    (
+        "generated",
+        TEXT,
+        "IPTC digital source type by which the source says that a model made it, such as trainedAlgorithmicMedia",
+    ),
     ("audio_rate", INT, "sample rate of the source's audio, Hz"),
     ("video_start_pts", REAL, "start time of the video stream, seconds"),
     ("audio_start_pts", REAL, "start time of the audio stream, seconds"),

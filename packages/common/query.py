@@ -27,7 +27,7 @@ from common.ledger.tables import (
     quoted,
     sql_path,
 )
-from common.parquet import check_parquet, name_damaged
+from common.parquet import check_parquet, name_damaged, read_schema
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
@@ -306,7 +306,7 @@ def materialise(run_root: Path | str) -> None:
     with connection_beside(copy.parent) as connection, atomic_write(copy) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed run was writing is no database
         connection.execute(f"ATTACH {sql_path(temporary)} AS copy")
-        connection.execute(f"CREATE TABLE copy.clips AS SELECT * FROM read_parquet({sql_path(table)})")
+        connection.execute(f"CREATE TABLE copy.clips AS {_whole_rows(connection, table, CLIP_SCHEMA)}")
         connection.execute("DETACH copy")
     for old in copy.parent.glob("clips-*.duckdb"):
         if old != copy:
@@ -317,7 +317,7 @@ def _copy(root: Path) -> Path:
     """Where the copy of the clip table is, if it is of the table as it is now."""
     table = root / "clips.parquet"
     stamp = (table.stat().st_size, table.stat().st_mtime_ns) if table.exists() else ()
-    return root / "cache" / f"clips-{fingerprint(stamp)}.duckdb"
+    return root / "cache" / f"clips-{fingerprint([stamp, CLIP_SCHEMA.names])}.duckdb"
 
 
 def _attach_copy(connection: duckdb.DuckDBPyConnection, root: Path) -> bool:
@@ -335,7 +335,7 @@ def _parquet_view(connection: duckdb.DuckDBPyConnection, name: str, file: Path, 
         if b"format" in (schema.metadata or {}):
             check_table_format(file, schema)
         check_parquet([file])
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({sql_path(file)})")
+        connection.execute(f"CREATE VIEW {name} AS {_whole_rows(connection, file, schema)}")
     else:
         _empty_view(connection, name, schema)
 
@@ -355,8 +355,20 @@ def _steps_view(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> Non
 
 
 def _empty_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
+    connection.execute(f"CREATE VIEW {name} AS SELECT {', '.join(_nulls(connection, schema))} WHERE false")
+
+
+def _whole_rows(connection: duckdb.DuckDBPyConnection, file: Path, schema: pa.Schema) -> str:
+    """A query for the rows of a file, with null in columns that were added to its schema after it was written."""
+    stored = read_schema(file).names
+    added = _nulls(connection, pa.schema([field for field in schema if field.name not in stored]))
+    return f"SELECT {', '.join(['*', *added])} FROM read_parquet({sql_path(file)})"
+
+
+def _nulls(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list[str]:
+    if not schema.names:
+        return []
     connection.register("empty", schema.empty_table())
     types = {column: kind for column, kind, *_ in connection.sql("DESCRIBE empty").fetchall()}
     connection.unregister("empty")
-    columns = ", ".join(f'NULL::{kind} AS "{column}"' for column, kind in types.items())
-    connection.execute(f"CREATE VIEW {name} AS SELECT {columns} WHERE false")
+    return [f'NULL::{kind} AS "{column}"' for column, kind in types.items()]

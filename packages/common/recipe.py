@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def _load_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node)  # before values are made of it: merge keys write out their aliases
+        _check_nodes(node)  # before values are made of it: merge keys write out their aliases
         return loader.construct_document(node)
     except RecursionError as error:
         raise _OwnYamlError(f"it is nested deeper than {MOST_LEVELS} levels") from error
@@ -88,8 +89,9 @@ def _load_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def _check_size(root: yaml.Node) -> None:
-    """Raise YAMLError for more values than a recipe has, with every alias written out, or for too many levels."""
+def _check_nodes(root: yaml.Node) -> None:
+    """Raise YAMLError for more values than a recipe has, with every alias written out, for too many levels, and for
+    text that is none."""
     waiting, count = [(root, 1)], 0
     while waiting:
         node, level = waiting.pop()
@@ -102,6 +104,8 @@ def _check_size(root: yaml.Node) -> None:
             waiting += [(each, level + 1) for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(each, level + 1) for each in node.value]
+        elif not node.value.isprintable() and re.search("[\ud800-\udfff]", node.value):
+            raise _OwnYamlError("it holds half a surrogate pair, which no file can store")
 
 
 def _find(name: str, beside: Path, search: Sequence[Path]) -> Path:

@@ -20,7 +20,7 @@ def check_utf8(texts: Iterable[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file or folder, or correct the text.") from error
+            raise typer.BadParameter(f"{text!r} is not UTF-8; rename the file, or correct the text.") from error
 
 
 def existing_run(run: Path | None) -> Path | None:

@@ -18,6 +18,7 @@ from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
 from common.media.display import HDR, WIDE_GAMUT, orientation, square_size, transfer
+from common.media.marks import marks_of
 from common.media.open import (
     MAX_PIXELS,
     STILLS,
@@ -51,7 +52,8 @@ class Probe:
     with square pixels; audio is the track that players play. `color_transfer` is ffmpeg's name (see
     `common.media.display.transfer`), "" where none is stated. `presentation` says in words what sets the file apart
     from one track of each kind as it is stored, "" for nothing. `interlaced` says that the first image was stored as
-    two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
+    two fields. `generated` is the IPTC's digital source type where the file says that a model made it, in whole or in
+    part (see `common.media.marks`), else "". Codec names are ffmpeg's: h264, hevc, vp9, av1.
     """
 
     duration: float
@@ -72,6 +74,7 @@ class Probe:
     interlaced: bool
     color_transfer: str
     presentation: str
+    generated: str
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ def _describe(
         interlaced=bool(first_frame.interlaced_frame),
         color_transfer=transfer(first_frame),
         presentation=presentation,
+        generated=marks_of(container, container.name).get("digitalSourceType", "").rpartition("/")[2],
     )
 
 
