@@ -30,7 +30,7 @@ class _ProbeFields(TypedDict, total=False):
     interlaced: bool
     color_transfer: str
     presentation: str
-    generated: str  # only where the file says so
+    digital_source_type: str  # only where the file says so
 
 
 class SourceRow(_ProbeFields, total=False):
@@ -97,7 +97,7 @@ class ClipRow(TypedDict, total=False):
     crop: list[int] | None
     codec: str
     color_transfer: str | None
-    generated: str | None
+    digital_source_type: str | None
     audio_rate: int
     video_start_pts: float
     audio_start_pts: float

@@ -33,7 +33,7 @@ FILE_REASONS = frozenset({"unreadable", "truncated", "not_a_video", "unsupported
 FAULTS = {
     "too_short": "duration < {min_seconds}",
     "too_long": "duration > {max_seconds}",
-    "generated": "generated IS NOT NULL AND {reject_generated} = 1",
+    "generated": "digital_source_type IS NOT NULL AND {reject_generated} = 1",
     # A slow video stored at 25 fps repeats frames; a still image repeats them too, but has its own reason.
     "low_frame_rate": """fps_src * (CASE WHEN coalesce(static_pct, 0) > {max_static_pct} THEN 1
                          ELSE 1 - coalesce(static_pct, 0) / 100 END) < {min_fps}""",

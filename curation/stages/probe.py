@@ -41,8 +41,8 @@ class ProbeStage(Stage[SourceRow]):
         except MediaError as error:
             return Outcome(row["unit"], "rejected", REASONS.get(error.kind, error.kind), str(error))
         outputs = asdict(described) | {"sha256": sha256_file(row["path"])}
-        if not described.generated:  # as of almost every video; rows of filmed ones stay as they were before
-            del outputs["generated"]
+        if not described.digital_source_type:  # as of almost every video; rows of filmed ones stay as they were before
+            del outputs["digital_source_type"]
         outputs |= {"audio_span": audio_span} if (audio_span := _audio_span(described)) else {}
         if not described.has_audio:
             message = f"{row['path']} has no sound; expected a talking person."

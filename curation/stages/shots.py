@@ -61,7 +61,7 @@ def source_fields(source: SourceRow) -> ClipRow:
         "height": source["height"],
         "codec": source["codec"],
         "color_transfer": source.get("color_transfer") or None,
-        "generated": source.get("generated"),
+        "digital_source_type": source.get("digital_source_type"),
         "audio_rate": source["audio_rate"],
         "video_start_pts": round(source["video_start"], 6),
         "audio_start_pts": round(source["audio_start"], 6),

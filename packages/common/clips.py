@@ -37,9 +37,9 @@ CLIP_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
         "transfer of the source's colours; smpte2084 (PQ), arib_std_b67 (HLG) are HDR; null = unstated",
     ),
     (
-        "generated",
+        "digital_source_type",
         TEXT,
-        "IPTC digital source type by which the source says that a model made it, such as trainedAlgorithmicMedia",
+        "where the source says that a model made it: the IPTC's term, such as trainedAlgorithmicMedia; else null",
     ),
     ("audio_rate", INT, "sample rate of the source's audio, Hz"),
     ("video_start_pts", REAL, "start time of the video stream, seconds"),

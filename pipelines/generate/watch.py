@@ -16,6 +16,7 @@ import numpy as np
 from common.clips import read_clips
 from common.constants import FPS
 from common.errors import UserError
+from common.locks import hold_run
 from common.progress import MetricLog, progress
 from common.runs import RunFolder, hash_path
 from eval.config import SyncRules
@@ -42,10 +43,22 @@ def watch(
 ) -> None:
     """Sample every exported adapter of `run`, the oldest first, then those exported later, until `stop()` is true.
 
-    `models` holds the roles of generation, `sync_scorer` and optionally `face_detector`. Raises NothingToSampleError
-    and what the loaders of the weights raise.
+    `models` holds the roles of generation, `sync_scorer` and optionally `face_detector`. Raises NothingToSampleError,
+    RunHeldError where another `watch` samples this run, and what the loaders of the weights raise.
     """
     clips = held_out(run, config)
+    with hold_run(run.videos / "samples", "omniavatar watch"):  # not the run, which the training holds
+        _sample_until(stop, clips, config, sampling, models, run)
+
+
+def _sample_until(
+    stop: Callable[[], bool],
+    clips: Sequence[Mapping[str, Any]],
+    config: SamplesConfig,
+    sampling: GenerateConfig,
+    models: Mapping[str, Path | None],
+    run: RunFolder,
+) -> None:
     import torch
 
     from pipelines.training_curves import draw_training_curves

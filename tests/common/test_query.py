@@ -147,6 +147,20 @@ def test_a_copy_answers_only_for_the_table_it_was_made_of(tmp_path: Path) -> Non
     assert run_query(tmp_path, "SELECT count(*) AS n FROM clips")["n"].to_pylist() == [60]
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_column_added_after_a_table_was_written_is_null(tmp_path: Path, copied: bool) -> None:
+    write_clips(tmp_path / "clips.parquet", scored(3))
+    table = pq.read_table(tmp_path / "clips.parquet")
+    pq.write_table(table.drop_columns(["digital_source_type", "run_id"]), tmp_path / "clips.parquet")
+    if copied:
+        materialise(tmp_path)
+    counted = run_query(
+        tmp_path, "SELECT count(*) AS n FROM clips WHERE digital_source_type IS NULL AND run_id IS NULL"
+    )
+    assert counted["n"][0].as_py() == 3
+    assert sorted(run_query(tmp_path, "FROM clips").column_names) == sorted(CLIP_SCHEMA.names)
+
+
 def test_views_are_described_with_every_column_they_have(tmp_path: Path) -> None:
     with connect(tmp_path) as connection:
         for name, view in VIEWS.items():

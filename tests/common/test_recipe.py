@@ -209,6 +209,12 @@ def test_a_recipe_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "r.yaml", Recipe)
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text('{name: "a\\uDCE9"}')
+    with pytest.raises(RecipeError, match="half a surrogate pair"):
+        load_recipe(tmp_path / "r.yaml", Recipe)
+
+
 def test_absent_recipe_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, folder="train: {steps: 1}", demo="train: {steps: 1}")
     with pytest.raises(FileNotFoundError, match="no recipe 'demmo'; did you mean 'demo'"):

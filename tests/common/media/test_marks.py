@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from common.media.marks import SOURCE_TYPE, XMP_BOX, is_generated, mark_tags, read_marks
+from common.media.marks import C2PA_UUID, SOURCE_TYPE, VOCABULARY, XMP_BOX, is_generated, mark_tags, read_marks
 from common.media.video import read_video
 from common.media.write import write_video
 
@@ -63,6 +63,26 @@ def test_another_program_s_mark_is_understood(tmp_path: Path) -> None:
     assert read_marks(tmp_path / "tag.mp4") == {"digitalSourceType": composite}
     assert read_marks(tmp_path / "xmp.mp4") == {"digitalSourceType": SOURCE_TYPE}
     assert read_marks(tmp_path / "filmed.mp4") == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [("trainedAlgorithmicMedia", True), ("compositeWithTrainedAlgorithmicMedia", True), ("digitalCapture", False)],
+)
+def test_a_manifest_of_c2pa_is_understood(tmp_path: Path, kind: str, found: bool) -> None:
+    url = f"http://cv.iptc.org/newscodes/digitalsourcetype/{kind}".encode()
+    manifest = (
+        bytes(4)
+        + b"manifest\0"
+        + bytes(8)
+        + b"jumbf\xa2qdigitalSourceTypex"
+        + bytes([len(url)])
+        + url
+        + b"kdescription"
+    )
+    box = (24 + len(manifest)).to_bytes(4, "big") + b"uuid" + C2PA_UUID + manifest
+    write_video(tmp_path / "a.mp4", FRAMES, None, boxes=box)
+    assert read_marks(tmp_path / "a.mp4") == ({"digitalSourceType": VOCABULARY + kind} if found else {})
 
 
 def test_what_is_no_video_has_no_marks(marked: Path, tmp_path: Path) -> None:

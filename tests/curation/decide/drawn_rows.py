@@ -17,7 +17,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sync_offset_first": (-2, 0, 1), "sync_offset_last": (0, 2, 3), "sync_drift": (-3, 0, 1, 2, 4),
     "sync_drift_c": (3.9, 4.0, 6.0), "lip_motion": (0.39, 0.4, 2.0), "xy_agreement": (0.0, 0.15, 0.16),
     "iqa_1to5": (2.59, 2.6, 3.3, 4.0), "dup_group": ("c000001", "c000002"), "test_overlap": ("ref",),
-    "caption": ("One speaks.",),
+    "caption": ("One speaks.",), "digital_source_type": ("trainedAlgorithmicMedia",),
     "reasons": (["too_long"], ["truncated"], ["low_sync", "failed sync"], []), "decision": ("rejected", "failed"),
 }  # fmt: skip
 DRIFT = ("sync_offset_first", "sync_offset_last", "sync_drift", "sync_drift_c")

@@ -40,11 +40,19 @@ def test_a_good_clip_is_kept() -> None:
     assert decide() == ("kept", [])
 
 
+def test_generated_videos_are_kept_where_the_recipe_says_so() -> None:
+    assert decide(replace(CONFIG, reject_generated=False), digital_source_type="trainedAlgorithmicMedia") == (
+        "kept",
+        [],
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"duration": 2.96}, "too_short"),
         ({"duration": 20.04}, "too_long"),
+        ({"digital_source_type": "compositeSynthetic"}, "generated"),
         ({"fps_src": 15.0}, "low_frame_rate"),
         ({"static_pct": 40.0}, "low_frame_rate"),
         ({"height": 60}, "low_resolution"),

@@ -5,10 +5,13 @@ from pathlib import Path
 import av
 import pytest
 
+from common.media.marks import SOURCE_TYPE
+from common.media.write import write_video
 from curation.stages.cut import CutStage
 from curation.stages.probe import ProbeStage
 from curation.stages.scan import ScanStage
 from tests.common.media.test_display import write_tape
+from tests.common.media.test_marks import copied
 from tests.curation.conftest import draw_talk, write_talk
 
 
@@ -41,6 +44,16 @@ def test_unusable_files_are_refused_for_what_they_are(good: Path, tmp_path: Path
         "mute": ("rejected", "no_audio"),
     }
     assert all(f"{name}.mp4" in outcome.message for name, outcome in outcomes.items())
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("mp4", SOURCE_TYPE), ("mkv", SOURCE_TYPE), ("mp4", "")])
+def test_a_source_that_a_model_made_is_kept_here_and_told(tmp_path: Path, suffix: str, kind: str) -> None:
+    talk = draw_talk(1, 0.2)
+    tags = {"digitalSourceType": kind} if kind else {"comment": "filmed"}
+    write_video(tmp_path / "a.mp4", talk.frames, talk.audio, tags=tags)
+    outcome = probed(copied(tmp_path / "a.mp4", tmp_path / f"b.{suffix}", movflags="use_metadata_tags"))
+    assert outcome.state == "kept"
+    assert outcome.outputs.get("digital_source_type") == ("trainedAlgorithmicMedia" if kind else None)
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:

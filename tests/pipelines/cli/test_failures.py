@@ -96,13 +96,41 @@ def test_a_wrong_option_is_one_sentence():
         ("models list --set a=b", "--recipe"),
         ("status --run r\udcff", "is not UTF-8"),
         ("curate --run r\udcff", "is not UTF-8"),
+        ("curate --run LINK", "is not UTF-8"),
+        ("query x --run r\udcff", "is not UTF-8"),
+        ("eval compare r\udcff x", "is not UTF-8"),
+        ("generate --prompt caf\udce9 --seconds 1", "is not UTF-8"),
+        ("models export --role vae --layout diffusers --to x\udcff", "is not UTF-8"),
+        ("curate --set sources.path=s\udcff", "is not UTF-8"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_2(arguments, words, tmp_path):
     (tmp_path / "file").write_text("x")
-    done = run_here(*arguments.replace("RUN", str(tmp_path)).split())
+    (tmp_path / "link").symlink_to(tmp_path / "r\udcff")
+    done = run_here(*arguments.replace("RUN", str(tmp_path)).replace("LINK", str(tmp_path / "link")).split())
     assert done.returncode == 2 and words in done.stderr and "\n" not in done.stderr
     assert done.stderr.startswith("error: ") and not done.stdout
+
+
+def test_a_current_folder_that_is_not_utf8_is_told(monkeypatch, tmp_path):
+    (tmp_path / "r\udcff").mkdir()
+    monkeypatch.chdir(tmp_path / "r\udcff")
+    done = run_here("query")
+    assert done.returncode == 2 and "is not UTF-8" in done.stderr
+    assert run_here("--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"), [(1, (1, "")), (3, (3, "")), (None, (0, "")), ("no driver", (1, "error: no driver"))]
+)
+def test_an_exit_of_a_library_keeps_its_code(code, ends, failing):
+    assert failing(SystemExit(code))[::2] == ends
+
+
+def test_an_exit_that_rich_makes_of_a_closed_pipe_is_141(failing):
+    end = SystemExit(1)
+    end.__context__ = BrokenPipeError()
+    assert failing(end).returncode == 141
 
 
 @pytest.mark.parametrize("arguments", [(), ("models",), ("shards",)])
@@ -119,6 +147,13 @@ def test_without_arguments_there_is_the_help_and_2(arguments):
         ("curves --run RUN/none", "no run folder at"),
         ("eval report --run RUN/none", "no run folder at"),
         ("status --run " + "x" * 300, "no run folder at"),
+        ("latents --run RUN/none", "no run folder at"),
+        ("train --run RUN/none", "no run folder at"),
+        ("generate --run RUN/none", "no run folder at"),
+        ("eval --run RUN/none", "no run folder at"),
+        ("eval run --run RUN/none", "RUN/none"),
+        ("run --from train --to train --run RUN/none", "no run folder at"),
+        ("run --from none --run RUN/none", "no step 'none'"),
         ("yield --run RUN --grid min_iqa=1:inf:1", "cannot be read"),
         ("yield --run RUN --grid min_iqa=nan", "cannot be read"),
         ("yield --run RUN --grid min_iqa=0:1e9:1e-9", "expected at most"),
@@ -133,7 +168,7 @@ def test_without_arguments_there_is_the_help_and_2(arguments):
 def test_a_path_or_a_number_that_is_wrong_is_one_sentence_and_1(arguments, words, tmp_path):
     (tmp_path / "file").write_bytes(b"\x89PNG\xff")
     done = run_here(*arguments.replace("RUN", str(tmp_path)).split())
-    assert done.returncode == 1 and words in done.stderr and "\n" not in done.stderr
+    assert done.returncode == 1 and words.replace("RUN", str(tmp_path)) in done.stderr and "\n" not in done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

@@ -6,6 +6,7 @@ import cv2
 import pytest
 
 from common.executors.config import ExecutorConfig
+from common.locks import RunHeldError
 from common.media.marks import read_marks
 from common.media.video import read_video
 from common.progress import MetricLog
@@ -15,6 +16,7 @@ from pipelines.config import DrawnConfig, SamplesConfig
 from pipelines.drawn import draw_kept_clips
 from pipelines.generate.watch import NothingToSampleError, exported, watch
 from pipelines.recipe import read_recipe
+from tests.common.test_locks import holder
 
 SAMPLING = replace(read_recipe("demo").generate, steps=2, text_guidance=1.0, audio_guidance=1.0)
 CONFIG = SamplesConfig(clips=2, frames=28)
@@ -49,6 +51,13 @@ def test_the_videos_are_there_to_be_looked_at(run):
     assert [video.parent.name for video in videos] == ["right", "right", "swapped", "swapped"]
     assert read_video(videos[0]).shape == (28, 64, 64, 3)
     assert cv2.imread(str(run.report / "training.png")).shape[1] > 800
+
+
+def test_a_second_one_is_told_who_samples_the_run(run):
+    process = holder(run.videos / "samples")
+    with pytest.raises(RunHeldError, match="samples is being written by omniavatar curate"):
+        watch(CONFIG, SAMPLING, model_paths(), run, stop=lambda: True)
+    process.communicate("")
 
 
 def test_it_goes_on_behind_what_was_sampled(run):
