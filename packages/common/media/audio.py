@@ -96,4 +96,6 @@ def _resample(samples: np.ndarray, stored_rate: int, rate: int) -> np.ndarray:
         return samples
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
     frame = audio_frame(samples, stored_rate, 0)
-    return np.concatenate([part.to_ndarray()[0] for part in chain(resampler.resample(frame), resampler.resample(None))])
+    parts = [part.to_ndarray()[0] for part in chain(resampler.resample(frame), resampler.resample(None))]
+    # Of one or two samples the resampler may make nothing.
+    return np.concatenate(parts) if parts else np.zeros(max(1, round(len(samples) * rate / stored_rate)), np.float32)

@@ -153,3 +153,10 @@ def test_a_span_longer_than_any_recording_is_refused(tmp_path: Path) -> None:
     path = wav(tmp_path / "short.wav", VOICE, RATE)
     with pytest.raises(MediaError, match="over 4 hours"):
         read_audio(path, start=0.0, end=1e6)
+
+
+@pytest.mark.parametrize("rate", [4_000, 16_000, 44_100, 48_000, 192_000])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_samples_are_audio_at_any_rate(tmp_path: Path, rate: int, count: int) -> None:
+    wav(tmp_path / "a.wav", np.full(count, 0.2, np.float32), rate)
+    assert len(read_audio(tmp_path / "a.wav", whole=True)) == max(1, round(count * 16_000 / rate))

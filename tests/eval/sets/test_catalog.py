@@ -101,6 +101,13 @@ def test_a_list_comes_back_and_one_that_was_changed_does_not(tmp_path: Path) -> 
         read_test_set(path)
 
 
+@pytest.mark.parametrize("content", [b"# \xe9\n", b"# [1]\nclip_id\n", b'# {"sha256": 5}\nclip_id\n', b"\0", b""])
+def test_a_foreign_file_is_no_list(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ListError, match="a.csv"):
+        read_test_set(tmp_path / "a.csv")
+
+
 def test_sets_are_drawn_by_name_and_say_what_they_lack(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_clips(run.clips_parquet, clip_table())
