@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from common.executors.stage import Stage
 from common.ledger.store import Outcome
 from common.media.index import Probe, probe
+from common.media.marks import read_marks
 from common.media.open import MediaError
 from common.runs import sha256_file
 from curation.rows import SourceRow
@@ -41,8 +42,9 @@ class ProbeStage(Stage[SourceRow]):
         except MediaError as error:
             return Outcome(row["unit"], "rejected", REASONS.get(error.kind, error.kind), str(error))
         outputs = asdict(described) | {"sha256": sha256_file(row["path"])}
-        if not described.digital_source_type:  # as of almost every video; rows of filmed ones stay as they were before
-            del outputs["digital_source_type"]
+        # Only where there is one: rows of filmed videos stay as they were.
+        kind = read_marks(row["path"]).get("digitalSourceType", "").rpartition("/")[2]
+        outputs |= {"digital_source_type": kind} if kind else {}
         outputs |= {"audio_span": audio_span} if (audio_span := _audio_span(described)) else {}
         if not described.has_audio:
             message = f"{row['path']} has no sound; expected a talking person."

@@ -18,7 +18,6 @@ from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
 from common.media.display import HDR, WIDE_GAMUT, orientation, square_size, transfer
-from common.media.marks import marks_of
 from common.media.open import (
     MAX_PIXELS,
     STILLS,
@@ -52,8 +51,7 @@ class Probe:
     with square pixels; audio is the track that players play. `color_transfer` is ffmpeg's name (see
     `common.media.display.transfer`), "" where none is stated. `presentation` says in words what sets the file apart
     from one track of each kind as it is stored, "" for nothing. `interlaced` says that the first image was stored as
-    two fields. `digital_source_type` is the IPTC's term where the file says that a model made it, in whole or in
-    part (see `common.media.marks`), else "". Codec names are ffmpeg's: h264, hevc, vp9, av1.
+    two fields. Codec names are ffmpeg's: h264, hevc, vp9, av1.
     """
 
     duration: float
@@ -74,7 +72,6 @@ class Probe:
     interlaced: bool
     color_transfer: str
     presentation: str
-    digital_source_type: str
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,6 @@ def _describe(
         interlaced=bool(first_frame.interlaced_frame),
         color_transfer=transfer(first_frame),
         presentation=presentation,
-        digital_source_type=marks_of(container, container.name).get("digitalSourceType", "").rpartition("/")[2],
     )
 
 

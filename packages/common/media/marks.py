@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from av.container import InputContainer
-
 from common.errors import UserError
 from common.media.open import open_media
 
@@ -56,15 +54,10 @@ def read_marks(path: Path | str) -> dict[str, str]:
     """
     try:
         with open_media(path) as container:
-            return marks_of(container, path)
+            tags = {key.lower(): value for key, value in container.metadata.items()}
+            packets = list(_packets(path)) if "mp4" in container.format.name else []
     except (UserError, OSError):
         return {}
-
-
-def marks_of(container: InputContainer, path: Path | str) -> dict[str, str]:
-    """`read_marks` of a video file that is open already. Raises OSError."""
-    tags = {key.lower(): value for key, value in container.metadata.items()}
-    packets = list(_packets(path)) if "mp4" in container.format.name else []
     texts = [tags.get("digitalsourcetype", ""), tags.get("comment", "")]
     texts += [packet.decode(errors="replace") for uuid, packet in packets if uuid == XMP_UUID]
     texts += [kind.decode() for uuid, packet in packets if uuid == C2PA_UUID for kind in _IN_C2PA.findall(packet)]
