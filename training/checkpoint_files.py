@@ -1,4 +1,4 @@
-"""Files of a resumable checkpoint: whether all of them are there in full, and which checkpoint is the latest.
+"""Files of a resumable checkpoint and of an export: whether all of them are there in full, and which is the latest.
 
 Imports no torch: the command line asks before it starts any rank.
 """
@@ -29,6 +29,8 @@ def latest_checkpoint(state: Path) -> str:
     whole = [folder.name for folder in sorted(state.glob("step-*"), reverse=True) if not checkpoint_problem(folder)]
     if not latest.exists():
         return whole[0] if whole else ""  # killed after the first checkpoint was renamed, before `latest` was written
+    if latest.is_dir():
+        raise DamagedFileError(f"{latest} is a folder, expected a file; delete it and run the command again.")
     name = latest.read_bytes()[:200].decode("utf-8", "replace").strip()
     if not name or name != Path(name).name or not (state / name).is_dir():
         raise DamagedFileError(f"{latest} names the checkpoint {name!r}, there is none; {_how_to_go_on(state, whole)}")
@@ -59,6 +61,28 @@ def checkpoint_problem(folder: Path) -> str:
         if name in states and not zipfile.is_zipfile(file):
             return f"{name} is cut short or overwritten"
     return "" if sizes else _lost_rank(states)
+
+
+def export_problem(folder: Path) -> str:
+    """What of an export (`checkpoints/adapter/`, `base/`) is missing, cut short or overwritten; "" when nothing is."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(file for file in folder.rglob("*") if file.suffix in (".pt", ".safetensors"))
+    if not weights:
+        return "it has no weights"
+    try:
+        read_json(folder / "config.json")
+        for file in weights:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="numpy"):  # compares what the header says with the size
+                    pass
+            elif not zipfile.is_zipfile(file):
+                return f"{file.relative_to(folder)} is cut short or overwritten"
+    except DamagedFileError as error:
+        return str(error).partition("; ")[0]
+    except (SafetensorError, OSError) as error:  # a folder instead of a file, or none, among the latter
+        return f"{file.relative_to(folder) if weights else ''} is cut short or overwritten ({error})"
+    return ""
 
 
 def _lost_rank(states: set[str]) -> str:
