@@ -72,9 +72,14 @@ def kept_clips(context: Context) -> Any:
 
 
 def shards_are_whole(context: Context) -> bool:
-    """Whether every tar that the index names is there in its full length."""
+    """Whether every tar that the index names is there in its full length. Raises DamagedFileError for an index, a
+    description or constants that cannot be read."""
     from common.shards.index import absent_tars, read_index
+    from latents.constants import FILE_NAME, stored_widths
 
+    shards(context)
+    if (context.run.shards / FILE_NAME).exists():
+        stored_widths(context.run.shards)
     return not absent_tars(context.run.shards, read_index(context.run.shards))
 
 

@@ -72,16 +72,20 @@ def export_problem(folder: Path) -> str:
         return "it has no weights"
     try:
         read_json(folder / "config.json")
-        for file in weights:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="numpy"):  # compares what the header says with the size
-                    pass
-            elif not zipfile.is_zipfile(file):
-                return f"{file.relative_to(folder)} is cut short or overwritten"
+    except FileNotFoundError:
+        return "config.json is missing"
     except DamagedFileError as error:
         return str(error).partition("; ")[0]
-    except (SafetensorError, OSError) as error:  # a folder instead of a file, or none, among the latter
-        return f"{file.relative_to(folder) if weights else ''} is cut short or overwritten ({error})"
+    for file in weights:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="numpy"):  # compares what the header says with the size
+                    continue
+            whole = zipfile.is_zipfile(file)
+        except (SafetensorError, OSError):  # the latter of a folder
+            whole = False
+        if not whole:
+            return f"{file.relative_to(folder)} is cut short or overwritten"
     return ""
 
 
