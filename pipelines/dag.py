@@ -143,7 +143,8 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
         except DamagedFileError as error:
             if number >= start:
                 raise
-            reason = f"{str(error).rstrip('.')}, if a later step needs it"
+            logger.warning("%s: %s", step.name, error)  # the step that needs the file ends with it
+            reason = ""
         if number < start and reason:
             logger.warning("%s: %s; `omniavatar %s` would take that in", step.name, reason, step.name)
         elif number >= start and (force or reason):

@@ -126,7 +126,8 @@ class Checkpoints:
         problem = export_problem(self.exported)
         (broken,) = self.engine.from_first_rank(bool(problem))  # ranks that look later may see the new one
         if broken:
-            logger.warning("%s: %s; it is exported again", self.exported, problem)
+            if self.engine.rank == 0:
+                logger.warning("%s: %s; it is exported again", self.exported, problem)
             export(self.engine, self.exported, self.model, self.config.export_dtype)
             self.engine.wait()
 

@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from common.errors import DamagedFileError
+from common.errors import DamagedFileError, shorten
 from common.runs import FORMAT_FILE, read_json, write_json
 
 LATEST, PARTS = "latest", "parts.json"
@@ -33,7 +33,8 @@ def latest_checkpoint(state: Path) -> str:
         raise DamagedFileError(f"{latest} is a folder, expected a file; delete it and run the command again.")
     name = latest.read_bytes()[:200].decode("utf-8", "replace").strip()
     if not name or name != Path(name).name or not (state / name).is_dir():
-        raise DamagedFileError(f"{latest} names the checkpoint {name!r}, there is none; {_how_to_go_on(state, whole)}")
+        named = shorten(repr(name))
+        raise DamagedFileError(f"{latest} names the checkpoint {named}, there is none; {_how_to_go_on(state, whole)}")
     if problem := checkpoint_problem(state / name):
         raise DamagedFileError(f"{state / name} is damaged: {problem}; {_how_to_go_on(state, whole)}")
     return name

@@ -51,7 +51,9 @@ def test_a_damaged_table_is_named(tmp_path: Path, reader: str, damage: str) -> N
 
 def test_a_table_without_a_column_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "clips.parquet")
-    with pytest.raises(DamagedFileError, match=r"clips\.parquet is damaged \(it has no column 'b'\); delete it and run"):
+    with pytest.raises(
+        DamagedFileError, match=r"clips\.parquet is damaged \(it has no column 'b'\); delete it and run"
+    ):
         read_table(tmp_path / "clips.parquet", columns=["b"])
 
 
