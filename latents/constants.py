@@ -122,6 +122,8 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     path = folder / FILE_NAME
     if not path.exists():
         raise MissingFileError(f"{path} is missing; {folder} holds no finished shards: run the latents stage first")
+    if path.is_dir():
+        raise damaged(path, "expected a file", "is a folder")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -38,7 +38,7 @@ def forget_latents(run: RunFolder, clip_ids: Collection[str], tombstone: str) ->
 
 def shards_version(shards: Path) -> int:
     """1, and one more for every takedown since the shards were first written."""
-    return read_json(shards / VERSION)["version"] if (shards / VERSION).exists() else 1
+    return read_json(shards / VERSION, "version")["version"] if (shards / VERSION).exists() else 1
 
 
 def _next_version(shards: Path, clip_ids: Collection[str], tombstone: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _next_version(shards: Path, clip_ids: Collection[str], tombstone: str) -> di
 
 
 def _log(shards: Path) -> list[dict[str, Any]]:
-    return read_json(shards / VERSION)["taken_down"] if (shards / VERSION).exists() else []
+    return read_json(shards / VERSION, "taken_down")["taken_down"] if (shards / VERSION).exists() else []
 
 
 def _contents_without(run: RunFolder, clip_ids: Collection[str]) -> dict[str, Any] | None:

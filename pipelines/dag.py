@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common.errors import MissingFileError, UserError
+from common.errors import DamagedFileError, MissingFileError, UserError
 from common.executors.retry import Unsettled, collect_unsettled
 from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
 from curation.config import ROLES as CURATION_ROLES
@@ -94,6 +94,7 @@ STEPS = (
         "checkpoints/adapter",
         "pipelines.steps:train",
         inputs="pipelines.inputs:shards",
+        whole="pipelines.inputs:training_is_whole",
     ),
     Step(
         "generate",
@@ -137,7 +138,13 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
                 f"{context.run.root} has no finished step '{step.name}' for this recipe, which '{first}' builds on; "
                 f"run it first: omniavatar run --from {step.name}"
             )
-        reason = "" if force and number >= start else _reason_to_run(context, step, key)
+        try:
+            reason = "" if force and number >= start else _reason_to_run(context, step, key)
+        except DamagedFileError as error:
+            if number >= start:
+                raise
+            logger.warning("%s: %s", step.name, error)  # the step that needs the file ends with it
+            reason = ""
         if number < start and reason:
             logger.warning("%s: %s; `omniavatar %s` would take that in", step.name, reason, step.name)
         elif number >= start and (force or reason):
@@ -150,7 +157,7 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
 def step_seconds(run: RunFolder) -> dict[str, float]:
     """Seconds each finished step took, summed over interrupted tries."""
     marks = sorted(path for path in _marks(run).glob("*.json") if not path.name.startswith("."))
-    return {path.stem: read_json(path)["seconds"] for path in marks}
+    return {path.stem: read_json(path, "seconds")["seconds"] for path in marks}
 
 
 def _place(steps: Sequence[Step], name: str) -> int:
@@ -163,7 +170,7 @@ def _place(steps: Sequence[Step], name: str) -> int:
 def _run(context: Context, step: Step, key: str) -> None:
     started = time.monotonic()
     mark, tries = _mark(context.run, step), _tries(context.run, step)
-    spent = read_json(tries)["seconds"] if tries.exists() else 0.0
+    spent = read_json(tries, "seconds")["seconds"] if tries.exists() else 0.0
     write_json(tries, {"seconds": spent})  # until it ends, what an earlier end recorded does not hold
     try:
         # Before the work: what arrives during it is for the next run.
@@ -196,7 +203,7 @@ def _inputs(context: Context, step: Step) -> str:
 
 def _has_result(context: Context, step: Step, key: str) -> bool:
     mark = _mark(context.run, step)
-    return mark.exists() and read_json(mark)["key"] == key and (Path(context.run.root) / step.output).exists()
+    return mark.exists() and read_json(mark, "key")["key"] == key and (Path(context.run.root) / step.output).exists()
 
 
 def _reason_to_run(context: Context, step: Step, key: str) -> str:
@@ -243,7 +250,7 @@ def _earlier_key(context: Context, step: Step, upstream: str) -> str:
     mark = _mark(context.run, step)
     if mark.exists():
         logger.info("%s: done with weights that are not here (%s), not compared", step.name, ", ".join(absent))
-    return str(read_json(mark)["key"]) if mark.exists() else ""
+    return str(read_json(mark, "key")["key"]) if mark.exists() else ""
 
 
 @lru_cache

@@ -3,6 +3,7 @@
 Cheap enough to be asked before every run: no network, no engine, and of large files only size and time.
 """
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from common.runs import RunFolder, fingerprint, hash_path, read_json, sha256_file
 from pipelines.dag import Context, InputsElsewhereError
 
+logger = logging.getLogger(__name__)
 HASHED_BYTES = 64 * 2**20
 
 CLIP_CONTENT = ("clip_id", "video_id", "split", "caption", "sha256")
@@ -70,9 +72,14 @@ def kept_clips(context: Context) -> Any:
 
 
 def shards_are_whole(context: Context) -> bool:
-    """Whether every tar that the index names is there in its full length."""
+    """Whether every tar that the index names is there in its full length. Raises DamagedFileError for an index, a
+    description or constants that cannot be read."""
     from common.shards.index import absent_tars, read_index
+    from latents.constants import FILE_NAME, stored_widths
 
+    shards(context)
+    if (context.run.shards / FILE_NAME).exists():
+        stored_widths(context.run.shards)
     return not absent_tars(context.run.shards, read_index(context.run.shards))
 
 
@@ -80,6 +87,18 @@ def shards(context: Context) -> Any:
     """Of `train`: the description of what the shards hold, and their version."""
     files = (context.run.shards / name for name in ("contents.json", "version.json"))
     return [read_json(file) if file.exists() else None for file in files]
+
+
+def training_is_whole(context: Context) -> bool:
+    """Whether the exported adapter is whole. Raises DamagedFileError for a latest checkpoint that is not: from it the
+    training could not go on."""
+    from training.checkpoint_files import export_problem, latest_checkpoint
+
+    latest_checkpoint(context.run.checkpoints / "state")
+    adapter = context.run.checkpoints / "adapter"
+    if problem := export_problem(adapter):
+        logger.warning("%s is damaged: %s", adapter, problem)
+    return not problem
 
 
 def requests(context: Context) -> Any:

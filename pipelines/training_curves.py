@@ -1,5 +1,6 @@
 """Plot of a training: losses, audio gap, and Sync-C of its sample videos."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from common.ledger.jsonlines import JsonLines
 from common.runs import RunFolder, atomic_write
 
+logger = logging.getLogger(__name__)
 Rows = Sequence[Mapping[str, Any]]
 LABELS = {"right": "its own audio", "swapped": "another clip's audio"}
 
@@ -24,6 +26,8 @@ def draw_training_curves(run: RunFolder, target: Path, others: Mapping[str, RunF
     """
     runs = {"": run} | dict(others or {})
     steps = {name: list(JsonLines(one.logs / "train.jsonl").rows()) for name, one in runs.items()}
+    for name in (name for name, rows in steps.items() if not rows):
+        logger.warning("%s holds no step of a training", runs[name].logs / "train.jsonl")
     samples = {name: list(JsonLines(one.logs / "sample_videos.jsonl").rows()) for name, one in runs.items()}
     with rc_context({"text.parse_math": False}):  # a $ in a name is a $
         figure = _figure(runs, steps, samples)

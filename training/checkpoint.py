@@ -29,7 +29,7 @@ from common.runs import (
     write_format_version,
     write_json,
 )
-from training.checkpoint_files import LATEST, latest_checkpoint, write_parts
+from training.checkpoint_files import LATEST, export_problem, latest_checkpoint, write_parts
 from training.config import CheckpointConfig, ModelConfig
 from training.engine.universal import sharded_over, to_universal
 from training.engine.zero import Engine
@@ -53,6 +53,7 @@ class Checkpoints:
     def __init__(self, folder: Path, engine: Engine, config: CheckpointConfig, model: ModelConfig) -> None:
         self.folder = folder
         self.state_folder = folder / "state"
+        self.exported = folder / ("base" if model.plain else "adapter")
         self.engine = engine
         self.config = config
         self.model = model
@@ -108,18 +109,27 @@ class Checkpoints:
         self.engine.wait()
         with disk_guard(partial):
             self.engine.save(self.state_folder, partial.name, {"state": asdict(state)})
-        exported = self.folder / ("base" if self.model.plain else "adapter")
-        export(self.engine, exported, self.model, self.config.export_dtype)
+        export(self.engine, self.exported, self.model, self.config.export_dtype)
         self.engine.wait()
         if self.engine.rank == 0:
             write_format_version(partial, FORMAT_VERSION)
             every = self.config.export_every_steps
             if every > 0 and state.step % every == 0:
                 with replaced(self.folder / NUMBERED / tag) as beside:
-                    shutil.copytree(exported, beside, dirs_exist_ok=True)
+                    shutil.copytree(self.exported, beside, dirs_exist_ok=True)
             write_parts(partial)
             self._publish(partial, tag)
         self.engine.wait()
+
+    def repair_export(self) -> None:
+        """Export the weights again where the export of the checkpoint that was loaded is gone or damaged."""
+        problem = export_problem(self.exported)
+        (broken,) = self.engine.from_first_rank(bool(problem))  # ranks that look later may see the new one
+        if broken:
+            if self.engine.rank == 0:
+                logger.warning("%s: %s; it is exported again", self.exported, problem)
+            export(self.engine, self.exported, self.model, self.config.export_dtype)
+            self.engine.wait()
 
     def _publish(self, partial: Path, tag: str) -> None:
         for path in (*partial.rglob("*"), partial):

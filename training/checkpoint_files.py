@@ -1,4 +1,4 @@
-"""Files of a resumable checkpoint: whether all of them are there in full, and which checkpoint is the latest.
+"""Files of a resumable checkpoint and of an export: whether all of them are there in full, and which is the latest.
 
 Imports no torch: the command line asks before it starts any rank.
 """
@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from common.errors import DamagedFileError
+from common.errors import DamagedFileError, shorten
 from common.runs import FORMAT_FILE, read_json, write_json
 
 LATEST, PARTS = "latest", "parts.json"
@@ -29,9 +29,12 @@ def latest_checkpoint(state: Path) -> str:
     whole = [folder.name for folder in sorted(state.glob("step-*"), reverse=True) if not checkpoint_problem(folder)]
     if not latest.exists():
         return whole[0] if whole else ""  # killed after the first checkpoint was renamed, before `latest` was written
+    if latest.is_dir():
+        raise DamagedFileError(f"{latest} is a folder, expected a file; delete it and run the command again.")
     name = latest.read_bytes()[:200].decode("utf-8", "replace").strip()
     if not name or name != Path(name).name or not (state / name).is_dir():
-        raise DamagedFileError(f"{latest} names the checkpoint {name!r}, there is none; {_how_to_go_on(state, whole)}")
+        named = shorten(repr(name))
+        raise DamagedFileError(f"{latest} names the checkpoint {named}, there is none; {_how_to_go_on(state, whole)}")
     if problem := checkpoint_problem(state / name):
         raise DamagedFileError(f"{state / name} is damaged: {problem}; {_how_to_go_on(state, whole)}")
     return name
@@ -59,6 +62,32 @@ def checkpoint_problem(folder: Path) -> str:
         if name in states and not zipfile.is_zipfile(file):
             return f"{name} is cut short or overwritten"
     return "" if sizes else _lost_rank(states)
+
+
+def export_problem(folder: Path) -> str:
+    """What of an export (`checkpoints/adapter/`, `base/`) is missing, cut short or overwritten; "" when nothing is."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = sorted(file for file in folder.rglob("*") if file.suffix in (".pt", ".safetensors"))
+    if not weights:
+        return "it has no weights"
+    try:
+        read_json(folder / "config.json")
+    except FileNotFoundError:
+        return "config.json is missing"
+    except DamagedFileError as error:
+        return str(error).partition("; ")[0]
+    for file in weights:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="numpy"):  # compares what the header says with the size
+                    continue
+            whole = zipfile.is_zipfile(file)
+        except (SafetensorError, OSError):  # the latter of a folder
+            whole = False
+        if not whole:
+            return f"{file.relative_to(folder)} is cut short or overwritten"
+    return ""
 
 
 def _lost_rank(states: set[str]) -> str:

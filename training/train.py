@@ -126,6 +126,8 @@ class Trainer:
                     self.save()
             if self.state != self.saved:
                 self.save()
+            elif self.state.step:
+                self.checkpoints.repair_export()
         return self.progress() >= 1
 
     def enter_phase(self) -> Generator[list[MicroBatch]]:

@@ -16,7 +16,7 @@ from common.constants import VIDEO_SUFFIXES
 from common.errors import InputError
 from common.ledger.forget import Keys, count_units, ledger_stages, output_texts, stage_units
 from common.parquet import reading_parquet
-from common.runs import RunFolder
+from common.runs import RunFolder, read_json
 from common.shards.index import INDEX
 from curation.reporting.summary import SOURCES_FILE
 from curation.sources.remote import SAFE_ID
@@ -192,7 +192,10 @@ def _inside(run: RunFolder, files: Collection[Path]) -> set[str]:
 
 
 def _listed(run: RunFolder, video_id: str) -> dict[str, int]:
-    """Name -> number of clips of the video, of the run's frozen lists that hold it."""
+    """Name -> number of clips of the video, of the run's frozen lists that hold it. Raises DamagedFileError also for a
+    header that cannot be read: the list could not be written again without it."""
+    for file in (run.root / VERSIONS).glob("*.parquet"):
+        read_json(file.with_suffix(".json"), "rules", "sha256_now")
     lists = {file.stem: read_columns(file, ("video_id",)) for file in sorted((run.root / VERSIONS).glob("*.parquet"))}
     counts = {name: table["video_id"].to_pylist().count(video_id) for name, table in lists.items() if table}
     return {name: count for name, count in counts.items() if count}

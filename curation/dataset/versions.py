@@ -187,9 +187,10 @@ def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
 
     Raises FileNotFoundError, and VersionError when the rows do not match the header.
     """
-    header = read_json(path.with_suffix(".json"))
-    if header.get("format") != FORMAT:
-        raise VersionError(f"{path} has format {header.get('format')!r}; this version reads format {FORMAT}.")
+    header = read_json(path.with_suffix(".json"), "format")
+    if header["format"] != FORMAT:
+        raise VersionError(f"{path} has format {header['format']!r}; this version reads format {FORMAT}.")
+    header = read_json(path.with_suffix(".json"), "rules", "sha256_now")
     table = read_table(path.with_suffix(".parquet"), schema=SCHEMA)
     digest = hash_rows(table, header["rules"])
     if digest != header["sha256_now"]:
@@ -250,7 +251,10 @@ def withdraw(path: Path, video_id: str, tombstone: str) -> int:
     The list keeps its name; its header records the new hash. Safe to repeat after a kill. Raises FileNotFoundError,
     and VersionError for a list that was modified otherwise.
     """
-    header, table = read_json(path.with_suffix(".json")), read_table(path.with_suffix(".parquet"), schema=SCHEMA)
+    header, table = (
+        read_json(path.with_suffix(".json"), "rules"),
+        read_table(path.with_suffix(".parquet"), schema=SCHEMA),
+    )
     rows = table.to_pylist()
     withdrawn = [number for number, row in enumerate(rows) if row["video_id"] == video_id]
     tombstones = [row for row in rows if row["taken_down"] == tombstone]

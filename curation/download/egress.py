@@ -64,6 +64,7 @@ class Egress:
         now, longest = self._clock(), self.cooldown.max_cooldown_seconds
         if self._state.cooldown_until > now + longest:  # the clock was set back since
             self._state.cooldown_until = now + longest
+            self._save()  # or every new process would wait as long again
         return max(0.0, self._state.cooldown_until - now)
 
     @property

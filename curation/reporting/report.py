@@ -140,7 +140,7 @@ def _shifts(offsets: Sequence[Mapping[str, Any]], time: str) -> list[tuple[float
 def _forecast_and_fact(run: RunFolder) -> list[dict[str, Any]]:
     """Hours of work per stage as it came, and as it was forecast (None where it was not)."""
     file = run.report / PLAN_FILE
-    planned = {row["stage"]: row for row in read_json(file)["stages"]} if file.exists() else {}
+    planned = {row["stage"]: row for row in read_json(file, "stages")["stages"]} if file.exists() else {}
     pilot = read_pilot(run.root)
     written = {"download": "wire_bytes", "cut": "clip_bytes", "latents": "shard_bytes"}
     stages = [*planned, *(stage for stage in pilot.cpu if stage not in planned)]

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
 from common.text import code, markdown
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
-from eval.reporting.summary import read_optional, read_rows, scored_methods
+from eval.reporting.summary import read_optional, read_rows, read_run_recipe, scored_methods
 from eval.scoring.eval_table import by_clip, read_metrics
 from eval.sets.catalog import TEST_SET_FILE, TestSet, read_test_set
 
@@ -44,7 +42,7 @@ def make_card(run: RunFolder, test_set: TestSet | None = None) -> dict[str, Any]
         test_set = read_test_set(imported)
     about = _test_set(run, test_set)
     scores = read_optional(run.report / "scores.json") or {}
-    recipe = yaml.safe_load(run.recipe_yaml.read_text("utf-8")) if run.recipe_yaml.exists() else {}
+    recipe = read_run_recipe(run)
     versions = read_optional(Path(run.root) / "versions.json") or {}
     models = _models(run, versions, scores)
     protocol = sorted({row["protocol"] for row in rows})

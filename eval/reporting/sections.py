@@ -14,12 +14,12 @@ from common.media.audio import read_audio
 from common.media.index import probe
 from common.media.open import MediaError
 from common.progress import MetricLog
-from common.runs import RunFolder
+from common.runs import RunFolder, read_text
 from eval.manifest import FLOOR, TRUTH, Methods
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting import plots
 from eval.reporting.pictures import data_uri, frame_strip, image_file_uri
-from eval.reporting.summary import read_optional, read_rows, scored_methods
+from eval.reporting.summary import read_optional, read_rows, read_run_recipe, scored_methods
 
 KEPT_SHOWN, REFUSED_SHOWN = 4, 12
 SCORES_SHOWN = {
@@ -261,7 +261,7 @@ def provenance(run: RunFolder) -> dict[str, Any]:
     packages = versions.get("packages", {})
     scores = read_optional(run.report / "scores.json") or {}
     return {
-        "recipe": run.recipe_yaml.read_text("utf-8") if run.recipe_yaml.exists() else None,
+        "recipe": read_text(run.recipe_yaml) if read_run_recipe(run) else None,
         "python": versions.get("python"),
         "packages": [(name, packages[name]) for name in MAIN_PACKAGES if name in packages],
         "models": sorted(versions.get("models", {}).items()),

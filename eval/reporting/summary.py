@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from common.errors import damaged, shorten
 from common.ledger.store import ledger_rows
 from common.parquet import read_table
-from common.runs import RunFolder, read_json
+from common.runs import RunFolder, read_json, read_text
 from eval.manifest import Methods, arrange
 
 KEYS = (
@@ -42,6 +45,19 @@ def summarize(run: RunFolder, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def read_optional(path: Path) -> Any:
     """The content of a JSON file, None when there is no such file."""
     return read_json(path) if path.exists() else None
+
+
+def read_run_recipe(run: RunFolder) -> dict[str, Any]:
+    """The resolved recipe of a run, {} where none is recorded. Raises DamagedFileError."""
+    if not run.recipe_yaml.exists():
+        return {}
+    try:
+        recipe = yaml.safe_load(read_text(run.recipe_yaml))
+    except yaml.YAMLError as error:
+        raise damaged(run.recipe_yaml, error, "is not valid YAML") from error
+    if not isinstance(recipe, dict):
+        raise damaged(run.recipe_yaml, f"it holds {shorten(repr(recipe))}, expected keys with values")
+    return recipe
 
 
 def scored_methods(scores: Mapping[str, Any]) -> Methods:

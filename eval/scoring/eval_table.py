@@ -73,7 +73,7 @@ class EvalTable:
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     """The rows of `metrics.parquet` of a judged run. Raises CompareError where there are none."""
     path = Path(run.root) / "report" / "metrics.parquet"
-    if not path.is_file():
+    if not path.exists():
         raise CompareError(f"{path} does not exist; judge the run first: omniavatar eval run --run {run.root}")
     return read_table(path).to_pylist()
 

@@ -55,9 +55,18 @@ REMEDIES = (
     (r"ledger/format\.json", "restore it from a copy, or move the ledger folder away to compute all again"),
     (r"ledger/[^/]+\.status\.json", "delete it; it only shows progress"),
     (r"ledger/[^/]+", "delete it and run the same command again; only the units it recorded are computed again"),
-    (r"videos/manifest\.parquet", "delete it and run `omniavatar run --from generate`"),
+    (r"videos/manifest\.parquet", "delete it and run `omniavatar run --from generate`, or import the list again"),
     (r"videos/.+\.json", "delete it with its video and make the video again"),
-    (r"logs/steps/[^/]+", "delete it and run the same command again; the step goes on where it was"),
+    (r"logs/steps/[^/]+", "delete it and run the step of its name again, which goes on where it was"),
+    (r"logs/train[^/]*\.jsonl", "delete it; only the log of the training so far is lost"),
+    (
+        r"(recipe\.yaml|versions\.json)",
+        "delete it; the next step of the flow, such as `omniavatar eval`, writes it again",
+    ),
+    (r"run\.duckdb", "delete it and run `omniavatar db`"),
+    (r"report/(faults\.json|test_fingerprints\.jsonl)", "delete it and run `omniavatar curate --force`"),
+    (r"report/plan\.json", "delete it and run `omniavatar plan`"),
+    (r"report/card\.(json|md)", "delete it and run `omniavatar eval card`"),
     (r"report/[^/]+", "delete it and run `omniavatar eval --force`"),
     (r"cache/.+", "delete it and run the same command again, which makes it anew"),
     (
@@ -65,7 +74,11 @@ REMEDIES = (
         "copy the export of another checkpoint over it, or train on",
     ),
     (r"checkpoints/state/origin\.json", "delete it; the training then goes on without comparing its settings"),
-    (r"versions/[^/]+", "restore it from a copy, or write the version again with `omniavatar freeze`"),
+    (
+        r"versions/[^/]+",
+        "restore it from a copy, or delete the .json and the .parquet of its name; "
+        "`omniavatar freeze` writes a version of the clips there are now",
+    ),
 )
 
 

@@ -21,6 +21,8 @@ def reading_parquet(path: Path | str) -> Iterator[None]:
         # "... Either the file is corrupted or this is not a parquet file": the first sentence says it.
         raise damaged(path, str(error).split(". ")[0]) from error
     except OSError as error:
+        if Path(path).is_dir():
+            raise damaged(path, "expected a file", "is a folder") from error
         if error.errno is not None:  # pyarrow gives none to what it cannot decode
             raise
         raise damaged(path, error) from error

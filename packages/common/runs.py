@@ -191,8 +191,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` (same suffix); on success it is synced and renamed, on error removed.
 
     Several writers of one file do not mix, the last to end wins; leftovers of killed ones are removed. The file has the
-    permissions of the umask, whatever the library that wrote it gave it. Raises DiskFullError when the disk fills up;
-    any other error of the block passes through.
+    permissions of the umask, whatever the library that wrote it gave it. Raises DiskFullError when the disk fills up,
+    DamagedFileError for a folder at `path`; any other error of the block passes through.
     """
     path = Path(path)
     temporary = temporary_beside(path)
@@ -203,7 +203,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             yield temporary
             follow_umask(temporary)
             sync(temporary)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except IsADirectoryError as error:
+                raise damaged(path, "expected a file", "is a folder") from error
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -252,14 +255,24 @@ def write_json(path: Path | str, obj: Any) -> None:
         temporary.write_text(json.dumps(plain(obj), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: Path | str, *keys: str) -> Any:
-    """Read a JSON file; with `keys`, an object that has them. Raises FileNotFoundError, DamagedFileError."""
+def read_text(path: Path | str) -> str:
+    """The text of a file of a run. Raises FileNotFoundError; DamagedFileError for what is not UTF-8, and a folder."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        reason = error if Path(path).stat().st_size else "it is empty"
-        raise damaged(path, reason, "is not valid JSON") from error
-    if keys and not isinstance(content, dict):
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, error, "is not UTF-8 text") from error
+    except IsADirectoryError as error:
+        raise damaged(path, "expected a file", "is a folder") from error
+
+
+def read_json(path: Path | str, *keys: str) -> Any:
+    """Read the object in a JSON file, which has the `keys`. Raises FileNotFoundError, DamagedFileError."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, or nested without end
+        raise damaged(path, error if text else "it is empty", "is not valid JSON") from error
+    if not isinstance(content, dict):
         raise damaged(path, f"it holds {shorten(repr(content))}, expected an object")
     if missing := [key for key in keys if key not in content]:
         raise damaged(path, f"it has no entry '{missing[0]}'")

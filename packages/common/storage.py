@@ -130,7 +130,7 @@ class Mirror:
         for name in [name for name in there if name.endswith(".part")]:  # an upload to a folder that was killed
             self._delete(name)
         manifest = self.root / "cache" / MANIFEST
-        recorded = read_json(manifest)["files"] if manifest.exists() else {}
+        recorded = read_json(manifest, "files")["files"] if manifest.exists() else {}
         files: dict[str, dict[str, Any]] = {}
         copied = 0
         for path in self._files():

@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 from typer.exceptions import TyperException
 
-from common.errors import UserError, needs_extra, write_traceback
+from common.errors import UserError, damaged, needs_extra, write_traceback
 from common.runs import disk_guard
 from common.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
 from common.text import printable
@@ -141,6 +141,8 @@ def _reader_has_gone() -> bool:
 def _end_bug(error: Exception) -> int:
     file = traceback_file()
     sentence = write_traceback(error, file)
+    if isinstance(error, IsADirectoryError) and error.filename:
+        sentence = str(damaged(error.filename2 or error.filename, "expected a file", "is a folder"))
     if isinstance(error, PATH_ERRORS) or (isinstance(error, OSError) and error.filename is not None):
         return _end(f"error: {sentence} (traceback: {file})", ERROR_EXIT, error)
     return _end(f"internal error: {type(error).__name__}: {sentence} (traceback: {file})", BUG_EXIT, error)

@@ -7,6 +7,8 @@ from common.runs import RunFolder, read_json
 from curation.download.summary import recorded_downloads, summarise_downloads
 from curation.reporting.summary import SOURCES_FILE, summarise
 
+PLANTED = ("faults", "offsets", "false_refusals", "unfaulted")
+
 
 def closing_words(run: RunFolder) -> list[str]:
     """Lines for a person about what the run folder holds now; empty before anything was curated."""
@@ -15,7 +17,7 @@ def closing_words(run: RunFolder) -> list[str]:
     if downloads := recorded_downloads(run.ledger):
         lines = [*summarise_downloads(downloads).lines(), *lines]
     planted = run.report / "faults.json"
-    return lines + (fault_table(read_json(planted)) if planted.exists() else [])
+    return lines + (fault_table(read_json(planted, *PLANTED)) if planted.exists() else [])
 
 
 def fault_table(found: Mapping[str, Any]) -> list[str]:

@@ -176,7 +176,8 @@ def _hub_reason(error: Exception) -> str:
         return "is not on the hub, or is private; see its page, and log in with `hf auth login` if you have access"
     if isinstance(error, RevisionNotFoundError):
         return "no longer has this revision; remove the entry from weights.lock.json to fetch the current one"
-    return f"cannot be listed now ({str(error).splitlines()[0]}); run the same command later"
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"cannot be listed now ({reason}); run the same command later"
 
 
 def _unpack(archive: Path, members: Sequence[str]) -> Sequence[str]:

@@ -157,7 +157,7 @@ def _versions(config: SweepConfig, places: Places) -> list[str]:
     path = places.row(config.base, config.seeds[0]) / "versions.json"
     if not path.exists():
         return ["The base row has not been made yet."]
-    versions = read_json(path)
+    versions = read_json(path, "python", "packages", "code", "models")
     packages = [f"{name} {versions['packages'][name]}" for name in VERSIONS if name in versions["packages"]]
     code = [f"{name} `{digest[:12]}`" for name, digest in sorted(versions["code"].items())]
     models = [f"{role} `{digest[:12]}`" for role, digest in sorted(versions["models"].items()) if digest]

@@ -49,3 +49,12 @@ def test_every_kind_of_change_is_seen(tmp_path: Path, change: str) -> None:
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         remembered_hash(tmp_path / "nothing", tmp_path / "hashes.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"PATH": 3}', b'{"PATH": {"a": 1}}'])
+def test_a_damaged_memory_costs_time_only(tmp_path: Path, content: bytes) -> None:
+    file, memory = tmp_path / "weights", tmp_path / "hashes.json"
+    file.write_text("w")
+    memory.write_bytes(content.replace(b"PATH", str(file).encode()))
+    assert remembered_hash(file, memory) == hash_path(file)
+    assert json.loads(memory.read_text())[str(file)]["hash"] == hash_path(file)

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
+from common.errors import DamagedFileError
 from common.runs import hash_path
-from latents.constants import Constants, read_constants, to_samples, write_constants
+from latents.constants import FILE_NAME, Constants, read_constants, stored_widths, to_samples, write_constants
 from latents.encode import Encoders, encode_clip, make_constants
 
 
@@ -29,6 +31,50 @@ def test_they_come_back_from_the_shard_folder(constants: Constants, encoders: En
 def test_a_folder_without_constants_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the latents"):
         read_constants(tmp_path)
+
+
+WHOLE = {
+    "empty_text": np.ones((1, 4), np.float16),
+    "text_length": np.array(12),
+    "audio_dim": np.array(64),
+    "waveform": np.array(False),
+    "audio_encoder": np.zeros(32, np.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"garbage",
+        "half",
+        "folder",
+        "no header",
+        {"text_length": np.array([12, 12])},
+        {"text_length": np.array(0)},
+        {"audio_dim": np.array(-1)},
+        {"audio_encoder": np.zeros(7, np.uint8)},
+        {"empty_text": np.full((1, 4), np.nan, np.float16)},
+        {"empty_text": None},
+    ],
+    ids=str,
+)
+def test_damaged_constants_are_named(tmp_path: Path, damage: bytes | str | dict[str, np.ndarray]) -> None:
+    file = tmp_path / "shards" / FILE_NAME
+    file.parent.mkdir()
+    tensors = WHOLE | damage if isinstance(damage, dict) else WHOLE
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+    whole = file.read_bytes()
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+    elif not isinstance(damage, dict):
+        file.write_bytes({"half": whole[: len(whole) // 2], "no header": b"\xff" * 8 + whole[8:]}.get(damage, damage))
+    for read in (read_constants, stored_widths):
+        with pytest.raises(
+            DamagedFileError, match=r"constants\.safetensors is .*; delete the folder of the shards and"
+        ):
+            read(file.parent)
 
 
 def test_a_stored_waveform_gives_the_same_model_input_as_stored_features(

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from common.errors import DamagedFileError
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage
@@ -88,6 +89,30 @@ def test_part_of_the_flow(flow):
     assert flow(last="y") == "xy"
     assert flow(first="z") == "z"
     assert flow(first="y", last="y", force=True) == "y"
+
+
+def test_damage_of_an_earlier_step_stops_itself_and_is_told_by_later_ones(flow, tmp_path, caplog):
+    def whole(context):
+        raise DamagedFileError("latest is empty; write it.")
+
+    context = Context(Recipe(), RunFolder(tmp_path), {})
+    steps = [Step("x", (), (), ".", lambda context: None, whole=whole), Step("y", (), (), ".", lambda context: None)]
+    run_steps(context, steps)
+    with pytest.raises(DamagedFileError, match="latest is empty"):
+        run_steps(context, steps, "x", "x")
+    run_steps(context, steps, "y", "y", force=True)
+    assert "x: latest is empty; write it." in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+@pytest.mark.parametrize("name", ["y.json", "y.unfinished"])
+def test_a_damaged_mark_is_named_and_deleted_it_is_a_step_to_run_again(flow, tmp_path, name, content):
+    flow()
+    (tmp_path / "logs" / "steps" / name).write_text(content)
+    with pytest.raises(DamagedFileError, match=f"{name} .*; delete it and run the step of its name again"):
+        flow()
+    (tmp_path / "logs" / "steps" / name).unlink()
+    assert flow() == ("y" if name == "y.json" else "")
 
 
 def test_a_part_without_its_inputs_says_what_to_run_first(flow):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +132,26 @@ def test_large_files_are_known_by_size_and_time(tmp_path: Path, monkeypatch: pyt
         (inputs.cut_clips_are_there, "tracks.parquet"),
         (inputs.cut_clips_are_there, "sources.parquet"),
         (inputs.shards_are_whole, "shards/index.parquet"),
+        (inputs.shards_are_whole, "shards/contents.json"),
+        (inputs.shards_are_whole, "shards/constants.safetensors"),
+        (inputs.training_is_whole, "checkpoints/state/latest"),
         (inputs.videos_are_there, "videos/manifest.parquet"),
         (inputs.metrics_are_there, "report/metrics.parquet"),
     ],
 )
 def test_a_done_step_does_not_pass_over_a_damaged_table(look, file: str, content: bytes, context: Context) -> None:
-    (context.run.root / file).parent.mkdir(exist_ok=True)
+    (context.run.root / file).parent.mkdir(exist_ok=True, parents=True)
     (context.run.root / file).write_bytes(content)
     with pytest.raises(DamagedFileError, match=Path(file).name):
         look(context)
+
+
+def test_a_training_is_done_only_with_a_whole_adapter(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = context.run.checkpoints / "adapter"
+    assert not inputs.training_is_whole(context) and "it has no weights" in caplog.text
+    write_json(adapter / "config.json", {})
+    with zipfile.ZipFile(adapter / "pytorch_model.pt", "w") as archive:
+        archive.writestr("data", "weights")
+    assert inputs.training_is_whole(context)
+    (adapter / "pytorch_model.pt").write_bytes((adapter / "pytorch_model.pt").read_bytes()[:40])
+    assert not inputs.training_is_whole(context) and "pytorch_model.pt is cut short" in caplog.text

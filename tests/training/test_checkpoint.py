@@ -111,7 +111,9 @@ def test_a_training_of_format_version_1_is_resumed(old_run: RunFolder, caplog: p
     assert (trainer.state.suspects, trainer.state.quarantined) == ({"clip3": 1}, ("clip2",))
     assert trainer.run()
     losses = [json.loads(line)["loss"] for line in (old_run.logs / "train.jsonl").read_text().splitlines()]
-    assert losses == pytest.approx(read_json(old_run.root / "losses.json"), rel=1e-4)  # of the uninterrupted training
+    assert losses == pytest.approx(
+        json.loads((old_run.root / "losses.json").read_text()), rel=1e-4
+    )  # of the uninterrupted training
     state = old_run.checkpoints / "state"
     assert read_json(state / "step-00000004" / "format.json") == {"version": FORMAT_VERSION}
     assert read_json(state / "origin.json")["fault_tolerance.spike"] == 5.0

@@ -85,7 +85,7 @@ def saved_sentence(run: RunFolder) -> str:
 def last_checkpoint(run: RunFolder) -> str:
     """Name of the newest checkpoint, "" before the first."""
     latest = run.checkpoints / "state" / "latest"
-    return latest.read_text("utf-8", "replace") if latest.exists() else ""
+    return latest.read_text("utf-8", "replace") if latest.is_file() else ""
 
 
 def start_workers(run: RunFolder, ranks: int, threads: int) -> list[subprocess.Popen[bytes]]:
@@ -143,9 +143,10 @@ def describe_failure(run: RunFolder, rank: int, code: int, oom_kills_before: int
         return f"rank {rank} {reason}; run the same command to resume from the last checkpoint"
     if code == UNFINISHED:
         return f"rank {rank} was asked to stop and the training has been saved; run the same command to resume"
-    if not file.exists():
+    sentence = file.read_text("utf-8", "replace").partition("\n")[0] if file.exists() else ""
+    if not sentence:  # also of a file that a full disk left empty
         return f"rank {rank} ended with code {code}; its traceback is above"
-    return f"{file.read_text().splitlines()[0]} (rank {rank}, traceback in {file})"
+    return f"{sentence} (rank {rank}, traceback in {file})"
 
 
 def free_port() -> int:

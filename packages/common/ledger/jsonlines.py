@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from common.errors import BusyError
+from common.errors import BusyError, damaged
 from common.runs import disk_guard, plain
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,12 @@ class JsonLines:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The complete objects of the file in order; what is no object (a torn line, the NULs of a power cut) is
-        skipped. A missing file has no rows."""
+        skipped, and counted in a warning. A missing file has no rows. Raises DamagedFileError for a folder."""
         if not self.path.exists():
             return
+        if self.path.is_dir():
+            raise damaged(self.path, "expected a file", "is a folder")
+        skipped = []
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -51,8 +54,10 @@ class JsonLines:
                     row = None
                 if isinstance(row, dict):
                     yield row
-                elif line.strip():
-                    logger.debug("%s: line %d is torn and was ignored", self.path, number)
+                elif line.strip() and line.endswith(b"\n"):  # one without an end may still be in writing
+                    skipped.append(number)
+        if skipped:
+            logger.warning("%s: %d lines are damaged and were ignored, first %d", self.path, len(skipped), skipped[0])
 
     def close(self) -> None:
         """Close the file, so that another writer may open it."""

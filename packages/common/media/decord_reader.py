@@ -50,7 +50,7 @@ def decord_frames(path: str | Path, index: VideoIndex, requested: np.ndarray) ->
         for image in images:
             yield VideoFrame.from_ndarray(image.asnumpy(), format="rgb24")
     except (RuntimeError, IndexError, decord.DECORDError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise MediaError(
             "unreadable", f"{path} cannot be decoded by decord ({reason}); fetch it again, or set the reader to pyav."
         ) from error

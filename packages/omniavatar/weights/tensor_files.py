@@ -92,7 +92,7 @@ def read_torch_file(file: Path) -> dict[str, Tensor]:
         # Files of torch before 1.6 are not zip archives and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
     except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = next(iter(str(error).splitlines()), "it ends too early")[:200]  # an empty file has no message
         raise CheckpointError(file, [f"not a plain tensor file ({reason}); code in weight files is refused"]) from error
     if isinstance(content, dict) and isinstance(content.get("model_state"), dict):
         content = content["model_state"]

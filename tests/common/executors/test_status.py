@@ -59,6 +59,38 @@ def test_a_killed_stage_is_lost(tmp_path: Path) -> None:
     assert read_status(run)[0].state == "lost"
 
 
+@pytest.mark.parametrize("content", [b"", b'{"stage": "sy', b"\xff\xfe", b"[]", b"{}", b"null", "folder"], ids=str)
+def test_a_damaged_status_is_told_and_passed_over(
+    tmp_path: Path, content: bytes | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path)
+    with StageHeartbeat(run.ledger, "sync", "f1", 1, counts()):
+        pass
+    file = run.ledger / "sync-f1.status.json"
+    file.unlink()
+    if isinstance(content, str):
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert read_status(run) == []
+    assert f"{file} is" in caplog.text and "delete it; it only shows progress" in caplog.text
+    file.rmdir() if file.is_dir() else file.unlink()
+    caplog.clear()
+    with StageHeartbeat(run.ledger, "sync", "f1", 1, counts(kept=1)):
+        pass
+    assert [status.done for status in read_status(run)] == [1] and not caplog.text
+
+
+def test_a_stage_begun_after_the_clock_went_back_is_still_the_last(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for number, stage in enumerate(("sync", "cut", "sync")):
+        with StageHeartbeat(run.ledger, stage, f"f{number}", 1, counts()):
+            pass
+        (file,) = run.ledger.glob(f"*-f{number}.status.json")  # as if the clock were an hour ahead until now
+        file.write_text(json.dumps(asdict(read_status(run)[-1]) | {"started": read_status(run)[-1].started + 3600}))
+    assert [status.fingerprint for status in read_status(run)] == ["f0", "f1", "f2"]
+
+
 def edit(run: RunFolder, stage: str, **changes: object) -> None:
     """Change the status file of a stage."""
     (file,) = run.ledger.glob(f"{stage}-*.status.json")

@@ -51,3 +51,21 @@ def test_cleared_rows_leave_the_writer_and_removed_ones_the_file(tmp_path: Path)
         other.remove()
     lines.remove()
     assert not lines.path.exists() and other.append({"n": 4}) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "rows", "skipped"),
+    [
+        (b"", 0, 0),
+        (b'{"a": 1}\n{"a": 2', 1, 0),
+        (b'{"a": 1}\n{"a\n{"a": 2}\n', 2, 1),
+        (b'\0\0\0\n{"a": 1}\n[2]\n', 1, 2),
+        (b"\xff\xfe\x80\n", 0, 1),
+    ],
+)
+def test_lines_that_are_passed_over_are_counted(
+    tmp_path: Path, content: bytes, rows: int, skipped: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "train.jsonl").write_bytes(content)
+    assert len(list(JsonLines(tmp_path / "train.jsonl").rows())) == rows
+    assert (f"train.jsonl: {skipped} lines are damaged" in caplog.text) == bool(skipped) == bool(caplog.text)

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
+from common.errors import DamagedFileError
 from common.runs import FormatVersionError
 from common.shards.index import FORMAT_VERSION, INDEX_SCHEMA, read_index
 from common.shards.removal import remove_samples
@@ -214,6 +217,42 @@ def test_an_index_of_an_older_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="lacks the column 'head_bytes': its shards are of an older layout"):
         read_index(tmp_path)
     assert "clip000" not in ShardWriter(tmp_path, 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("offset", -512, "'offset' is -512, expected at least 0"),
+        ("size", 0, "'size' is 0, expected at least 1"),
+        ("latent_frames", -(2**31), "'latent_frames' is"),
+        ("shard", "../../other.tar", "it names the shard"),
+        ("clip_id", None, "a sample without 'clip_id'"),
+        ("offset", 0, "sample clip001 begins before the one before it ends"),
+        ("offset", 2**63 - 1, "sample clip002 begins before the one before it ends"),
+    ],
+)
+def test_an_index_of_impossible_places_is_damaged(tmp_path: Path, column: str, value: object, words: str) -> None:
+    write(tmp_path / "shards", range(3))
+    file = tmp_path / "shards" / "index.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[1][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), file)
+    with pytest.raises(DamagedFileError, match=re.escape(words)) as error:
+        read_index(file.parent)
+    assert "delete it and run `omniavatar latents`, which merges it again" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"garbage of some length"])
+def test_a_damaged_index_that_is_deleted_is_merged_again_from_its_parts(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "shards", range(5))
+    before, file = contents(tmp_path / "shards"), tmp_path / "shards" / "index.parquet"
+    file.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="delete it and run `omniavatar latents`, which merges it again"):
+        read_index(file.parent)
+    file.unlink()
+    with ShardWriter(file.parent, 3) as writer:
+        assert "clip004" in writer  # as the job asks before it encodes anything
+    assert contents(file.parent) == before
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,21 @@ def test_a_new_run_tries_an_exit_that_was_given_up_when_its_rest_is_over(tmp_pat
     assert not again.given_up and again.cooling_down
 
 
-def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "here.json").write_text('{"tokens": 1')
+@pytest.mark.parametrize("content", [b"", b'{"tokens": 1', b"[1]", b"null", b'{"a": 1}', b"\xff\xfe"])
+def test_a_state_that_cannot_be_read_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "here.json").write_bytes(content)
     assert make_egress(tmp_path, Clock()).cooldown_left() == 0
+
+
+@pytest.mark.parametrize("back", [60.0, HOUR, 400 * 24 * HOUR])
+def test_a_clock_that_goes_back_lengthens_no_cooldown_beyond_the_longest(tmp_path: Path, back: float) -> None:
+    clock = Clock()
+    egress = make_egress(tmp_path, clock)
+    egress.record_refusal("429")
+    clock.now -= back
+    assert 0 < egress.cooldown_left() <= 350
+    clock.now += 351
+    assert egress.cooldown_left() == 0 and make_egress(tmp_path, clock).cooldown_left() == 0
 
 
 @pytest.mark.parametrize(
