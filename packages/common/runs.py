@@ -45,6 +45,7 @@ _SAYINGS_OF_A_FULL_DISK = (
 
 
 FORMAT_FILE = "format.json"
+LARGEST_JSON = 64 * 2**20  # bytes; the index of the largest published weights has some 200 kB
 """Beside what is stored in a format with versions; absent in folders written before versions were recorded."""
 
 
@@ -254,6 +255,8 @@ def write_json(path: Path | str, obj: Any) -> None:
 
 def read_json(path: Path | str, *keys: str) -> Any:
     """Read a JSON file; with `keys`, an object that has them. Raises FileNotFoundError, DamagedFileError."""
+    if (size := Path(path).stat().st_size) > LARGEST_JSON:
+        raise damaged(path, f"it has {size} bytes, expected at most {LARGEST_JSON}")
     try:
         content = json.loads(Path(path).read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
