@@ -73,9 +73,9 @@ class SweepConfig:
             raise InputError(f"seeds is {list(self.seeds)}; expected one or more different numbers.")
         if not self.name.isprintable():
             raise InputError(f"name is {self.name[:80]!r}; expected text of one line.")
-        if odd := next((row for row in self.rows if not _FOLDER_NAME.fullmatch(row)), None):
+        if odd := [row for row in self.rows if not _FOLDER_NAME.fullmatch(row)]:
             raise InputError(
-                f"Row {odd[:80]!r} cannot be a folder; expected up to 80 letters, digits and _ + - . after the first."
+                f"Row {odd[0][:80]!r} cannot be a folder; expected up to 80 letters, digits, _ + - and then dots."
             )
         if len({row.casefold() for row in self.rows}) < len(self.rows):
             raise InputError("Two rows differ only in case, and are one folder on some disks; rename one.")

@@ -10,7 +10,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from common.weight_files import Shapes, check_config, layers, read_header, refuse_bomb, refuse_odd_tensors, side
+from common.weight_files import (
+    CheckpointError,
+    Shapes,
+    check_config,
+    layers,
+    read_header,
+    refuse_bomb,
+    refuse_odd_tensors,
+    side,
+)
 from perception.quality.qalign_model import Owl, OwlConfig, QAlignError
 from perception.quality.qalign_vision import AbstractorConfig, VisionConfig
 
@@ -110,12 +119,15 @@ def published_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def published_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every (name, shape) of the folder from the files' headers. QAlignError, CheckpointError for a broken file."""
+    """Every (name, shape) of the folder from the files' headers. QAlignError for a file that is not whole."""
     for path in _files(folder):
         if path.suffix == ".bin":
             yield from ((name, tuple(tensor.shape)) for name, tensor in _binary(path).items())
             continue
-        yield from read_header(path).items()
+        try:
+            yield from read_header(path).items()
+        except CheckpointError as error:
+            raise QAlignError(f"{path} is not a whole safetensors file ({error.problems[0]}); copy it again") from error
 
 
 def _files(folder: Path) -> list[Path]:

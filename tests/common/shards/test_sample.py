@@ -77,5 +77,5 @@ def test_members_that_are_no_plain_files_of_a_shard_are_refused() -> None:
             refuse_odd_members(tar((plain, b"{}"), (odd, b"0\n" + bytes(14))), 10_240)
     huge.size = 2**40
     cut = io.BytesIO(huge.tobuf() + bytes(512))
-    with pytest.raises((ShardError, tarfile.ReadError)):
-        refuse_odd_members(tarfile.open(fileobj=cut), 1024)
+    with tarfile.open(fileobj=cut) as opened, pytest.raises((ShardError, tarfile.ReadError)):
+        refuse_odd_members(opened, 1024)
