@@ -63,8 +63,8 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
         for name, (shape, dtype, begin, stop) in by_place:
             if any(not _is_count(side) for side in (*shape, begin, stop)) or begin != end:
                 raise _broken(file, f"{shorten(name)} lies at bytes {begin} to {stop}, the one before it ends at {end}")
-            wanted = math.prod(shape) * _ITEM_BYTES.get(dtype, 1)
-            if stop - begin != wanted and (dtype in _ITEM_BYTES or stop - begin > wanted):
+            item_bytes = math.prod(shape) * _ITEM_BYTES.get(dtype, 1)
+            if stop - begin != item_bytes and (dtype in _ITEM_BYTES or stop - begin > item_bytes):
                 raise _broken(file, f"{shorten(name)} of shape {shorten(str(shape))} has {stop - begin} bytes")
             end = stop
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
