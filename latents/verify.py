@@ -21,7 +21,7 @@ from common.ledger.jsonlines import JsonLines
 from common.progress import progress
 from common.runs import RunFolder, fingerprint
 from common.shards.index import INDEX, read_part
-from common.shards.sample import META, TENSORS, ShardError
+from common.shards.sample import META, TENSORS, ShardError, refuse_odd_members
 from common.shards.store import TAR_END, ShardReader
 from latents.constants import CONTENTS, FILE_NAME, stored_widths
 
@@ -158,5 +158,6 @@ def _sample_finding(data: bytes, row: dict[str, Any], reader: ShardReader, numbe
 
 def _members(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        refuse_odd_members(tar, len(data))
         files = {member.name: tar.extractfile(member) for member in tar}
         return {name: file.read() for name, file in files.items() if file is not None}

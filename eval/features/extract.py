@@ -1,8 +1,10 @@
 """Feature extraction: one decode per video; each extractor's arrays are cached by the hash of all they depend on."""
 
 import logging
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from common.errors import InputError
 from common.executors.stage import Stage, Weights, loaded, no_effect
@@ -19,6 +22,7 @@ from common.media.images import read_image_file
 from common.media.open import MediaError
 from common.media.video import read_video
 from common.runs import disk_guard, temporary_beside
+from common.weight_files import check_archive
 from eval.config import FeatureConfig
 from eval.features.extractors import EXTRACTORS, DecodedVideo, Extract, Extractor, no_real_video
 from eval.features.records import Arrays, UnscorableError
@@ -153,14 +157,27 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def is_lost(path: Path) -> bool:
-    """Whether a file of `save_arrays` is absent or damaged (checked against its CRC)."""
+    """Whether a file of `save_arrays` is absent, damaged (checked against its CRC) or claims more than it holds."""
     if not zipfile.is_zipfile(path):
         return True
-    with zipfile.ZipFile(path) as stored:
-        return stored.testzip() is not None
+    try:
+        with zipfile.ZipFile(path) as stored:
+            check_archive(path, stored)
+            return any(_claims_more(stored, entry) for entry in stored.infolist()) or stored.testzip() is not None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError):
+        return True
+
+
+def _claims_more(stored: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Whether the header of an array gives it another size than its bytes; memory would be taken by the header."""
+    with stored.open(entry) as member:
+        version = read_magic(member)
+        read_header = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
+        shape, _, dtype = read_header(member)
+        return dtype.hasobject or math.prod(shape) * dtype.itemsize != entry.file_size - member.tell()
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Read what `save_arrays` wrote."""
+    """Read what `save_arrays` wrote, which `is_lost` has checked."""
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}

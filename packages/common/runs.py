@@ -46,6 +46,7 @@ _SAYINGS_OF_A_FULL_DISK = (
 
 FORMAT_FILE = "format.json"
 """Beside what is stored in a format with versions; absent in folders written before versions were recorded."""
+LARGEST_JSON = 64 * 2**20  # bytes; the index of the largest published weights has some 200 kB
 
 
 class FormatVersionError(UserError, ValueError):
@@ -267,6 +268,8 @@ def read_text(path: Path | str) -> str:
 
 def read_json(path: Path | str, *keys: str) -> Any:
     """Read the object in a JSON file, which has the `keys`. Raises FileNotFoundError, DamagedFileError."""
+    if (size := Path(path).stat().st_size) > LARGEST_JSON:
+        raise damaged(path, f"it has {size} bytes, expected at most {LARGEST_JSON}")
     text = read_text(path)
     try:
         content = json.loads(text)

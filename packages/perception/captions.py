@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from common.errors import MissingFileError, UserError, load_reason
+from common.runs import read_json
+from common.weight_files import check_config, read_header, refuse_bomb
 
 
 class CaptionerError(UserError, ValueError):
@@ -71,6 +73,16 @@ class Captioner:
         return value.to(self.model.dtype) if value.is_floating_point() else value
 
 
+def check_captioner(folder: Path) -> None:
+    """Compare the sizes in config.json with the headers of the safetensors files. Raises CheckpointError."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes |= read_header(file)
+    for file in sorted(folder.glob("*.bin")):
+        refuse_bomb(file)
+    check_config(folder / "config.json", read_json(folder / "config.json"), shapes)
+
+
 def load_captioner(folder: Path | str, device: str = "cpu") -> Captioner:
     """Load a local transformers folder: half precision on an accelerator, float32 on a CPU.
 
@@ -84,6 +96,7 @@ def load_captioner(folder: Path | str, device: str = "cpu") -> Captioner:
         raise MissingFileError(
             f"{folder}/config.json does not exist; a captioner is a folder as transformers saves it."
         )
+    check_captioner(folder)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:

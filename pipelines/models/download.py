@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 
 import httpx2
 
+from common.addresses import AddressError, public_addresses_only, refuse_private
 from common.errors import UserError
 from common.runs import disk_guard, sha256_file, sync
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 30.0
 LONGEST_WAIT = 600.0  # seconds; a longer Retry-After ends the download
+SHOWN = 120  # characters of a foreign address in a message
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
@@ -27,11 +30,15 @@ class DownloadError(UserError, OSError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch. None and "" stand for unknown; `sha256_starts` is the digest or its first digits."""
+    """A file to fetch. None and "" stand for unknown; `sha256_starts` is the digest or its first digits.
+
+    `most` bounds the size where `bytes` is unknown.
+    """
 
     url: str
     bytes: int | None = None
     sha256_starts: str = ""
+    most: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -55,12 +62,15 @@ def download(
     """Fetch to `target` through `target`.part, from which the next call resumes. Returns the SHA-256.
 
     `on_bytes` gets the number of new bytes as they arrive, first those of an earlier call. One process at a time may
-    write to a target. Raises DownloadError, DiskFullError.
+    write to a target. A redirect may lead to public addresses and to the server that was named, never from https to
+    http. Raises DownloadError, DiskFullError.
     """
     part = _PartialFile(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     idle = 0
-    with httpx2.Client(follow_redirects=True, timeout=STALL_SECONDS) as client, disk_guard(target):
+    hooks = {"response": [partial(_check_redirect, httpx2.URL(remote.url))]}
+    client = httpx2.Client(follow_redirects=True, timeout=STALL_SECONDS, event_hooks=hooks)
+    with client, disk_guard(target), public_addresses_only([remote.url]):
         while True:
             before = part.size
             retry = _attempt(client, remote, part, on_bytes)
@@ -135,10 +145,29 @@ def _attempt(
             if response.status_code in (200, 206):
                 return _receive(remote, response, part, on_bytes)
             return _refused(remote, response, part)
+    except AddressError as error:
+        raise DownloadError(f"{remote.url} cannot be fetched, its server redirects elsewhere. {error}") from error
     except httpx2.TransportError as error:
         return _Retry(f"{type(error).__name__} {error}".strip())
     except httpx2.HTTPError as error:  # a redirect loop, say
         raise DownloadError(f"{remote.url} cannot be fetched ({error}).") from error
+
+
+def _check_redirect(named: httpx2.URL, response: httpx2.Response) -> None:
+    """Raises AddressError before a redirect is followed to a private address, another scheme, or from https to http."""
+    if not response.has_redirect_location:
+        return
+    location = response.headers["Location"]
+    try:
+        target = response.request.url.join(location)
+    except httpx2.InvalidURL as error:
+        raise AddressError(f"{location[:SHOWN]!r} is no address ({error}).") from error
+    if response.request.url.scheme == "https" and target.scheme == "http":
+        raise AddressError(f"{str(target)[:SHOWN]!r} is not encrypted any more; expected https://.")
+    if target.scheme not in ("http", "https"):
+        raise AddressError(f"{str(target)[:SHOWN]!r} is no address of the web; expected https://.")
+    if (target.host, target.port) != (named.host, named.port):
+        refuse_private(str(target))
 
 
 def _refused(remote: RemoteFile, response: httpx2.Response, part: _PartialFile) -> _Retry | None:
@@ -188,8 +217,12 @@ def _receive(
         raise DownloadError(
             f"{remote.url} has {total} bytes, expected {remote.bytes}: it is another file; nothing of it was kept."
         )
+    most = remote.most if remote.bytes is None else remote.bytes
     with open(part.path, "ab") as file:
         for chunk in response.iter_raw():
+            if most is not None and part.size + len(chunk) > most:
+                part.drop()
+                raise DownloadError(f"{remote.url} sends more than {most} bytes: it is another file; nothing is kept.")
             file.write(chunk)
             file.flush()
             part.report(on_bytes)

@@ -7,7 +7,10 @@ fetched by `download`.
 
 import fcntl
 import math
+import shutil
+import stat
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,13 +28,16 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers
 
+from common.addresses import AddressError, public_addresses_only
 from common.errors import InputError, UserError
 from common.progress import ProgressBar, progress
 from common.runs import atomic_write, sha256_file
+from common.weight_files import CheckpointError, check_archive
 from pipelines.models.download import DEFAULT_RETRIES, DownloadError, RemoteFile, RetryPolicy, download
 from pipelines.models.lock import MEGABYTE, LockedEntry, LockedFile, read_lock, write_lock
-from pipelines.models.published import HubSource, Published, UrlSource
+from pipelines.models.published import HubSource, Published
 
+ROOM = 4  # a file whose size nobody states may have so many times the bytes that its entry says
 LONGEST_NAME = 200  # bytes; what is being written has a suffix, and file systems take 255
 
 
@@ -91,7 +97,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 def _fetch_entry(name: str, what: Published, folder: Path, endpoint: str | None, retries: RetryPolicy) -> None:
     locked = read_lock(folder).get(name, LockedEntry(what.licence))
-    listing = _list_hub(what.hub, locked.revision, endpoint) if what.hub else _list_urls(what.urls)
+    listing = _list_hub(what.hub, locked.revision, endpoint) if what.hub else _list_urls(what)
     if listing.revision != locked.revision:
         locked = LockedEntry(what.licence, listing.revision)
         _remember(folder, name, locked)
@@ -130,16 +136,21 @@ def _with_bar(remote: RemoteFile, target: Path, label: str, retries: RetryPolicy
         download(remote, target, on_bytes, retries)
 
 
-def _list_urls(urls: Sequence[UrlSource]) -> Listing:
-    files = {source.path: RemoteFile(source.url, sha256_starts=source.sha256_starts) for source in urls}
-    return Listing("", files, {source.path: source.unpack for source in urls if source.unpack})
+def _list_urls(what: Published) -> Listing:
+    most = ROOM * what.bytes + 64 * MEGABYTE
+    files = {each.path: RemoteFile(each.url, sha256_starts=each.sha256_starts, most=most) for each in what.urls}
+    return Listing("", files, {each.path: each.unpack for each in what.urls if each.unpack})
 
 
 def _list_hub(source: HubSource, locked_revision: str, endpoint: str | None) -> Listing:
     """Files of a repository at the locked revision or, without one, at the entry's. Raises DownloadError."""
     revision = locked_revision or source.revision
+    hub = HfApi(endpoint=endpoint)
     try:
-        info = HfApi(endpoint=endpoint).model_info(source.repo, revision=revision, files_metadata=True)
+        with public_addresses_only([hub.endpoint]):
+            info = hub.model_info(source.repo, revision=revision, files_metadata=True)
+    except AddressError as error:
+        raise DownloadError(f"{source.repo} cannot be listed, {hub.endpoint} redirects elsewhere. {error}") from error
     except (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled) as error:
         raise DownloadError(f"{source.repo} at {revision} {_hub_reason(error)}.") from error
     found = {file.rfilename: file for file in info.siblings or ()}
@@ -180,19 +191,33 @@ def _hub_reason(error: Exception) -> str:
     return f"cannot be listed now ({reason}); run the same command later"
 
 
+def _is_odd(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is a folder, a link or a device instead of a file."""
+    mode = entry.external_attr >> 16
+    return entry.is_dir() or (stat.S_IFMT(mode) not in (0, stat.S_IFREG))
+
+
 def _unpack(archive: Path, members: Sequence[str]) -> Sequence[str]:
     """Extract `members` of a zip file, from any folder in it, and delete the file. Raises DownloadError."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            inside = {Path(name).name: name for name in opened.namelist()}
+            check_archive(archive, opened)
+            inside = {Path(entry.filename).name: entry for entry in opened.infolist() if not _is_odd(entry)}
             absent = [member for member in members if member not in inside]
             if absent:
                 raise DownloadError(f"{archive} lacks {', '.join(absent)}; it contains {', '.join(sorted(inside))}.")
             for member in members:
-                with atomic_write(archive.with_name(member)) as temporary:
-                    temporary.write_bytes(opened.read(inside[member]))
-    except zipfile.BadZipFile as error:
+                with (
+                    atomic_write(archive.with_name(member)) as temporary,
+                    opened.open(inside[member]) as packed,
+                    open(temporary, "wb") as file,
+                ):
+                    shutil.copyfileobj(packed, file, MEGABYTE)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, CheckpointError) as error:
         archive.unlink()
-        raise DownloadError(f"{archive} was not a zip file ({error}) and is removed; fetch it again.") from error
+        reason = "; ".join(error.problems) if isinstance(error, CheckpointError) else error
+        raise DownloadError(
+            f"{archive} was not a zip file of weights ({reason}) and is removed; fetch it again."
+        ) from error
     archive.unlink()
     return members

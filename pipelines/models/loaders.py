@@ -129,6 +129,9 @@ def _quality_scorer(path: Path, earlier: Earlier) -> Loaded:
 def _captioner(path: Path, earlier: Earlier) -> Loaded:
     """Any family of transformers. Tensor names are checked by transformers when it loads them, so only headers are
     read."""
+    from perception.captions import check_captioner
+
+    check_captioner(path)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         AutoProcessor.from_pretrained(path, **options)

@@ -8,6 +8,7 @@ differently share one, and a changed sweep trains only what is new.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,6 +22,7 @@ from common.runs import fingerprint, hash_path, plain, read_json, write_json
 from omniavatar.config import preset
 from pipelines.recipe import Recipe, read_recipe
 
+_FOLDER_NAME = re.compile(r"[\w+-][\w+.-]{0,79}")
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 DATA_SECTIONS = ("small_world", "drawn", "sources", "curation", "latents")
 DATA_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")
@@ -69,6 +71,14 @@ class SweepConfig:
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise InputError(f"seeds is {list(self.seeds)}; expected one or more different numbers.")
+        if not self.name.isprintable():
+            raise InputError(f"name is {self.name[:80]!r}; expected text of one line.")
+        if odd := [row for row in self.rows if not _FOLDER_NAME.fullmatch(row)]:
+            raise InputError(
+                f"Row {odd[0][:80]!r} cannot be a folder; expected up to 80 letters, digits, _ + - and then dots."
+            )
+        if len({row.casefold() for row in self.rows}) < len(self.rows):
+            raise InputError("Two rows differ only in case, and are one folder on some disks; rename one.")
         bases = (("base", self.base, False), ("long_base", self.long_base, True))
         for name, row, long in bases:
             if row not in self.rows and (row or not long):

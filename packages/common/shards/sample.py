@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128_hexdigest
 
-from common.errors import UserError
+from common.errors import UserError, shorten
 from common.runs import plain
 
 META, TENSORS = ".meta.json", ".tensors.safetensors"
@@ -106,6 +106,8 @@ def unpack_tensors(
             continue
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         by_frame = _is_by_frame(name, shape)
+        if by_frame and shape[0] > end - begin:
+            raise ShardError(f"{label}: '{name}' cannot have {shape[0]} frames in its bytes; write the shards again.")
         cuts = _cuts(name, shape, end - begin)
         count = min(len(cuts) - 1, latent_frames) if by_frame else 1
         data = late[: cuts[count]] if name == "audio" and by_frame else early[begin : begin + cuts[count]]
@@ -197,6 +199,16 @@ def _cuts(name: str, shape: tuple[int, ...], size: int) -> list[int]:
     step = size // shape[0]
     firsts = range(shape[0]) if name == "latents" else [0, *range(1, shape[0], 4)]
     return [first * step for first in firsts] + [size]
+
+
+def refuse_odd_members(tar: tarfile.TarFile, size: int) -> None:
+    """Raises ShardError unless every member of a tar of `size` bytes is a plain file whose bytes lie in it.
+
+    A sparse member may claim any number of zeros, and reading it takes memory for them.
+    """
+    for member in tar:
+        if not member.isreg() or member.issparse() or member.offset_data + member.size > size:
+            raise ShardError(f"'{shorten(member.name)}' is no plain file within its shard; write the shards again.")
 
 
 def _tar_header(name: str, size: int) -> bytes:

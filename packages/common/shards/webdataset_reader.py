@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.shards.index import read_index
-from common.shards.sample import META, TENSORS, ShardError, read_tensors
+from common.shards.sample import META, TENSORS, ShardError, read_tensors, refuse_odd_members
 
 CACHED_SHARDS = 2
 
@@ -67,6 +67,8 @@ class WebdatasetReader:
 
     def _stream(self, path: Path) -> dict[str, dict[str, bytes]]:
         try:
+            with tarfile.open(path) as tar:
+                refuse_odd_members(tar, path.stat().st_size)
             return {sample["__key__"]: sample for sample in self._open(path)}
         except (tarfile.TarError, ValueError) as error:
             raise ShardError(f"{path} cannot be streamed ({error}); write the shards again.") from error

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError
+from common.weight_files import Shapes, layers, side
 from omniavatar.weights.key_names import audio_to_transformers
-from omniavatar.weights.tensor_files import build_empty, fill_module, read_tensors
+from omniavatar.weights.tensor_files import build_described, fill_module, read_config, read_shapes, read_tensors
 
 _TRAINING_ONLY = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "masked_spec_embed")
 
@@ -76,8 +78,27 @@ def load_audio_encoder(folder: Path | str, device: torch.device | str = "cpu") -
     if not (folder / "config.json").exists():
         raise MissingFileError(f"{folder} has no config.json; expected a transformers wav2vec2 folder.")
     # Without masking the model has no masking vector: it is for pretraining, and the published base-960h has none.
-    config = Wav2Vec2Config.from_pretrained(folder, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
-    model = build_empty(lambda: Wav2Vec2Model(config))
+    shapes = {audio_to_transformers(name): shape for name, shape in read_shapes(folder).items()}
+    config = read_config(Wav2Vec2Config, folder, shapes, _sizes, mask_time_prob=0.0, mask_feature_prob=0.0)
+    model = build_described(folder / "config.json", lambda: Wav2Vec2Model(config))
     named = ((audio_to_transformers(name), tensor) for name, tensor in read_tensors(folder, device))
     fill_module(model, ((name, tensor) for name, tensor in named if not name.startswith(_TRAINING_ONLY)), folder)
     return AudioEncoder(model.to(device))
+
+
+def _sizes(shapes: Shapes) -> dict[str, Any]:
+    """The sizes in a wav2vec2 config.json, by the shapes of its weights."""
+    names = [f"feature_extractor.conv_layers.{number}.conv.weight" for number in range(len(shapes))]
+    convolutions = [shapes[name] for name in names if len(shapes.get(name, ())) == 3]
+    # Its weights are stored as a direction and a length for each tap.
+    position = "encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    width, group = side(shapes, position, 0), side(shapes, position, 1)
+    return {
+        "num_hidden_layers": layers(shapes, "encoder.layers."),
+        "hidden_size": side(shapes, "encoder.layer_norm.weight", 0),
+        "intermediate_size": side(shapes, "encoder.layers.0.feed_forward.intermediate_dense.weight", 0),
+        "conv_dim": [shape[0] for shape in convolutions] or None,
+        "conv_kernel": [shape[2] for shape in convolutions] or None,
+        "num_conv_pos_embeddings": side(shapes, position, 2),
+        "num_conv_pos_embedding_groups": width and group and width // group,
+    }

@@ -13,11 +13,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from common.errors import InputError, MissingFileError, load_reason
+from common.weight_files import Shapes, layers, side
 from omniavatar.weights.key_names import text_to_original, text_to_transformers
 from omniavatar.weights.tensor_files import (
     NamedTensors,
-    build_empty,
+    build_described,
     fill_module,
+    read_config,
+    read_shapes,
     read_tensors,
     refuse_unsaid,
     write_shards,
@@ -98,12 +101,13 @@ def load_text_encoder(
     if text_encoder.is_dir():
         if not (text_encoder / "config.json").exists():
             raise MissingFileError(f"{text_encoder} has no config.json; expected a transformers umT5 folder.")
-        config = UMT5Config.from_pretrained(text_encoder, local_files_only=True)
+        config = read_config(UMT5Config, text_encoder, read_shapes(text_encoder), _sizes)
         tensors: NamedTensors = read_tensors(text_encoder, device)
     else:
         renamed = {text_to_transformers(name): tensor for name, tensor in read_tensors(text_encoder, device)}
         config, tensors = _config_from_original(renamed), renamed.items()
-    model = build_empty(lambda: UMT5EncoderModel(config))
+    source = text_encoder / "config.json" if text_encoder.is_dir() else text_encoder
+    model = build_described(source, lambda: UMT5EncoderModel(config))
     name_in_file = str if text_encoder.is_dir() else text_to_original
     fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file)
     model.set_input_embeddings(model.shared)
@@ -142,6 +146,22 @@ def save_text_encoder(
         config = copy.deepcopy(config)
         config.dtype = dtype or encoder.model.dtype
         config.save_pretrained(path)
+
+
+def _sizes(shapes: Shapes) -> dict[str, int | None]:
+    """The sizes in a umT5 config.json, by the shapes of its weights."""
+    layer = "encoder.block.0.layer"
+    heads = side(shapes, f"{layer}.0.SelfAttention.relative_attention_bias.weight", 1)
+    inner = side(shapes, f"{layer}.0.SelfAttention.q.weight", 0)
+    return {
+        "vocab_size": side(shapes, "shared.weight", 0),
+        "d_model": side(shapes, "shared.weight", 1),
+        "d_kv": inner and heads and inner // heads,
+        "d_ff": side(shapes, f"{layer}.1.DenseReluDense.wi_0.weight", 0),
+        "num_layers": layers(shapes, "encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": side(shapes, f"{layer}.0.SelfAttention.relative_attention_bias.weight", 0),
+    }
 
 
 def _config_from_original(tensors: Mapping[str, Tensor]) -> UMT5Config:

@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from common.errors import InputError, MissingFileError
 from common.runs import read_json, write_json
+from common.weight_files import Shapes, check_config, layers, side
 from omniavatar.weights.key_names import vae_to_diffusers, vae_to_original
 from omniavatar.weights.tensor_files import (
     NamedTensors,
+    build_described,
     build_empty,
+    config_defaults,
     fill_module,
+    read_shapes,
     read_tensors,
     refuse_unsaid,
     write_shards,
@@ -150,11 +154,13 @@ def load_vae(path: Path | str, dtype: torch.dtype = torch.float32, device: torch
         if not (path / "config.json").exists():
             raise MissingFileError(f"{path} has no config.json; expected a diffusers AutoencoderKLWan folder.")
         config = read_json(path / "config.json")
+        _check_sizes(path / "config.json", config, read_shapes(path))
         tensors: NamedTensors = read_tensors(path, device)
     else:
         renamed = {vae_to_diffusers(name): tensor for name, tensor in read_tensors(path, device)}
         config, tensors = _config_from_original(renamed), renamed.items()
-    model = build_empty(lambda: AutoencoderKLWan.from_config(config))
+    source = path / "config.json" if path.is_dir() else path
+    model = build_described(source, lambda: AutoencoderKLWan.from_config(config))
     fill_module(model, tensors, path, lambda name: dtype, name_in_file=str if path.is_dir() else vae_to_original)
     return WanVAE(model).to(device).eval().requires_grad_(False)
 
@@ -178,6 +184,29 @@ def save_vae(
     else:
         write_shards(path, state, "diffusion_pytorch_model", dtype)
         write_json(path / "config.json", {**dict(vae.model.config), "_class_name": "AutoencoderKLWan"})
+
+
+def _check_sizes(file: Path, config: Any, shapes: Shapes) -> None:
+    """Compare a config of diffusers' class with the shapes of the weights. Raises CheckpointError."""
+    defaults = config_defaults(AutoencoderKLWan)
+    check_config(file, config, {}, defaults=defaults)
+    whole = defaults | {key: value for key, value in config.items() if value is not None}
+    latents = side(shapes, "post_quant_conv.weight", 0)
+    pixels = side(shapes, "encoder.conv_in.weight", 1)
+    blocks = layers(shapes, "decoder.up_blocks.0.resnets.")
+    widths, lengths = "base_dim * dim_mult", {key: f"length of {key}" for key in ("latents_mean", "latents_std")}
+    sizes = {
+        "base_dim": side(shapes, "encoder.conv_in.weight", 0),
+        "z_dim": latents,
+        "in_channels": pixels,
+        "out_channels": side(shapes, "decoder.conv_out.weight", 0),
+        "num_res_blocks": blocks and blocks - 1,
+        "patch_size": math.isqrt(pixels // 3) if pixels and pixels > 3 else None,
+        **dict.fromkeys(lengths.values(), latents),
+    }
+    whole[widths] = [whole["base_dim"] * each for each in whole["dim_mult"]]
+    whole |= {name: len(whole[key]) for key, name in lengths.items()}
+    check_config(file, whole, shapes, sizes)
 
 
 def _config_from_original(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N bl
 Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask (0 = given, 1 = to generate).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.nn import functional
 from common.constants import FRAMES_PER_LATENT
 from common.errors import InputError, MissingFileError
 from common.runs import read_json
+from common.weight_files import Shapes, check_config, layers, side
 from omniavatar.config import AudioEntry, Recompute, audio_blocks
 from omniavatar.model.audio_entry import audio_modules
 from omniavatar.model.audio_pack import AudioPack, AudioTokens
@@ -25,7 +27,16 @@ from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache, TextA
 from omniavatar.model.recompute import recomputing
 from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
-from omniavatar.weights.tensor_files import CheckpointError, build_empty, fill_module, read_tensors, refuse_unsaid
+from omniavatar.weights.tensor_files import (
+    CheckpointError,
+    build_described,
+    build_empty,
+    config_defaults,
+    fill_module,
+    read_shapes,
+    read_tensors,
+    refuse_unsaid,
+)
 
 
 class AudioConditionedWan(WanTransformer3DModel):
@@ -293,7 +304,10 @@ def load_base(
     float32 for every `dtype`. Raises FileNotFoundError, CheckpointError.
     """
     config = base_config(folder)
-    dit = build_empty(lambda: AudioConditionedWan.from_config(config))
+    file, shapes = Path(folder) / "config.json", read_shapes(folder)
+    named = {dit_to_diffusers(name): shape for name, shape in shapes.items()} if _is_original(folder) else shapes
+    _check_sizes(file, config, named)
+    dit = build_described(file, lambda: AudioConditionedWan.from_config(config))
     kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
     in_file = dit_to_original if _is_original(folder) else str
     fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=in_file)
@@ -301,12 +315,39 @@ def load_base(
 
 
 def base_config(folder: Path | str) -> dict[str, Any]:
-    """The arguments of diffusers' class for the base in a folder of either layout. Raises as `load_base` does."""
+    """The arguments of diffusers' class for the base in a folder of either layout, of the right types.
+
+    Raises as `load_base` does.
+    """
     file = Path(folder) / "config.json"
     if not file.exists():
         raise MissingFileError(f"{folder} has no config.json; expected a Wan transformer folder with its weights.")
     config = read_json(file)
-    return _config_from_original(config, file) if "dim" in config else config
+    check_config(file, config, {})
+    if "dim" in config:
+        config = _config_from_original(config, file)
+    check_config(file, config, {}, defaults=config_defaults(WanTransformer3DModel))
+    return config
+
+
+def _check_sizes(file: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
+    """Compare the arguments of diffusers' class with the shapes of its weights. Raises CheckpointError."""
+    whole = config_defaults(WanTransformer3DModel) | {k: v for k, v in config.items() if v is not None}
+    patch = shapes.get("patch_embedding.weight", ())[2:]
+    width = "num_attention_heads * attention_head_dim"
+    out = side(shapes, "proj_out.weight", 0)
+    sizes = {
+        "num_layers": layers(shapes, "blocks."),
+        "ffn_dim": side(shapes, "blocks.0.ffn.net.0.proj.weight", 0),
+        "in_channels": side(shapes, "patch_embedding.weight", 1),
+        "patch_size": list(patch) or None,
+        "out_channels": out and patch and out // math.prod(patch),
+        "text_dim": side(shapes, "condition_embedder.text_embedder.linear_1.weight", 1),
+        "freq_dim": side(shapes, "condition_embedder.time_embedder.linear_1.weight", 1),
+        width: side(shapes, "patch_embedding.weight", 0),
+    }
+    whole[width] = whole["num_attention_heads"] * whole["attention_head_dim"]
+    check_config(file, whole, shapes, {key: value or None for key, value in sizes.items()})
 
 
 def base_tensors(folder: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
@@ -332,6 +373,9 @@ def _config_from_original(config: dict[str, Any], source: Path) -> dict[str, Any
     missing = [key for key in ("dim", "num_heads", "ffn_dim", "num_layers") if key not in config]
     if missing:
         raise CheckpointError(source, [f"missing: {key}, a size of the model" for key in missing])
+    check_config(source, config, {}, defaults={"dim": 1, "num_heads": 1})
+    if not config["num_heads"]:
+        raise CheckpointError(source, ["num_heads is 0; expected 1 or more"])
     return {
         "num_attention_heads": config["num_heads"],
         "attention_head_dim": config["dim"] // config["num_heads"],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.errors import MissingFileError
 from common.runs import read_json, write_json
+from common.weight_files import Shapes, check_config, side
 from omniavatar.config import AudioEntry
 from omniavatar.model.adapter import inject_lora, is_trained, lora_layers
 from omniavatar.model.audio_entry import audio_tensor_names, audio_width
@@ -36,6 +37,8 @@ CONFIG_FILE = "config.json"
 _LORA_LINEARS = [f"{part}_attn.{name}" for part in ("self", "cross") for name in "qkvo"] + ["ffn.0", "ffn.2"]
 _OFFICIAL_TARGETS = "q,k,v,o,ffn.0,ffn.2"
 _WAV2VEC2_BASE_DIM = 14 * 768
+_TYPES: dict[str, Any] = {"lora_rank": 128, "lora_alpha": 64.0, "lora_target_modules": "", "audio_hidden_size": 32}
+_TYPES |= {"model_config": {}, "train_architecture": "", "audio_entry": ""}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class AdapterConfig:
 
     @staticmethod
     def from_json(official: dict[str, Any], source: Path) -> "AdapterConfig":
-        """Read the published keys. Raises CheckpointError for an unknown architecture or LoRA targets."""
+        """Read the published keys. Raises CheckpointError for an unknown architecture or LoRA targets, wrong types."""
+        check_config(source, official, {}, defaults=_TYPES)
+        official = {key: value for key, value in official.items() if value is not None}
         architecture = official.get("train_architecture", "lora")
         targets = official.get("lora_target_modules", _OFFICIAL_TARGETS)
         problems = []
@@ -164,10 +169,12 @@ def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransfor
     for file in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
         if not file.exists():
             raise MissingFileError(f"{file} does not exist; expected an OmniAvatar folder with both files.")
-    config = AdapterConfig.from_json(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
+    official = read_json(folder / CONFIG_FILE)
+    config = AdapterConfig.from_json(official, folder / CONFIG_FILE)
     empty = model.dit.patch_embedding.weight.is_meta
-    read = read_tensors(folder / WEIGHTS_FILE, "meta" if empty else "cpu")
-    tensors = {to_our_name(name): value for name, value in read}
+    read = dict(read_tensors(folder / WEIGHTS_FILE, "meta" if empty else "cpu"))
+    _check_sizes(folder / CONFIG_FILE, official, {name: tuple(tensor.shape) for name, tensor in read.items()})
+    tensors = {to_our_name(name): value for name, value in read.items()}
     if not model.has_audio:
         pack = tensors.get("audio_proj.proj.weight")
         width = _WAV2VEC2_BASE_DIM if pack is None or pack.ndim != 2 else audio_width(pack, config.audio_entry)
@@ -181,6 +188,17 @@ def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransfor
         raise CheckpointError(folder / WEIGHTS_FILE, rename_problems(problems, to_official_name))
     model.load_state_dict(tensors, strict=False)
     return model
+
+
+def _check_sizes(file: Path, official: Mapping[str, Any], shapes: Shapes) -> None:
+    """Compare an adapter's `config.json` with the shapes of its weights. Raises CheckpointError."""
+    whole = {"lora_rank": AdapterConfig.rank} | official
+    whole["model_config.in_dim"] = (official.get("model_config") or {}).get("in_dim")
+    sizes = {
+        "lora_rank": side(shapes, "blocks.0.self_attn.q.lora_A.default.weight", 0),
+        "model_config.in_dim": side(shapes, "patch_embedding.weight", 1) if whole["model_config.in_dim"] else None,
+    }
+    check_config(file, whole, shapes, sizes)
 
 
 def save_base(

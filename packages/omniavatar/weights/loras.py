@@ -6,7 +6,7 @@ dots after `lora_unet_` (kohya's sd-scripts, musubi-tuner): pairs `<layer>.lora_
 `<layer>.diff_b` of a bias.
 """
 
-import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from common.errors import shorten
+from common.lists import parse_json
 from omniavatar.model.adapter import LORA_TARGETS
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
@@ -102,8 +104,16 @@ def _stored_ratio(path: Path | str) -> float:
     if Path(path).suffix != ".safetensors":
         return 1.0
     with safe_open(path, framework="pt") as opened:
-        metadata = json.loads((opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    return float(metadata.get("transformer.lora_alpha", 1)) / float(metadata.get("transformer.r", 1))
+        text = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+    try:
+        metadata = parse_json(text)
+        ratio = float(metadata.get("transformer.lora_alpha", 1)) / float(metadata.get("transformer.r", 1))
+        if not math.isfinite(ratio):
+            raise ValueError("not a finite number")
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"its header's {LORA_ADAPTER_METADATA_KEY} gives no strength ({error}): {shorten(text)}"
+        raise CheckpointError(path, [reason]) from error
+    return ratio
 
 
 def _layer(model: AvatarTransformer, name: str) -> nn.Module:

@@ -4,7 +4,7 @@ Files are memory-mapped: an unused tensor costs nothing, and on device "meta", w
 read, a folder of any size is checked in seconds.
 """
 
-import json
+import inspect
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -14,24 +14,24 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from common.errors import InputError, MissingFileError, UserError
-from common.runs import atomic_write, plain, write_json
+from common.errors import InputError, MissingFileError, damaged, shorten
+from common.runs import atomic_write, plain, read_json, write_json
+from common.weight_files import CheckpointError, Shapes, check_config, read_header, refuse_bomb, refuse_odd_tensors
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 M = TypeVar("M", bound=nn.Module)
-
-
-class CheckpointError(UserError, ValueError):
-    """A weight file that cannot be used; the message names the file and lists every problem found in it."""
-
-    def __init__(self, source: Path | str, problems: list[str]):
-        self.source, self.problems = str(source), problems
-        listed = "\n  ".join(problems)
-        super().__init__(f"{source} cannot be used, {len(problems)} problem(s):\n  {listed}")
+C = TypeVar("C", bound=PreTrainedConfig)
+# What classes of diffusers and transformers raise for settings they were not written for.
+_NO_MODEL = (
+    TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 def read_tensors(path: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
@@ -62,7 +62,11 @@ def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, by its index file when it has one. Raises FileNotFoundError."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+        places = read_json(indexes[0], "weight_map")["weight_map"]
+        odd = [name for name in (places.values() if isinstance(places, dict) else [places]) if not _is_plain(name)]
+        if odd:
+            raise damaged(indexes[0], f"it names the shard {odd[0]!r}, expected the name of a file beside it")
+        names = sorted(set(places.values()))
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise MissingFileError(f"{folder} lacks the shards {', '.join(missing)} named in {indexes[0].name}.")
@@ -74,7 +78,17 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name and name.isprintable()
+
+
+def read_shapes(path: Path | str) -> Shapes:
+    """Name -> shape of every tensor that `read_tensors` would give, from headers alone. Raises as it does."""
+    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path, "meta")}
+
+
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    read_header(file)
     try:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  (the handle is not a mapping)
@@ -88,6 +102,7 @@ def read_torch_file(file: Path) -> dict[str, Tensor]:
     whole = zipfile.is_zipfile(file)
     if not whole and _begins_as_zip(file):
         raise CheckpointError(file, ["is truncated: the directory at its end is missing; fetch it again"])
+    refuse_bomb(file)
     try:
         # Files of torch before 1.6 are not zip archives and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=whole)
@@ -99,20 +114,19 @@ def read_torch_file(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError(file, [f"holds a {type(content).__name__}; expected a dict of name -> tensor"])
     odd = [
-        f"{name}: a {type(value).__name__}, not a tensor" for name, value in content.items() if not _is_tensor(value)
+        f"{name}: a {type(value).__name__}, not a tensor"
+        for name, value in content.items()
+        if not (isinstance(value, Tensor) and isinstance(name, str))
     ]
     if odd:
         raise CheckpointError(file, odd)
+    refuse_odd_tensors(file, content)
     return content
 
 
 def _begins_as_zip(file: Path) -> bool:
     with open(file, "rb") as opened:
         return opened.read(2) == b"PK"
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def write_torch_file(path: Path | str, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -195,6 +209,44 @@ def build_empty(build: Callable[[], M]) -> M:
     """A module whose parameters take no memory (meta device); buffers, such as RoPE tables, are real."""
     with init_empty_weights(include_buffers=False):
         return build()
+
+
+def build_described(file: Path, build: Callable[[], M]) -> M:
+    """`build_empty` of a model that a `config.json` describes. Raises CheckpointError where it describes none."""
+    try:
+        return build_empty(build)
+    except _NO_MODEL as error:
+        reason = shorten(str(error).strip().partition("\n")[0])
+        raise CheckpointError(
+            file,
+            [f"describes no model ({type(error).__name__}: {reason}); take the one published with these weights"],
+        ) from error
+
+
+def config_defaults(kind: type) -> dict[str, Any]:
+    """The settings of a model class of diffusers with their defaults, of which its `config.json` may leave some out."""
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+def read_config(
+    kind: type[C], folder: Path, shapes: Shapes, sizes: Callable[[Shapes], Mapping[str, Any]], **settings: Any
+) -> C:
+    """A model's settings of transformers from `config.json` in a folder, compared with the shapes of its weights.
+
+    `sizes` derives from shapes what settings must be; `settings` replace those of the file. Raises CheckpointError.
+    """
+    file = folder / "config.json"
+    raw = read_json(file)
+    check_config(file, raw, shapes)  # before any object of transformers: some settings make lists of their length
+    check_config(file, raw, {}, defaults=kind().to_dict())
+    try:
+        config = kind.from_dict(raw, **settings)
+    except _NO_MODEL as error:
+        raise CheckpointError(file, [f"is no {kind.__name__} ({shorten(' '.join(str(error).split()))})"]) from error
+    # Once more with defaults, and with settings that have a second name.
+    check_config(file, config.to_dict(), shapes, sizes(shapes))
+    return config
 
 
 def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
+from common.weight_files import refuse_bomb
 from perception.config import Protocol
 from perception.features.i3d import I3D
 from perception.features.inception import FIDInception
@@ -178,6 +179,7 @@ def _load_state(path: Path) -> nn.Module:
     with path.open("rb") as file:
         if file.read(1) not in (b"P", b"\x80"):  # zip, or the pickle of the file of 2018
             raise FeatureError(foreign)
+    refuse_bomb(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, IndexError) as error:

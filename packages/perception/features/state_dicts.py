@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from common.weight_files import is_dense
+
 
 def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Each tensor of `found` that is missing, unexpected, of another shape than in `expected`, or not finite."""
-    both = [name for name in expected if name in found]
+    both = [name for name in expected if is_dense(found.get(name))]
     return [
-        *(f"{name} is missing" for name in expected if name not in found),
+        *(f"{name} is missing" for name in expected if not is_dense(found.get(name))),
         *(f"{name} is unexpected" for name in found if name not in expected),
         *(
             f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"

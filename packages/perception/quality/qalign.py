@@ -5,7 +5,6 @@ The folder is read as published: config.json, preprocessor_config.json, tokenize
 A score is the expectation over five level words: softmax of their logits times 5, 4, 3, 2, 1.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
+from common.errors import DamagedFileError
+from common.runs import read_json
 from perception.config import Variant
 from perception.quality.qalign_model import Owl, OwlConfig, QAlignError
-from perception.quality.qalign_weights import check_weights, load_weights
+from perception.quality.qalign_weights import check_sizes, check_weights, load_weights
 
 Task = Literal["quality", "aesthetics"]
 
@@ -154,20 +155,30 @@ def check_qalign(folder: Path | str) -> None:
 
 def _empty(folder: Path) -> tuple[Owl, SentencePieceProcessor, Preprocessor]:
     """What the small files say: a model without memory, the tokenizer and the preprocessing."""
-    config = OwlConfig.from_json(_read_json(folder / "config.json"))
+    content = _read_json(folder / "config.json")
+    check_sizes(folder / "config.json", content)
+    config = OwlConfig.from_json(content)
     tokenizer = _load_tokenizer(folder / "tokenizer.model", config.vocab_size)
     preprocessor = _load_preprocessor(folder / "preprocessor_config.json", config.vision.image_size)
-    with torch.device("meta"):
-        return Owl(config), tokenizer, preprocessor
+    try:
+        with torch.device("meta"):
+            return Owl(config), tokenizer, preprocessor
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise QAlignError(
+            f"{folder}/config.json describes no network ({error}); copy the published file again"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise QAlignError(f"{path} does not exist; a Q-Align folder holds the files of q-future/one-align")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise QAlignError(f"{path} is not JSON ({error}); copy the published file again") from error
+        content = read_json(path)
+    except DamagedFileError as error:
+        raise QAlignError(f"{path} is not JSON ({error.__cause__}); copy the published file again") from error
+    if not isinstance(content, dict):
+        raise QAlignError(f"{path} holds a {type(content).__name__}, no settings; copy the published file again")
+    return content
 
 
 def _load_tokenizer(path: Path, vocab_size: int) -> SentencePieceProcessor:

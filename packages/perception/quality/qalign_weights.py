@@ -1,14 +1,27 @@
 """Reading Q-Align weights: shard by shard into a model built without memory, strictly by name and shape."""
 
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from perception.quality.qalign_model import Owl, QAlignError
+from common.weight_files import (
+    CheckpointError,
+    Shapes,
+    check_config,
+    layers,
+    read_header,
+    refuse_bomb,
+    refuse_odd_tensors,
+    side,
+)
+from perception.quality.qalign_model import Owl, OwlConfig, QAlignError
+from perception.quality.qalign_vision import AbstractorConfig, VisionConfig
 
 
 def load_weights(model: Owl, folder: Path, device: str, dtype: torch.dtype) -> None:
@@ -40,6 +53,55 @@ def check_weights(model: Owl, folder: Path) -> None:
         raise QAlignError(f"{folder} does not fit its config.json: " + "; ".join(problems))
 
 
+def check_sizes(file: Path, content: Any) -> None:
+    """Compare a parsed config.json with the shapes of the weights beside it, before a network is built from it.
+
+    Raises CheckpointError, QAlignError.
+    """
+    shapes = dict(published_shapes(file.parent))
+    check_config(file, content, shapes)
+    check_config(file, content, {}, defaults=_defaults(OwlConfig))
+    check_config(file, content, shapes, _language_sizes(shapes))
+    visual = content.get("visual_config") or {}
+    parts = (("visual_model", VisionConfig, _vision_sizes), ("visual_abstractor", AbstractorConfig, _abstractor_sizes))
+    for name, kind, sizes in parts:
+        part = visual.get(name, {}) if isinstance(visual, dict) else visual
+        check_config(file, part, {}, defaults=_defaults(kind))
+        check_config(file, _defaults(kind) | part, shapes, sizes(shapes))
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+def _language_sizes(shapes: Shapes) -> dict[str, int | None]:
+    return {
+        "vocab_size": side(shapes, "model.embed_tokens.weight", 0),
+        "hidden_size": side(shapes, "model.embed_tokens.weight", 1),
+        "intermediate_size": side(shapes, "model.layers.0.mlp.gate_proj.weight", 0),
+        "num_hidden_layers": layers(shapes, "model.layers."),
+    }
+
+
+def _vision_sizes(shapes: Shapes) -> dict[str, int | None]:
+    return {
+        "hidden_size": side(shapes, "model.vision_model.embeddings.patch_embed.weight", 0),
+        "patch_size": side(shapes, "model.vision_model.embeddings.patch_embed.weight", 3),
+        "intermediate_size": side(shapes, "model.vision_model.encoder.layers.0.mlp.fc1.weight", 0),
+        "num_hidden_layers": layers(shapes, "model.vision_model.encoder.layers."),
+    }
+
+
+def _abstractor_sizes(shapes: Shapes) -> dict[str, int | None]:
+    first = "model.visual_abstractor.encoder.layers.0.crossattention"
+    return {
+        "hidden_size": side(shapes, "model.visual_abstractor.query_embeds", 2),
+        "num_learnable_queries": side(shapes, "model.visual_abstractor.query_embeds", 1),
+        "intermediate_size": side(shapes, f"{first}.output.mlp.w1.weight", 0),
+        "num_hidden_layers": layers(shapes, "model.visual_abstractor.encoder.layers."),
+    }
+
+
 def _outdated(name: str) -> bool:
     """Written by transformers before 4.32; computed here."""
     return name.endswith("rotary_emb.inv_freq")
@@ -63,11 +125,9 @@ def published_shapes(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield from ((name, tuple(tensor.shape)) for name, tensor in _binary(path).items())
             continue
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  a safe_open handle is not iterable
-                    yield name, tuple(file.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise QAlignError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
+            yield from read_header(path).items()
+        except CheckpointError as error:
+            raise QAlignError(f"{path} is not a whole safetensors file ({error.problems[0]}); copy it again") from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -80,7 +140,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _binary(path: Path) -> dict[str, Tensor]:
+    refuse_bomb(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise QAlignError(f"{path} is not a whole file of PyTorch tensors; copy it again") from error
+    if not isinstance(content, dict) or any(not isinstance(value, Tensor) for value in content.values()):
+        raise QAlignError(f"{path} holds something else than named tensors; copy it again")
+    refuse_odd_tensors(path, content)
+    return content

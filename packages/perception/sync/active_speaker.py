@@ -13,6 +13,7 @@ from scipy.ndimage import uniform_filter1d
 from torch import Tensor, nn
 
 from common.errors import MissingFileError, UserError
+from common.weight_files import refuse_bomb
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import mfcc
 
@@ -130,6 +131,7 @@ def load_active_speaker(path: Path | str, device: str = "cpu") -> ActiveSpeaker:
         raise MissingFileError(
             f"Active-speaker weights {path} do not exist; expected Light-ASD's finetuning_TalkSet.model."
         )
+    refuse_bomb(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}

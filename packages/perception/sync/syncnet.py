@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError, UserError
+from common.weight_files import refuse_bomb
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import COEFFICIENTS, mfcc
 
@@ -162,6 +163,7 @@ def load_syncnet(path: Path | str) -> SyncNet:
     """
     if not Path(path).is_file():
         raise MissingFileError(f"SyncNet weights {path} do not exist; expected the file syncnet_v2.model.")
+    refuse_bomb(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         widths = _widths(state)

@@ -1,11 +1,13 @@
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from xxhash import xxh3_64_hexdigest
 
-from common.shards.sample import ShardError, pack_sample, pack_tensors, read_tensors
+from common.shards.sample import ShardError, pack_sample, pack_tensors, read_tensors, refuse_odd_members
 
 TENSORS = {
     "audio": np.arange(20, dtype=np.float32).reshape(10, 2),
@@ -50,3 +52,30 @@ def test_a_file_that_is_damaged_or_no_member_says_so() -> None:
 def test_what_cannot_be_stored_is_named() -> None:
     with pytest.raises(ShardError, match="Tensors 'text' of complex64 cannot be stored"):
         pack_sample("a", TENSORS | {"text": np.zeros((2, 2), np.complex64)}, {})
+
+
+def _sparse(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = 16, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name}
+    info.pax_headers["GNU.sparse.realsize"] = str(size)
+    return info
+
+
+def test_members_that_are_no_plain_files_of_a_shard_are_refused() -> None:
+    def tar(*members: tuple[tarfile.TarInfo, bytes]) -> tarfile.TarFile:
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as written:
+            for info, content in members:
+                written.addfile(info, io.BytesIO(content))
+        return tarfile.open(fileobj=io.BytesIO(data.getvalue()))
+
+    plain, link, folder, huge = (tarfile.TarInfo(name) for name in ("a.json", "b.json", "c", "d"))
+    plain.size, link.type, link.linkname, folder.type = 2, tarfile.SYMTYPE, "/etc/passwd", tarfile.DIRTYPE
+    refuse_odd_members(tar((plain, b"{}")), 10_240)
+    for odd in (link, folder, _sparse("s.json", 2**50)):
+        with pytest.raises(ShardError, match="no plain file within its shard"):
+            refuse_odd_members(tar((plain, b"{}"), (odd, b"0\n" + bytes(14))), 10_240)
+    huge.size = 2**40
+    cut = io.BytesIO(huge.tobuf() + bytes(512))
+    with tarfile.open(fileobj=cut) as opened, pytest.raises((ShardError, tarfile.ReadError)):
+        refuse_odd_members(opened, 1024)

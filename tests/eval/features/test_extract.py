@@ -1,18 +1,28 @@
 """What is cached of a video, and what is extracted again when a file is lost."""
 
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.lib.format import write_array_header_1_0
 
 from common.media.open import MediaError
 from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
 from eval.features import extract
-from eval.features.extract import ExtractStage, decode_for_metrics, load_arrays, run_extractor, save_arrays
+from eval.features.extract import (
+    ExtractStage,
+    decode_for_metrics,
+    is_lost,
+    load_arrays,
+    run_extractor,
+    save_arrays,
+)
 from eval.features.extractors import EXTRACTORS, DecodedVideo
 from eval.features.records import UnscorableError
 from perception.faces.detect import Face
@@ -118,3 +128,36 @@ def test_the_strict_protocol_has_an_extractor_more() -> None:
         for protocol in ("paper", "strict")
     }
     assert names["strict"] - names["paper"] == {"fvd_slow"}
+
+
+def _bomb(path: Path, array: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("features.npy", array)
+
+
+def _npy(shape: tuple[int, ...], kind: str = "<f4", data: bytes = bytes(16)) -> bytes:
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
+    return header.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        _npy((10**9, 10**6)),
+        _npy((2**62, 16)),
+        _npy((3,)),
+        _npy((2,), "|O"),
+        _npy((4,)) + bytes(3_000_000),
+        b"no array",
+        b"",
+    ],
+)
+def test_arrays_that_claim_more_than_they_hold_are_lost(
+    tmp_path: Path, array: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.weight_files.SLACK", 10_000)
+    _bomb(tmp_path / "a.npz", array)
+    assert is_lost(tmp_path / "a.npz")
+    save_arrays(tmp_path / "a.npz", {"features": np.zeros((4, 0)), "status": np.array("ok"), "n": np.float64(2)})
+    assert not is_lost(tmp_path / "a.npz") and set(load_arrays(tmp_path / "a.npz")) == {"features", "status", "n"}

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from common.errors import DamagedFileError
+from common.runs import write_json
 from omniavatar.encoders.audio import load_audio_encoder
 from omniavatar.encoders.text import TextEncoder, load_text_encoder, save_text_encoder
 from omniavatar.encoders.vae import WanVAE, load_vae, save_vae
@@ -310,3 +312,33 @@ def test_a_torch_file_is_mapped_too(large_base: Path) -> None:
     size = file.stat().st_size / 1e6
     assert peak_resident(lambda: list(read_tensors(file, "meta"))) < HEADROOM
     assert peak_resident(lambda: [is_finite(tensor) for _, tensor in read_tensors(file)]) < size + HEADROOM
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"a": "../secret.safetensors"},
+        {"a": "/etc/w.safetensors"},
+        {"a": 3},
+        {"a": "w.pt"},
+        ["a"],
+        {"a": "x\n.safetensors"},
+    ],
+)
+def test_an_index_names_files_beside_it(tmp_path: Path, places: Any) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "secret.safetensors")
+    folder = tmp_path / "model"
+    write_json(folder / "m.safetensors.index.json", {"weight_map": places})
+    with pytest.raises(DamagedFileError, match="expected the name of a file beside it"):
+        list(read_tensors(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"[" * 100_000, b"\xff", b" " * 2000])
+def test_an_index_without_places_is_named(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.runs.LARGEST_JSON", 150_000)
+    (tmp_path / "m.safetensors.index.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match="index.json"):
+        list(read_tensors(tmp_path))
+    monkeypatch.setattr("common.runs.LARGEST_JSON", 0)
+    with pytest.raises(DamagedFileError, match="expected at most 0" if content else "index.json"):
+        list(read_tensors(tmp_path))

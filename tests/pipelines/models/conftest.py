@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind.isdigit() or content is None:
             return self._status(int(kind) if kind.isdigit() else 404, number or self._unknown(path))
         if isinstance(content, str):
-            return self._status(302, location=f"/{content}")
+            return self._status(302, location=content if ":" in content else f"/{content}")
         self._content(content, kind, int(number or 0))
 
     def _unknown(self, path):

@@ -1,12 +1,15 @@
 import hashlib
 import os
 import random
+import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import httpx2
 import pytest
 
-from pipelines.models.download import DownloadError, RemoteFile, RetryPolicy, download
+from common.addresses import AddressError
+from pipelines.models.download import DownloadError, RemoteFile, RetryPolicy, _check_redirect, download
 
 CONTENT = random.Random(0).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -117,3 +120,64 @@ def test_another_file_than_expected_is_refused_and_not_kept(web, target, known, 
     with pytest.raises(DownloadError, match=words):
         _get(web, target, **known)
     assert os.listdir(target.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("file:///etc/passwd", "no address of the web"),
+        ("ftp://example.com/w", "no address of the web"),
+        ("data:text/plain,hi", "no address of the web"),
+        ("http://169.254.169.254/latest/meta-data/", "leads to 169.254.169.254"),
+        ("http://10.0.0.1/w", "leads to 10.0.0.1"),
+        ("http://2130706433:1/w", "leads to 2130706433"),
+        ("http://[::ffff:127.0.0.1]:1/w", "this machine or a private network"),
+        ("http://localhost:1/w", "leads to localhost"),
+        ("http://0.0.0.0:1/w", "this machine or a private network"),
+    ],
+)
+def test_a_redirect_to_elsewhere_is_refused(location, said):
+    request = httpx2.Request("GET", "http://127.0.0.1:2/w")
+    answer = httpx2.Response(302, headers={"Location": location}, request=request)
+    with pytest.raises(AddressError, match=said):
+        _check_redirect(request.url, answer)
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://169.254.169.254/latest/meta-data/"])
+def test_a_refused_redirect_ends_the_download_at_once(web, target, location):
+    web.files["w.bin"] = location
+    with pytest.raises(DownloadError, match="its server redirects elsewhere"):
+        _get(web, target)
+    assert not target.exists() and len(web.requests) == 1
+
+
+def test_a_name_that_leads_to_this_machine_is_not_followed(web, target, monkeypatch):
+    real = socket.getaddrinfo
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *rest, **more: real("127.0.0.1", *rest, **more))
+    web.files["w.bin"] = "http://innocent.example:1/w"
+    with pytest.raises(DownloadError, match="A connection to 127.0.0.1, .* is refused"):
+        _get(web, target)
+
+
+def test_redirects_stay_encrypted():
+    request = httpx2.Request("GET", "https://example.com/w")
+    answer = httpx2.Response(302, headers={"Location": "http://example.com/w"}, request=request)
+    with pytest.raises(AddressError, match="not encrypted any more"):
+        _check_redirect(request.url, answer)
+    answer.headers["Location"] = "https://cdn.example.com/w"
+    _check_redirect(request.url, answer)
+
+
+def test_a_redirect_within_the_server_is_followed_and_a_loop_ends(web, target):
+    web.files["a"], web.files["b"] = "w.bin", "b"
+    assert download(RemoteFile(web.url("a")), target, retries=QUICK) == DIGEST
+    with pytest.raises(DownloadError, match="maximum allowed redirects"):
+        download(RemoteFile(web.url("b")), target, retries=QUICK)
+
+
+@pytest.mark.parametrize("known", [{"most": 299_999}])
+def test_more_bytes_than_a_file_can_have_are_not_kept(web, target, known):
+    with pytest.raises(DownloadError, match="sends more than .* bytes: it is another file"):
+        _get(web, target, **known)
+    assert os.listdir(target.parent) == []
+    assert _get(web, target, most=300_000) == DIGEST

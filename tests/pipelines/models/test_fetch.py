@@ -12,7 +12,7 @@ import pytest
 
 from common.runs import read_json
 from pipelines.models.download import DownloadError, RetryPolicy
-from pipelines.models.fetch import LicenceError, _refuse_outside, fetch
+from pipelines.models.fetch import LicenceError, _refuse_outside, _unpack, fetch
 from pipelines.models.lock import LOCK_FILE, read_lock
 from pipelines.models.published import HubSource, Published, UrlSource, read_published
 from tests.pipelines.models.conftest import COMMIT
@@ -163,3 +163,31 @@ def test_names_of_a_hub_stay_in_the_folder(name):
     with pytest.raises(DownloadError, match="one file on some disks"):
         _refuse_outside("Config.json", "some/repo", ["config.json"])
     _refuse_outside("sub/model-00001-of-00002.safetensors", "some/repo", ["config.json"])
+
+
+def _link(name):
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = 0o120777 << 16
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("entries", "damage", "said"),
+    [
+        ({"a/net.onnx": bytes(200_000)}, b"", "would unpack to 200000 bytes"),
+        ({_link("net.onnx"): b"/etc/passwd"}, b"", "lacks net.onnx"),
+        ({"net.onnx/": b""}, b"", "lacks net.onnx"),
+        ({"net.onnx": b"weights"}, b"weights", "Bad CRC-32"),
+    ],
+)
+def test_an_archive_of_something_else_leaves_nothing(tmp_path, monkeypatch, entries, damage, said):
+    monkeypatch.setattr("common.weight_files.SLACK", 1000)
+    pack = tmp_path / "pack.zip"
+    with zipfile.ZipFile(pack, "w", zipfile.ZIP_STORED if damage else zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    if damage:
+        pack.write_bytes(pack.read_bytes().replace(damage, damage[::-1]))
+    with pytest.raises(DownloadError, match=said):
+        _unpack(pack, ["net.onnx"])
+    assert set(os.listdir(tmp_path)) <= {"pack.zip"}

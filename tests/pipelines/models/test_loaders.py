@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from common.runs import read_json, write_json
 from miniature.weights import model_paths
 from pipelines.models.check import UNUSABLE
 from pipelines.models.loaders import LOADERS, Loaded
@@ -142,3 +145,44 @@ def test_both_networks_of_a_pose_estimator_are_counted(tmp_path):
         write_constant(tmp_path / name, shape, answers[name])
     counted = sum(tensor.numel() for tensor in _load("pose", tmp_path).tensors)
     assert counted == 84 * 85 + 133 * (576 + 768) + 2
+
+
+@pytest.mark.parametrize(
+    ("role", "key", "value", "said"),
+    [
+        ("transformer", "num_layers", 10**7, "num_layers is 10000000; the weights have 6"),
+        ("transformer", "attention_head_dim", 10**9, "num_attention_heads * attention_head_dim is 4000000000"),
+        ("transformer", "rope_max_seq_len", 10**9, "rope_max_seq_len is 1000000000"),
+        ("transformer", "ffn_dim", -1, "ffn_dim is -1"),
+        ("transformer", "num_layers", 2.5, "num_layers is 2.5"),
+        ("transformer", "patch_size", [10**9, 2, 2], "patch_size is [1000000000, 2, 2]; the weights have [1, 2, 2]"),
+        ("transformer", "num_attention_heads", None, "config.json"),
+        ("vae", "num_res_blocks", 10**7, "num_res_blocks is 10000000; the weights have 1"),
+        ("vae", "dim_mult", [1, 2, 10**9], "base_dim * dim_mult is 16000000000"),
+        ("vae", "base_dim", "16", "base_dim is '16'"),
+        ("vae", "latents_mean", [0.5], "length of latents_mean is 1; the weights have 16"),
+        ("text_encoder", "num_layers", 10**7, "num_layers is 10000000; the"),
+        ("text_encoder", "hidden_size", 10**9, "hidden_size is 1000000000"),
+        ("text_encoder", "num_labels", 10**9, "num_labels is 1000000000"),
+        ("text_encoder", "d_kv", "x", "d_kv is 'x'"),
+        ("audio_encoder", "num_hidden_layers", 10**7, "num_hidden_layers is 10000000; the"),
+        ("audio_encoder", "conv_kernel", [10**9] * 7, "conv_kernel is 1000000000"),
+        ("audio_encoder", "num_conv_pos_embeddings", 0, "num_conv_pos_embeddings is 0; the weights have 16"),
+        ("quality_scorer", "num_hidden_layers", 10**7, "num_hidden_layers is 10000000; the"),
+        ("quality_scorer", "visual_config", {"visual_abstractor": {"grid_size": 10**9}}, "grid_size is 1000000000"),
+        ("quality_scorer", "visual_config", 3, "holds 3; expected an object"),
+        ("adapter", "lora_rank", 10**9, "lora_rank is 1000000000; the weights have 32"),
+        ("adapter", "lora_alpha", "much", "lora_alpha is 'much'"),
+    ],
+)
+def test_a_config_is_compared_with_its_weights_before_anything_is_built(tmp_path, role, key, value, said):
+    source = model_paths()[role]
+    for file in source.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    write_json(tmp_path / "config.json", read_json(source / "config.json") | {key: value})
+    earlier = {"transformer": Loaded(model_paths()["transformer"])}
+    started = time.process_time()
+    with pytest.raises(ValueError, match=re.escape(said)):
+        LOADERS[role](tmp_path, earlier if role == "adapter" else {})
+    assert time.process_time() - started < 5

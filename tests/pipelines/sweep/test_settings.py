@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.errors import InputError
 from common.recipe import RecipeError
 from pipelines.sweep.settings import SWEEPS, Places, RowConfig, SweepConfig, cell_of, cells, read_sweep
 
@@ -81,3 +82,17 @@ def test_every_shipped_sweep_resolves(name, places):
     config = read_sweep(name)
     found = cells(config, places)
     assert len(config.seeds) >= 3 and len(found) == len(config.seeds) * len(config.rows)
+
+
+@pytest.mark.parametrize("row", ["../up", "/tmp/x", "a/b", "..", ".", "", "a\x1b[31m", "a\nb", "a" * 81, "C:x", "<b>"])
+def test_a_row_is_named_as_its_folder(row):
+    with pytest.raises(InputError, match="cannot be a folder"):
+        replace(CONFIG, rows=ROWS | {row: RowConfig()})
+
+
+@pytest.mark.parametrize(("change", "said"), [({"name": "a\x1b[2J"}, "of one line"), ({"name": "a\nb"}, "of one line")])
+def test_a_sweep_has_a_printable_name(change, said):
+    with pytest.raises(InputError, match=said):
+        replace(CONFIG, **change)
+    with pytest.raises(InputError, match="only in case"):
+        replace(CONFIG, rows=ROWS | {"OURS": RowConfig()})
