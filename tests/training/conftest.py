@@ -85,8 +85,8 @@ def config(shards: Path, base_folder: Path) -> TrainConfig:
 
 @pytest.fixture
 def at_stage(config: TrainConfig) -> Callable[[int], TrainConfig]:
-    """The same training at another ZeRO stage."""
-    return lambda stage: replace(config, engine=replace(config.engine, stage=stage))
+    """The same training at another ZeRO stage. Few live parameters: for each module DeepSpeed goes through that many."""
+    return lambda stage: replace(config, engine=replace(config.engine, stage=stage, live_parameters=1000))
 
 
 @pytest.fixture
