@@ -20,6 +20,11 @@ def pytest_collection() -> Generator[None, object, object]:
     return result
 
 
+def pytest_sessionfinish() -> None:
+    """What libraries count at the end of the process (nanobind does) is to be collected then."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in their order, those that start whole processes and take longest before all others."""
     slow = ("tests/test_demo.py", "tests/training/", "tests/pipelines/")
