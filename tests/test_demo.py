@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -48,6 +49,11 @@ def _finish(run: Path, *options: str) -> None:
     assert process.wait(timeout=280) == 0, (run.parent / f"{run.name}.log").read_text()[-3000:]
 
 
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _finished(run: Path) -> set[str]:
     return {path.stem for path in (run / "logs" / "steps").glob("*.json")}
 
@@ -83,10 +89,12 @@ def test_the_summary_says_what_the_report_shows(undisturbed):
 
 
 def test_a_second_call_does_nothing_again(undisturbed):
-    files = [undisturbed / name for name in ("clips.parquet", "shards/index.parquet", "videos/demo.mp4")]
-    before = [path.stat().st_mtime_ns for path in files]
+    made = ("clips.parquet", "shards/index.parquet", "videos/demo.mp4", "report/index.html", "versions.json")
+    files = [undisturbed / name for name in made]
+    before, cpu = [path.stat().st_mtime_ns for path in files], _cpu_of_children()
     _finish(undisturbed)
     assert [path.stat().st_mtime_ns for path in files] == before
+    assert _cpu_of_children() - cpu < 2.5  # 1.3 where nothing else runs: neither torch nor matplotlib is loaded
 
 
 @pytest.mark.soak  # every step has a test of its own kill

@@ -253,7 +253,11 @@ def plain(value: Any) -> Any:
 def write_json(path: Path | str, obj: Any) -> None:
     """Write `obj` as readable JSON with sorted keys, whole or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain(obj), indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(_json_text(obj), "utf-8")
+
+
+def _json_text(obj: Any) -> str:
+    return json.dumps(plain(obj), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_text(path: Path | str) -> str:
@@ -339,14 +343,20 @@ def code_hashes() -> dict[str, str]:
 
 
 def save_provenance(run: RunFolder, recipe_yaml: str, models: Mapping[str, Path]) -> None:
-    """Write what a number in the report can be traced to: `recipe.yaml` and `versions.json`.
+    """Write what a number in the report can be traced to: `recipe.yaml` and `versions.json`; unchanged they stay.
 
     `versions.json` holds Python, the packages installed, the project's own code and each model role, by content hash
     (None for a role without weights).
     """
-    with atomic_write(run.recipe_yaml) as temporary:
-        temporary.write_text(recipe_yaml, "utf-8")
+    _write_changed(run.recipe_yaml, recipe_yaml)
     packages = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
     hashes = {role: hash_path(path) if path and Path(path).exists() else None for role, path in models.items()}
     versions = {"python": platform.python_version(), "packages": packages, "code": code_hashes(), "models": hashes}
-    write_json(Path(run.root) / "versions.json", versions)
+    _write_changed(Path(run.root) / "versions.json", _json_text(versions))
+
+
+def _write_changed(path: Path, text: str) -> None:
+    """Write a text file that does not hold just that already: its time tells `omniavatar` how old a report is."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, "utf-8")

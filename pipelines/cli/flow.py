@@ -49,8 +49,17 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
     save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
     run_steps(context, STEPS, first, last, force)
-    page = report(context)
+    page = folder.report / "index.html"
+    if not _is_newest(page, folder):  # plots and metrics load torch and matplotlib
+        page = report(context)
     show("\n".join([*closing_words(folder), str(page)]))
+
+
+def _is_newest(page: Path, run: "RunFolder") -> bool:
+    """Whether no file that the report is made of, marks of done steps among them, was written after it."""
+    folders = (Path(run.root), run.ledger, run.logs, run.logs / "steps", run.report, run.videos)
+    files = (file for folder in folders for file in folder.glob("[!.]*") if file.is_file())
+    return page.exists() and max(file.stat().st_mtime_ns for file in files) == page.stat().st_mtime_ns
 
 
 def report(context: "Context") -> Path:

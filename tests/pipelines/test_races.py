@@ -24,7 +24,10 @@ COUNT = "select (select count(*) from clips) as clips, (select count(*) from out
 
 # Forks of one process that has imported everything: a command begins at once, so that races are close.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pipelines.cli.main", "curation.job", "curation.reporting.report", "pipelines.takedown"])
+SERVER.set_forkserver_preload(
+    ["pipelines.cli.main", "curation.job", "curation.reporting.report", "pipelines.takedown", "pipelines.drawn"]
+    + ["eval.reporting.report", "latents.job", "training.launch.on_ray", "common.query", "curation.decide.reselect"]
+)
 
 
 def start(run: Path, log: Path, *arguments: str) -> ForkServerProcess:

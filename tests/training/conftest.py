@@ -85,8 +85,11 @@ def config(shards: Path, base_folder: Path) -> TrainConfig:
 
 @pytest.fixture
 def at_stage(config: TrainConfig) -> Callable[[int], TrainConfig]:
-    """The same training at another ZeRO stage."""
-    return lambda stage: replace(config, engine=replace(config.engine, stage=stage))
+    """The same training at another ZeRO stage.
+
+    Few live parameters: at each module DeepSpeed looks ahead that far.
+    """
+    return lambda stage: replace(config, engine=replace(config.engine, stage=stage, live_parameters=1000))
 
 
 @pytest.fixture

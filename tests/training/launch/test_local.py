@@ -53,19 +53,19 @@ def beside(action: Callable[[], None]) -> Iterator[None]:
 def test_killed_or_hung_ranks_are_restarted_and_the_result_equals_an_undisturbed_run(
     config: TrainConfig, run: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(config, steps=40)
+    config = replace(config, steps=20)
     train(alone := RunFolder(run.root.with_name("alone")), config)
     tolerance = FaultToleranceConfig(
         stall_seconds=6, restarts=1
     )  # one restart without progress: there is some between the two
 
     def harm() -> None:
-        wait_for_step(run, 3)
+        wait_for_step(run, 2)
         killed = ranks_of(run)[1]
         killed.kill()
         while ranks_of(run).get(1, killed).pid == killed.pid:
             time.sleep(0.02)
-        wait_for_step(run, 12)
+        wait_for_step(run, 6)
         ranks_of(run)[0].suspend()
 
     with beside(harm):
@@ -73,7 +73,7 @@ def test_killed_or_hung_ranks_are_restarted_and_the_result_equals_an_undisturbed
     first, second = (record.getMessage() for record in caplog.records if record.name == "training.launch.local")
     assert "rank 1 was killed by signal SIGKILL" in first
     assert "rank 0 stalled: its last heartbeat was" in second and "(rank 1, traceback in" in second
-    assert [row["step"] for row in log_of(run)] == list(range(1, 41))
+    assert [row["step"] for row in log_of(run)] == list(range(1, 21))
     expected, trained = adapter_of(alone), adapter_of(run)
     # Two halves are added in either case, by the engine or between the ranks, so not a bit differs.
     assert expected.keys() == trained.keys()
