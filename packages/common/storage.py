@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from common.errors import UserError
+from common.errors import UserError, shorten
 from common.runs import disk_guard, fingerprint, read_json, sha256_file, temporary_beside, write_json
 
 PART_BYTES = 8 * 2**20
@@ -158,8 +158,7 @@ class Mirror:
         """
         if not exists(join(self.url, MANIFEST)):
             return 0
-        manifest = json.loads(_read(join(self.url, MANIFEST)))
-        missing = [(self.root / name, entry) for name, entry in manifest["files"].items()]
+        missing = [(self.root / name, entry) for name, entry in self._named().items()]
         missing = [(path, entry) for path, entry in missing if not path.exists()]
         for path, entry in missing:
             if not path.resolve().is_relative_to(self.root.resolve()):
@@ -169,11 +168,27 @@ class Mirror:
             self._bring(path, entry)
         return len(missing)
 
+    def _named(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of every file. Raises StorageError for a manifest that no run wrote."""
+        try:
+            files = json.loads(_read(join(self.url, MANIFEST)))["files"]
+            complete = all(isinstance(entry["sha256"], str) for entry in files.values())
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            complete, reason = False, shorten(str(error))
+        else:
+            reason = "a file in it has no hash"
+        if not complete:
+            raise StorageError(
+                f"The manifest at {_shown(self.url)} is damaged ({reason}); delete {MANIFEST} there, and a run that "
+                "has its files writes it again."
+            )
+        return files
+
     def sweep(self) -> int:
         """Remove objects that the manifest no longer names (a withdrawn video's, say); returns how many."""
         named: set[str] = set()
         if exists(join(self.url, MANIFEST)):
-            named = {entry["sha256"] for entry in json.loads(_read(join(self.url, MANIFEST)))["files"].values()}
+            named = {entry["sha256"] for entry in self._named().values()}
         stale = [item.path for item in list_objects(join(self.url, OBJECTS)) if item.path not in named]
         for name in stale:
             self._delete(name)

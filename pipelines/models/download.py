@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -68,7 +69,7 @@ def download(
     part = _PartialFile(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     idle = 0
-    hooks = {"response": [partial(_check_redirect, httpx2.URL(remote.url))]}
+    hooks: dict[str, list[Callable[..., Any]]] = {"response": [partial(_check_redirect, httpx2.URL(remote.url))]}
     client = httpx2.Client(follow_redirects=True, timeout=STALL_SECONDS, event_hooks=hooks)
     with client, disk_guard(target), public_addresses_only([remote.url]):
         while True:

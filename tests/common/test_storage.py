@@ -188,3 +188,18 @@ def test_what_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("clips/a.mp4", "../../a.mp4"))
     with pytest.raises(StorageError, match="outside of the run"):
         Mirror(tmp_path / "other", mirror.url).restore()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 1}', '{"files": {"a": {}}}', "[" * 99_999])
+def test_a_damaged_manifest_is_named_and_written_again(tmp_path: Path, text: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    (run.clips / "a.mp4").write_bytes(b"abc")
+    mirror = Mirror(run.root, f"file://{tmp_path}/bucket")
+    mirror.push()
+    manifest = tmp_path / "bucket" / "manifest.json"
+    manifest.write_text(text)
+    with pytest.raises(StorageError, match="is damaged .* delete manifest.json there"):
+        Mirror(tmp_path / "other", mirror.url).restore()
+    manifest.unlink()
+    mirror.push()
+    assert Mirror(tmp_path / "other", mirror.url).restore() > 0

@@ -205,7 +205,7 @@ def _check_sizes(file: Path, config: Any, shapes: Shapes) -> None:
         **dict.fromkeys(lengths.values(), latents),
     }
     whole[widths] = [whole["base_dim"] * each for each in whole["dim_mult"]]
-    whole |= {name: len(whole[key]) for key, name in lengths.items()}
+    whole |= {name: len(whole[key] or ()) for key, name in lengths.items()}
     check_config(file, whole, shapes, sizes)
 
 

@@ -192,7 +192,7 @@ def load_adapter(model: AvatarTransformer, folder: Path | str) -> AvatarTransfor
 
 def _check_sizes(file: Path, official: Mapping[str, Any], shapes: Shapes) -> None:
     """Compare an adapter's `config.json` with the shapes of its weights. Raises CheckpointError."""
-    whole = {"lora_rank": AdapterConfig.rank} | official
+    whole = {"lora_rank": AdapterConfig.rank, **official}
     whole["model_config.in_dim"] = (official.get("model_config") or {}).get("in_dim")
     sizes = {
         "lora_rank": side(shapes, "blocks.0.self_attn.q.lora_A.default.weight", 0),
