@@ -22,7 +22,7 @@ from common.media.images import read_image_file
 from common.media.open import MediaError
 from common.media.video import read_video
 from common.runs import disk_guard, temporary_beside
-from common.weight_files import check_archive
+from common.untrusted.weight_files import check_archive
 from eval.config import FeatureConfig
 from eval.features.extractors import EXTRACTORS, DecodedVideo, Extract, Extractor, no_real_video
 from eval.features.records import Arrays, UnscorableError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
-from common.text import code, markdown
+from common.untrusted.text import code, markdown
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.summary import read_optional, read_rows, read_run_recipe, scored_methods

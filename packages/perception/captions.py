@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.errors import MissingFileError, UserError, load_reason
 from common.runs import read_json
-from common.weight_files import check_config, read_header, refuse_bomb
+from common.untrusted.weight_files import check_config, read_header, refuse_bomb
 
 
 class CaptionerError(UserError, ValueError):

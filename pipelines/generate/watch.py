@@ -16,7 +16,7 @@ import numpy as np
 from common.clips import read_clips
 from common.constants import FPS
 from common.errors import UserError
-from common.locks import hold_run
+from common.process.locks import hold_run
 from common.progress import MetricLog, progress
 from common.runs import RunFolder, hash_path
 from eval.config import SyncRules

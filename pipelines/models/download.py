@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx2
 
-from common.addresses import AddressError, public_addresses_only, refuse_private
 from common.errors import UserError
 from common.runs import disk_guard, sha256_file, sync
+from common.untrusted.addresses import AddressError, public_addresses_only, refuse_private
 
 logger = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers
 
-from common.addresses import AddressError, public_addresses_only
 from common.errors import InputError, UserError
 from common.progress import ProgressBar, progress
 from common.runs import atomic_write, sha256_file
-from common.weight_files import CheckpointError, check_archive
+from common.untrusted.addresses import AddressError, public_addresses_only
+from common.untrusted.weight_files import CheckpointError, check_archive
 from pipelines.models.download import DEFAULT_RETRIES, DownloadError, RemoteFile, RetryPolicy, download
 from pipelines.models.lock import MEGABYTE, LockedEntry, LockedFile, read_lock, write_lock
 from pipelines.models.published import HubSource, Published

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError
-from common.weight_files import Shapes, layers, side
+from common.untrusted.weight_files import Shapes, layers, side
 from omniavatar.weights.key_names import audio_to_transformers
 from omniavatar.weights.tensor_files import build_described, fill_module, read_config, read_shapes, read_tensors
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from common.errors import InputError, MissingFileError, load_reason
-from common.weight_files import Shapes, layers, side
+from common.untrusted.weight_files import Shapes, layers, side
 from omniavatar.weights.key_names import text_to_original, text_to_transformers
 from omniavatar.weights.tensor_files import (
     NamedTensors,

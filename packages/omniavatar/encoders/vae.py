@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.errors import InputError, MissingFileError
 from common.runs import read_json, write_json
-from common.weight_files import Shapes, check_config, layers, side
+from common.untrusted.weight_files import Shapes, check_config, layers, side
 from omniavatar.weights.key_names import vae_to_diffusers, vae_to_original
 from omniavatar.weights.tensor_files import (
     NamedTensors,
@@ -205,7 +205,7 @@ def _check_sizes(file: Path, config: Any, shapes: Shapes) -> None:
         **dict.fromkeys(lengths.values(), latents),
     }
     whole[widths] = [whole["base_dim"] * each for each in whole["dim_mult"]]
-    whole |= {name: len(whole[key] or ()) for key, name in lengths.items()}
+    whole |= {name: len(config.get(key, defaults[key]) or ()) for key, name in lengths.items()}
     check_config(file, whole, shapes, sizes)
 
 

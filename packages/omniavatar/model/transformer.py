@@ -19,7 +19,7 @@ from torch.nn import functional
 from common.constants import FRAMES_PER_LATENT
 from common.errors import InputError, MissingFileError
 from common.runs import read_json
-from common.weight_files import Shapes, check_config, layers, side
+from common.untrusted.weight_files import Shapes, check_config, layers, side
 from omniavatar.config import AudioEntry, Recompute, audio_blocks
 from omniavatar.model.audio_entry import audio_modules
 from omniavatar.model.audio_pack import AudioPack, AudioTokens

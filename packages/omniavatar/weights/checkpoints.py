@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.errors import MissingFileError
 from common.runs import read_json, write_json
-from common.weight_files import Shapes, check_config, side
+from common.untrusted.weight_files import Shapes, check_config, side
 from omniavatar.config import AudioEntry
 from omniavatar.model.adapter import inject_lora, is_trained, lora_layers
 from omniavatar.model.audio_entry import audio_tensor_names, audio_width

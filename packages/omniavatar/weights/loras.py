@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import shorten
-from common.lists import parse_json
+from common.untrusted.lists import parse_json
 from omniavatar.model.adapter import LORA_TARGETS
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original

@@ -22,7 +22,14 @@ from transformers import PreTrainedConfig
 
 from common.errors import InputError, MissingFileError, damaged, shorten
 from common.runs import atomic_write, plain, read_json, write_json
-from common.weight_files import CheckpointError, Shapes, check_config, read_header, refuse_bomb, refuse_odd_tensors
+from common.untrusted.weight_files import (
+    CheckpointError,
+    Shapes,
+    check_config,
+    read_header,
+    refuse_bomb,
+    refuse_odd_tensors,
+)
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 M = TypeVar("M", bound=nn.Module)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
-from common.weight_files import refuse_bomb
+from common.untrusted.weight_files import refuse_bomb
 from perception.config import Protocol
 from perception.features.i3d import I3D
 from perception.features.inception import FIDInception

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from common.weight_files import (
+from common.untrusted.weight_files import (
     CheckpointError,
     Shapes,
     check_config,

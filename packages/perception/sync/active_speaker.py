@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter1d
 from torch import Tensor, nn
 
 from common.errors import MissingFileError, UserError
-from common.weight_files import refuse_bomb
+from common.untrusted.weight_files import refuse_bomb
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import mfcc
 

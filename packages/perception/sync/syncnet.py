@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError, UserError
-from common.weight_files import refuse_bomb
+from common.untrusted.weight_files import refuse_bomb
 from perception.features.state_dicts import differences
 from perception.sync.mfcc import COEFFICIENTS, mfcc
 

@@ -156,7 +156,7 @@ def _npy(shape: tuple[int, ...], kind: str = "<f4", data: bytes = bytes(16)) -> 
 def test_arrays_that_claim_more_than_they_hold_are_lost(
     tmp_path: Path, array: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.weight_files.SLACK", 10_000)
+    monkeypatch.setattr("common.untrusted.weight_files.SLACK", 10_000)
     _bomb(tmp_path / "a.npz", array)
     assert is_lost(tmp_path / "a.npz")
     save_arrays(tmp_path / "a.npz", {"features": np.zeros((4, 0)), "status": np.array("ok"), "n": np.float64(2)})

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import cv2
 import pytest
+from tests.common.test_locks import holder
 
 from common.executors.config import ExecutorConfig
-from common.locks import RunHeldError
 from common.media.marks import read_marks
 from common.media.video import read_video
+from common.process.locks import RunHeldError
 from common.progress import MetricLog
 from common.runs import RunFolder
 from miniature.weights import model_paths
@@ -16,7 +17,6 @@ from pipelines.config import DrawnConfig, SamplesConfig
 from pipelines.drawn import draw_kept_clips
 from pipelines.generate.watch import NothingToSampleError, exported, watch
 from pipelines.recipe import read_recipe
-from tests.common.test_locks import holder
 
 SAMPLING = replace(read_recipe("demo").generate, steps=2, text_guidance=1.0, audio_guidance=1.0)
 CONFIG = SamplesConfig(clips=2, frames=28)

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 
-from common.addresses import AddressError
+from common.untrusted.addresses import AddressError
 from pipelines.models.download import DownloadError, RemoteFile, RetryPolicy, _check_redirect, download
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -181,7 +181,7 @@ def _link(name):
     ],
 )
 def test_an_archive_of_something_else_leaves_nothing(tmp_path, monkeypatch, entries, damage, said):
-    monkeypatch.setattr("common.weight_files.SLACK", 1000)
+    monkeypatch.setattr("common.untrusted.weight_files.SLACK", 1000)
     pack = tmp_path / "pack.zip"
     with zipfile.ZipFile(pack, "w", zipfile.ZIP_STORED if damage else zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():

@@ -161,6 +161,7 @@ def test_both_networks_of_a_pose_estimator_are_counted(tmp_path):
         ("vae", "dim_mult", [1, 2, 10**9], "base_dim * dim_mult is 16000000000"),
         ("vae", "base_dim", "16", "base_dim is '16'"),
         ("vae", "latents_mean", [0.5], "length of latents_mean is 1; the weights have 16"),
+        ("vae", "latents_mean", None, "length of latents_mean is 0"),
         ("text_encoder", "num_layers", 10**7, "num_layers is 10000000; the"),
         ("text_encoder", "hidden_size", 10**9, "hidden_size is 1000000000"),
         ("text_encoder", "num_labels", 10**9, "num_labels is 1000000000"),

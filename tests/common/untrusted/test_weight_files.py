@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from common.weight_files import (
+from common.untrusted.weight_files import (
     CheckpointError,
     check_config,
     layers,
@@ -90,7 +90,7 @@ def _zip(path, entries):
 def test_an_archive_that_unpacks_to_far_more_than_it_has_is_refused(tmp_path, monkeypatch):
     code = _zip(tmp_path / "code.pt", {"a/code/x.py": bytes(1_000_000)})
     refuse_bomb(code)
-    monkeypatch.setattr("common.weight_files.SLACK", 900_000)
+    monkeypatch.setattr("common.untrusted.weight_files.SLACK", 900_000)
     with pytest.raises(CheckpointError, match="would unpack to 1000000 bytes from"):
         refuse_bomb(code)
 
