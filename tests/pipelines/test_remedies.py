@@ -124,7 +124,7 @@ DAMAGES = {
     "checkpoints/state/origin.json": OBJECT,
     "report/scores.json": OBJECT,
     "report/metrics.parquet": ("empty", "half", "garbage", "folder"),
-    "ledger/x-*.parquet": ("half", "folder"),
+    "ledger/x-*.parquet": ("half",),
 }
 
 
@@ -151,11 +151,10 @@ def test_a_file_that_is_deleted_as_told_comes_back(tmp_path: Path, name: str, co
     assert (tmp_path / "checkpoints/state/latest").read_text() == "step-00000001"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 99}'])
-def test_a_ledger_without_its_format_is_moved_away(tmp_path: Path, content: bytes) -> None:
+def test_a_ledger_without_its_format_is_moved_away(tmp_path: Path) -> None:
     assert units_run(tmp_path) == 3 and units_run(tmp_path) == 0
-    (tmp_path / "ledger" / "format.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"move the ledger folder away|another run folder|update"):
+    (tmp_path / "ledger" / "format.json").write_bytes(b"[]")
+    with pytest.raises(ValueError, match="move the ledger folder away"):
         units_run(tmp_path)
     (tmp_path / "ledger").rename(tmp_path / "away")
     assert units_run(tmp_path) == 3
