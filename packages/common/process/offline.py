@@ -2,6 +2,9 @@
 
 Set before any library is imported, where a command, a rank or a Ray cluster is started; the processes they start
 inherit them. In a program that imports our packages, before the library that would. What the user has set stays.
+
+No switch is known for one request: a starting Ray cluster asks the metadata address of its cloud (169.254.169.254) for
+the machine's type, before it looks whether usage statistics are on (usage_stats_head.py in Ray 2.60).
 """
 
 import os
