@@ -1,0 +1,181 @@
+"""The transformer at full length: forward pass, LoRA training step, and a step under DeepSpeed ZeRO-3.
+
+Each beside a plain peer on the same weights, in turns: the forward pass as the released code calls it (LoRA beside the
+weights, text and audio projected anew, the kernel that code would choose), and diffusers' own forward with torch's
+checkpointing and AdamW.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from common.errors import InputError
+from omniavatar.config import Recompute
+from omniavatar.model.adapter import lora_layers, merge_lora
+from omniavatar.model.attention import choose_attention
+from omniavatar.model.cache import CachedAudio, CachedText
+from omniavatar.model.transformer import AvatarTransformer
+from pipelines.gpu_drill.drill import Bench
+from pipelines.gpu_drill.networks import avatar, chunk_inputs, trained_avatar
+from pipelines.gpu_drill.report import Value
+from pipelines.gpu_drill.sizes import TRAINED
+from training.config import ObjectiveConfig, OptimizerConfig
+from training.engine.optimizer import build_optimizer
+from training.omniavatar.objective import Batch, sample_losses
+
+OBJECTIVE = ObjectiveConfig()
+LR = 5e-5
+Loss = Callable[[Batch], Tensor]
+
+
+def as_released(model: AvatarTransformer) -> str:
+    """Set the model up as the released code runs it; returns the kernel: flash-attention where installed, else torch's.
+
+    The blocks are still ours, which is to the peer's advantage: theirs turns queries and keys in complex float64.
+    """
+    with torch.inference_mode(False):  # weights stay ordinary tensors
+        for layer in lora_layers(model):
+            if layer.merged:
+                layer.unmerge()
+    for kernel in ("_flash_3", "flash"):
+        try:
+            return choose_attention(model, kernel)
+        except InputError:
+            pass
+    return choose_attention(model, "native")
+
+
+def as_ours(model: AvatarTransformer) -> str:
+    """Set the model up as `load_models` does; returns the kernel."""
+    with torch.inference_mode(False):
+        for layer in lora_layers(model):
+            if layer.merged:
+                layer.unmerge()
+        merge_lora(model)
+    return choose_attention(model)
+
+
+def forward(size: str, aim: str = "") -> Callable[[Bench], Iterator[Value]]:
+    """One forward pass, ours and as released."""
+
+    def run(bench: Bench) -> Iterator[Value]:
+        model, inputs = avatar(bench, size), chunk_inputs(bench)
+        timestep = torch.full((1,), 875.0, device=bench.device.torch_device)
+        cached = CachedText(inputs.text), CachedAudio(inputs.audio)
+        with torch.inference_mode():
+            kernel = as_ours(model)
+            seconds = bench.device.seconds(
+                lambda: model(inputs.noise, timestep, cached[0], inputs.condition, cached[1]), bench.sizes.rounds
+            )
+        yield Value("time", seconds, "s", bench.aim(aim) if aim else "", f"attention {kernel}")
+        yield from bench.hfu(bench.sizes.merged_forward(size), seconds)
+        yield bench.peak(bench.sizes.forward_bytes(size))
+        with torch.inference_mode():
+            kernel = as_released(model)
+            peer = bench.device.seconds(
+                lambda: model(inputs.noise, timestep, inputs.text, inputs.condition, inputs.audio), bench.sizes.rounds
+            )
+        yield Value("time as released", peer, "s", note=f"attention {kernel}, LoRA beside the weights")
+        yield Value("ours / released", seconds / peer, "")
+
+    return run
+
+
+def training_step(size: str, mode: Recompute, aim: str = "", peer: bool = False) -> Callable[[Bench], Iterator[Value]]:
+    """One LoRA training step by gradient checkpointing, with the plain peer in turns where asked."""
+
+    def run(bench: Bench) -> Iterator[Value]:
+        model, batch = trained_avatar(bench, size), training_batch(bench)
+        model.set_gradient_checkpointing(mode)
+        works = [plain_step(model, bench, lambda given: sample_losses(model, given, OBJECTIVE), batch)]
+        if peer:
+            works.append(plain_step(model, bench, lambda given: _diffusers_losses(model, given), batch))
+        # One timed step after one that warms up: at 14B each takes ten seconds and more.
+        (ours,), *others = bench.device.times(*works, rounds=1)
+        yield Value("time", ours, "s", note=f"{mode} checkpointing")
+        yield from bench.hfu(bench.sizes.work(size, mode).executed, ours, bench.aim(aim) if aim else "")
+        yield from bench.hfu(bench.sizes.work(size).step, ours, measure="MFU")
+        yield bench.peak(bench.sizes.step_bytes(size, mode))
+        for (seconds,) in others:
+            yield Value("time of the peer", seconds, "s", note="diffusers, torch's checkpointing and AdamW")
+            yield Value("ours / peer", ours / seconds, "")
+
+    return run
+
+
+def training_batch(bench: Bench) -> Batch:
+    """A random micro-batch of one sample of a chunk's size, with a prefix of one latent."""
+    inputs = chunk_inputs(bench)
+    where = bench.device.torch_device
+    return Batch(
+        clean=chunk_inputs(bench, seed=1).noise,
+        noise=inputs.noise,
+        sigma=torch.tensor([0.7], device=where),
+        prefix=torch.tensor([1], device=where),
+        text=inputs.text,
+        condition=inputs.condition,
+        audio=inputs.audio,
+    )
+
+
+def plain_step(model: nn.Module, bench: Bench, losses: Loss, batch: Batch) -> Callable[[], object]:
+    """A training step without DeepSpeed: forward, backward, clipping and AdamW, in the published recipes' precision.
+
+    Nothing in it waits for the device; AdamW keeps its moments from call to call.
+    """
+    optimizer = build_optimizer(model, OptimizerConfig(lr=LR))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        with torch.autocast(bench.device.torch_device.type, dtype=torch.bfloat16):
+            loss = losses(batch).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, TRAINED.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _diffusers_losses(model: AvatarTransformer, batch: Batch) -> Tensor:
+    """The same objective through diffusers' forward of the same weights, which has no audio layers."""
+
+    def velocity(
+        latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None, audio: Tensor | None
+    ) -> Tensor:
+        assert condition is not None
+        given = torch.cat([latents, condition], dim=1)
+        out: Tensor = WanTransformer3DModel.forward(model.dit, given, timestep, text, return_dict=False)[0]
+        return out
+
+    return sample_losses(velocity, batch, OBJECTIVE)
+
+
+def zero3_step(size: str) -> Callable[[Bench], Iterator[Value]]:
+    """One step of the trainer's own engine on one rank: what ZeRO-3 costs where there is nothing to share."""
+
+    def run(bench: Bench) -> Iterator[Value]:
+        from training.engine.zero import Engine, join_group
+
+        join_group(threads=torch.get_num_threads())
+        model, batch = trained_avatar(bench, size), training_batch(bench)
+        model.set_gradient_checkpointing("full")
+        engine = Engine(model, build_optimizer(model, OptimizerConfig(lr=LR)), 1, replace(TRAINED, stage=3))
+
+        def step() -> None:
+            engine.backward(sample_losses(engine, batch, OBJECTIVE).mean())
+            engine.step(LR)
+
+        # In the second step DeepSpeed still records the order of the modules.
+        seconds = bench.device.seconds(step, rounds=1, warm=min(2, bench.sizes.rounds))
+        yield Value("time", seconds, "s", note="full checkpointing, one rank")
+        yield from bench.hfu(bench.sizes.work(size, "full").executed, seconds)
+        yield bench.peak()
+        plain = bench.report.find(f"step_{size.lower()}_full", "time")
+        if plain:
+            yield Value("ZeRO-3 / plain step", seconds / plain, "")
+
+    return run
