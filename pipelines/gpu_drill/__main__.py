@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     stay_offline()
     setup_logging()
     try:
-        return measure(options) if options.measure else _supervised(options)
+        return _measured(options) if options.measure else _supervised(options)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -63,6 +63,15 @@ def _supervised(options: argparse.Namespace) -> int:
     return code or int(bool(report.tracebacks))
 
 
+def _measured(options: argparse.Namespace) -> int:
+    code = measure(options)
+    import torch.distributed
+
+    if torch.distributed.is_initialized():  # by the row of DeepSpeed: NCCL may hang in a process that ends with it
+        torch.distributed.destroy_process_group()
+    return code
+
+
 def measure(options: argparse.Namespace) -> int:
     """Run the rows in this process. Raises InputError for an unknown row, and for a report of something else."""
     deadline = time.monotonic() + 60 * options.minutes
@@ -71,8 +80,9 @@ def measure(options: argparse.Namespace) -> int:
     faulthandler.register(signal.SIGUSR1)  # the supervisor asks a row that hangs where it is
     from pipelines.gpu_drill.device import find_device
     from pipelines.gpu_drill.drill import Bench, run_rows
+    from pipelines.gpu_drill.published import FULL
     from pipelines.gpu_drill.rows import ROWS
-    from pipelines.gpu_drill.sizes import FULL, TINY
+    from pipelines.gpu_drill.sizes import TINY
 
     named = options.rows.split(",") if options.rows else [row.name for row in ROWS]
     if unknown := sorted(set(named) - {row.name for row in ROWS}):

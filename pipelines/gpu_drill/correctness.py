@@ -14,18 +14,12 @@ from torch import Tensor
 
 from miniature.weights import model_paths
 from omniavatar.config import Recompute
-from pipelines.gpu_drill.device import SEED, exact_float32
-from pipelines.gpu_drill.drill import Bench
+from pipelines.gpu_drill.device import SEED, exact_float32, relative_error
+from pipelines.gpu_drill.drill import Bench, optional
 from pipelines.gpu_drill.report import Value
 
 SINGLE, HALF = "<= 1e-4", "<= 3e-2"
 CPU = torch.device("cpu")
-
-
-def relative_error(out: Tensor, reference: Tensor) -> float:
-    """|out - reference| / |reference| in float64 on the host; NaN where either is not finite."""
-    out, reference = out.detach().double().cpu(), reference.detach().double().cpu()
-    return float((out - reference).norm() / reference.norm())
 
 
 def _compared(bench: Bench, run: Callable[[torch.device, torch.dtype], Tensor], what: str = "") -> Iterator[Value]:
@@ -61,16 +55,38 @@ def transformer(bench: Bench) -> Iterator[Value]:
     yield from _compared(bench, run)
 
 
+def int8(bench: Bench) -> Iterator[Value]:
+    """The shipped transformer, LoRA merged, with weights in 8 bits against itself in bfloat16."""
+    from omniavatar.model.adapter import merge_lora
+    from omniavatar.model.transformer import build_condition, load_base
+    from omniavatar.weights.checkpoints import load_adapter
+
+    weights, paths = optional("omniavatar.model.int8", "storage of weights in 8 bits"), model_paths()
+    model = load_base(paths["transformer"], torch.bfloat16)
+    load_adapter(model, paths["adapter"])
+    merge_lora(model)
+    model.to(bench.device.torch_device).eval().requires_grad_(False)
+    condition = build_condition(_draw(1, 16, 1, 8, 8, seed=2), 3, 1)
+    drawn = _draw(1, 16, 3, 8, 8), torch.tensor([750.0]), _draw(1, 12, 64, seed=1), condition
+    moved = [x.to(bench.device.torch_device) for x in (*drawn, _draw(1, 9, model.audio_dim, seed=3))]
+    with torch.inference_mode():
+        plain = model(*moved)
+    for block in model.dit.blocks:
+        weights.quantize_linears(block)
+    with torch.inference_mode():
+        yield Value("int8 error", relative_error(model(*moved), plain), "", HALF, "against bfloat16")
+
+
 def vae(bench: Bench) -> Iterator[Value]:
     """The shipped VAE, encoding and decoding nine frames."""
     from omniavatar.encoders.vae import load_vae
 
     video, latents = torch.tanh(_draw(1, 3, 9, 32, 32)), _draw(1, 16, 3, 4, 4)
-    for what, given in (("encode", video), ("decode", latents)):
+    for what, x in (("encode", video), ("decode", latents)):
 
-        def run(device: torch.device, dtype: torch.dtype, what: str = what, given: Tensor = given) -> Tensor:
+        def run(device: torch.device, dtype: torch.dtype, what: str = what, x: Tensor = x) -> Tensor:
             model = load_vae(model_paths()["vae"], dtype, device)
-            out: Tensor = getattr(model, what)(given.to(device))
+            out: Tensor = getattr(model, what)(x.to(device))
             return out
 
         yield from _compared(bench, run, f"{what} ")

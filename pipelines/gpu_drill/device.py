@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.errors import InputError
 from training.planning.devices import peak_memory
@@ -190,6 +191,12 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def relative_error(out: Tensor, reference: Tensor) -> float:
+    """|out - reference| / |reference| in float64 on the host; NaN where either is not finite."""
+    out, reference = out.detach().double().cpu(), reference.detach().double().cpu()
+    return float((out - reference).norm() / reference.norm())
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -9,6 +9,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 from common.errors import UserError
 from common.runs import OWN_FOLDERS
@@ -22,11 +24,21 @@ AIMED_AT = ("H100", "H200")  # the aims of speed are for these
 # Before the ceiling is measured a row's time is foretold for a card of this many operations per second; of either this
 # share is taken for reached.
 ASSUMED_FLOPS, REACHED = 300e12, 0.5
-SPARE = 1.1  # times the bytes that a row needs: the allocator's rounding, and what the context holds
+SPARE = 1.03  # times the bytes that a row needs: the allocator's rounding, and what the context holds
 
 
 class LeftOutError(UserError, RuntimeError):
     """A row cannot be measured on this device or with what is installed; the message is the reason."""
+
+
+def optional(module: str, what: str) -> ModuleType:
+    """A module of this project that versions may lack. Raises LeftOutError."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise LeftOutError(f"{what} is not in this version of the project") from error
 
 
 @dataclass
@@ -39,7 +51,7 @@ class Bench:
     deadline: float
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
@@ -90,8 +102,8 @@ class Row:
     def obstacle(self, bench: Bench) -> str:
         """Why this row cannot be begun now, "" when it can."""
         seconds, need, free = self.expected(bench), SPARE * self.memory(bench.sizes), bench.device.free()
-        if seconds > bench.left:
-            return f"takes about {seconds:.0f} s, {max(bench.left, 0):.0f} s are left"
+        if seconds > bench.seconds_left:
+            return f"takes about {seconds:.0f} s, {max(bench.seconds_left, 0):.0f} s are left"
         if need > free:
             return f"needs about {need / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
         return ""
@@ -106,7 +118,7 @@ def run_rows(rows: Sequence[Row], bench: Bench) -> bool:
         if reason := row.obstacle(bench):
             bench.report.leave_out(row.name, reason)
             continue
-        logger.info("%s: about %.0f s, %.0f s are left", row.name, row.expected(bench), bench.left)
+        logger.info("%s: about %.0f s, %.0f s are left", row.name, row.expected(bench), bench.seconds_left)
         _run_row(row, bench)
         if not bench.device.healthy():
             return False
@@ -116,7 +128,7 @@ def run_rows(rows: Sequence[Row], bench: Bench) -> bool:
 def _run_row(row: Row, bench: Bench) -> None:
     # A hung kernel cannot be interrupted from inside: the supervisor ends a process whose row outlasts its box.
     expected = row.expected(bench)
-    bench.report.start(row.name, min(3 * expected + 30, max(bench.left, 1.0)))
+    bench.report.start(row.name, min(3 * expected + 30, max(bench.seconds_left, 1.0)))
     try:
         for value in row.run(bench):
             bench.report.add(row.name, value)

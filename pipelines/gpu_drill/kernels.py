@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.gpu_drill.correctness import relative_error
-from pipelines.gpu_drill.device import SEED
+from pipelines.gpu_drill.device import SEED, relative_error
 from pipelines.gpu_drill.drill import Bench, LeftOutError
 from pipelines.gpu_drill.report import Value
 
@@ -84,7 +83,7 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def attention_speed(bench: Bench) -> Iterator[Value]:
     """Every kernel on the self-attention of one 14B block at full length; torch's own with the backward pass too."""
-    heads, tokens = bench.sizes.networks["14B"]["num_attention_heads"], bench.sizes.tokens
+    heads, tokens = bench.sizes.networks["14B"].heads, bench.sizes.tokens
     where = bench.device.torch_device
     inputs = [torch.randn(1, tokens, heads, HEAD, device=where).bfloat16() for _ in range(3)]
     for kernel in attention_kernels():
@@ -129,6 +128,8 @@ def linear_fp8(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
     def product() -> Tensor:
         rows, row_scale = _fp8(x)
+        if not x.is_cuda:  # torch 2.11 has this product on a CPU for one scale of a whole matrix only
+            return ((rows.float() @ quantised.float().t()) * row_scale * scale.t()).bfloat16()
         return torch._scaled_mm(
             rows, quantised.t(), scale_a=row_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
         )
@@ -165,7 +166,7 @@ def eight_bits(kind: str) -> Callable[[Bench], Iterator[Value]]:
         capability = bench.device.capability
         if kind == "fp8" and (0, 0) < capability < (8, 9):
             raise LeftOutError(f"float8 products need compute capability 8.9, this device has {capability}")
-        network, where = bench.sizes.network("14B"), bench.device.torch_device
+        network, where = bench.sizes.networks["14B"], bench.device.torch_device
         width, ffn = (16 * max(1, size // 16) for size in (network.width, network.ffn))  # kernels take multiples of 16
         x, weight = (torch.randn(rows, width, device=where).bfloat16() for rows in (bench.sizes.tokens + 32, ffn))
         make = {"fp8": linear_fp8, "int8": linear_int8}[kind]

@@ -65,10 +65,11 @@ def _drawn(
 def avatar(bench: Bench, size: str, dtype: torch.dtype = torch.bfloat16) -> AvatarTransformer:
     """The avatar model of a published size, frozen, in the types of `load_base`, with LoRA beside its weights."""
     sizes, where = bench.sizes, bench.device.torch_device
-    config, kept = dict(sizes.networks[size]), tuple(AudioConditionedWan._keep_in_fp32_modules or ())
-    model = random_module(lambda: to_avatar(new_base(config), sizes.audio), bench.device, dtype, kept)
+    config, network = sizes.config(size), sizes.networks[size]
+    kept = tuple(AudioConditionedWan._keep_in_fp32_modules or ())
+    model = random_module(lambda: to_avatar(new_base(config), network.audio_dim), bench.device, dtype, kept)
     with torch.device(where):  # peft creates its matrices where the context says, else on the host
-        inject_lora(model, sizes.rank, sizes.rank / 2)
+        inject_lora(model, network.rank, network.rank / 2)
     for layer in lora_layers(model):
         for matrix in layer.lora_B.values():  # zeros in a new adapter
             nn.init.normal_(matrix.weight, std=0.02)
@@ -88,6 +89,7 @@ def trained_avatar(bench: Bench, size: str) -> AvatarTransformer:
 def chunk_inputs(bench: Bench, seed: int = SEED) -> ChunkInputs:
     """Random inputs of a first chunk of this bench's size."""
     sizes, where = bench.sizes, bench.device.torch_device
+    network = next(iter(sizes.networks.values()))  # both take the same text and audio
     generator = torch.Generator(where).manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -96,9 +98,9 @@ def chunk_inputs(bench: Bench, seed: int = SEED) -> ChunkInputs:
     reference = draw(1, 16, 1, sizes.height, sizes.width)
     return ChunkInputs(
         noise=draw(1, 16, sizes.frames, sizes.height, sizes.width),
-        text=draw(1, sizes.text, sizes.text_width),
-        negative=draw(1, sizes.text, sizes.text_width),
+        text=draw(1, sizes.text, network.text_width),
+        negative=draw(1, sizes.text, network.text_width),
         condition=build_condition(reference, sizes.frames, 1),
-        audio=draw(1, sizes.pixel_frames, sizes.audio),
+        audio=draw(1, sizes.pixel_frames, network.audio_dim),
         prefix=reference,
     )

@@ -41,12 +41,22 @@ def _forward(size: str, aim: str = "") -> Row:
     )
 
 
-def _step(size: str, mode: Recompute, aim: str = "") -> Row:
+def _variant(size: str, variant: str, seconds: float) -> Row:
+    return Row(
+        f"forward_{size.lower()}_{variant}",
+        late("transformer.forward_variant", size, variant),
+        seconds=seconds,
+        flops=lambda sizes: (sizes.rounds + 3) * sizes.merged_forward(size),
+        memory=lambda sizes: sizes.forward_bytes(size),
+    )
+
+
+def _step(size: str, mode: Recompute, aim: str = "", compile: bool = False) -> Row:
     peer = mode == "full"  # as the peer checkpoints
     return Row(
-        f"step_{size.lower()}_{mode}",
-        late("transformer.training_step", size, mode, aim, peer),
-        seconds=10,
+        f"step_{size.lower()}_{mode}{'_compiled' if compile else ''}",
+        late("transformer.training_step", size, mode, aim, peer, compile),
+        seconds=110 if compile else 10,
         flops=lambda sizes: 2 * (1 + peer) * sizes.work(size, mode).executed,
         memory=lambda sizes: sizes.step_bytes(size, mode),
     )
@@ -84,6 +94,7 @@ ROWS = (
     Row("correct_wav2vec2", late("correctness.wav2vec2"), 4),
     Row("correct_gradients", late("correctness.gradients"), 5),
     Row("correct_attention", late("kernels.attention_errors"), 4),
+    Row("correct_int8", late("correctness.int8"), 4),
     Row("linear_fp8", late("kernels.eight_bits", "fp8"), 4, memory=_full(8)),
     Row("linear_int8", late("kernels.eight_bits", "int8"), 4, memory=_full(8)),
     Row("ceilings", late("kernels.ceilings"), 6, memory=_full(9)),
@@ -97,9 +108,12 @@ ROWS = (
     _chunk("14B", 2, "<= 135"),
     _step("14B", "selective", ">= 0.5"),
     _forward("1.3B"),
+    _variant("14B", "compiled", 70),
+    _variant("14B", "int8", 12),
     Row("qalign", late("encoders.qalign"), 12, memory=_full(18)),
     _step("1.3B", "full"),
     _chunk("14B", 3, "<= 200"),
+    _step("14B", "selective", ">= 0.5", compile=True),
     _step("14B", "offload", ">= 0.5"),
     Row(
         "zero3_1.3b",

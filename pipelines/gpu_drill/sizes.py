@@ -1,4 +1,4 @@
-"""Sizes of what is measured: those of the published networks, and tiny ones for the same code in seconds on a CPU."""
+"""Sizes of what is measured, and the tiny ones with which the same code runs on a CPU in seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,10 +6,9 @@ from typing import Any
 
 from common.constants import FRAMES_PER_LATENT
 from omniavatar.config import Recompute
-from training.config import LORA_RANK, EngineConfig
-from training.planning.flops import Network, Work, network_of, work
-from training.planning.memory import memory, parameters
-from training.planning.sizes import AUDIO_DIM, PUBLISHED, TEXT_LENGTH
+from training.config import EngineConfig
+from training.planning.flops import Work, work
+from training.planning.memory import Network, memory, parameters
 
 GUIDED_STEPS = 25  # Euler steps of a chunk, the paper's
 TRAINED = EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16")  # precision of the published recipes
@@ -20,19 +19,16 @@ LOADED = 2.0  # bytes of a weight in half precision
 class Sizes:
     """Everything a row sizes its inputs by. `frames`, `height` and `width` are those of the latents of one chunk.
 
-    `networks`: arguments of diffusers' transformer by name; `umt5`, `vae`, `qalign`: of the encoders' and the judge's
-    classes, where empty means as published. `rounds`: timed repetitions after one warm-up.
+    `networks`: transformers with the LoRA on them, by name; `umt5`, `vae`, `qalign`: arguments of the encoders' and the
+    judge's classes, where empty means as published. `rounds`: timed repetitions after one warm-up.
     """
 
     name: str
-    networks: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, Network]
     frames: int
     height: int
     width: int
     text: int
-    text_width: int
-    audio: int
-    rank: int
     square: int  # side of the matrix product
     copied: int  # bytes of the device copy
     images: int
@@ -52,13 +48,21 @@ class Sizes:
         """Video frames of a chunk, 4n + 1."""
         return FRAMES_PER_LATENT * (self.frames - 1) + 1
 
-    def network(self, size: str) -> Network:
-        """The network of this name with LoRA on it, as the FLOP counts take it."""
-        return network_of(self.networks[size], "lora", self.rank, "multi", self.audio)
+    def config(self, size: str) -> dict[str, Any]:
+        """Arguments of diffusers' transformer for the network of this name."""
+        network = self.networks[size]
+        return {
+            "num_attention_heads": network.heads,
+            "attention_head_dim": network.width // network.heads,
+            "ffn_dim": network.ffn,
+            "num_layers": network.layers,
+            "text_dim": network.text_width,
+            "freq_dim": network.time_width,
+        }
 
     def work(self, size: str, recompute: Recompute = "none") -> Work:
         """Operations on one chunk's tokens, forward and in a training step."""
-        return work(self.network(size), self.tokens, self.frames, self.text, recompute)
+        return work(self.networks[size], self.tokens, self.frames, self.text, recompute)
 
     def merged_forward(self, size: str) -> float:
         """Operations of a forward pass whose LoRA is merged into the weights."""
@@ -67,52 +71,24 @@ class Sizes:
 
     def forward_bytes(self, size: str) -> float:
         """Peak memory of a forward pass: weights in half precision, and about sixteen tensors of a block's tokens."""
-        network = self.network(size)
+        network = self.networks[size]
         weights = parameters(network)
         per_token = LOADED * (16 * network.width + 3 * network.ffn)
         return LOADED * (weights.frozen + weights.trained) + self.tokens * per_token
 
     def step_bytes(self, size: str, recompute: Recompute) -> float:
         """Peak device memory of a training step, as `omniavatar train --plan` forecasts it."""
-        return memory(self.network(size), self.tokens, TRAINED, recompute, ranks=1).total
+        return memory(self.networks[size], self.tokens, TRAINED, recompute, ranks=1).total
 
 
-def _diffusers(published: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "num_attention_heads": published["num_heads"],
-        "attention_head_dim": published["dim"] // published["num_heads"],
-        "ffn_dim": published["ffn_dim"],
-        "num_layers": published["num_layers"],
-    }
-
-
-FULL = Sizes(
-    name="full",
-    networks={size: _diffusers(PUBLISHED[f"wan2.1-t2v-{size.lower()}"]) for size in ("1.3B", "14B")},
-    frames=19,  # 73 video frames of 480 x 832: 29,640 tokens, the paper's 30,000
-    height=60,
-    width=104,
-    text=TEXT_LENGTH,
-    text_width=4096,
-    audio=AUDIO_DIM,
-    rank=LORA_RANK,
-    square=8192,
-    copied=4 * 2**30,
-    images=16,
-    image_side=448,
-)
-
-_SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 48, "text_dim": 24, "freq_dim": 32}
+_SMALL = Network(width=32, ffn=48, layers=4, heads=2, text_width=24, time_width=32, rank=4, audio_dim=64)
 TINY = Sizes(
     name="tiny",
-    networks={"1.3B": _SMALL | {"num_layers": 4}, "14B": _SMALL | {"num_layers": 4}},
+    networks={"1.3B": _SMALL, "14B": _SMALL},
     frames=2,
     height=4,
     width=4,
     text=12,
-    text_width=24,
-    audio=64,
-    rank=4,
     square=64,
     copied=2**20,
     images=2,

@@ -18,7 +18,8 @@ from omniavatar.model.adapter import lora_layers, merge_lora
 from omniavatar.model.attention import choose_attention
 from omniavatar.model.cache import CachedAudio, CachedText
 from omniavatar.model.transformer import AvatarTransformer
-from pipelines.gpu_drill.drill import Bench
+from pipelines.gpu_drill.device import relative_error
+from pipelines.gpu_drill.drill import Bench, LeftOutError, optional
 from pipelines.gpu_drill.networks import avatar, chunk_inputs, trained_avatar
 from pipelines.gpu_drill.report import Value
 from pipelines.gpu_drill.sizes import TRAINED
@@ -84,18 +85,77 @@ def forward(size: str, aim: str = "") -> Callable[[Bench], Iterator[Value]]:
     return run
 
 
-def training_step(size: str, mode: Recompute, aim: str = "", peer: bool = False) -> Callable[[Bench], Iterator[Value]]:
-    """One LoRA training step by gradient checkpointing, with the plain peer in turns where asked."""
+def forward_variant(size: str, variant: str) -> Callable[[Bench], Iterator[Value]]:
+    """Our forward pass with "compiled" blocks, or with "int8" weights in them, beside the plain one of `forward`."""
+
+    def run(bench: Bench) -> Iterator[Value]:
+        change = {"compiled": compiled, "int8": int8}[variant]
+        model, inputs = avatar(bench, size), chunk_inputs(bench)
+        timestep = torch.full((1,), 875.0, device=bench.device.torch_device)
+
+        def once() -> Tensor:
+            out: Tensor = model(inputs.noise, timestep, cached[0], inputs.condition, cached[1])
+            return out
+
+        with torch.inference_mode():
+            as_ours(model)
+            cached = CachedText(inputs.text), CachedAudio(inputs.audio)
+            plain = once()
+            with torch.inference_mode(False):
+                change(model, bench)
+            bench.device.release()
+            cached = CachedText(inputs.text), CachedAudio(inputs.audio)
+            with bench.device.span() as first:
+                changed = once()
+            yield Value(
+                "error", relative_error(changed, plain), "", "<= 5e-2", "against the plain pass, random weights"
+            )
+            yield Value("first pass", first.seconds, "s")
+            seconds = bench.device.seconds(once, bench.sizes.rounds)
+        yield Value("time", seconds, "s")
+        yield from bench.hfu(bench.sizes.merged_forward(size), seconds)
+        yield bench.peak()
+        before = bench.report.find(f"forward_{size.lower()}", "time")
+        if before:
+            yield Value(f"{variant} / plain", seconds / before, "")
+
+    return run
+
+
+def compiled(model: AvatarTransformer, bench: Bench) -> None:
+    """Compile the blocks; tiny ones are traced only. Raises LeftOutError where there is no compiler."""
+    blocks = optional("omniavatar.model.compiled", "regional compilation")
+    try:
+        setting = "inductor" if bench.sizes.name == "full" else "eager"
+        blocks.compile_blocks(model, setting, bench.device.torch_device)
+    except InputError as error:
+        raise LeftOutError(str(error)) from error
+
+
+def int8(model: AvatarTransformer, bench: Bench) -> None:
+    """Store the weights of the blocks in 8 bits."""
+    weights = optional("omniavatar.model.int8", "storage of weights in 8 bits")
+    for block in model.dit.blocks:
+        weights.quantize_linears(block)
+
+
+def training_step(
+    size: str, mode: Recompute, aim: str = "", peer: bool = False, compile: bool = False
+) -> Callable[[Bench], Iterator[Value]]:
+    """One LoRA training step by gradient checkpointing: with the plain peer in turns, or with compiled blocks."""
 
     def run(bench: Bench) -> Iterator[Value]:
         model, batch = trained_avatar(bench, size), training_batch(bench)
         model.set_gradient_checkpointing(mode)
-        works = [plain_step(model, bench, lambda given: sample_losses(model, given, OBJECTIVE), batch)]
+        kernel = choose_attention(model)
+        if compile:
+            compiled(model, bench)
+        works = [plain_step(model, bench, lambda each: sample_losses(model, each, OBJECTIVE), batch)]
         if peer:
-            works.append(plain_step(model, bench, lambda given: _diffusers_losses(model, given), batch))
+            works.append(plain_step(model, bench, lambda each: _diffusers_losses(model, each), batch))
         # One timed step after one that warms up: at 14B each takes ten seconds and more.
         (ours,), *others = bench.device.times(*works, rounds=1)
-        yield Value("time", ours, "s", note=f"{mode} checkpointing")
+        yield Value("time", ours, "s", note=f"{mode} checkpointing, attention {kernel}")
         yield from bench.hfu(bench.sizes.work(size, mode).executed, ours, bench.aim(aim) if aim else "")
         yield from bench.hfu(bench.sizes.work(size).step, ours, measure="MFU")
         yield bench.peak(bench.sizes.step_bytes(size, mode))
@@ -147,8 +207,8 @@ def _diffusers_losses(model: AvatarTransformer, batch: Batch) -> Tensor:
         latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None, audio: Tensor | None
     ) -> Tensor:
         assert condition is not None
-        given = torch.cat([latents, condition], dim=1)
-        out: Tensor = WanTransformer3DModel.forward(model.dit, given, timestep, text, return_dict=False)[0]
+        both = torch.cat([latents, condition], dim=1)
+        out: Tensor = WanTransformer3DModel.forward(model.dit, both, timestep, text, return_dict=False)[0]
         return out
 
     return sample_losses(velocity, batch, OBJECTIVE)
