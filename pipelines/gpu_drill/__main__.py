@@ -24,7 +24,7 @@ FILE = "gpu.json"
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and print the table; 0 when every row was measured or left out, 1 when one failed."""
-    options = _options(words)
+    options = parsed(words)
     stay_offline()
     setup_logging()
     try:
@@ -39,7 +39,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _options(words: Sequence[str] | None) -> argparse.Namespace:
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.gpu_drill", description="Measure one CUDA device.")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: the same code within seconds, on a CPU too")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help=f"folder of {FILE} (default: runs/gpu)")
@@ -64,6 +65,9 @@ def _supervised(options: argparse.Namespace) -> int:
 
 
 def _measured(options: argparse.Namespace) -> int:
+    logging.getLogger("omniavatar").setLevel(logging.WARNING)  # it logs each choice of a kernel, here one per step
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the supervisor asks a row that hangs where it is
     code = measure(options)
     import torch.distributed
 
@@ -75,9 +79,6 @@ def _measured(options: argparse.Namespace) -> int:
 def measure(options: argparse.Namespace) -> int:
     """Run the rows in this process. Raises InputError for an unknown row, and for a report of something else."""
     deadline = time.monotonic() + 60 * options.minutes
-    logging.getLogger("omniavatar").setLevel(logging.WARNING)  # it logs each choice of a kernel, here one per step
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)  # the supervisor asks a row that hangs where it is
     from pipelines.gpu_drill.device import find_device
     from pipelines.gpu_drill.drill import Bench, run_rows
     from pipelines.gpu_drill.published import FULL

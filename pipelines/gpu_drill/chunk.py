@@ -16,10 +16,9 @@ from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.video.sampler import Guidance, denoise
 from pipelines.gpu_drill.device import Span
 from pipelines.gpu_drill.drill import Bench
-from pipelines.gpu_drill.networks import ChunkInputs, avatar, chunk_inputs
+from pipelines.gpu_drill.networks import ChunkInputs, as_ours, as_released, avatar, chunk_inputs
 from pipelines.gpu_drill.report import Value
 from pipelines.gpu_drill.sizes import GUIDED_STEPS
-from pipelines.gpu_drill.transformer import as_ours, as_released
 
 SHIFT = 5.0
 GUIDANCES = {2: Guidance(4.5, 4.5), 3: Guidance(4.5, 3.0)}  # by passes of a step

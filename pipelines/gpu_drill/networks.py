@@ -10,7 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from omniavatar.model.adapter import inject_lora, lora_layers, mark_trainable
+from common.errors import InputError
+from omniavatar.model.adapter import inject_lora, lora_layers, mark_trainable, merge_lora
+from omniavatar.model.attention import choose_attention
 from omniavatar.model.transformer import AudioConditionedWan, AvatarTransformer, build_condition, new_base, to_avatar
 from omniavatar.weights.tensor_files import build_empty
 from pipelines.gpu_drill.device import SEED, Device
@@ -84,6 +86,31 @@ def trained_avatar(bench: Bench, size: str) -> AvatarTransformer:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model.train()  # in eval mode gradient checkpointing is silently off
+
+
+def as_released(model: AvatarTransformer) -> str:
+    """Set the model up as the released code runs it; returns the kernel: flash-attention where installed, else torch's.
+
+    The blocks are still ours, which is to the peer's advantage: theirs turns queries and keys in complex float64.
+    """
+    with torch.inference_mode(False):  # weights stay ordinary tensors
+        for layer in lora_layers(model):
+            if layer.merged:
+                layer.unmerge()
+    for kernel in ("_flash_3", "flash"):
+        try:
+            return choose_attention(model, kernel)
+        except InputError:
+            pass
+    return choose_attention(model, "native")
+
+
+def as_ours(model: AvatarTransformer) -> str:
+    """Set the model up as `load_models` does, with LoRA in the weights; returns the kernel."""
+    with torch.inference_mode(False):
+        if not all(layer.merged for layer in lora_layers(model)):
+            merge_lora(model)
+    return choose_attention(model)
 
 
 def chunk_inputs(bench: Bench, seed: int = SEED) -> ChunkInputs:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from common.errors import InputError
 from omniavatar.config import Recompute
-from omniavatar.model.adapter import lora_layers, merge_lora
 from omniavatar.model.attention import choose_attention
 from omniavatar.model.cache import CachedAudio, CachedText
 from omniavatar.model.transformer import AvatarTransformer
 from pipelines.gpu_drill.device import relative_error
 from pipelines.gpu_drill.drill import Bench, LeftOutError, optional
-from pipelines.gpu_drill.networks import avatar, chunk_inputs, trained_avatar
+from pipelines.gpu_drill.networks import as_ours, as_released, avatar, chunk_inputs, trained_avatar
 from pipelines.gpu_drill.report import Value
 from pipelines.gpu_drill.sizes import TRAINED
 from training.config import ObjectiveConfig, OptimizerConfig
@@ -30,33 +29,6 @@ from training.omniavatar.objective import Batch, sample_losses
 OBJECTIVE = ObjectiveConfig()
 LR = 5e-5
 Loss = Callable[[Batch], Tensor]
-
-
-def as_released(model: AvatarTransformer) -> str:
-    """Set the model up as the released code runs it; returns the kernel: flash-attention where installed, else torch's.
-
-    The blocks are still ours, which is to the peer's advantage: theirs turns queries and keys in complex float64.
-    """
-    with torch.inference_mode(False):  # weights stay ordinary tensors
-        for layer in lora_layers(model):
-            if layer.merged:
-                layer.unmerge()
-    for kernel in ("_flash_3", "flash"):
-        try:
-            return choose_attention(model, kernel)
-        except InputError:
-            pass
-    return choose_attention(model, "native")
-
-
-def as_ours(model: AvatarTransformer) -> str:
-    """Set the model up as `load_models` does; returns the kernel."""
-    with torch.inference_mode(False):
-        for layer in lora_layers(model):
-            if layer.merged:
-                layer.unmerge()
-        merge_lora(model)
-    return choose_attention(model)
 
 
 def forward(size: str, aim: str = "") -> Callable[[Bench], Iterator[Value]]:
