@@ -127,7 +127,7 @@ def gradients(bench: Bench) -> Iterator[Value]:
     from training.omniavatar.objective import sample_losses
 
     small = replace(bench, sizes=TINY)
-    model, batch = trained_avatar(small, "1.3B").float(), training_batch(small)
+    model, batch = trained_avatar(small, "14B").float(), training_batch(small)
 
     def gradient(device: torch.device, mode: Recompute) -> Tensor:
         model.to(device).set_gradient_checkpointing(mode)

@@ -1,7 +1,7 @@
 """Sizes of what is measured, and the tiny ones with which the same code runs on a CPU in seconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.constants import FRAMES_PER_LATENT
@@ -84,7 +84,7 @@ class Sizes:
 _SMALL = Network(width=32, ffn=48, layers=4, heads=2, text_width=24, time_width=32, rank=4, audio_dim=64)
 TINY = Sizes(
     name="tiny",
-    networks={"1.3B": _SMALL, "14B": _SMALL},
+    networks={"1.3B": replace(_SMALL, layers=2), "14B": _SMALL},  # of two blocks none has an audio layer
     frames=2,
     height=4,
     width=4,

@@ -202,7 +202,7 @@ def zero3_step(size: str) -> Callable[[Bench], Iterator[Value]]:
             engine.step(LR)
 
         # In the second step DeepSpeed still records the order of the modules.
-        seconds = bench.device.seconds(step, rounds=1, warm=min(2, bench.sizes.rounds))
+        seconds = bench.device.seconds(step, rounds=1, warm=bench.sizes.rounds - 1)
         yield Value("time", seconds, "s", note="full checkpointing, one rank")
         yield from bench.hfu(bench.sizes.work(size, "full").executed, seconds)
         yield bench.peak()

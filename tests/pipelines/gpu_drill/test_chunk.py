@@ -23,7 +23,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.mark.parametrize("passes", [2, 3])
 def test_both_loops_make_the_same_chunk(bench: Bench, passes: int) -> None:
-    model, inputs, guidance = avatar(bench, "1.3B").float(), chunk_inputs(bench), GUIDANCES[passes]
+    model, inputs, guidance = avatar(bench, "14B").float(), chunk_inputs(bench), GUIDANCES[passes]
     assert len(guidance.branches(has_audio=True)) == passes
     as_released(model)
     latents = inputs.noise.clone()
