@@ -65,7 +65,7 @@ class Device:
 
     torch_device = torch.device("cpu")
     capability = (0, 0)
-    half = torch.float32  # where the published code runs in float16
+    half = torch.float16  # in which the published judge runs; here too, so that a mixture of types is found
     name = "CPU"
 
     def span(self) -> Span:
@@ -121,8 +121,6 @@ class Device:
 
 class CudaDevice(Device):
     """The first CUDA device that is visible."""
-
-    half = torch.float16
 
     def __init__(self) -> None:
         self.torch_device = torch.device("cuda", 0)

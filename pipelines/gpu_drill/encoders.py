@@ -91,7 +91,8 @@ def qalign(bench: Bench) -> Iterator[Value]:
     from perception.quality.qalign_model import Owl, OwlConfig
 
     config = OwlConfig.from_json(bench.sizes.qalign)
-    owl = random_module(lambda: Owl(config), bench.device, bench.device.half)
+    # Positions are buffers, which come from the file as well, in the type of the weights.
+    owl = random_module(lambda: Owl(config), bench.device, bench.device.half).to(bench.device.half)
     tokenizer = SentencePieceProcessor(model_file=str(model_paths()["quality_scorer"] / "tokenizer.model"))
     judge = QAlign(owl, tokenizer, Preprocessor(config.vision.image_size))
     side = bench.sizes.image_side
