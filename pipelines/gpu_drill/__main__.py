@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import InputError, UserError
-from common.offline import stay_offline
+from common.process.offline import stay_offline
 from common.progress import setup_logging
 from common.runs import OWN_FOLDERS
 from pipelines.gpu_drill.report import Report, table
