@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 OMNI = $(BIN)/omniavatar
 ARGS = --recipe $(RECIPE) --run $(RUN) $(foreach pair,$(SET),--set $(pair))
 
-.PHONY: demo test soak check format bench curate latents train generate eval query weights clean
+.PHONY: demo test soak check format bench gpu curate latents train generate eval query weights clean
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON); install Python 3.11 or newer, or name yours: make PYTHON=python3.12"; exit 1; }
@@ -43,6 +43,13 @@ format: $(READY)                    ## apply what check asks for
 
 bench: $(READY)                     ## speed as ratios against a peer measured in the same run
 	@$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o "addopts=--import-mode=importlib -q -s"
+
+# Without a network, so without an environment of its own: GPU_PYTHON is a Python that has torch (docs/gpu.md).
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu:                                ## one CUDA device measured in 9 minutes: TINY=1 OUT=folder MINUTES=9 ROWS=a,b RESUME=1
+	@PYTHONPATH="$(CURDIR):$(CURDIR)/packages$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m pipelines.gpu_drill \
+		--out "$(or $(OUT),runs/gpu)" --minutes $(or $(MINUTES),9) $(if $(TINY),--tiny) $(if $(RESUME),--resume) \
+		--rows "$(ROWS)"
 
 # Steps of a recipe                  (RECIPE=, RUN=, SET="key=value ...")
 curate: $(READY)                    ## sources -> kept clips
