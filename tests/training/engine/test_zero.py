@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import deepspeed
 import pytest
@@ -71,6 +72,19 @@ def test_recomputed_audio_layers_train_sharded_as_whole(
     base_folder: Path, group: None, entry: AudioEntry, mode: Recompute
 ) -> None:
     assert_equal(by_engine(short(base_folder, 3, entry, mode)), by_plain_torch(short(base_folder, 0, entry)))
+
+
+@pytest.mark.soak
+def test_compiled_blocks_train_as_plain_torch_does(base_folder: Path, tmp_path: Path) -> None:
+    """Traced, not compiled: what graphs could break is what hooks and collectives do around and within them."""
+    gathers = {"persistent_below": 0, "live_parameters": 10, "compile": "eager"}
+    configs = {
+        f"{mode} {ranks}": short(base_folder, 3, mode=mode, sequence_parallel=ranks, **gathers)
+        for mode in get_args(Recompute)
+        for ranks in (1, 2)
+    }
+    for run in by_ranks(tmp_path, configs).values():
+        assert_equal(run, by_plain_torch(short(base_folder, 0)))
 
 
 @pytest.mark.parametrize("name", ["sharded", "built in shards", "on host"])
