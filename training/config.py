@@ -117,9 +117,10 @@ class EngineConfig:
     when several ranks load a base of 8 GB or more. `hpz_ranks` (stage 3): number of neighbouring ranks, those of one
     machine, that hold a second copy of the weights among them and gather from it instead of over the network.
     `offload_parameters` (stage 3), `offload_optimizer` (1 to 3): shards, or moments and master copy, are kept in host
-    memory. `attention`: the kernel, see `choose_attention`. `compile`: torch.compile of the transformer's blocks, see omniavatar/model/compiled.py; at stage 3 a block is
-    then gathered as a whole. `pack_text`: attend to the text without most of its padding, see `pack_text` in
-    omniavatar/model/cache.py. Buckets and limits count elements and change speed and memory, not results.
+    memory. `attention`: the kernel, see `choose_attention`. `compile`: torch.compile of the transformer's blocks, see
+    omniavatar/model/compiled.py; at stage 3 a block is then gathered as a whole. `pack_text`: attend to the text
+    without most of its padding, see omniavatar/model/cache.py. Buckets and limits count elements and change speed and
+    memory, not results.
     """
 
     stage: Literal[0, 1, 2, 3] = 3

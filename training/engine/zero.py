@@ -68,9 +68,9 @@ class Engine:
         if together > 1:
             assert isinstance(model, AvatarTransformer)
             model.share_sequence(SequenceGroup(neighbours(together, config.collective_timeout)))
-        if isinstance(model, AvatarTransformer) and config.compile != "off":
-            # Blocks compile with the hooks of stage 3 around them, not within: it gathers each as a whole.
-            if compile_blocks(model, config.compile, self.device) and config.stage == 3:
+        if isinstance(model, AvatarTransformer):
+            compiled = compile_blocks(model, config.compile, self.device)
+            if compiled and config.stage == 3:  # its hooks are around a block and none within: gathered as a whole
                 set_z3_leaf_modules(model, [type(model.dit.blocks[0])])
         settings = deepspeed_settings(config, micro_batches // self.data_world)
         trained = [p for p in model.parameters() if p.requires_grad]

@@ -62,12 +62,12 @@ class AudioConditionedWan(WanTransformer3DModel):
             cosine, sine = rotary
             rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
             span = TokenSpan(span.per_frame, self.ranks.rank * tokens.shape[1])
-        time, modulation, text = self._embed(timestep, text)
+        time, modulation, embedded = self._embed(timestep, text)
         if residual is not None and residual.reuse and residual.value is not None:
             tokens = tokens + residual.value
         else:
             before = tokens
-            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, packed, span)
+            tokens = self._run_blocks(tokens, layers or {}, embedded, modulation, rotary, packed, span)
             if residual is not None:
                 residual.value = tokens - before
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
