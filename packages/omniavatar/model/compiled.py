@@ -38,7 +38,8 @@ def compile_blocks(model: AvatarTransformer, setting: Compile, device: torch.dev
     Call it last: after LoRA, gradient checkpointing, offload, sharding and sequence sharing. The first forward pass of
     a shape compiles, about a minute on a CPU; kernels are kept in `user_cache("inductor")`, or where the environment's
     TORCHINDUCTOR_CACHE_DIR points, and a second process finds them there. Output equals the eager one but for rounding.
-    "auto" compiles where a compiler is found and logs why not elsewhere. Raises InputError when "inductor" has none.
+    A second call compiles anew, with the checkpointing that was set since. "auto" compiles where a compiler is found,
+    logs why not elsewhere, and runs eagerly what cannot be traced. Raises InputError when "inductor" has no compiler.
     """
     if setting == "off":
         return False
@@ -54,10 +55,11 @@ def compile_blocks(model: AvatarTransformer, setting: Compile, device: torch.dev
         for exchange in ("heads_for_tokens", "tokens_for_heads"):  # collectives stay out of the graphs
             setattr(model.dit.ranks, exchange, torch.compiler.disable(getattr(model.dit.ranks, exchange)))
     recompute = None if shared else _taken_checkpointing(model)
-    graphs = _Graphs("eager" if setting == "eager" else "inductor", whole=not shared)
+    graphs = _Graphs("eager" if setting == "eager" else "inductor", whole=not shared and setting != "auto")
     for block in model.dit.blocks:
+        plain = block.forward.plain if isinstance(block.forward, _CompiledForward) else block.forward
         # Shadows the method of the class, so that `block(...)` still runs the hooks.
-        block.forward = _CompiledForward(block.attn2, block.forward, recompute, graphs)
+        block.forward = _CompiledForward(block.attn2, plain, recompute, graphs)
     return True
 
 
@@ -127,7 +129,7 @@ class _CompiledForward:
                 return forward(tokens, *shared)
             return recompute(forward, tokens, *shared)
 
-        self.cross_attention, self.graphs = cross_attention, graphs
+        self.cross_attention, self.graphs, self.plain = cross_attention, graphs, forward
         self.static, self.symbolic = graphs.compile(run, dynamic=False), graphs.compile(run, dynamic=True)
 
     def __call__(self, tokens: Tensor, text: Tensor | CachedText | PackedText, *shared: Any) -> Tensor:
