@@ -49,6 +49,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(300):
             log.append((f"c{number}", "i"), Outcome(f"c{number}", "kept"))
         log.compact()
+    (run.root / "sources").mkdir()
+    (run.root / "sources" / "a.mp4").touch()  # a forecast looks at names and sizes
     return run.root
 
 
@@ -63,7 +65,7 @@ def test_a_question(report: Callable[[Row], None], run: Path, verb: str) -> None
         "status": ["--run", str(run)],
         "query": ["--run", str(run), "SELECT decision, count(*) FROM clips GROUP BY 1"],
         "yield": ["--run", str(run), "--recipe", "demo"],
-        "plan": ["--recipe", "demo", "--set", f"sources.path={run}"],
+        "plan": ["--recipe", "demo", "--set", f"sources.path={run}/sources"],
     }
     sql = f"SELECT decision, count(*) FROM '{run}/clips.parquet' GROUP BY 1"
     least = f"import duckdb, pyarrow.parquet, typer, yaml\nprint(duckdb.sql({sql!r}).fetchall())"
