@@ -27,7 +27,7 @@ demo: $(READY)                      ## raw video to a measured avatar video, end
 
 # Development
 test: $(READY)                      ## the suite, without what is marked soak
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --junitxml=runs/suite.xml
 
 soak: $(READY)                      ## kill loops, races, long runs
 	@$(BIN)/python -m pytest -m soak tests

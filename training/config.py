@@ -7,7 +7,9 @@ from typing import Literal
 
 from common.errors import InputError
 from common.ranges import Count, Positive, Share
-from omniavatar.config import AudioEntry, Recompute, Variant
+from omniavatar.config import AudioEntry, Compile, Recompute, Variant
+
+Fused = Literal["auto", "on", "off"]
 
 LORA_RANK, LORA_ALPHA = 128, 64.0  # the paper's
 
@@ -115,7 +117,10 @@ class EngineConfig:
     when several ranks load a base of 8 GB or more. `hpz_ranks` (stage 3): number of neighbouring ranks, those of one
     machine, that hold a second copy of the weights among them and gather from it instead of over the network.
     `offload_parameters` (stage 3), `offload_optimizer` (1 to 3): shards, or moments and master copy, are kept in host
-    memory. Buckets and limits count elements and change speed and memory, not results.
+    memory. `attention`: the kernel, see `choose_attention`. `compile`: torch.compile of the transformer's blocks, see
+    omniavatar/model/compiled.py; at stage 3 a block is then gathered as a whole. `pack_text`: attend to the text
+    without most of its padding, see omniavatar/model/cache.py. Buckets and limits count elements and change speed and
+    memory, not results.
     """
 
     stage: Literal[0, 1, 2, 3] = 3
@@ -128,6 +133,10 @@ class EngineConfig:
     hpz_ranks: Count = 1
     offload_parameters: bool = False
     offload_optimizer: bool = False
+    attention: str = "native"
+    compile: Compile = "off"
+    pack_text: bool = False
+    fused_optimizer: Fused = "auto"  # AdamW as one kernel; "auto" is on with a GPU, off on a CPU
     reduce_bucket: Count = 50_000_000  # gradients reduced at a time; a LoRA of 14B has 600 million of them in all
     prefetch_bucket: Count = 50_000_000  # stage 3: weights gathered ahead of their use
     live_parameters: int = 1_000_000_000  # stage 3: gathered weights kept for the next use
@@ -156,6 +165,10 @@ WITHOUT_EFFECT = (
     "hpz_ranks",
     "offload_parameters",
     "offload_optimizer",
+    "attention",
+    "compile",
+    "pack_text",
+    "fused_optimizer",
     "reduce_bucket",
     "prefetch_bucket",
     "live_parameters",

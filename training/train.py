@@ -67,7 +67,8 @@ class Trainer:
         )
         rank = 0 if plain else adapter_config(config.model).rank
         self.network = network_of(model.dit.config, config.model.variant, rank, model.audio_entry, model.audio_dim)
-        self.engine = Engine(model, build_optimizer(model, config.optimizer), config.data.micro_batches, config.engine)
+        optimizer = build_optimizer(model, config.optimizer, config.engine.fused_optimizer)
+        self.engine = Engine(model, optimizer, config.data.micro_batches, config.engine)
         self.text_length = store.constants.text_length
         self.phases = config.phases or (WHOLE,)
         self.parts = [

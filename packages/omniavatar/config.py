@@ -27,6 +27,9 @@ AudioEntry = Literal["multi", "single", "cross_attention"]
 
 Recompute = Literal["none", "full", "selective", "offload"]
 
+Compile = Literal["off", "auto", "inductor", "eager"]
+"""torch.compile of the transformer's blocks: off, where a compiler is found, always, or traced without a compiler."""
+
 Variant = Literal["lora", "full", "frozen_dit", "base"]
 
 FIRST_AUDIO_BLOCK = 2
@@ -46,7 +49,9 @@ class LoadConfig:
     """Device, precision and distribution of the networks; wav2vec2 is always float32.
 
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
-    `choose_attention`. `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
+    `choose_attention`. `compile`: see `compile_blocks`; "eager" traces the graphs and runs them without a compiler, to
+    find out what tracing alone does. `pack_text`: attend to the text without most of its padding, see `pack_text`.
+    `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
     runs the VAE on tiles: less memory, slightly different latents and pixels. `offload` "blocks" keeps the
     transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for two blocks,
     slower. `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part
@@ -62,6 +67,8 @@ class LoadConfig:
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
+    compile: Compile = "off"
+    pack_text: bool = False
     round_timestep: bool = False
     tiled_vae: bool = False
     offload: Literal["none", "blocks"] = "none"

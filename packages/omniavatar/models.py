@@ -16,6 +16,7 @@ from omniavatar.encoders.text import TextEncoder, load_text_encoder
 from omniavatar.encoders.vae import WanVAE, load_vae
 from omniavatar.model.adapter import merge_lora
 from omniavatar.model.attention import choose_attention
+from omniavatar.model.compiled import compile_blocks
 from omniavatar.model.transformer import AvatarTransformer, load_base
 from omniavatar.parallel.block_offload import stream_blocks
 from omniavatar.parallel.ranks import in_turn, join_ranks, own_device
@@ -75,7 +76,10 @@ class AvatarModels:
 
 
 def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarModels:
-    """Load all networks for generation. Raises what the loaders, `resolve_device` and `choose_attention` raise."""
+    """Load all networks for generation.
+
+    Raises what the loaders, `resolve_device`, `choose_attention` and `compile_blocks` raise.
+    """
     if config.offload == "blocks" or config.shard:
         gc.collect()  # reference cycles of hooks keep a model loaded earlier, and its memory, alive
     device, dtype = resolve_device(config)
@@ -90,6 +94,7 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
         if ranks and config.share_sequence:
             transformer.share_sequence(ranks)
         chosen = _place(transformer, device, config, parts)
+        compiled = compile_blocks(transformer, config.compile, device)
         text_encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype)
         umt5 = text_encoder.model
         if parts:
@@ -102,6 +107,9 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
     audio_encoder.model.to(device)
     files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})
     settings = [config.round_timestep, chosen, config.tiled_vae, config.merge, config.extra_lora_scale]
+    # Both round differently. Settings added later are named only where they are in use, so that chunks
+    # cached before are found.
+    settings += ["compiled"] * compiled + ["packed text"] * config.pack_text
     identity = fingerprint([*_file_marks(files), str(dtype), *settings])
     rank, branch_group = ranks.rank if ranks else 0, ranks if config.share_branches else None
     return AvatarModels(transformer, vae, text_encoder, audio_encoder, identity, rank, branch_group)
@@ -111,6 +119,7 @@ def _load_transformer(paths: ModelPaths, config: LoadConfig, dtype: torch.dtype)
     """The transformer with its adapter and extra LoRA, on the host."""
     transformer = load_base(paths.transformer, dtype)
     transformer.round_timestep = config.round_timestep
+    transformer.dit.packs_text = config.pack_text
     if paths.adapter is not None:
         load_adapter(transformer, paths.adapter)
         if config.merge:

@@ -103,7 +103,9 @@ def test_five_seconds_from_the_middle(report: Callable[[Row], None], source: Pat
         return read_video(_anew(source), start=13.72, end=18.72)
 
     np.testing.assert_array_equal(ours(), _by_decord(source, wanted))
-    report(compare("5 s from 13.72 s at 720p", "decord", ours, lambda: _by_decord(source, wanted), aim=0.5))
+    # Of 218 frames from the key frame on, both have to decode and convert the 125 that are asked for; only of the 93
+    # before them can those be left out that no other refers to.
+    report(compare("5 s from 13.72 s at 720p", "decord", ours, lambda: _by_decord(source, wanted), aim=0.7))
 
 
 class FaceSized:

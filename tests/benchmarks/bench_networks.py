@@ -37,9 +37,9 @@ def test_syncnet_whole_track(report: Callable[[Row], None]) -> None:
         return torch.cat([net.netfclip(net.netcnnlip(batch).flatten(1)) for batch in windows.split(20)])
 
     torch.testing.assert_close(ours(), peer(), rtol=1e-4, atol=1e-4)
-    # Only the first convolution spans time, so both multiply as much; what is won is pooling, norms and copies. With
-    # them gone the convolutions are left, and they alone take half of the peer.
-    report(compare("SyncNet lips, 29 frames of 224 px", "sliding windows", ours, peer, aim=0.3))
+    # Only the first convolution spans time, so both multiply as much; what is won is pooling, norms and copies. The
+    # convolutions that are left take half of the peer by themselves.
+    report(compare("SyncNet lips, 29 frames of 224 px", "sliding windows", ours, peer, aim=0.6))
 
 
 def test_umt5_by_length(report: Callable[[Row], None]) -> None:

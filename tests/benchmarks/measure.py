@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,26 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     begin = time.process_time()
     work()
     return time.process_time() - begin
+
+
+def compare_commands(
+    what: str, against: str, ours: Sequence[str], peer: Sequence[str], aim: float, rounds: int = ROUNDS
+) -> Row:
+    """Two commands in turn, each a process of its own from its start to its end; both run once before."""
+    child_seconds(ours)
+    child_seconds(peer)
+    pairs = [(child_seconds(ours), child_seconds(peer)) for _ in range(rounds)]
+    return Row(what, against, tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs), aim)
+
+
+def child_seconds(command: Sequence[str]) -> float:
+    """User and system time of a process and of all that it started and waited for. Raises RuntimeError if it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-500:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def compare_memory(what: str, against: str, ours: Callable[[], object], peer: Callable[[], object], aim: float) -> Row:

@@ -66,7 +66,7 @@ def batches(config: ShortConfig) -> list[list[Batch]]:
 def build(config: ShortConfig) -> tuple[AvatarTransformer, torch.optim.AdamW]:
     """Model and optimizer as the trainer makes them."""
     model = build_model(config.model, AUDIO_DIM, config.engine.frozen_dtype, config.seed, config.engine)
-    return model, build_optimizer(model, OptimizerConfig())
+    return model, build_optimizer(model, OptimizerConfig(), config.engine.fused_optimizer)
 
 
 def by_plain_torch(config: ShortConfig) -> ShortRun:

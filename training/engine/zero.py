@@ -20,15 +20,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import InputError
+from omniavatar.model.attention import NATIVE, choose_attention
+from omniavatar.model.compiled import compile_blocks
 from omniavatar.model.transformer import AvatarTransformer
 from omniavatar.parallel.sequence import SequenceGroup
 from training.config import EngineConfig
+from training.engine.optimizer import set_kernel
 from training.engine.pickles import refuse_code
 from training.engine.settings import deepspeed_settings
 from training.engine.sharded_init import gathered
 
 # isort: split
 import deepspeed
+from deepspeed.utils import set_z3_leaf_modules
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,18 @@ class Engine:
         if together > 1:
             assert isinstance(model, AvatarTransformer)
             model.share_sequence(SequenceGroup(neighbours(together, config.collective_timeout)))
+        if isinstance(model, AvatarTransformer):
+            compiled = compile_blocks(model, config.compile, self.device)
+            if compiled and config.stage == 3:  # its hooks are around a block and none within: gathered as a whole
+                set_z3_leaf_modules(model, [type(model.dit.blocks[0])])
         settings = deepspeed_settings(config, micro_batches // self.data_world)
         trained = [p for p in model.parameters() if p.requires_grad]
         self._ds, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False
         )
         self.module: nn.Module = self._ds.module
+        if isinstance(model, AvatarTransformer) and config.attention != NATIVE:
+            choose_attention(model, config.attention, dtype=torch.bfloat16 if config.autocast == "bf16" else None)
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None, audio: Tensor | None
@@ -176,6 +186,8 @@ class Engine:
         _, state = self._ds.load_checkpoint(str(folder), tag, load_module_strict=False)
         if universal and self.config.stage == 3:
             self._undo_sharing(settings)
+        # ZeRO wraps torch's optimizer.
+        set_kernel(getattr(self._ds.optimizer, "optimizer", self._ds.optimizer), self.config.fused_optimizer)
         return state
 
     def _undo_sharing(self, settings: list[dict[str, Any]]) -> None:

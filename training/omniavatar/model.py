@@ -43,6 +43,7 @@ def build_model(
     cast_frozen(model, frozen_dtype)
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     model.round_timestep = config.round_timestep
+    model.dit.packs_text = engine is not None and engine.pack_text
     return model.train()  # in eval mode gradient checkpointing is silently off
 
 

@@ -151,11 +151,12 @@ class StageLedger:
             for batch in batches(connection.sql(sql)):
                 positions, codes = (batch[name].to_numpy() for name in ("position", "code"))
                 states[positions] = codes
-                for row in batch.filter(pa.array(codes >= STATES.index("failed"))).to_pylist():
-                    outputs = json.loads(row["outputs"] or "{}")
-                    crashes = outputs.get("worker_crashes", outputs.get("deaths", 0))  # "deaths": of older ledgers
-                    last = Last(STATES[row["code"]], row["attempt"], row["error_class"], crashes)
-                    unsettled[row["position"]] = last
+                # By column: a dict for each of many failed rows would cost more than the query.
+                failed = batch.filter(pa.array(codes >= STATES.index("failed")))
+                for position, code, attempt, error_class, outputs in zip(
+                    *(column.to_pylist() for column in failed.columns), strict=True
+                ):
+                    unsettled[position] = Last(STATES[code], attempt, error_class, _crashes(outputs))
         return states, unsettled
 
     def outcomes(self, keys: pa.Table) -> Iterator[Outcome]:
@@ -306,6 +307,14 @@ def _stage_sql(files: list[Path]) -> str:
         SELECT * FROM (
             SELECT * FROM recent UNION ALL BY NAME SELECT * FROM merged SEMI JOIN again USING (unit, input_hash)
         ) {last})"""
+
+
+def _crashes(outputs: str | None) -> int:
+    """Consecutive crashes that a lost worker's row counts; 0 for any other row, whose outputs are not read."""
+    if outputs is None:
+        return 0
+    counted = json.loads(outputs)
+    return int(counted.get("worker_crashes", counted.get("deaths", 0)))  # "deaths": of older ledgers
 
 
 def clean(value: Any) -> Any:

@@ -23,7 +23,7 @@ from common.untrusted.weight_files import Shapes, check_config, layers, side
 from omniavatar.config import AudioEntry, Recompute, audio_blocks
 from omniavatar.model.audio_entry import audio_modules
 from omniavatar.model.audio_pack import AudioPack, AudioTokens
-from omniavatar.model.cache import CachedAudio, CachedText, ResidualCache, TextAttention
+from omniavatar.model.cache import CachedAudio, CachedText, PackedText, ResidualCache, TextAttention, pack_text
 from omniavatar.model.recompute import recomputing
 from omniavatar.parallel.sequence import Rotary, SequenceGroup, SharedSelfAttention
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
@@ -48,6 +48,7 @@ class AudioConditionedWan(WanTransformer3DModel):
     """
 
     ranks: SequenceGroup | None = None  # the ranks that share the tokens of each sample; None: no sharing
+    packs_text = False  # whether the padding of the text is replaced, see `pack_text`
 
     def forward(
         self,
@@ -72,12 +73,12 @@ class AudioConditionedWan(WanTransformer3DModel):
             cosine, sine = rotary
             rotary = Rotary(self.ranks.part(cosine), self.ranks.part(sine), count)
             span = TokenSpan(span.per_frame, self.ranks.rank * tokens.shape[1])
-        time, modulation, text = self._embed(timestep, text)
+        time, modulation, embedded = self._embed(timestep, text)
         if residual is not None and residual.reuse and residual.value is not None:
             tokens = tokens + residual.value
         else:
             before = tokens
-            tokens = self._run_blocks(tokens, layers or {}, text, modulation, rotary, packed, span)
+            tokens = self._run_blocks(tokens, layers or {}, embedded, modulation, rotary, packed, span)
             if residual is not None:
                 residual.value = tokens - before
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, dim=1)
@@ -85,17 +86,21 @@ class AudioConditionedWan(WanTransformer3DModel):
         tokens = self.proj_out(tokens)
         return self._unpatchify(tokens if self.ranks is None else self.ranks.whole(tokens, count), grid)
 
-    def _embed(self, timestep: Tensor, text: Tensor | CachedText) -> tuple[Tensor, Tensor, Tensor | CachedText]:
+    def _embed(
+        self, timestep: Tensor, text: Tensor | CachedText
+    ) -> tuple[Tensor, Tensor, Tensor | CachedText | PackedText]:
         """Time embedding (B, dim), the modulation (B, 6, dim) made from it, and the text as the blocks take it."""
         embedder = self.condition_embedder
-        states = text
+        packed = pack_text(text) if self.packs_text and isinstance(text, Tensor) else None
+        states = text if packed is None else packed.states
         if isinstance(text, CachedText):
             dtype = embedder.text_embedder.linear_1.weight.dtype
-            text.embed(embedder.text_embedder, dtype)
+            text.embed(embedder.text_embedder, dtype, self.packs_text)
             # diffusers embeds time and text in one call: it gets no tokens, their embedding is in the cache.
             states = text.states[:, :0].to(dtype)
         time, projection, states, _ = embedder(timestep, states)
-        return time, projection.unflatten(1, (6, -1)), text if isinstance(text, CachedText) else states
+        taken = text if isinstance(text, CachedText) else states if packed is None else PackedText(states, packed.bias)
+        return time, projection.unflatten(1, (6, -1)), taken
 
     def _run_blocks(self, tokens: Tensor, layers: Mapping[int, nn.Module], *shared: Any) -> Tensor:
         """Tokens (B, s, dim) after all blocks; `shared` are the arguments that all blocks get."""
@@ -139,7 +144,7 @@ def _run_block(
     block: nn.Module,
     tokens: Tensor,
     layer: nn.Module | None,
-    text: Tensor | CachedText,
+    text: Tensor | CachedText | PackedText,
     modulation: Tensor,
     rotary: tuple[Tensor, Tensor],
     packed: Tensor | None,

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from training.config import OptimizerConfig
-from training.engine.optimizer import build_optimizer, learning_rate
+from training.config import Fused, OptimizerConfig
+from training.engine.optimizer import build_optimizer, is_fused, learning_rate, set_kernel
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero_over_the_last_part() -> None:
@@ -32,3 +32,25 @@ def test_only_matrices_decay_and_only_trained_weights_are_there() -> None:
 def test_a_decay_that_is_no_fraction_is_refused() -> None:
     with pytest.raises(ValueError, match="decay is 40"):
         OptimizerConfig(decay=40)
+
+
+def test_one_kernel_takes_the_same_steps() -> None:
+    def trained(fused: Fused, switch: Fused) -> Tensor:
+        torch.manual_seed(0)
+        layer = nn.Linear(300, 70)
+        optimizer = build_optimizer(layer, OptimizerConfig(lr=1e-2), fused)
+        for step in range(4):
+            if step == 2:  # as a checkpoint that another kernel saved
+                saved, optimizer = optimizer.state_dict(), build_optimizer(layer, OptimizerConfig(lr=1e-2), switch)
+                optimizer.load_state_dict(saved)
+                set_kernel(optimizer, switch)
+                assert {group["fused"] for group in optimizer.param_groups} == {is_fused(switch) or None}
+            optimizer.zero_grad()
+            layer(torch.ones(5, 300)).pow(2).mean().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    expected = trained("off", "off")
+    assert torch.equal(trained("auto", "auto"), expected)  # on a CPU
+    for kernels in (("on", "on"), ("on", "off"), ("off", "on")):
+        torch.testing.assert_close(trained(*kernels), expected, rtol=1e-5, atol=1e-6)

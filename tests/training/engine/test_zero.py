@@ -74,6 +74,18 @@ def test_recomputed_audio_layers_train_sharded_as_whole(
     assert_equal(found, by_plain_torch(short(base_folder, 0, entry)))
 
 
+@pytest.mark.soak
+def test_compiled_blocks_train_as_plain_torch_does(base_folder: Path, tmp_path: Path) -> None:
+    """Traced, not compiled: what graphs could break is what hooks and collectives do around and within them."""
+    gathers = {"persistent_below": 0, "live_parameters": 10, "compile": "eager"}
+    configs = {
+        "inside": short(base_folder, 3, mode="selective", **gathers),  # recomputation within the graph
+        "around": short(base_folder, 3, mode="full", sequence_parallel=2, **gathers),
+    }
+    for run in by_ranks(tmp_path, configs).values():
+        assert_equal(run, by_plain_torch(short(base_folder, 0)))
+
+
 @pytest.mark.parametrize("name", ["sharded", "built in shards", "on host"])
 def test_two_ranks_train_as_plain_torch_does(base_folder: Path, by_two_ranks: dict[str, ShortRun], name: str) -> None:
     assert_equal(by_two_ranks[name], by_plain_torch(short(base_folder, 0)))
