@@ -57,6 +57,8 @@ def forecast_video(
         tokens = 0 if share == 1 else int(config.max_tokens * share)
         shorter = replace(config, max_tokens=tokens or config.max_tokens)
         job = job_for(shorter, image, seconds)
+        if tokens and job.frames < 2 * config.overlap:
+            break  # such chunks are mostly what they share
         found = next((fit for fit in _fits(shorter, networks, device, host, job) if fit.fits), None)
         if found is not None:
             return Forecast(device, found, job, tokens, _seconds(shorter, networks, device, found, job))
