@@ -14,7 +14,7 @@ from omniavatar.config import GenerateConfig
 from omniavatar.planning.job import job_for
 from omniavatar.planning.memory import Job, transformer_bytes
 from omniavatar.planning.modes import CHOSEN, MODES, ON_CPU, USABLE, Fit, fits_of, free_host_memory
-from omniavatar.planning.sizes import Networks
+from omniavatar.planning.network import Networks
 from omniavatar.video.chunks import Chunk, frames_to_remake, plan_chunks
 from training.planning.devices import GIB, Device, named_device
 from training.planning.flops import work
