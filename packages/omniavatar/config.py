@@ -1,7 +1,7 @@
 """Settings of loading and generation, presets by name, model roles, and the request for one video."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,10 @@ Compile = Literal["off", "auto", "inductor", "eager"]
 
 Variant = Literal["lora", "full", "frozen_dit", "base"]
 
+MemoryMode = Literal[
+    "auto", "resident", "text_streamed", "tiled", "offloaded", "offloaded_tiled", "int8", "int8_offloaded"
+]
+
 FIRST_AUDIO_BLOCK = 2
 
 
@@ -51,17 +55,24 @@ class LoadConfig:
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
     `choose_attention`. `compile`: see `compile_blocks`; "eager" traces the graphs and runs them without a compiler, to
     find out what tracing alone does. `pack_text`: attend to the text without most of its padding, see `pack_text`.
-    `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
-    runs the VAE on tiles: less memory, slightly different latents and pixels. `offload` "blocks" keeps the
-    transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for two blocks,
-    slower. `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part
-    of the tokens, and rank 0 writes it; `share_branches`: each takes some of the two or three branches of guidance,
-    with all tokens. `shard`, on top of `share_sequence`: each process keeps a part of every block of transformer and
-    text encoder, and blocks are gathered as they run; with `offload` "blocks" the parts are in host memory. Processes
-    load one after the other, so a machine holds the whole weights once beside the parts. `merge` False keeps the
-    adapter's LoRA apart from the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of
-    a LoRA for the base, merged with the factor `extra_lora_scale` (see loras.py); for one distilled to few steps set
-    steps, shift and guidance to suit.
+    `round_timestep`: see AvatarTransformer, for the weights published by the authors.
+
+    `memory` names a combination of the five settings after it (planning/modes.py) that fits the device; "auto" takes
+    the first that fits what is free, "resident" leaves them as they are set. `text_encoder` "streamed": umT5 stays a
+    map of its file, and each of its blocks is copied to the device while it runs: same output. `tiled_vae` runs the VAE
+    on tiles of at most `largest_tile` latents: less memory, slightly different latents and pixels. `offload` "blocks"
+    keeps the transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for
+    two blocks. `quantize` "int8" stores the weights of the blocks in 8 bits, a scale for each output: half the memory,
+    other pixels (docs/memory.md).
+
+    `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part of the
+    tokens, and rank 0 writes it; `share_branches`: each takes some of the two or three branches of guidance, with all
+    tokens. `shard`, on top of `share_sequence`: each process keeps a part of every block of transformer and text
+    encoder, and blocks are gathered as they run; with `offload` "blocks" the parts are in host memory. Processes load
+    one after the other, so a machine holds the whole weights once beside the parts. `merge` False keeps the adapter's
+    LoRA apart from the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of a LoRA for
+    the base, merged with the factor `extra_lora_scale` (see loras.py); for one distilled to few steps set steps, shift
+    and guidance to suit.
     """
 
     device: str = "auto"
@@ -70,8 +81,12 @@ class LoadConfig:
     compile: Compile = "off"
     pack_text: bool = False
     round_timestep: bool = False
+    memory: MemoryMode = "auto"
+    text_encoder: Literal["resident", "streamed"] = "resident"
     tiled_vae: bool = False
+    largest_tile: Count = 2560
     offload: Literal["none", "blocks"] = "none"
+    quantize: Literal["none", "int8"] = "none"
     share_sequence: bool = False
     share_branches: bool = False
     shard: bool = False
@@ -90,6 +105,17 @@ class LoadConfig:
                 "load.shard is set without load.share_sequence: blocks are sharded over the processes that generate "
                 "one video together; set both and start with torchrun, or use load.offload=blocks on one GPU."
             )
+
+
+_LATER = ("memory", "text_encoder", "largest_tile", "quantize")
+
+
+def decisive(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a GenerateConfig, as a dict, for a fingerprint: without settings of loading that came later and
+    have their defaults, so that outcomes from before stay valid."""
+    usual = asdict(LoadConfig())
+    load = {k: v for k, v in sampling["load"].items() if k not in _LATER or v != usual[k]}
+    return {**sampling, "load": load}
 
 
 @dataclass(frozen=True)

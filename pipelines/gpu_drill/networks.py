@@ -14,7 +14,7 @@ from common.errors import InputError
 from omniavatar.model.adapter import inject_lora, lora_layers, mark_trainable, merge_lora
 from omniavatar.model.attention import choose_attention
 from omniavatar.model.transformer import AudioConditionedWan, AvatarTransformer, build_condition, new_base, to_avatar
-from omniavatar.weights.tensor_files import build_empty
+from omniavatar.weights.model_configs import build_empty
 from pipelines.gpu_drill.device import SEED, Device
 from pipelines.gpu_drill.drill import Bench
 

@@ -13,7 +13,8 @@ from common.errors import InputError
 from omniavatar.model.adapter import inject_lora, mark_trainable
 from omniavatar.model.transformer import AvatarTransformer, base_config, base_tensors, load_base, new_base, to_avatar
 from omniavatar.weights.checkpoints import load_adapter
-from omniavatar.weights.tensor_files import CheckpointError, build_empty, is_finite
+from omniavatar.weights.model_configs import build_empty
+from omniavatar.weights.tensor_files import CheckpointError, is_finite
 from training.config import EngineConfig, ModelConfig
 from training.engine.sharded_init import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
 from training.omniavatar.export import adapter_config

@@ -14,7 +14,8 @@ from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError
 from common.untrusted.weight_files import Shapes, layers, side
 from omniavatar.weights.key_names import audio_to_transformers
-from omniavatar.weights.tensor_files import build_described, fill_module, read_config, read_shapes, read_tensors
+from omniavatar.weights.model_configs import build_described, read_config
+from omniavatar.weights.tensor_files import fill_module, read_shapes, read_tensors
 
 _TRAINING_ONLY = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "masked_spec_embed")
 

@@ -22,9 +22,9 @@ from omniavatar.model.adapter import inject_lora, is_trained, lora_layers
 from omniavatar.model.audio_entry import audio_tensor_names, audio_width
 from omniavatar.model.transformer import AvatarTransformer, config_to_original, to_avatar
 from omniavatar.weights.key_names import dit_to_diffusers, dit_to_original
+from omniavatar.weights.model_configs import build_empty
 from omniavatar.weights.tensor_files import (
     CheckpointError,
-    build_empty,
     check_tensors,
     read_tensors,
     rename_problems,

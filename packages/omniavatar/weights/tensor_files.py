@@ -4,41 +4,29 @@ Files are memory-mapped: an unused tensor costs nothing, and on device "meta", w
 read, a folder of any size is checked in seconds.
 """
 
-import inspect
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from common.errors import InputError, MissingFileError, damaged, shorten
+from common.errors import InputError, MissingFileError, damaged
 from common.runs import atomic_write, plain, read_json, write_json
 from common.untrusted.weight_files import (
     CheckpointError,
     Shapes,
-    check_config,
     read_header,
     refuse_bomb,
     refuse_odd_tensors,
 )
 
 NamedTensors = Iterable[tuple[str, Tensor]]
-M = TypeVar("M", bound=nn.Module)
-C = TypeVar("C", bound=PreTrainedConfig)
-# What classes of diffusers and transformers raise for settings they were not written for.
-_NO_MODEL = (
-    TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
-    StrictDataclassError,
-)  # fmt: skip
 
 
 def read_tensors(path: Path | str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
@@ -212,54 +200,10 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor.detach()))
 
 
-def build_empty(build: Callable[[], M]) -> M:
-    """A module whose parameters take no memory (meta device); buffers, such as RoPE tables, are real."""
-    with init_empty_weights(include_buffers=False):
-        return build()
-
-
-def build_described(file: Path, build: Callable[[], M]) -> M:
-    """`build_empty` of a model that a `config.json` describes. Raises CheckpointError where it describes none."""
-    try:
-        return build_empty(build)
-    except _NO_MODEL as error:
-        reason = shorten(str(error).strip().partition("\n")[0])
-        raise CheckpointError(
-            file,
-            [f"describes no model ({type(error).__name__}: {reason}); take the one published with these weights"],
-        ) from error
-
-
-def config_defaults(kind: type) -> dict[str, Any]:
-    """The settings of a model class of diffusers with their defaults, of which its `config.json` may leave some out."""
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
-
-
-def read_config(
-    kind: type[C], folder: Path, shapes: Shapes, sizes: Callable[[Shapes], Mapping[str, Any]], **settings: Any
-) -> C:
-    """A model's settings of transformers from `config.json` in a folder, compared with the shapes of its weights.
-
-    `sizes` derives from shapes what settings must be; `settings` replace those of the file. Raises CheckpointError.
-    """
-    file = folder / "config.json"
-    raw = read_json(file)
-    check_config(file, raw, shapes)  # before any object of transformers: some settings make lists of their length
-    check_config(file, raw, {}, defaults=kind().to_dict())
-    try:
-        config = kind.from_dict(raw, **settings)
-    except _NO_MODEL as error:
-        raise CheckpointError(file, [f"is no {kind.__name__} ({shorten(' '.join(str(error).split()))})"]) from error
-    # Once more with defaults, and with settings that have a second name.
-    check_config(file, config.to_dict(), shapes, sizes(shapes))
-    return config
-
-
-def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:
+def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], values: bool = True) -> list[str]:
     """All differences between expected names and shapes and `tensors`: missing, unexpected, shape, type, NaN.
 
-    Values of tensors on device "meta" are not checked.
+    Values are checked with `values`, and not on device "meta".
     """
     problems = [f"missing: {name} {tuple(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
@@ -269,7 +213,7 @@ def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tens
             problems.append(f"shape: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name])}")
         elif not tensor.is_floating_point():
             problems.append(f"type: {name} is {tensor.dtype}, expected floating point")
-        elif not is_finite(tensor):
+        elif values and not is_finite(tensor):
             problems.append(f"broken: {name} holds NaN or infinity")
     return problems
 
@@ -291,19 +235,44 @@ def fill_module(
     dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
     tied: frozenset[str] = frozenset(),
     name_in_file: Callable[[str], str] = str,
+    mapped: bool = False,
 ) -> None:
     """Load tensors into a module built by `build_empty`, strictly: raises CheckpointError that lists every problem.
 
     `dtype_of` gives the storage type by parameter name; names in `tied` may be absent (they share another tensor).
     `source` is the file or folder of the tensors, `name_in_file` maps a parameter to its name there; errors show both.
-    Tensors on device "meta" leave the module empty.
+    Tensors on device "meta" leave the module empty. With `mapped` they stay maps of their files, of the type they have
+    there; their values are then for `settle_weights` or `refuse_broken` to check.
     """
     # Copied as they are read: a single tensor that stays mapped would keep all pages of its file in memory.
-    copied = {name: _converted(tensor, dtype_of(name)) for name, tensor in tensors}
+    copied = {name: tensor if mapped else _converted(tensor, dtype_of(name)) for name, tensor in tensors}
     state = module.state_dict()
     expected = {name: value.shape for name, value in state.items() if name in copied or name not in tied}
-    problems = check_tensors(expected, copied)
+    problems = check_tensors(expected, copied, values=not mapped)
     if problems:
         raise CheckpointError(weights_file(source), rename_problems(problems, name_in_file))
     module.load_state_dict(copied, strict=not tied, assign=True)
     module.requires_grad_(True)
+
+
+def settle_weights(
+    module: nn.Module,
+    dtype_of: Callable[[str], torch.dtype],
+    source: Path | str,
+    prefix: str = "",
+    name_in_file: Callable[[str], str] = str,
+) -> None:
+    """Replace weights that `fill_module` left mapped by copies of the type that `dtype_of` gives for `prefix` and name.
+
+    Raises CheckpointError for those that are not finite.
+    """
+    for name, parameter in module.named_parameters():
+        parameter.data = _converted(parameter.data, dtype_of(prefix + name))
+    refuse_broken(module, source, lambda name: name_in_file(prefix + name))
+
+
+def refuse_broken(module: nn.Module, source: Path | str, name_in_file: Callable[[str], str] = str) -> None:
+    """Raise CheckpointError that lists the weights with NaN or infinity."""
+    names = [name for name, value in module.named_parameters() if not is_finite(value)]
+    if names:
+        raise CheckpointError(source, [f"broken: {name_in_file(name)} holds NaN or infinity" for name in names])

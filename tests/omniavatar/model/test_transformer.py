@@ -11,7 +11,8 @@ from torch import Tensor
 from omniavatar.config import AudioEntry
 from omniavatar.model.transformer import AvatarTransformer, build_condition, load_base, new_base, to_avatar
 from omniavatar.weights.checkpoints import save_base, to_official_name
-from omniavatar.weights.tensor_files import CheckpointError, build_empty
+from omniavatar.weights.model_configs import build_empty
+from omniavatar.weights.tensor_files import CheckpointError
 
 WAN = {
     "14B": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},

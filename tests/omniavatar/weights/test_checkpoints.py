@@ -16,7 +16,8 @@ from omniavatar.weights.checkpoints import (
     save_base,
     to_official_name,
 )
-from omniavatar.weights.tensor_files import CheckpointError, build_empty, read_tensors
+from omniavatar.weights.model_configs import build_empty
+from omniavatar.weights.tensor_files import CheckpointError, read_tensors
 from tests.omniavatar.conftest import make_avatar, make_base
 
 LORA = AdapterConfig(rank=4, alpha=2.0)

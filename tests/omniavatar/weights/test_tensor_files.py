@@ -19,9 +19,9 @@ from omniavatar.encoders.vae import WanVAE, load_vae, save_vae
 from omniavatar.model.adapter import inject_lora
 from omniavatar.model.transformer import config_to_original, load_base, new_base
 from omniavatar.weights.checkpoints import AdapterConfig, load_adapter, save_adapter, save_base
+from omniavatar.weights.model_configs import build_empty
 from omniavatar.weights.tensor_files import (
     CheckpointError,
-    build_empty,
     check_tensors,
     fill_module,
     is_finite,
