@@ -83,8 +83,7 @@ def test_weights_of_the_transformer(quantize: Literal["none", "int8"], dtype: to
     assert held(model) == expected.outside + 4 * expected.block
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("dtype", "batched"), [(torch.bfloat16, False), (torch.float32, True)])
 def test_sampling(dtype: torch.dtype, batched: bool) -> None:
     side, frames = 24, 5
     config = GenerateConfig(audio_guidance=2.0, batched_guidance=batched)
