@@ -4,6 +4,9 @@ from pathlib import Path
 
 from common.runs import hash_path, read_json, write_json
 
+HASHES = "hashes.json"
+"""The memory of a run, in its cache."""
+
 
 def remembered_hash(path: Path, memory: Path) -> str:
     """What `hash_path` gives, read again only when a name, size or time of change of a file below `path` is another.

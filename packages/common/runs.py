@@ -321,15 +321,17 @@ def code_hashes() -> dict[str, str]:
     return hashes
 
 
-def save_provenance(run: RunFolder, recipe_yaml: str, models: Mapping[str, Path]) -> None:
+def save_provenance(
+    run: RunFolder, recipe_yaml: str, models: Mapping[str, Path], hash_of: Callable[[Path], str] = hash_path
+) -> None:
     """Write what a number in the report can be traced to: `recipe.yaml` and `versions.json`.
 
     `versions.json` holds Python, the packages installed, the project's own code and each model role, by content hash
-    (None for a role without weights).
+    (None for a role without weights). `hash_of` gives the hash of weights, of which there may be 72 GB.
     """
     with atomic_write(run.recipe_yaml) as temporary:
         temporary.write_text(recipe_yaml, "utf-8")
     packages = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
-    hashes = {role: hash_path(path) if path and Path(path).exists() else None for role, path in models.items()}
+    hashes = {role: hash_of(Path(path)) if path and Path(path).exists() else None for role, path in models.items()}
     versions = {"python": platform.python_version(), "packages": packages, "code": code_hashes(), "models": hashes}
     write_json(Path(run.root) / "versions.json", versions)

@@ -1,0 +1,143 @@
+"""Measurement of a command from outside: seconds, peak anonymous memory of all its processes, bytes from the disk."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.runs import read_json
+
+EVERY = 0.02  # seconds between two samples of memory
+PEAK_FILE = "OMNIAVATAR_DEVICE_PEAK"  # environment variable of the command below
+COMMAND = "pipelines.rehearse.command"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command took. `host` is the peak of anonymous memory (RssAnon of /proc, what no file backs: weights that
+    are mapped and the page cache are not in it), summed over the command and all processes below it, sampled every 20
+    ms; `processes` is the part of each. `device`: the peak of tensors on a GPU (`max_memory_allocated`), 0 without one. `read`: bytes that came from the
+    disk, not from the page cache."""
+
+    code: int
+    seconds: float
+    cpu_seconds: float
+    host: int
+    device: int
+    read: int
+    processes: tuple[int, ...] = ()
+
+
+def run_measured(arguments: Sequence[str], log: Path, folder: Path) -> Measured:
+    """Run `omniavatar ARGUMENTS` in `folder`, with its output in the file `log`, to its end, and measure it.
+
+    An interrupt of this process is handed on by the terminal or the launcher; the command is waited for and then the
+    interrupt goes on.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    peak = log.with_suffix(".peak.json")
+    peak.unlink(missing_ok=True)
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+    environment = os.environ | {"PYTHONPATH": paths, PEAK_FILE: str(peak.resolve())}
+    began, used, read = time.monotonic(), _cpu_seconds(), _bytes_read()
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", COMMAND, *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        watch = _Watch(process.pid)
+        watch.start()
+        try:
+            process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            watch.stop()
+    device = int(read_json(peak)["device"]) if peak.exists() else 0
+    seconds = time.monotonic() - began
+    read = max(0, _bytes_read() - read)
+    return Measured(
+        process.returncode, seconds, _cpu_seconds() - used, watch.peak, device, read, tuple(watch.parts)
+    )
+
+
+class _Watch(threading.Thread):
+    """Samples the anonymous memory of a process and its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.peak, self.parts = pid, 0, list[int]()
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(EVERY):
+            parts = [anonymous_bytes(pid) for pid in processes_below(self.pid)]
+            if sum(parts) > self.peak:
+                self.peak, self.parts = sum(parts), parts
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self.join()
+
+
+def processes_below(pid: int) -> Iterator[int]:
+    """A process and all that descend from it, those that are alive."""
+    yield pid
+    for task in _names(f"/proc/{pid}/task"):
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            yield from processes_below(int(child))
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous memory in use by a process; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")), 0)
+    except OSError:
+        return 0
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _bytes_read() -> int:
+    """Bytes read from the disk by this process and its children that have ended."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
+
+
+def write_device_peak() -> None:
+    """Write the peak memory of tensors on the GPUs of this process to the file that the environment names."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    peak = max((torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())), default=0) if used else 0
+    Path(os.environ[PEAK_FILE]).write_text(json.dumps({"device": peak}))

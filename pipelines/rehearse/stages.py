@@ -1,0 +1,146 @@
+"""Stages of a rehearsal: the commands that are run, as a user types them, on one small clip."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.constants import FPS
+from common.executors.config import ExecutorConfig
+from common.progress import MetricLog
+from omniavatar.config import GENERATION_ROLES
+from omniavatar.video.chunks import frames_for_tokens
+from omniavatar.video.images import choose_size
+from pipelines.config import DrawnConfig
+from pipelines.recipe import Recipe
+
+STEPS = ("generate", "latents", "train")
+"""What can be rehearsed."""
+SAMPLED = 2  # steps of the sampler
+TRAINED, RESUMED = 2, 4  # steps of the training: before its end, and in all
+SMALL = (128, 128, 17)  # height and width in pixels, and frames, of what a CPU rehearses
+RUN, EXPORTED, RECIPE_FILE = "run", "exported", "rehearsal.yaml"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The size of what is generated, encoded and trained: pixels, and 4n + 1 frames."""
+
+    height: int
+    width: int
+    frames: int
+
+    @property
+    def latent_frames(self) -> int:
+        """T = (frames + 3) / 4."""
+        return (self.frames + 3) // 4
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens of the transformer."""
+        return self.latent_frames * (self.height // 16) * (self.width // 16)
+
+    @property
+    def megapixel_frames(self) -> float:
+        """Pixels of all frames, in millions."""
+        return self.frames * self.height * self.width / 1e6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. `step` of those that can be asked for, "" for all of them; `needs` a stage whose products, the
+    paths of `products`, it reads."""
+
+    name: str
+    step: str
+    arguments: tuple[str, ...]
+    products: tuple[Path, ...] = ()
+    needs: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command as it is typed."""
+        return " ".join(["omniavatar", *(f"'{word}'" if " " in word else word for word in self.arguments)])
+
+
+def clip_of(recipe: Recipe, gpu: bool) -> Clip:
+    """On a GPU one whole chunk of the recipe, on a CPU a small one."""
+    if not gpu:
+        return Clip(*SMALL)
+    config = recipe.generate
+    height, width = (config.height, config.width) if config.height else choose_size(1, 1, config.longest_side)
+    return Clip(height, width, config.chunk_frames or frames_for_tokens(config.max_tokens, height, width))
+
+
+def rehearsal_recipe(recipe: Recipe, paths: Mapping[str, Path], clip: Clip, threads: int, gpu: bool) -> Recipe:
+    """The recipe with these weights and no judges, in bfloat16, cut to one clip, two steps and one process."""
+    generate, train = recipe.generate, recipe.train
+    chunk = {"steps": SAMPLED, "height": clip.height, "width": clip.width, "chunk_frames": clip.frames}
+    precision = "auto" if gpu else "bf16"
+    engine = replace(train.engine, threads=threads, sequence_parallel=1, hpz_ranks=1)
+    return replace(
+        recipe,
+        name=f"rehearsal of {recipe.name}",
+        weights="none",
+        models={role: str(paths[role].absolute()) for role in GENERATION_ROLES},
+        small_world=None,
+        drawn=DrawnConfig(train=1, test=1, seconds=clip.frames / FPS, half_body_every=0),
+        latents=replace(recipe.latents, buckets=((clip.height, clip.width),), threads=threads, dtype=precision),
+        train=replace(
+            train,
+            steps=TRAINED,
+            minutes=0.0,
+            phases=(),
+            engine=engine,
+            data=replace(train.data, batch=1, micro_batches=1, max_latents=0, min_latents=1, durations=()),
+            validation=replace(train.validation, every=0),
+            checkpoint=replace(train.checkpoint, every_steps=0, every_seconds=0.0, export_every_steps=0),
+        ),
+        ranks=1,
+        mirror="",
+        generate=replace(generate, **chunk, load=replace(generate.load, dtype=precision)),
+        executor=ExecutorConfig(workers=1),
+    )
+
+
+def stages(to: Path, steps: Collection[str], image: Path, voice: Path, prompt: str) -> list[Stage]:
+    """The stages of these steps in their order, with their products below `to`."""
+    run, recipe = to / RUN, ("--recipe", str(to / RECIPE_FILE))
+    adapter, exported = run / "checkpoints" / "adapter", to / EXPORTED
+    inputs = ("--image", str(image), "--audio", str(voice), "--prompt", prompt)
+
+    def generate(name: str, *more: str) -> tuple[str, ...]:
+        video = str(to / f"{name}.mp4")
+        return ("generate", *recipe, *inputs, "--out", video, "--run", str(to / "generation"), *more)
+
+    training = ("train", *recipe, "--run", str(run), "--set")
+    trained = f"models.adapter={adapter}"
+    written = ("models", "export", "--role", "adapter", "--layout", "official", "--dtype", "bfloat16")
+    shards, state = run / "shards" / "index.parquet", run / "checkpoints" / "state" / "latest"
+    every = [
+        Stage("check", "", ("models", "check", *recipe)),
+        Stage("generate", "generate", generate("generated")),
+        Stage("latents", "latents", ("run", *recipe, "--run", str(run), "--from", "curate", "--to", "latents"), (shards,)),
+        Stage("train", "train", (*training, f"train.steps={TRAINED}"), (state,), "latents"),
+        Stage("resume", "train", (*training, f"train.steps={RESUMED}"), (adapter,), "train"),
+        Stage("export", "train", (*written, *recipe, "--set", trained, "--to", str(exported)), (exported,), "resume"),
+        Stage("reload", "train", generate("reloaded", "--set", f"models.adapter={exported}"), (), "export"),
+    ]
+    asked = {"", *steps} | ({"latents"} if "train" in steps else set())  # training reads the shards
+    return [stage for stage in every if stage.step in asked]
+
+
+def problem_after(stage: Stage, to: Path) -> str:
+    """What a command that ended well has not done all the same; "" for nothing."""
+    absent = [path for path in stage.products if not path.exists()]
+    if absent:
+        return f"{absent[0]} was not written"
+    if stage.name == "resume":
+        steps = [row["step"] for row in training_rows(to)]
+        if steps != list(range(1, RESUMED + 1)):
+            return f"the training did not go on from its checkpoint: steps {steps} are logged"
+    return ""
+
+
+def training_rows(to: Path) -> list[dict[str, float]]:
+    """The steps that the training has logged."""
+    return [row for row in MetricLog(to / RUN / "logs" / "train.jsonl").rows() if "seconds" in row]
