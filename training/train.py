@@ -26,6 +26,7 @@ from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
 from common.signals import UNFINISHED
+from omniavatar.planning.network import network_of
 from training.checkpoint import Checkpoints, record_provenance
 from training.config import TrainConfig
 from training.data.buckets import Bucket
@@ -47,7 +48,7 @@ from training.omniavatar.model import build_model
 from training.omniavatar.objective import draw, make_batch, sample_losses
 from training.omniavatar.validate import HeldOut
 from training.planning.devices import peak_memory, peak_of
-from training.planning.flops import Work, network_of, work
+from training.planning.flops import Work, work
 from training.provenance import origin
 from training.report import Report
 from training.step_metrics import StepMetrics

@@ -47,16 +47,16 @@ class LoadConfig:
 
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
     `choose_attention`. `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
-    runs the VAE on tiles: less memory, slightly different latents and pixels. `offload` "blocks" keeps the
-    transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for two blocks,
-    slower. `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part
-    of the tokens, and rank 0 writes it; `share_branches`: each takes some of the two or three branches of guidance,
-    with all tokens. `shard`, on top of `share_sequence`: each process keeps a part of every block of transformer and
-    text encoder, and blocks are gathered as they run; with `offload` "blocks" the parts are in host memory. Processes
-    load one after the other, so a machine holds the whole weights once beside the parts. `merge` False keeps the
-    adapter's LoRA apart from the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of
-    a LoRA for the base, merged with the factor `extra_lora_scale` (see loras.py); for one distilled to few steps set
-    steps, shift and guidance to suit.
+    runs the VAE on tiles of at most `largest_tile` latents: less memory, slightly different latents and pixels.
+    `offload` "blocks" keeps the transformer's blocks in host memory and copies each to the GPU when it runs: same
+    output, GPU memory for two blocks, slower. `share_sequence`: the processes of a torchrun call generate one video
+    together, each on its GPU with a part of the tokens, and rank 0 writes it; `share_branches`: each takes some of the
+    two or three branches of guidance, with all tokens. `shard`, on top of `share_sequence`: each process keeps a part
+    of every block of transformer and text encoder, and blocks are gathered as they run; with `offload` "blocks" the
+    parts are in host memory. Processes load one after the other, so a machine holds the whole weights once beside the
+    parts. `merge` False keeps the adapter's LoRA apart from the weights: more work, and in bf16 no rounding of their
+    sum. `extra_lora` is the file of a LoRA for the base, merged with the factor `extra_lora_scale` (see loras.py); for
+    one distilled to few steps set steps, shift and guidance to suit.
     """
 
     device: str = "auto"
@@ -64,6 +64,7 @@ class LoadConfig:
     attention: str = "auto"
     round_timestep: bool = False
     tiled_vae: bool = False
+    largest_tile: Count = 2560
     offload: Literal["none", "blocks"] = "none"
     share_sequence: bool = False
     share_branches: bool = False

@@ -97,7 +97,7 @@ def load_models(paths: ModelPaths, config: LoadConfig = LoadConfig()) -> AvatarM
         else:
             umt5.to(device)
     vae = load_vae(paths.vae, dtype).to(device)
-    vae.set_tiling(config.tiled_vae)
+    vae.set_tiling(config.tiled_vae, config.largest_tile)
     audio_encoder = load_audio_encoder(paths.audio_encoder)
     audio_encoder.model.to(device)
     files = asdict(paths) | ({"extra_lora": Path(config.extra_lora)} if config.extra_lora else {})

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from omniavatar.config import AudioEntry, Recompute
 from omniavatar.model.adapter import LORA_TARGETS
 from omniavatar.model.transformer import AvatarTransformer, build_condition, new_base
+from omniavatar.planning.network import network_of
 from omniavatar.weights.checkpoints import save_base
 from tests.benchmarks.measure import Row, compare
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
@@ -24,7 +25,7 @@ from training.engine.optimizer import build_optimizer
 from training.engine.zero import Engine, join_group
 from training.omniavatar.model import build_model
 from training.omniavatar.objective import Batch, sample_losses
-from training.planning.flops import network_of, work
+from training.planning.flops import work
 
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 1024, "num_layers": 4, "text_dim": 64}
 RANK, AUDIO, FRAMES, TEXT, ROUNDS = 16, 64, 3, 64, 3

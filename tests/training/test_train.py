@@ -19,6 +19,7 @@ from common.signals import UNFINISHED
 from latents.constants import Constants, write_constants
 from omniavatar.config import Recompute
 from omniavatar.model.transformer import load_base
+from omniavatar.planning.network import Network
 from omniavatar.weights.checkpoints import load_adapter
 from training.config import (
     CheckpointConfig,
@@ -30,7 +31,7 @@ from training.config import (
 )
 from training.engine.zero import join_group
 from training.fault_tolerance import TrainingDivergedError
-from training.planning.flops import Network, work
+from training.planning.flops import work
 from training.train import Trainer, train
 
 AtStage = Callable[[int], TrainConfig]

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from omniavatar.config import Recompute
+from omniavatar.planning.network import Network
 from training.config import DataConfig, EngineConfig
-from training.planning.flops import Network
 from training.planning.memory import Memory, memory
 
 MODES: tuple[Recompute, ...] = ("none", "selective", "full")  # from fastest to least memory

@@ -13,42 +13,13 @@ Not counted: what a fused attention kernel recomputes in its own backward pass (
 rotations and other elementwise work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common.constants import FRAMES_PER_LATENT
-from omniavatar.config import AudioEntry, Recompute, Variant, audio_blocks
-
-PATCH = 4  # latent pixels of a token, 2 x 2
-PACKED = {"multi": 32, "single": 32, "cross_attention": 512}  # width of the packed audio
-
-
-@dataclass(frozen=True)
-class Network:
-    """Sizes of a transformer, which part is trained, and its audio input. `channels` are those of a latent."""
-
-    width: int
-    ffn: int
-    layers: int
-    heads: int
-    text_width: int = 4096
-    time_width: int = 256
-    channels: int = 16
-    variant: Variant = "lora"
-    rank: int = 128
-    entry: AudioEntry = "multi"
-    audio_dim: int = 10_752
-
-    @property
-    def inputs(self) -> int:
-        """Input channels: the noisy latent and, for the avatar model, the reference and the mask."""
-        return self.channels if self.variant == "base" else 2 * self.channels + 1
-
-    @property
-    def whole(self) -> bool:
-        """True when every weight is trained."""
-        return self.variant in ("full", "base")
+from omniavatar.config import Recompute
+from omniavatar.planning.network import PACKED, PATCH, Network, audio_layers
 
 
 class Linear(NamedTuple):
@@ -99,30 +70,6 @@ class Work:
     def executed(self) -> int:
         """The same plus what gradient checkpointing recomputes."""
         return self.step + self.recomputed
-
-
-def network_of(
-    config: Mapping[str, Any], variant: Variant, rank: int, entry: AudioEntry, audio_dim: int = 10_752
-) -> Network:
-    """The network of a transformer's `config.json`, in diffusers' or in the original layout.
-
-    Keys missing from diffusers' file have its defaults, which are the 14B model's.
-    """
-    original = "dim" in config
-    heads = config["num_heads"] if original else config.get("num_attention_heads", 40)
-    return Network(
-        width=config["dim"] if original else heads * config.get("attention_head_dim", 128),
-        ffn=config.get("ffn_dim", 13_824),
-        layers=config.get("num_layers", 40),
-        heads=heads,
-        text_width=config.get("text_dim", 4096),
-        time_width=config.get("freq_dim", 256),
-        channels=config.get("out_dim" if original else "out_channels", 16),
-        variant=variant,
-        rank=rank,
-        entry=entry,
-        audio_dim=audio_dim,
-    )
 
 
 def work(network: Network, tokens: int, frames: int, text: int = 512, recompute: Recompute = "none") -> Work:
@@ -186,8 +133,3 @@ def _audio_attention(network: Network, tokens: int) -> int:
     if network.variant == "base" or network.entry != "cross_attention":
         return 0
     return 4 * audio_layers(network) * PACKED[network.entry] * tokens * FRAMES_PER_LATENT
-
-
-def audio_layers(network: Network) -> int:
-    """How many blocks have an audio layer; none in the plain base."""
-    return 0 if network.variant == "base" else len(audio_blocks(network.layers, network.entry))

@@ -22,10 +22,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from omniavatar.config import Recompute
+from omniavatar.planning.network import (
+    FLOAT,
+    HALF,
+    PACKED,
+    PATCH,
+    Network,
+    Parameters,
+    audio_layers,
+    parameters,
+)
 from training.config import EngineConfig
-from training.planning.flops import PACKED, PATCH, Network, audio_layers
 
-FLOAT, HALF = 4, 2
 WAYS = {"full": "full", "base": "full", "lora": "lora", "frozen_dit": "frozen_dit"}
 
 
@@ -58,15 +66,6 @@ LAST = 26  # bytes per token and width outside the blocks between forward and ba
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Numbers of weights; `frozen_fp32` are the frozen ones that stay in float32 at any precision."""
-
-    frozen: int
-    frozen_fp32: int
-    trained: int
-
-
-@dataclass(frozen=True)
 class Memory:
     """Bytes of one rank at the peak of a step."""
 
@@ -88,33 +87,6 @@ class Memory:
     def total(self) -> int:
         """All of it that is on the device."""
         return self.states + self.buffers + self.kept + self.working
-
-
-def parameters(network: Network) -> Parameters:
-    """How many weights there are, biases and norms included."""
-    d, f, n = network.width, network.ffn, network.layers
-    block = 8 * d * (d + 1) + 4 * d + (2 * d * f + f + d) + 6 * d + 2 * d
-    time = network.time_width * d + d + d * (d + 1)
-    text = network.text_width * d + d + d * (d + 1)
-    # The bias of the patch embedding is as wide with 33 input channels as with 16.
-    patch = PATCH * network.inputs * d + d
-    last = 2 * d + d * PATCH * network.channels + PATCH * network.channels
-    whole = n * block + time + 6 * d * (d + 1) + text + patch + last
-    audio = _audio(network)
-    if network.whole:
-        return Parameters(0, 0, whole + audio)
-    lora = network.rank * n * (16 * d + 2 * (d + f))  # eight linears from d to d, two between d and f
-    trained = patch + audio + (lora if network.variant == "lora" else 0)
-    return Parameters(whole - patch, n * 8 * d + 2 * d + time, trained)
-
-
-def _audio(network: Network) -> int:
-    if network.variant == "base":
-        return 0
-    c, d, h, layers = network.audio_dim, network.width, PACKED[network.entry], audio_layers(network)
-    if network.entry == "cross_attention":
-        return (c * h + h) + 2 * h + 4 * h + layers * (d * h + h + h * d + d + h * h + h * h + h)
-    return (4 * c * h + h) + 2 * h + layers * (h * d + d)
 
 
 def memory(network: Network, tokens: int, engine: EngineConfig, recompute: Recompute, ranks: int) -> Memory:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from common.errors import InputError
 from omniavatar.config import Recompute
+from omniavatar.planning.network import FLOAT, HALF, Network, Parameters, parameters
 from training.config import EngineConfig, TrainConfig
 from training.data.buckets import Bucket, window_bucket
 from training.planning.devices import Device
 from training.planning.fit import IN_ONE_MACHINE, Setting, faster_and_fits, smallest_change
-from training.planning.flops import Network, Work, work
-from training.planning.memory import FLOAT, HALF, Memory, Parameters, parameters
+from training.planning.flops import Work, work
+from training.planning.memory import Memory
 from training.planning.sizes import Clips, clips_to_train, network_to_train
 
 USABLE = 0.92  # of a device's memory; the rest is for its context, communication and fragmentation

@@ -9,10 +9,9 @@ from common.errors import InputError
 from common.runs import read_json
 from common.shards.index import read_index
 from latents.constants import stored_widths
+from omniavatar.planning.network import HALF, Network, network_of
 from training.config import LORA_RANK, ModelConfig
 from training.data.buckets import Bucket
-from training.planning.flops import Network, network_of
-from training.planning.memory import HALF
 
 PUBLISHED = {
     "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},

@@ -7,7 +7,8 @@ from diffusers import AutoencoderKLWan
 
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
-from omniavatar.encoders.vae import LARGEST_TILE, OVERLAP, Tiles, WanVAE, load_vae, plan_tiles, save_vae
+from omniavatar.encoders.vae import WanVAE, load_vae, save_vae
+from omniavatar.planning.tiles import LARGEST_TILE, OVERLAP, Tiles, plan_tiles
 from tests.omniavatar import original_vae
 from tests.omniavatar.conftest import make_vae
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from omniavatar.planning.network import network_of
 from training.config import DataConfig
 from training.data.buckets import Bucket, window_bucket
 from training.data.order import Cost, Order
-from training.planning.flops import network_of, work
+from training.planning.flops import work
 from training.planning.sizes import PUBLISHED
 
 MIXED = [Bucket(4, 4, frames) for frames in [3, 5, 9] * 7 + [5, 5]]

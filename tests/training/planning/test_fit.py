@@ -1,8 +1,8 @@
 from dataclasses import replace
 
+from omniavatar.planning.network import network_of
 from training.config import DataConfig, EngineConfig
 from training.planning.fit import Setting, faster_and_fits, smallest_change
-from training.planning.flops import network_of
 
 BIG = network_of({}, "lora", 128, "multi")
 EASY = Setting(EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16"), "full", 1, 8, 19, 1560)

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from omniavatar.config import AudioEntry, Recompute, Variant
 from omniavatar.model.adapter import inject_lora, mark_trainable
 from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
-from training.planning.flops import Network, network_of, work
+from omniavatar.planning.network import Network, network_of
+from training.planning.flops import work
 
 DIFFUSERS_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13_824, "num_layers": 40}
 DIFFUSERS_1_3B = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8_960, "num_layers": 30}

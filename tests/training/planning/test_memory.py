@@ -3,7 +3,7 @@
 import contextlib
 import gc
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 from omniavatar.config import AudioEntry, Recompute, Variant
 from omniavatar.model.adapter import inject_lora, mark_trainable
 from omniavatar.model.transformer import AvatarTransformer, new_base, to_avatar
+from omniavatar.planning.network import Network, network_of, parameters
 from training.config import EngineConfig, OptimizerConfig
 from training.engine.optimizer import build_optimizer
 from training.engine.sharded_init import cast_frozen
 from training.engine.zero import Engine, join_group
-from training.planning.flops import Network, network_of
-from training.planning.memory import Parameters, activations, memory, parameters
+from training.planning.memory import activations, memory
 
 BIG = network_of({}, "lora", 128, "multi")
 MIXED = EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16")
@@ -43,28 +43,6 @@ def model_of(shape: dict[str, int], variant: Variant, entry: AudioEntry, half: b
 
 def network(shape: dict[str, int], variant: Variant = "lora", entry: AudioEntry = "multi") -> Network:
     return network_of(shape, variant, RANK, entry, AUDIO)
-
-
-@pytest.mark.parametrize("entry", get_args(AudioEntry))
-@pytest.mark.parametrize("variant", get_args(Variant))
-def test_parameters_are_those_of_the_real_module(variant: Variant, entry: AudioEntry) -> None:
-    with torch.device("meta"):
-        model = model_of(SHAPE, variant, entry, half=True)
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    expected = Parameters(
-        frozen=sum(p.numel() for p in frozen),
-        frozen_fp32=sum(p.numel() for p in frozen if p.dtype == torch.float32),
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )
-    assert parameters(network(SHAPE, variant, entry)) == expected
-
-
-def test_published_parameters() -> None:
-    assert parameters(replace(BIG, variant="base")).trained == 14_288_491_584
-    small = {"dim": 1536, "num_heads": 12, "ffn_dim": 8960, "num_layers": 30}
-    assert parameters(network_of(small, "base", 0, "multi")).trained == 1_418_996_800
-    without_lora = parameters(replace(BIG, variant="frozen_dit")).trained
-    assert parameters(BIG).trained - without_lora == 613_416_960
 
 
 class Height(TorchDispatchMode):

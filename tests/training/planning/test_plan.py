@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from omniavatar.planning.network import network_of, parameters
 from training.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
 from training.planning.devices import named_device
-from training.planning.flops import network_of
-from training.planning.memory import parameters
 from training.planning.plan import exchanged, mean_and_slowest, plan, received
 
 A100 = named_device("A100-80GB")

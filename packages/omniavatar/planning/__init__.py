@@ -1,0 +1,1 @@
+"""Arithmetic of sizes: parameters and memory of generation by stage, and the memory mode that fits a device."""

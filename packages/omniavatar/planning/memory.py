@@ -1,0 +1,216 @@
+"""Peak memory of a generation by stage, in bytes, before anything is loaded.
+
+d width, f feed-forward, N blocks, L video tokens of a chunk, n text tokens; e bytes of a value (2 or 4).
+
+    weights      e a value; norms, modulation tables and the time embedding 4. int8: 1 a value of the blocks' linears
+    forward      L (e (2 f + 6 d)) while the feed-forward runs, or L (12 + 7 e) d where a float32 copy is modulated
+    text         KV cache 2 N n d e for each of the prompt and the negative prompt
+    VAE          UNITS tensors of the picture's (or the tile's) size with `base` channels, whatever the length
+
+Activations are counts of tensors taken from the real modules at full width, without values (device "meta"), and from
+the anonymous memory of the process on a CPU, where kernels keep reordered copies. Weights that stay mapped from their
+files are not counted: the system gives up these pages when memory is short. Not counted on a GPU: its context and
+fragmentation (a tenth is left free), and work space of the convolutions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from omniavatar.config import GenerateConfig, LoadConfig
+from omniavatar.planning.network import FLOAT, HALF, PATCH, Network, parameters
+from omniavatar.planning.sizes import Networks, TextSizes
+from omniavatar.planning.tiles import Tiles, plan_tiles
+
+PROCESS = 450_000_000  # anonymous bytes of the process with its libraries, before weights
+TEXT_LENGTH = 512  # tokens that the blocks attend to, padded
+PIXELS = 8  # a latent's side
+FLOAT_COPIES = 3  # of the largest weight, while a LoRA is merged into it
+# Tensors of (tile pixels x base channels) that the VAE holds at its peak, by the frames that it has seen.
+ENCODE_UNITS = {HALF: {1: 10.1, 5: 34.7, 9: 39.1}, FLOAT: {1: 10.1, 5: 31.7, 9: 37.0}}
+DECODE_UNITS = {HALF: {1: 18.1, 5: 50.8, 9: 53.1}, FLOAT: {1: 18.1, 5: 47.8, 9: 51.0}}
+VIDEO_COPIES = 5  # of a chunk's video in float32, while its colours are corrected
+AUDIO_COPIES = 2.5  # of the first convolution's output
+SMALL = 3_600  # bytes a token: rotations, the latents in float32, condition, noise, velocity
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is generated at a time: size in pixels, frames of a chunk and of its overlap, branches of guidance and how
+    many different texts they have, `batched`: branches of one forward pass; seconds of audio; tokens of the longest
+    prompt."""
+
+    height: int = 480
+    width: int = 832
+    frames: int = 73
+    overlap: int = 13
+    branches: int = 2
+    texts: int = 2
+    batched: int = 1
+    residuals: bool = False
+    seconds: float = 60.0
+    prompt_tokens: int = 200
+
+    @property
+    def latent_frames(self) -> int:
+        """T."""
+        return (self.frames + 3) // 4
+
+    @property
+    def tokens(self) -> int:
+        """L of one branch."""
+        return self.latent_frames * (self.height // 16) * (self.width // 16)
+
+
+class Stage(NamedTuple):
+    """Peak of one stage: bytes of tensors on the GPU, 0 without one, and anonymous bytes of the process."""
+
+    name: str
+    device: int
+    host: int
+
+
+class Held(NamedTuple):
+    """Bytes of the transformer's weights: of one block, and of all that is outside the blocks."""
+
+    block: int
+    outside: int
+
+
+def forecast(networks: Networks, load: LoadConfig, job: Job, *, gpu: bool, half: bool) -> tuple[Stage, ...]:
+    """The stages of a generation in order: loading of each network, then encoding, sampling and decoding.
+
+    Each includes what was loaded before it and stays.
+    """
+    size, net = (HALF if half else FLOAT), networks.transformer
+    transformer, lora = transformer_bytes(net, load, size), lora_bytes(net, size)
+    whole = transformer.block * net.layers + transformer.outside + (0 if load.merge else lora)
+    resident = whole if load.offload == "none" else transformer.outside + 2 * transformer.block
+    kept = transformer.block * net.layers if gpu and load.offload == "blocks" else 0  # in host memory, page-locked
+    text, vae = size * networks.text.weights, size * networks.vae.weights
+    audio = FLOAT * networks.audio.weights
+    merging = lora + FLOAT_COPIES * FLOAT * net.width * net.ffn if net.variant == "lora" and load.merge else 0
+    stages = []
+
+    def add(name: str, held: int, working: int, loading: int = 0) -> None:
+        """`held` on the device, or on the host without one; `loading` on the host before it is moved."""
+        on_host = PROCESS + (kept + loading if gpu else held + working + loading)
+        stages.append(Stage(name, held + working if gpu else 0, on_host))
+
+    add("load transformer", resident if gpu else whole, 0, whole - kept + merging if gpu else merging)
+    add("load text encoder", resident + text, 0, text if gpu else 0)
+    add("load VAE", resident + text + vae, 0, vae if gpu else 0)
+    held = resident + text + vae + audio
+    add("load audio encoder", held, 0, audio if gpu else 0)
+    add("encode text", held, text_working(networks.text, job, size))
+    states = round(job.seconds * 25) * networks.audio.states * FLOAT
+    add("encode audio", held, audio_working(networks, job))
+    held += states
+    add("encode prefix", held, encode_working(networks, load, job, size))
+    add("sample", held, sampling_working(net, job, size))
+    add("decode", held, decode_working(networks, load, job, size))
+    return tuple(stages)
+
+
+def transformer_bytes(net: Network, load: LoadConfig, size: int) -> Held:
+    """Weights of the transformer as they are kept for sampling, LoRA aside."""
+    d, f = net.width, net.ffn
+    # As `base` or `frozen_dit` it has no LoRA; norms, tables and the first time layers stay in float32.
+    counted = parameters(net if net.variant == "base" else replace(net, variant="frozen_dit"))
+    total = counted.frozen + counted.trained
+    time = net.time_width * d + d + d * (d + 1)
+    matrices = 8 * d * d + 2 * d * f
+    block_floats = 8 * d
+    block_rest = 8 * d + 4 * d + f + d
+    outside = total - net.layers * (matrices + block_floats + block_rest)
+    outside_floats = time + 2 * d
+    return Held(
+        block=size * (matrices + block_rest) + FLOAT * block_floats,
+        outside=size * (outside - outside_floats) + FLOAT * outside_floats,
+    )
+
+
+def lora_bytes(net: Network, size: int) -> int:
+    """The LoRA's own weights, 0 without one."""
+    if net.variant != "lora":
+        return 0
+    return size * net.rank * net.layers * (16 * net.width + 2 * (net.width + net.ffn))
+
+
+def text_working(text: TextSizes, job: Job, size: int) -> int:
+    """umT5 on the prompt and the negative prompt together: scores in float32, the gated feed-forward."""
+    n = job.prompt_tokens
+    scores = 2 * text.heads * n * n * (FLOAT + size)
+    return scores + 2 * n * size * (3 * text.ffn + 6 * text.width)
+
+
+def audio_working(networks: Networks, job: Job) -> int:
+    """wav2vec2 on the whole audio: its first convolution has a value every five samples, in float32."""
+    audio = networks.audio
+    first = round(job.seconds * 16_000 / 5) * audio.convolution * FLOAT
+    return round(AUDIO_COPIES * first)
+
+
+def sampling_working(net: Network, job: Job, size: int) -> int:
+    """A forward pass of the transformer, and what the sampler keeps from step to step."""
+    d, tokens = net.width, job.tokens * job.batched
+    pass_ = max(size * (2 * net.ffn + 6 * d), (3 * FLOAT + 7 * size) * d)
+    cache = job.texts * TEXT_LENGTH * (2 * net.layers * d * size + d * size + net.text_width * FLOAT)
+    residuals = job.branches * job.tokens * d * size if job.residuals else 0
+    return tokens * (pass_ + SMALL + PATCH * net.channels * FLOAT) + cache + residuals
+
+
+def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int) -> int:
+    """The VAE on the frames that a chunk starts from: the image, then the overlap."""
+    tile = _tile_pixels(networks, load, job)
+    video = job.overlap * job.height * job.width * 3 * (size + FLOAT)
+    return round(_units(ENCODE_UNITS[size], job.overlap) * size * networks.vae.base * tile) + video
+
+
+def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int) -> int:
+    """The VAE's decoder on a chunk, or the correction of the decoded video, whichever holds more."""
+    tile, tiles = _tile_pixels(networks, load, job), _tiles(load, job)
+    video = job.frames * job.height * job.width * 3
+    shared = 1.0 if tiles is None else _shared(tiles, job)
+    unit = _units(DECODE_UNITS[size], job.frames) * size * networks.vae.base * tile
+    decoder = max(unit + shared * video * size, (shared + 4) * video * size)
+    return round(max(decoder, VIDEO_COPIES * FLOAT * video))
+
+
+def _units(table: dict[int, float], frames: int) -> float:
+    return table[max(seen for seen in table if seen <= frames)]
+
+
+def _tiles(load: LoadConfig, job: Job) -> Tiles | None:
+    return plan_tiles(job.height // PIXELS, job.width // PIXELS, load.largest_tile) if load.tiled_vae else None
+
+
+def _shared(tiles: Tiles, job: Job) -> float:
+    """Area of all tiles by the area of the picture: their overlaps are decoded twice."""
+    rows = -(-(job.height // PIXELS) // tiles.down)
+    columns = -(-(job.width // PIXELS) // tiles.across)
+    return rows * columns * tiles.height * tiles.width * PIXELS**2 / (job.height * job.width)
+
+
+def _tile_pixels(networks: Networks, load: LoadConfig, job: Job) -> float:
+    tiles = _tiles(load, job)
+    pixels = job.height * job.width if tiles is None else tiles.height * tiles.width * PIXELS**2
+    return pixels / networks.vae.patch**2
+
+
+def job_of(config: GenerateConfig, height: int, width: int, frames: int, seconds: float, has_audio: bool = True) -> Job:
+    """The job of a config for one video of this size, `frames` a chunk."""
+    scales = (config.text_guidance, config.audio_guidance) if has_audio else (config.text_guidance, 1.0)
+    guided = config.guidance_from < config.guidance_to
+    texts = 2 if guided and scales[0] != 1 else 1
+    branches = 1 + (texts == 2) + (has_audio and scales[0] != scales[1]) if guided else 1
+    return Job(
+        height=height,
+        width=width,
+        frames=frames,
+        overlap=min(config.overlap, frames),
+        branches=branches,
+        texts=texts,
+        batched=branches if config.batched_guidance else 1,
+        residuals=config.cache_threshold > 0,
+        seconds=seconds,
+    )

@@ -1,0 +1,150 @@
+"""Sizes of the four networks of generation: from the headers of their files, or as published."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs import read_json
+from omniavatar.planning.network import Network, network_of
+from omniavatar.weights.headers import Header, read_headers
+
+# Folder of a base -> the config.json of its transformer; also the sizes that a plan takes before anything is fetched.
+PUBLISHED = {
+    "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},
+    "wan2.1-t2v-1.3b": {"dim": 1536, "num_heads": 12, "ffn_dim": 8_960, "num_layers": 30},
+}
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """umT5: `weights` of them `embedding`; bytes a value in its file. The defaults are umT5-XXL's."""
+
+    weights: int = 5_680_910_336
+    embedding: int = 256_384 * 4096
+    layers: int = 24
+    width: int = 4096
+    ffn: int = 10_240
+    heads: int = 64
+    stored: int = 2
+
+    @property
+    def block(self) -> int:
+        """Weights of one block."""
+        return (self.weights - self.embedding) // max(self.layers, 1)
+
+
+@dataclass(frozen=True)
+class VAESizes:
+    """The autoencoder: number of weights, channels at full resolution, and pixels folded into one place there."""
+
+    weights: int = 126_892_531
+    base: int = 96
+    patch: int = 1
+
+
+@dataclass(frozen=True)
+class AudioSizes:
+    """wav2vec2: number of weights, channels of its convolutions, width, layers and feed-forward."""
+
+    weights: int = 94_370_944
+    convolution: int = 512
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+
+    @property
+    def states(self) -> int:
+        """Width of the states of one frame, of all layers together."""
+        return (self.layers + 2) * self.width
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Sizes of the networks that generate together."""
+
+    transformer: Network
+    text: TextSizes = TextSizes()
+    vae: VAESizes = VAESizes()
+    audio: AudioSizes = AudioSizes()
+
+
+def networks_of(roles: Mapping[str, Path | None]) -> Networks:
+    """Sizes of the networks at the paths of these roles, read from configs and headers.
+
+    What is not there yet, or cannot be read, has the published sizes: the transformer by the name of its folder, 14B
+    where that says nothing.
+    """
+    paths = {role: path for role, path in roles.items() if path is not None}
+    audio = _audio(paths.get("audio_encoder"))
+    return Networks(
+        _transformer(paths.get("transformer"), paths.get("adapter"), audio.states),
+        _text(paths.get("text_encoder")),
+        _vae(paths.get("vae")),
+        audio,
+    )
+
+
+def _config(folder: Path | None) -> dict[str, Any]:
+    file = folder / "config.json" if folder is not None else None
+    return dict(read_json(file)) if file is not None and file.is_file() else {}
+
+
+def _transformer(base: Path | None, adapter: Path | None, audio_dim: int) -> Network:
+    name = base.name.lower() if base is not None else ""
+    config = _config(base) or PUBLISHED.get(name, PUBLISHED["wan2.1-t2v-14b"])
+    if adapter is None:
+        return network_of(config, "base", 0, "multi", 0)
+    own = _config(adapter)
+    architecture, rank = own.get("train_architecture", "lora"), int(own.get("lora_rank", 128))
+    return network_of(config, architecture, rank, own.get("audio_entry", "multi"), audio_dim)
+
+
+def _text(path: Path | None) -> TextSizes:
+    headers = read_headers(path) if path is not None else {}
+    own = {name: header for name, header in headers.items() if name != "encoder.embed_tokens.weight"}
+    table = own.get("shared.weight") or own.get("token_embedding.weight")
+    up = _first(own, "wi_0.weight", "ffn.fc1.weight")
+    bias = _first(own, "relative_attention_bias.weight", "pos_embedding.embedding.weight")
+    if table is None or up is None or bias is None:
+        return TextSizes()
+    blocks = {match[1] for name in own if (match := re.search(r"blocks?\.(\d+)\.", name))}
+    return TextSizes(
+        weights=sum(header.count for header in own.values()),
+        embedding=table.count,
+        layers=len(blocks),
+        width=table.shape[1],
+        ffn=up.shape[0],
+        heads=bias.shape[1],
+        stored=2 if table.kind in ("BF16", "F16") else 4,
+    )
+
+
+def _vae(path: Path | None) -> VAESizes:
+    headers = read_headers(path) if path is not None else {}
+    first = headers.get("encoder.conv_in.weight") or headers.get("encoder.conv1.weight")
+    if first is None:
+        return VAESizes()
+    patch = _config(path).get("patch_size") or 1 if path is not None and path.is_dir() else 1
+    return VAESizes(sum(header.count for header in headers.values()), first.shape[0], patch)
+
+
+def _audio(path: Path | None) -> AudioSizes:
+    config = _config(path)
+    if not config:
+        return AudioSizes()
+    headers = read_headers(path) if path is not None else {}
+    dropped = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "wav2vec2.masked_spec_embed")
+    own = sum(header.count for name, header in headers.items() if not name.startswith(dropped))
+    return AudioSizes(
+        weights=own or AudioSizes.weights,
+        convolution=max(config.get("conv_dim", [512])),
+        width=config.get("hidden_size", 768),
+        layers=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", 12),
+    )
+
+
+def _first(headers: Mapping[str, Header], *ends: str) -> Header | None:
+    return next((header for name, header in headers.items() if name.endswith(ends)), None)
