@@ -31,6 +31,7 @@ from pipelines.cli.options import (
     pairs,
     within,
 )
+from pipelines.cli.rehearse import app as rehearse_command
 from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
 
@@ -268,7 +269,7 @@ def miniature(
 
 
 app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
-for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands):
+for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands, rehearse_command):
     app.add_typer(commands)
 
 

@@ -1,4 +1,4 @@
-"""The `omniavatar` command of a rehearsal: the same entry point, and at its end the peak of its GPU memory in a file."""
+"""The `omniavatar` command in a rehearsal: its own entry point, and at the end the peak of GPU memory in a file."""
 
 import atexit
 

@@ -1,29 +1,89 @@
-"""Forecast of a rehearsal: host memory of every stage, disk, and how deep a model this machine can rehearse."""
+"""Forecast of a rehearsal, stage by stage: memory of host and device, and bytes on the disk.
 
-import math
+Generation is forecast by `omniavatar.planning`, the step of a training by `training.planning`. Added here, for a
+training on the host: what its process holds besides, and what loading and saving take.
+"""
+
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import InputError
+from omniavatar.config import LoadConfig
+from omniavatar.planning.memory import PROCESS, Job, encode_working, forecast, job_of, text_working
+from omniavatar.planning.network import FLOAT, HALF, Network, parameters
+from omniavatar.planning.sizes import Networks
 from pipelines.recipe import Recipe
-from pipelines.rehearse.shapes import FEWEST_BLOCKS, Sizes, files_of
-from pipelines.rehearse.stages import Clip, Stage
-from training.planning.flops import Network
-from training.planning.memory import FLOAT, HALF, memory, parameters
+from pipelines.rehearse.shapes import Sizes
+from pipelines.rehearse.stages import Clip
+from training.planning.memory import memory
 
-SHARE = 0.9  # of the memory that is available now
-PROCESS = 400_000_000
-FEWEST_TEXT_BLOCKS = 2
+SHARE = 0.9  # of the memory that is available at the start
+LAUNCHER = 300_000_000  # anonymous bytes of the command that starts the ranks of a training, and waits
+TRAINER = 600_000_000  # of a rank with torch, DeepSpeed and its buffers, before weights
+CAPTION = 64  # tokens of a caption of the rehearsal
+RUN_BYTES = 10_000_000  # of a run on the disk: clip, shards, logs, video
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Bytes of host memory that are available, and free on the disk."""
+class Peak:
+    """Bytes at the peak of a stage: anonymous memory of its processes, tensors on the GPU (0 without one)."""
 
-    memory: int
-    disk: int
+    host: int
+    device: int = 0
+
+
+def foresee(stage: str, networks: Networks, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
+    """The forecast for a stage by name, of the rehearsal's `recipe` on these networks."""
+    if stage in ("generate", "reload"):
+        return _generation(networks, recipe, clip, gpu)
+    if stage == "latents":
+        return _latents(networks, clip, gpu)
+    if stage in ("train", "resume"):
+        return _training(networks.transformer, recipe, clip, gpu)
+    trained = parameters(networks.transformer).trained
+    return Peak(PROCESS + (HALF * trained if stage == "export" else 0))
+
+
+def _generation(networks: Networks, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
+    config = recipe.generate
+    job = job_of(config, clip.height, clip.width, clip.frames, seconds=clip.frames / 25)
+    moments = forecast(networks, config.load, job, gpu=gpu, half=True)
+    return Peak(max(moment.host for moment in moments), max(moment.device for moment in moments))
+
+
+def _latents(networks: Networks, clip: Clip, gpu: bool) -> Peak:
+    """The encoders together on one clip; then the text encoder alone, on the host and as stored, for the constants."""
+    text, vae = HALF * networks.text.weights, HALF * networks.vae.weights
+    audio = FLOAT * networks.audio.weights
+    job = Job(clip.height, clip.width, clip.frames, clip.frames, seconds=clip.frames / 25, prompt_tokens=CAPTION)
+    working = max(text_working(networks.text, job, HALF), encode_working(networks, LoadConfig(), job, HALF))
+    held = text + vae + audio + working
+    constants = networks.text.stored * networks.text.weights + FLOAT * networks.text.block
+    return Peak(PROCESS + (max(text, constants) if gpu else max(held, constants)), held if gpu else 0)
+
+
+def _training(network: Network, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
+    """A rank loads the base in float32 and casts it, trains, then gathers what it has trained to save and export it."""
+    train, count = recipe.train, parameters(network)
+    step = memory(network, clip.tokens, train.engine, train.model.gradient_checkpointing, 1)
+    loading = FLOAT * (count.frozen + count.trained)
+    exporting = 2 * FLOAT * count.trained  # the gathered tensors, and a copy of them in the layout that is written
+    if gpu:
+        return Peak(LAUNCHER + TRAINER + max(loading, exporting) + step.host, step.total)
+    running = step.states + step.buffers + max(step.kept + step.working, exporting)
+    return Peak(LAUNCHER + TRAINER + max(loading, running + step.host))
+
+
+def network_of_sizes(sizes: Sizes) -> Network:
+    """The transformer of these sizes with the published adapter."""
+    return Network(sizes.width, sizes.ffn, sizes.layers, sizes.heads, sizes.text_width, audio_dim=sizes.audio_dim)
+
+
+def results_bytes(steps: Collection[str], sizes: Sizes) -> int:
+    """What the steps have on the disk at most: two checkpoints, an export in three layouts beside the one before it."""
+    trained = FLOAT * parameters(network_of_sizes(sizes)).trained
+    return RUN_BYTES + ((2 * 3 + 2 * 3) * trained + trained // 2 if "train" in steps else 0)
 
 
 def available_memory() -> int:
@@ -32,15 +92,3 @@ def available_memory() -> int:
     if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
-
-
-def network_of_sizes(sizes: Sizes, rank: int = 128) -> Network:
-    """The transformer with its adapter, for counts of parameters and operations."""
-    return Network(
-        sizes.width, sizes.ffn, sizes.layers, sizes.heads, sizes.text_width, rank=rank, audio_dim=sizes.audio_dim
-    )
-
-
-def parameters_of(role: str, sizes: Sizes) -> int:
-    """Number of values in the files of a role."""
-    return sum(math.prod(shape) for file in files_of(role, sizes) for shape, _ in file.tensors.values())

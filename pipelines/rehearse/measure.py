@@ -14,16 +14,17 @@ from pathlib import Path
 from common.runs import read_json
 
 EVERY = 0.02  # seconds between two samples of memory
+SAVE_SECONDS = 60.0
 PEAK_FILE = "OMNIAVATAR_DEVICE_PEAK"  # environment variable of the command below
 COMMAND = "pipelines.rehearse.command"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took. `host` is the peak of anonymous memory (RssAnon of /proc, what no file backs: weights that
-    are mapped and the page cache are not in it), summed over the command and all processes below it, sampled every 20
-    ms; `processes` is the part of each. `device`: the peak of tensors on a GPU (`max_memory_allocated`), 0 without one. `read`: bytes that came from the
-    disk, not from the page cache."""
+    """What a command took. `host`: the peak of anonymous memory, summed over the command and all processes below it,
+    sampled every 20 ms; `processes` is the part of each. Anonymous (RssAnon in /proc) is what no file backs: mapped
+    weights and the page cache are not in it. `device`: the peak of tensors on a GPU (`max_memory_allocated`), 0 without
+    one. `read`: bytes that came from the disk, not from the page cache. `out_of_time`: it was stopped."""
 
     code: int
     seconds: float
@@ -32,13 +33,14 @@ class Measured:
     device: int
     read: int
     processes: tuple[int, ...] = ()
+    out_of_time: bool = False
 
 
-def run_measured(arguments: Sequence[str], log: Path, folder: Path) -> Measured:
-    """Run `omniavatar ARGUMENTS` in `folder`, with its output in the file `log`, to its end, and measure it.
+def run_measured(arguments: Sequence[str], log: Path, patience: float) -> Measured:
+    """Run `omniavatar ARGUMENTS`, with its output in the file `log`, to its end, and measure it.
 
-    An interrupt of this process is handed on by the terminal or the launcher; the command is waited for and then the
-    interrupt goes on.
+    After `patience` seconds, or when this process is stopped, the command is asked to stop, and killed when it has not
+    saved within a minute.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     peak = log.with_suffix(".peak.json")
@@ -49,7 +51,6 @@ def run_measured(arguments: Sequence[str], log: Path, folder: Path) -> Measured:
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", COMMAND, *arguments],
-            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -57,20 +58,29 @@ def run_measured(arguments: Sequence[str], log: Path, folder: Path) -> Measured:
         )
         watch = _Watch(process.pid)
         watch.start()
+        out_of_time = False
         try:
-            process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            out_of_time = True
         finally:
+            _end(process)
             watch.stop()
     device = int(read_json(peak)["device"]) if peak.exists() else 0
     seconds = time.monotonic() - began
     read = max(0, _bytes_read() - read)
-    return Measured(
-        process.returncode, seconds, _cpu_seconds() - used, watch.peak, device, read, tuple(watch.parts)
-    )
+    cpu_seconds, parts = _cpu_seconds() - used, tuple(watch.parts)
+    return Measured(process.returncode, seconds, cpu_seconds, watch.peak, device, read, parts, out_of_time)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(SAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _Watch(threading.Thread):

@@ -1,13 +1,16 @@
 """Stages of a rehearsal: the commands that are run, as a user types them, on one small clip."""
 
-from collections.abc import Collection, Mapping
+import os
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.constants import FPS
 from common.executors.config import ExecutorConfig
 from common.progress import MetricLog
-from omniavatar.config import GENERATION_ROLES
+from common.runs import RunFolder
+from latents.bill import last_bill
 from omniavatar.video.chunks import frames_for_tokens
 from omniavatar.video.images import choose_size
 from pipelines.config import DrawnConfig
@@ -18,7 +21,7 @@ STEPS = ("generate", "latents", "train")
 SAMPLED = 2  # steps of the sampler
 TRAINED, RESUMED = 2, 4  # steps of the training: before its end, and in all
 SMALL = (128, 128, 17)  # height and width in pixels, and frames, of what a CPU rehearses
-RUN, EXPORTED, RECIPE_FILE = "run", "exported", "rehearsal.yaml"
+RUN, GENERATION, EXPORTED, RECIPE_FILE = "run", "generation", "exported", "rehearsal.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,15 @@ class Clip:
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `step` of those that can be asked for, "" for all of them; `needs` a stage whose products, the
-    paths of `products`, it reads."""
+    """One command. `step` of those that can be asked for, "" for all of them; `needs`: the stage whose `products` it
+    reads; `replaced`: what an earlier try has left, and would save this one work."""
 
     name: str
     step: str
     arguments: tuple[str, ...]
     products: tuple[Path, ...] = ()
     needs: str = ""
+    replaced: tuple[Path, ...] = ()
 
     @property
     def command(self) -> str:
@@ -71,9 +75,9 @@ def clip_of(recipe: Recipe, gpu: bool) -> Clip:
     return Clip(height, width, config.chunk_frames or frames_for_tokens(config.max_tokens, height, width))
 
 
-def rehearsal_recipe(recipe: Recipe, paths: Mapping[str, Path], clip: Clip, threads: int, gpu: bool) -> Recipe:
-    """The recipe with these weights and no judges, in bfloat16, cut to one clip, two steps and one process."""
-    generate, train = recipe.generate, recipe.train
+def rehearsal_recipe(recipe: Recipe, clip: Clip, gpu: bool) -> Recipe:
+    """The recipe without weights, in bfloat16, cut to one clip, two steps and one process on all cores."""
+    generate, train, threads = recipe.generate, recipe.train, os.cpu_count() or 1
     chunk = {"steps": SAMPLED, "height": clip.height, "width": clip.width, "chunk_frames": clip.frames}
     precision = "auto" if gpu else "bf16"
     engine = replace(train.engine, threads=threads, sequence_parallel=1, hpz_ranks=1)
@@ -81,7 +85,7 @@ def rehearsal_recipe(recipe: Recipe, paths: Mapping[str, Path], clip: Clip, thre
         recipe,
         name=f"rehearsal of {recipe.name}",
         weights="none",
-        models={role: str(paths[role].absolute()) for role in GENERATION_ROLES},
+        models={},
         small_world=None,
         drawn=DrawnConfig(train=1, test=1, seconds=clip.frames / FPS, half_body_every=0),
         latents=replace(recipe.latents, buckets=((clip.height, clip.width),), threads=threads, dtype=precision),
@@ -104,26 +108,28 @@ def rehearsal_recipe(recipe: Recipe, paths: Mapping[str, Path], clip: Clip, thre
 
 def stages(to: Path, steps: Collection[str], image: Path, voice: Path, prompt: str) -> list[Stage]:
     """The stages of these steps in their order, with their products below `to`."""
-    run, recipe = to / RUN, ("--recipe", str(to / RECIPE_FILE))
-    adapter, exported = run / "checkpoints" / "adapter", to / EXPORTED
+    run, generation, exported = to / RUN, to / GENERATION, to / EXPORTED
+    recipe, adapter = ("--recipe", str(to / RECIPE_FILE)), run / "checkpoints" / "adapter"
+    shards, state = run / "shards" / "index.parquet", run / "checkpoints" / "state" / "latest"
     inputs = ("--image", str(image), "--audio", str(voice), "--prompt", prompt)
 
     def generate(name: str, *more: str) -> tuple[str, ...]:
-        video = str(to / f"{name}.mp4")
-        return ("generate", *recipe, *inputs, "--out", video, "--run", str(to / "generation"), *more)
+        return ("generate", *recipe, *inputs, "--out", str(to / f"{name}.mp4"), "--run", str(generation), *more)
 
+    encode = ("run", *recipe, "--run", str(run), "--from", "curate", "--to", "latents")
     training = ("train", *recipe, "--run", str(run), "--set")
-    trained = f"models.adapter={adapter}"
-    written = ("models", "export", "--role", "adapter", "--layout", "official", "--dtype", "bfloat16")
-    shards, state = run / "shards" / "index.parquet", run / "checkpoints" / "state" / "latest"
+    export = ("models", "export", "--role", "adapter", "--layout", "official", "--dtype", "bfloat16", *recipe)
+    trained = ("--set", f"models.adapter={adapter}", "--to", str(exported))
     every = [
         Stage("check", "", ("models", "check", *recipe)),
-        Stage("generate", "generate", generate("generated")),
-        Stage("latents", "latents", ("run", *recipe, "--run", str(run), "--from", "curate", "--to", "latents"), (shards,)),
-        Stage("train", "train", (*training, f"train.steps={TRAINED}"), (state,), "latents"),
+        Stage("generate", "generate", generate("generated"), replaced=(generation,)),
+        Stage("latents", "latents", encode, (shards,), replaced=(run,)),
+        Stage("train", "train", (*training, f"train.steps={TRAINED}"), (state,), "latents", (run / "checkpoints",)),
         Stage("resume", "train", (*training, f"train.steps={RESUMED}"), (adapter,), "train"),
-        Stage("export", "train", (*written, *recipe, "--set", trained, "--to", str(exported)), (exported,), "resume"),
-        Stage("reload", "train", generate("reloaded", "--set", f"models.adapter={exported}"), (), "export"),
+        Stage("export", "train", (*export, *trained), (exported,), "resume", (exported,)),
+        Stage(
+            "reload", "train", generate("reloaded", "--set", f"models.adapter={exported}"), (), "export", (generation,)
+        ),
     ]
     asked = {"", *steps} | ({"latents"} if "train" in steps else set())  # training reads the shards
     return [stage for stage in every if stage.step in asked]
@@ -139,6 +145,18 @@ def problem_after(stage: Stage, to: Path) -> str:
         if steps != list(range(1, RESUMED + 1)):
             return f"the training did not go on from its checkpoint: steps {steps} are logged"
     return ""
+
+
+def figures_after(stage: Stage, to: Path, log: Path) -> dict[str, float]:
+    """What the products and the log of a stage say of its speed, by which the user's own job is forecast."""
+    if stage.name in ("generate", "reload"):
+        said = re.findall(r"chunk 1 of 1: \d+/\d+ in ([\d.]+) s", log.read_text("utf-8", "replace"))
+        return {"sampling_seconds": float(said[-1])} if said else {}
+    if stage.name == "latents" and (bill := last_bill(RunFolder(to / RUN))):
+        return {"seconds_a_megapixel": bill.seconds / max(bill.megapixel_frames, 1e-9)}
+    if stage.name in ("train", "resume") and (rows := training_rows(to)):
+        return {"step_seconds": min(row["seconds"] for row in rows)}
+    return {}
 
 
 def training_rows(to: Path) -> list[dict[str, float]]:
