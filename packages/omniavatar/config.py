@@ -29,6 +29,10 @@ Recompute = Literal["none", "full", "selective", "offload"]
 
 Variant = Literal["lora", "full", "frozen_dit", "base"]
 
+MemoryMode = Literal[
+    "auto", "resident", "text_streamed", "tiled", "offloaded", "offloaded_tiled", "int8", "int8_offloaded"
+]
+
 FIRST_AUDIO_BLOCK = 2
 
 
@@ -46,26 +50,36 @@ class LoadConfig:
     """Device, precision and distribution of the networks; wav2vec2 is always float32.
 
     `device` "auto" is a GPU where there is one; `dtype` "auto" is bf16 there and fp32 on a CPU. `attention`: see
-    `choose_attention`. `round_timestep`: see AvatarTransformer, for the weights published by the authors. `tiled_vae`
-    runs the VAE on tiles of at most `largest_tile` latents: less memory, slightly different latents and pixels.
-    `offload` "blocks" keeps the transformer's blocks in host memory and copies each to the GPU when it runs: same
-    output, GPU memory for two blocks, slower. `share_sequence`: the processes of a torchrun call generate one video
-    together, each on its GPU with a part of the tokens, and rank 0 writes it; `share_branches`: each takes some of the
-    two or three branches of guidance, with all tokens. `shard`, on top of `share_sequence`: each process keeps a part
-    of every block of transformer and text encoder, and blocks are gathered as they run; with `offload` "blocks" the
-    parts are in host memory. Processes load one after the other, so a machine holds the whole weights once beside the
-    parts. `merge` False keeps the adapter's LoRA apart from the weights: more work, and in bf16 no rounding of their
-    sum. `extra_lora` is the file of a LoRA for the base, merged with the factor `extra_lora_scale` (see loras.py); for
-    one distilled to few steps set steps, shift and guidance to suit.
+    `choose_attention`. `round_timestep`: see AvatarTransformer, for the weights published by the authors.
+
+    `memory` names a combination of the five settings after it (planning/modes.py) that fits the device; "auto" takes
+    the first that fits what is free, "resident" leaves them as they are set. `text_encoder` "streamed": umT5 stays a
+    map of its file, and each of its blocks is copied to the device while it runs: same output. `tiled_vae` runs the VAE
+    on tiles of at most `largest_tile` latents: less memory, slightly different latents and pixels. `offload` "blocks"
+    keeps the transformer's blocks in host memory and copies each to the GPU when it runs: same output, GPU memory for
+    two blocks. `quantize` "int8" stores the weights of the blocks in 8 bits, a scale for each output: half the memory,
+    other pixels (docs/memory.md).
+
+    `share_sequence`: the processes of a torchrun call generate one video together, each on its GPU with a part of the
+    tokens, and rank 0 writes it; `share_branches`: each takes some of the two or three branches of guidance, with all
+    tokens. `shard`, on top of `share_sequence`: each process keeps a part of every block of transformer and text
+    encoder, and blocks are gathered as they run; with `offload` "blocks" the parts are in host memory. Processes load
+    one after the other, so a machine holds the whole weights once beside the parts. `merge` False keeps the adapter's
+    LoRA apart from the weights: more work, and in bf16 no rounding of their sum. `extra_lora` is the file of a LoRA for
+    the base, merged with the factor `extra_lora_scale` (see loras.py); for one distilled to few steps set steps, shift
+    and guidance to suit.
     """
 
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
     round_timestep: bool = False
+    memory: MemoryMode = "auto"
+    text_encoder: Literal["resident", "streamed"] = "resident"
     tiled_vae: bool = False
     largest_tile: Count = 2560
     offload: Literal["none", "blocks"] = "none"
+    quantize: Literal["none", "int8"] = "none"
     share_sequence: bool = False
     share_branches: bool = False
     shard: bool = False

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from common.errors import InputError, MissingFileError, load_reason
+from omniavatar.parallel.block_offload import stream_blocks
 from omniavatar.weights.key_names import text_to_original, text_to_transformers
 from omniavatar.weights.tensor_files import (
     NamedTensors,
     build_empty,
     fill_module,
     read_tensors,
+    refuse_broken,
     refuse_unsaid,
+    weights_file,
     write_shards,
     write_torch_file,
 )
@@ -45,6 +48,7 @@ class TextEncoder:
         # Tokenizers without a maximum length report a huge number.
         self.text_length = min(int(tokenizer.model_max_length), LONGEST_TEXT)
         self.dim: int = model.config.d_model
+        self.device: torch.device | None = None  # of the computation, where the weights are elsewhere
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 16) -> list[Tensor]:
@@ -58,7 +62,7 @@ class TextEncoder:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = self.tokenizer.pad({"input_ids": [ids[index] for index in chosen]}, return_tensors="pt")
-            batch = batch.to(self.model.device)
+            batch = batch.to(self.device or self.model.device)
             states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0].float()
             for row, index in enumerate(chosen):
                 encoded[index] = states[row][batch["attention_mask"][row].bool()].clone()
@@ -66,6 +70,16 @@ class TextEncoder:
 
     def _tokens(self, prompt: str) -> list[int]:
         return self.tokenizer(clean_text(prompt), truncation=True, max_length=self.text_length)["input_ids"]
+
+
+def stream_text_encoder(encoder: TextEncoder, device: torch.device, dtype: torch.dtype) -> None:
+    """Compute on `device` from weights that stay where they are, in the map of their file: one block at a time is
+    copied, and of the embedding only the tokens' rows. The output is that of the whole encoder on `device`."""
+    model = encoder.model
+    encoder.device = device
+    model.shared.register_forward_pre_hook(lambda module, ids: (ids[0].to(module.weight.device),))
+    model.shared.register_forward_hook(lambda module, ids, rows: rows.to(device, dtype))
+    stream_blocks(model, list(model.encoder.block), device, dtype, mapped=[model.shared])
 
 
 def pad_text(texts: Sequence[Tensor], length: int) -> Tensor:
@@ -87,10 +101,12 @@ def load_text_encoder(
     tokenizer: Path | str,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> TextEncoder:
     """Load from a transformers folder or an original `models_t5_umt5-xxl-enc-bf16.pth`, and a tokenizer folder.
 
-    On device "meta" only headers are read and checked. Raises FileNotFoundError, CheckpointError.
+    On device "meta" only headers are read and checked. With `mapped` the weights stay maps of their file, of the type
+    they have there, for `stream_text_encoder`. Raises FileNotFoundError, CheckpointError.
     """
     text_encoder, tokenizer = Path(text_encoder), Path(tokenizer)
     if not tokenizer.is_dir():
@@ -105,7 +121,9 @@ def load_text_encoder(
         config, tensors = _config_from_original(renamed), renamed.items()
     model = build_empty(lambda: UMT5EncoderModel(config))
     name_in_file = str if text_encoder.is_dir() else text_to_original
-    fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file)
+    fill_module(model, tensors, text_encoder, lambda name: dtype, _TIED, name_in_file, mapped)
+    if mapped:
+        refuse_broken(model, weights_file(text_encoder), name_in_file)
     model.set_input_embeddings(model.shared)
     model.to(device).eval().requires_grad_(False)
     return TextEncoder(model, load_tokenizer(tokenizer))

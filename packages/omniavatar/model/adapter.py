@@ -58,6 +58,10 @@ def mark_trainable(model: nn.Module, variant: Variant) -> list[str]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add every LoRA update to the weights it modifies: same output, no extra matrix products."""
-    for layer in lora_layers(model):
-        layer.merge()
+    """Add every LoRA update to the weights it modifies and remove the LoRA: same output, no extra matrix products and
+    no memory for it."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())

@@ -5,7 +5,7 @@ F = 4(T - 1) + 1 pixel frames, C audio width, S = T * (h/2) * (w/2) tokens, N bl
 Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask (0 = given, 1 = to generate).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -284,20 +284,34 @@ def new_base(config: dict[str, Any]) -> AvatarTransformer:
 
 
 def load_base(
-    folder: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    mapped: bool = False,
 ) -> AvatarTransformer:
     """Load a plain Wan text-to-video transformer from a folder in diffusers or in original Wan layout.
 
     Shards are streamed: peak memory is the model and one shard. On device "meta" only headers are read and checked, and
     the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
-    float32 for every `dtype`. Raises FileNotFoundError, CheckpointError.
+    float32 for every `dtype`. With `mapped` weights stay maps of their files, of the type they have there, for
+    `settle_weights` with `stored_type_of`. Raises FileNotFoundError, CheckpointError.
     """
     config = base_config(folder)
     dit = build_empty(lambda: AudioConditionedWan.from_config(config))
-    kind = partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
-    in_file = dit_to_original if _is_original(folder) else str
-    fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=in_file)
+    kind = stored_type_of(dit, dtype)
+    fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=name_in_base(folder), mapped=mapped)
     return AvatarTransformer(dit).to(device)
+
+
+def name_in_base(folder: Path | str) -> Callable[[str], str]:
+    """From a parameter's name, of the transformer alone or in an avatar model, to its name in the files of a base."""
+    rename = dit_to_original if _is_original(folder) else str
+    return lambda name: rename(name.removeprefix("dit.").replace(".base_layer.", "."))
+
+
+def stored_type_of(dit: AudioConditionedWan, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The type of each parameter, by its name, of a transformer that computes in `dtype`."""
+    return partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
 
 
 def base_config(folder: Path | str) -> dict[str, Any]:

@@ -111,8 +111,8 @@ def _text(path: Path | None) -> TextSizes:
         return TextSizes()
     blocks = {match[1] for name in own if (match := re.search(r"blocks?\.(\d+)\.", name))}
     return TextSizes(
-        weights=sum(header.count for header in own.values()),
-        embedding=table.count,
+        weights=sum(header.size for header in own.values()),
+        embedding=table.size,
         layers=len(blocks),
         width=table.shape[1],
         ffn=up.shape[0],
@@ -127,7 +127,7 @@ def _vae(path: Path | None) -> VAESizes:
     if first is None:
         return VAESizes()
     patch = _config(path).get("patch_size") or 1 if path is not None and path.is_dir() else 1
-    return VAESizes(sum(header.count for header in headers.values()), first.shape[0], patch)
+    return VAESizes(sum(header.size for header in headers.values()), first.shape[0], patch)
 
 
 def _audio(path: Path | None) -> AudioSizes:
@@ -136,7 +136,7 @@ def _audio(path: Path | None) -> AudioSizes:
         return AudioSizes()
     headers = read_headers(path) if path is not None else {}
     dropped = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "wav2vec2.masked_spec_embed")
-    own = sum(header.count for name, header in headers.items() if not name.startswith(dropped))
+    own = sum(header.size for name, header in headers.items() if not name.startswith(dropped))
     return AudioSizes(
         weights=own or AudioSizes.weights,
         convolution=max(config.get("conv_dim", [512])),

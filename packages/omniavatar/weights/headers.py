@@ -24,7 +24,7 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
 

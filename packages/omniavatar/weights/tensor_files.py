@@ -197,10 +197,10 @@ def build_empty(build: Callable[[], M]) -> M:
         return build()
 
 
-def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> list[str]:
+def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], values: bool = True) -> list[str]:
     """All differences between expected names and shapes and `tensors`: missing, unexpected, shape, type, NaN.
 
-    Values of tensors on device "meta" are not checked.
+    Values are checked with `values`, and not on device "meta".
     """
     problems = [f"missing: {name} {tuple(shape)}" for name, shape in expected.items() if name not in tensors]
     for name, tensor in tensors.items():
@@ -210,7 +210,7 @@ def check_tensors(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tens
             problems.append(f"shape: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name])}")
         elif not tensor.is_floating_point():
             problems.append(f"type: {name} is {tensor.dtype}, expected floating point")
-        elif not is_finite(tensor):
+        elif values and not is_finite(tensor):
             problems.append(f"broken: {name} holds NaN or infinity")
     return problems
 
@@ -232,19 +232,44 @@ def fill_module(
     dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
     tied: frozenset[str] = frozenset(),
     name_in_file: Callable[[str], str] = str,
+    mapped: bool = False,
 ) -> None:
     """Load tensors into a module built by `build_empty`, strictly: raises CheckpointError that lists every problem.
 
     `dtype_of` gives the storage type by parameter name; names in `tied` may be absent (they share another tensor).
     `source` is the file or folder of the tensors, `name_in_file` maps a parameter to its name there; errors show both.
-    Tensors on device "meta" leave the module empty.
+    Tensors on device "meta" leave the module empty. With `mapped` they stay maps of their files, of the type they have
+    there; their values are then for `settle_weights` or `refuse_broken` to check.
     """
     # Copied as they are read: a single tensor that stays mapped would keep all pages of its file in memory.
-    copied = {name: _converted(tensor, dtype_of(name)) for name, tensor in tensors}
+    copied = {name: tensor if mapped else _converted(tensor, dtype_of(name)) for name, tensor in tensors}
     state = module.state_dict()
     expected = {name: value.shape for name, value in state.items() if name in copied or name not in tied}
-    problems = check_tensors(expected, copied)
+    problems = check_tensors(expected, copied, values=not mapped)
     if problems:
         raise CheckpointError(weights_file(source), rename_problems(problems, name_in_file))
     module.load_state_dict(copied, strict=not tied, assign=True)
     module.requires_grad_(True)
+
+
+def settle_weights(
+    module: nn.Module,
+    dtype_of: Callable[[str], torch.dtype],
+    source: Path | str,
+    prefix: str = "",
+    name_in_file: Callable[[str], str] = str,
+) -> None:
+    """Replace weights that `fill_module` left mapped by copies of the type that `dtype_of` gives for `prefix` and name.
+
+    Raises CheckpointError for those that are not finite.
+    """
+    for name, parameter in module.named_parameters():
+        parameter.data = _converted(parameter.data, dtype_of(prefix + name))
+    refuse_broken(module, source, lambda name: name_in_file(prefix + name))
+
+
+def refuse_broken(module: nn.Module, source: Path | str, name_in_file: Callable[[str], str] = str) -> None:
+    """Raise CheckpointError that lists the weights with NaN or infinity."""
+    names = [name for name, value in module.named_parameters() if not is_finite(value)]
+    if names:
+        raise CheckpointError(source, [f"broken: {name_in_file(name)} holds NaN or infinity" for name in names])

@@ -11,7 +11,7 @@ def test_streamed_blocks_compute_the_same_from_weights_that_are_there_as_they_ru
 ) -> None:
     expected = avatar(*given)
     own = [block.attn1.to_q.weight.data_ptr() for block in avatar.dit.blocks]
-    stream_blocks(avatar, torch.device("cpu"))
+    stream_blocks(avatar, avatar.dit.blocks, torch.device("cpu"))
     places: list[list[bool]] = []
 
     def look(*_: object) -> None:
@@ -27,7 +27,7 @@ def test_streamed_blocks_compute_the_same_from_weights_that_are_there_as_they_ru
 
 def test_blocks_stay_on_the_host(avatar: AvatarTransformer) -> None:
     """On device "meta" nothing can be computed, but what was moved shows."""
-    stream_blocks(avatar, torch.device("meta"))
+    stream_blocks(avatar, avatar.dit.blocks, torch.device("meta"))
     places = {name: parameter.device.type for name, parameter in avatar.named_parameters()}
     assert {place for name, place in places.items() if ".blocks." in name} == {"cpu"}
     assert {place for name, place in places.items() if ".blocks." not in name} == {"meta"}
