@@ -21,7 +21,7 @@ from common.hashes import remembered_hash
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave
 from omniavatar.encoders.audio import AudioEncoder, drop_duplicate, load_audio_encoder
-from omniavatar.encoders.text import TextEncoder, load_text_encoder, load_text_encoder_as_stored
+from omniavatar.encoders.text import TextEncoder, load_text_encoder, stream_text_encoder
 from omniavatar.encoders.vae import WanVAE, load_vae
 from omniavatar.video.images import cover
 
@@ -60,7 +60,8 @@ def load_encoders(
 def make_constants(models: Mapping[str, Path], stored_audio: AudioKind, audio_encoder: str) -> Constants:
     """Constants of these encoders for training; `audio_encoder` is the content hash. Computed on the CPU in float32, so
     the bytes are always the same. Raises what `load_encoders` raises."""
-    text = load_text_encoder_as_stored(models["text_encoder"], models["tokenizer"])
+    text = load_text_encoder(models["text_encoder"], models["tokenizer"], mapped=True)
+    stream_text_encoder(text, torch.device("cpu"), torch.float32)  # umT5-XXL whole takes 23 GB
     width = load_audio_encoder(models["audio_encoder"], "meta").feature_dim
     return Constants(text.encode([""])[0], text.text_length, width, stored_audio, audio_encoder)
 

@@ -4,13 +4,14 @@ Generation is forecast by `omniavatar.planning`, the step of a training by `trai
 training on the host: what its process holds besides, and what loading and saving take.
 """
 
-import os
 from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import cast
 
-from omniavatar.config import LoadConfig
+from common.constants import FPS
+from omniavatar.config import LoadConfig, MemoryMode
 from omniavatar.planning.memory import PROCESS, Job, encode_working, forecast, job_of, text_working
+from omniavatar.planning.modes import choose_mode, with_mode
 from omniavatar.planning.network import FLOAT, HALF, Network, parameters
 from omniavatar.planning.sizes import Networks
 from pipelines.recipe import Recipe
@@ -18,10 +19,9 @@ from pipelines.rehearse.shapes import Sizes
 from pipelines.rehearse.stages import Clip
 from training.planning.memory import memory
 
-SHARE = 0.9  # of the memory that is available at the start
 LAUNCHER = 300_000_000  # anonymous bytes of the command that starts the ranks of a training, and waits
 TRAINER = 600_000_000  # of a rank with torch, DeepSpeed and its buffers, before weights
-CAPTION = 64  # tokens of a caption of the rehearsal
+CAPTION, PROMPT_TOKENS = 64, 110  # tokens of a drawn clip's caption, and of the released negative prompt
 RUN_BYTES = 10_000_000  # of a run on the disk: clip, shards, logs, video
 
 
@@ -45,22 +45,35 @@ def foresee(stage: str, networks: Networks, recipe: Recipe, clip: Clip, gpu: boo
     return Peak(PROCESS + (HALF * trained if stage == "export" else 0))
 
 
+def with_memory_mode(recipe: Recipe, networks: Networks, clip: Clip, device: float, host: float) -> Recipe:
+    """The recipe with the memory mode of generation that "auto" takes with these free bytes of device and host."""
+    load = recipe.generate.load
+    if load.memory == "auto":
+        mode = choose_mode(networks, load, _job(recipe, clip), device, host, half=True).mode
+        load = replace(load, memory=cast(MemoryMode, mode))
+    return replace(recipe, generate=replace(recipe.generate, load=load))
+
+
+def _job(recipe: Recipe, clip: Clip) -> Job:
+    job = job_of(recipe.generate, clip.height, clip.width, clip.frames, seconds=clip.frames / FPS)
+    return replace(job, prompt_tokens=PROMPT_TOKENS)
+
+
 def _generation(networks: Networks, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
-    config = recipe.generate
-    job = job_of(config, clip.height, clip.width, clip.frames, seconds=clip.frames / 25)
-    moments = forecast(networks, config.load, job, gpu=gpu, half=True)
+    load = with_mode(recipe.generate.load, recipe.generate.load.memory)
+    moments = forecast(networks, load, _job(recipe, clip), gpu=gpu, half=True)
     return Peak(max(moment.host for moment in moments), max(moment.device for moment in moments))
 
 
 def _latents(networks: Networks, clip: Clip, gpu: bool) -> Peak:
-    """The encoders together on one clip; then the text encoder alone, on the host and as stored, for the constants."""
+    """The encoders together on one clip, the text encoder by way of the host."""
     text, vae = HALF * networks.text.weights, HALF * networks.vae.weights
     audio = FLOAT * networks.audio.weights
-    job = Job(clip.height, clip.width, clip.frames, clip.frames, seconds=clip.frames / 25, prompt_tokens=CAPTION)
+    job = Job(clip.height, clip.width, clip.frames, clip.frames, seconds=clip.frames / FPS, prompt_tokens=CAPTION)
     working = max(text_working(networks.text, job, HALF), encode_working(networks, LoadConfig(), job, HALF))
     held = text + vae + audio + working
-    constants = networks.text.stored * networks.text.weights + FLOAT * networks.text.block
-    return Peak(PROCESS + (max(text, constants) if gpu else max(held, constants)), held if gpu else 0)
+    # Then the constants, for which one block at a time is copied from its file in float32.
+    return Peak(PROCESS + (text if gpu else held), held if gpu else 0)
 
 
 def _training(network: Network, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
@@ -84,11 +97,3 @@ def results_bytes(steps: Collection[str], sizes: Sizes) -> int:
     """What the steps have on the disk at most: two checkpoints, an export in three layouts beside the one before it."""
     trained = FLOAT * parameters(network_of_sizes(sizes)).trained
     return RUN_BYTES + ((2 * 3 + 2 * 3) * trained + trained // 2 if "train" in steps else 0)
-
-
-def available_memory() -> int:
-    """Bytes that programs can have without swapping, as the kernel estimates it."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)

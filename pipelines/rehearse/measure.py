@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(EVERY):
-            parts = [anonymous_bytes(pid) for pid in processes_below(self.pid)]
+            parts = anonymous_parts(self.pid)
             if sum(parts) > self.peak:
                 self.peak, self.parts = sum(parts), parts
 
@@ -103,16 +103,27 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def processes_below(pid: int) -> Iterator[int]:
-    """A process and all that descend from it, those that are alive."""
-    yield pid
-    for task in _names(f"/proc/{pid}/task"):
-        try:
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        except OSError:
-            continue
-        for child in children:
-            yield from processes_below(int(child))
+def anonymous_parts(pid: int, above: tuple[bytes, int] = (b"", 0)) -> list[int]:
+    """Anonymous bytes of a process and of each that descends from it, those that are alive.
+
+    A child that was forked and runs the same program shares its parent's memory, `above` (command line, bytes): only
+    what it has beyond that counts.
+    """
+    command, size = _read(f"/proc/{pid}/cmdline"), anonymous_bytes(pid)
+    own = max(0, size - above[1]) if command == above[0] else size
+    children = [int(child) for task in _names(f"/proc/{pid}/task") for child in _children(pid, task)]
+    return [own, *(part for child in children for part in anonymous_parts(child, (command, size)))]
+
+
+def _children(pid: int, task: str) -> list[bytes]:
+    return _read(f"/proc/{pid}/task/{task}/children").split()
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError:
+        return b""
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -147,7 +158,10 @@ def _bytes_read() -> int:
 
 def write_device_peak() -> None:
     """Write the peak memory of tensors on the GPUs of this process to the file that the environment names."""
-    torch = sys.modules.get("torch")
-    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
-    peak = max((torch.cuda.max_memory_allocated(n) for n in range(torch.cuda.device_count())), default=0) if used else 0
+    peak = 0
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            peak = max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
     Path(os.environ[PEAK_FILE]).write_text(json.dumps({"device": peak}))

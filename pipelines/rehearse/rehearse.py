@@ -14,6 +14,7 @@ from common.recipe import dump_recipe
 from common.runs import atomic_write, fingerprint, read_json
 from common.signals import Stopped
 from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES
+from omniavatar.planning.modes import USABLE, free_host_memory
 from omniavatar.planning.sizes import networks_of
 from pipelines.drawn import draw_long_input
 from pipelines.models.published import gigabytes
@@ -26,7 +27,7 @@ from pipelines.rehearse.depth import (
     random_roles,
     whole_sizes,
 )
-from pipelines.rehearse.forecast import SHARE, available_memory, foresee, results_bytes
+from pipelines.rehearse.forecast import foresee, results_bytes, with_memory_mode
 from pipelines.rehearse.results import Results
 from pipelines.rehearse.shapes import PROMPT, Sizes
 from pipelines.rehearse.stages import EXPORTED, GENERATION, RECIPE_FILE, RUN, Clip, clip_of, rehearsal_recipe, stages
@@ -84,16 +85,17 @@ def rehearse(
         random = random_roles([role for role in named if role not in present], sizes, to / WEIGHTS, base)
         return sum(role.bytes for role in random) + results_bytes(options.steps, sizes)
 
-    memory = available_memory()
+    memory, device = free_host_memory(), torch.cuda.mem_get_info()[0] if gpu else 0
     room = (shutil.disk_usage(_nearest(to)).free if options.free is None else options.free) + _bytes_of_ours(
         to / WEIGHTS
     )
 
     def fits(sizes: Sizes) -> bool:
         networks = networks_before(sizes, present)
-        names = [stage.name for stage in stages(to, options.steps, to, to, PROMPT)]
-        peak = max(foresee(name, networks, own, clip, gpu).host for name in names)
-        return peak <= SHARE * memory and needed(sizes) <= room
+        in_mode = with_memory_mode(own, networks, clip, device, memory)
+        peaks = [foresee(stage.name, networks, in_mode, clip, gpu) for stage in stages(to, options.steps, to, to, "")]
+        on_device = not gpu or max(peak.device for peak in peaks) <= USABLE * device
+        return on_device and max(peak.host for peak in peaks) <= USABLE * memory and needed(sizes) <= room
 
     before = read_json(to / RESULTS) if (to / RESULTS).exists() else {}
     sizes = _as_before(before, whole, options)
@@ -112,6 +114,11 @@ def rehearse(
     began = time.monotonic()
     write_missing(random, missing, say)
     paths = present | {role.role: role.path for role in random}
+    networks = networks_of(dict(paths))
+    if before.get("sizes") == asdict(sizes):  # the mode that was measured, whatever is free now
+        load = replace(own.generate.load, memory=before["mode"])
+        own = replace(own, generate=replace(own.generate, load=load))
+    own = with_memory_mode(own, networks, clip, device, memory)
     own = replace(own, models={role: str(path.absolute()) for role, path in paths.items()})
     with atomic_write(to / RECIPE_FILE) as file:
         file.write_text(dump_recipe(own), "utf-8")
@@ -124,12 +131,12 @@ def rehearse(
         "sizes": asdict(sizes),
         "whole": asdict(whole),
         "layers": options.layers,
+        "mode": own.generate.load.memory,
         "weights_bytes": sum(role.bytes for role in random),
         "weights_seconds": time.monotonic() - began if missing else before.get("weights_seconds", 0.0),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if gpu else "",
     }
-    networks = networks_of(dict(paths))
     forecasts = {stage.name: asdict(foresee(stage.name, networks, own, clip, gpu)) for stage in todo}
     try:
         results.run(todo, forecasts, deadline, say)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from huggingface_hub import split_torch_state_dict_into_shards
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from common.errors import InputError
 from omniavatar.config import PUBLISHED_NEGATIVE_PROMPT
 from omniavatar.model.adapter import inject_lora
-from omniavatar.model.transformer import base_config, new_base, to_avatar
+from omniavatar.model.transformer import AvatarTransformer, base_config, new_base, to_avatar
 from omniavatar.planning.sizes import PUBLISHED
 from omniavatar.weights.checkpoints import AdapterConfig, adapter_tensors, to_official_name
 from omniavatar.weights.key_names import dit_to_original, text_to_original, vae_to_original
@@ -99,7 +99,7 @@ def files_of(role: str, sizes: Sizes) -> list[WeightFile]:
     return _FILES[role](sizes)
 
 
-def _empty_base(sizes: Sizes) -> nn.Module:
+def _empty_base(sizes: Sizes) -> AvatarTransformer:
     arguments = {
         "num_attention_heads": sizes.heads,
         "attention_head_dim": sizes.width // sizes.heads,
@@ -173,7 +173,13 @@ def _tokenizer(sizes: Sizes) -> list[WeightFile]:
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, ending, {"Sequence": {"id": "B", "type_id": 0}}, ending],
         "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
     }
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
+    whole: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+    }
     whole |= {"pre_tokenizer": space, "post_processor": processor, "decoder": space, "model": model}
     names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0}
     settings = {**names, "model_max_length": 10**30, "tokenizer_class": "T5Tokenizer"}
@@ -196,7 +202,7 @@ def _adapter(sizes: Sizes) -> list[WeightFile]:
 
 def _audio_encoder(sizes: Sizes) -> list[WeightFile]:
     """A CTC model whose weight norm has the names of older libraries, as facebook/wav2vec2-base-960h."""
-    own = {"hidden_size": sizes.audio_width, "num_hidden_layers": sizes.audio_layers}
+    own: dict[str, Any] = {"hidden_size": sizes.audio_width, "num_hidden_layers": sizes.audio_layers}
     own |= {"intermediate_size": 4 * sizes.audio_width, "conv_dim": (sizes.audio_channels,) * 7}
     config = Wav2Vec2Config(**own, architectures=["Wav2Vec2ForCTC"])
     state = build_empty(lambda: Wav2Vec2ForCTC(config)).state_dict()

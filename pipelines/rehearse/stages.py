@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from common.constants import FPS
 from common.executors.config import ExecutorConfig
@@ -78,8 +79,7 @@ def clip_of(recipe: Recipe, gpu: bool) -> Clip:
 def rehearsal_recipe(recipe: Recipe, clip: Clip, gpu: bool) -> Recipe:
     """The recipe without weights, in bfloat16, cut to one clip, two steps and one process on all cores."""
     generate, train, threads = recipe.generate, recipe.train, os.cpu_count() or 1
-    chunk = {"steps": SAMPLED, "height": clip.height, "width": clip.width, "chunk_frames": clip.frames}
-    precision = "auto" if gpu else "bf16"
+    precision: Literal["auto", "bf16"] = "auto" if gpu else "bf16"
     engine = replace(train.engine, threads=threads, sequence_parallel=1, hpz_ranks=1)
     return replace(
         recipe,
@@ -101,7 +101,14 @@ def rehearsal_recipe(recipe: Recipe, clip: Clip, gpu: bool) -> Recipe:
         ),
         ranks=1,
         mirror="",
-        generate=replace(generate, **chunk, load=replace(generate.load, dtype=precision)),
+        generate=replace(
+            generate,
+            load=replace(generate.load, dtype=precision),
+            steps=SAMPLED,
+            height=clip.height,
+            width=clip.width,
+            chunk_frames=clip.frames,
+        ),
         executor=ExecutorConfig(workers=1),
     )
 

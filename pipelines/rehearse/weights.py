@@ -258,7 +258,7 @@ def _write_safetensors(path: Path, tensors: Tensors, values: RandomValues) -> No
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (shape, dtype) in tensors.items():
-            file.write(values.tensor(name, shape, dtype).view(-1).view(torch.uint8).numpy())
+            values.tensor(name, shape, dtype).view(-1).view(torch.uint8).numpy().tofile(file)
 
 
 class _Storage:
@@ -290,7 +290,7 @@ def _write_torch(path: Path, tensors: Tensors, values: RandomValues) -> None:
     """What `torch.save` writes of a dict of tensors, which it would need to have in memory all at once."""
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=2).dump({name: _Empty(key, *what) for key, (name, what) in enumerate(tensors.items())})
-    writer = torch._C.PyTorchFileWriter(str(path))
+    writer: Any = torch._C.PyTorchFileWriter(str(path))
     writer.write_record("data.pkl", pickled.getvalue(), len(pickled.getvalue()))
     writer.write_record("byteorder", b"little", 6)
     for key, (name, (shape, dtype)) in enumerate(tensors.items()):

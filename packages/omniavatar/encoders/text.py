@@ -9,7 +9,7 @@ from typing import Literal
 
 import ftfy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from common.errors import InputError, MissingFileError, load_reason
@@ -127,32 +127,6 @@ def load_text_encoder(
     model.set_input_embeddings(model.shared)
     model.to(device).eval().requires_grad_(False)
     return TextEncoder(model, load_tokenizer(tokenizer))
-
-
-def load_text_encoder_as_stored(text_encoder: Path | str, tokenizer: Path | str) -> TextEncoder:
-    """The encoder on the CPU with weights of the type in their file, which computes in float32, one block at a time.
-
-    The output is that of `load_text_encoder` in float32, to the bit, with half the memory: 11 GB instead of 23 for
-    umT5-XXL, which is published in bfloat16. Slower; for a few texts. Raises what `load_text_encoder` raises.
-    """
-    stored = {tensor.dtype for _, tensor in read_tensors(text_encoder, "meta") if tensor.is_floating_point()}
-    dtype = torch.bfloat16 if stored == {torch.bfloat16} else torch.float32
-    encoder = load_text_encoder(text_encoder, tokenizer, dtype)
-    if dtype == torch.float32:
-        return encoder
-    umt5 = encoder.model
-
-    def widen(module: nn.Module, inputs: object) -> None:
-        module.float()
-
-    def narrow(module: nn.Module, inputs: object, output: object) -> None:
-        module.to(dtype)  # exact: these values were of this type before
-
-    umt5.shared.register_forward_hook(lambda module, inputs, embedded: embedded.float())
-    for part in (*umt5.encoder.block, umt5.encoder.final_layer_norm):
-        part.register_forward_pre_hook(widen)
-        part.register_forward_hook(narrow)
-    return encoder
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
