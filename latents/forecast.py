@@ -14,7 +14,7 @@ from common.runs import read_json
 from latents.bill import KINDS
 from latents.config import LatentsConfig
 from latents.encode import Encoders, encode_clip
-from omniavatar.video.images import nearest_bucket
+from omniavatar.video.buckets import nearest_bucket
 
 HALF = 2  # bytes of float16
 PER_SAMPLE = 4096  # headers, metadata and padding, about

@@ -39,7 +39,7 @@ from latents.encode import (
 )
 from omniavatar.config import LoadConfig
 from omniavatar.models import resolve_device
-from omniavatar.video.images import nearest_bucket
+from omniavatar.video.buckets import nearest_bucket
 
 Clip = Mapping[str, Any]
 ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]

@@ -1,7 +1,7 @@
 """Settings of loading and generation, presets by name, model roles, and the request for one video."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +98,17 @@ class LoadConfig:
                 "load.shard is set without load.share_sequence: blocks are sharded over the processes that generate "
                 "one video together; set both and start with torchrun, or use load.offload=blocks on one GPU."
             )
+
+
+_LATER = ("memory", "text_encoder", "largest_tile", "quantize")
+
+
+def decisive(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a GenerateConfig, as a dict, for a fingerprint: without settings of loading that came later and
+    have their defaults, so that outcomes from before stay valid."""
+    usual = asdict(LoadConfig())
+    load = {k: v for k, v in sampling["load"].items() if k not in _LATER or v != usual[k]}
+    return {**sampling, "load": load}
 
 
 @dataclass(frozen=True)

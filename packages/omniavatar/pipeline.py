@@ -16,6 +16,7 @@ from omniavatar.config import GENERATION_ROLES, GenerateConfig, LoadConfig
 from omniavatar.config import preset as settings_of
 from omniavatar.generate import chunk_starts, draw_portrait, generate_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
+from omniavatar.planning.job import job_for
 from omniavatar.video.inputs import LARGEST_SIDE, AudioInput, check_sides, decode_audio, decode_image, silent_audio
 from omniavatar.video.target import check_target
 from omniavatar.video.video_file import audio_track, settings_mark, write_avatar_video, write_settings
@@ -71,7 +72,7 @@ class OmniAvatarPipeline:
         paths = _role_paths(weights)
         load = replace(settings.pop("load", LoadConfig()), device=str(device), dtype=_DTYPES[dtype])
         config = GenerateConfig(load=load, **settings)
-        return cls(load_models(paths, load), paths, config)
+        return cls(load_models(paths, load, job_for(config)), paths, config)
 
     def __call__(
         self,
@@ -117,7 +118,8 @@ class OmniAvatarPipeline:
     def _draw(self, prompt: str, config: GenerateConfig) -> np.ndarray:
         if not prompt.strip():
             raise InputError("Neither an image nor a prompt was given; give one of them.")
-        base = load_models(replace(self.paths, adapter=None), config.load)
+        job = job_for(config, (64, 64), audio=False, frames=config.portrait_frames)
+        base = load_models(replace(self.paths, adapter=None), config.load, job)
         return draw_portrait(base, prompt, config)
 
 

@@ -162,7 +162,7 @@ def calibrate(
     from pipelines.generate.calibrate import calibrate, clip_requests, listed_requests
 
     requests = listed_requests(samples) if samples else clip_requests(folder, clips, chosen.videos.frames)
-    models = load_avatar(weights, chosen.generate.load)
+    models = load_avatar(weights, chosen.generate)
     found = calibrate(models, requests, chosen.generate, tried)
     if models.rank == 0:
         show("\n".join(found.lines()))

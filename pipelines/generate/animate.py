@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from common.constants import SAMPLES_PER_FRAME
+from common.constants import FPS, SAMPLES_PER_FRAME
 from common.media.audio import read_audio
 from common.media.video import read_video
 from common.runs import RunFolder, fingerprint
-from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, LoadConfig, Request
+from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, Request
 from omniavatar.generate import chunk_starts, draw_portrait, stream_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
+from omniavatar.planning.job import job_for
 from omniavatar.video.images import fit_image, to_frames
 from omniavatar.video.inputs import Inputs
 from omniavatar.video.scene import frame_size, frames_of, with_lead_in
@@ -49,8 +50,8 @@ def animate(
     processes that generate one video together only rank 0 writes. Raises what the loaders and `stream_video` raise.
     """
     image = inputs.image if inputs.image is not None else _draw(inputs, sampling, models, out)
-    loaded = load() if load else load_avatar(models, sampling.load)
     count = frames_of(with_lead_in(inputs.audio.wave, sampling)) + sampling.keep_reference
+    loaded = load() if load else load_avatar(models, sampling, image.shape[:2], count / FPS)
     height, width = frame_size(loaded, image, sampling)
     pieces = stream_video(loaded, image, inputs.audio.wave, inputs.prompt, sampling, cache)
     if loaded.rank:
@@ -79,9 +80,16 @@ def animate(
     write_settings(out, sampling, facts)
 
 
-def load_avatar(models: Mapping[str, Path | None], config: LoadConfig) -> AvatarModels:
-    """The networks of generation with their adapter. Raises what the loaders raise."""
-    return load_models(model_paths(models, models["adapter"]), config)
+def load_avatar(
+    models: Mapping[str, Path | None],
+    config: GenerateConfig,
+    image: tuple[int, ...] | None = None,
+    seconds: float = 60.0,
+) -> AvatarModels:
+    """The networks of generation with their adapter, in a memory mode that fits videos of this length from an image of
+    this height and width, or from any. Raises what the loaders raise."""
+    size = (image[0], image[1]) if image else None
+    return load_models(model_paths(models, models["adapter"]), config.load, job_for(config, size, seconds))
 
 
 def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> ModelPaths:
@@ -91,7 +99,8 @@ def model_paths(models: Mapping[str, Path | None], adapter: Path | None) -> Mode
 
 def _draw(inputs: Inputs, sampling: GenerateConfig, models: Mapping[str, Path | None], out: Path) -> np.ndarray:
     # The base is released before the avatar model is loaded: both together need twice the memory.
-    base = load_models(model_paths(models, None), sampling.load)
+    job = job_for(sampling, (64, 64), audio=False, frames=sampling.portrait_frames)
+    base = load_models(model_paths(models, None), sampling.load, job)
     portrait = draw_portrait(base, inputs.prompt, sampling)
     if base.rank == 0:
         write_portrait(out.with_suffix(".png"), portrait)

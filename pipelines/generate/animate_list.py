@@ -14,7 +14,7 @@ from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.open import MediaError
 from common.runs import atomic_write, plain
-from omniavatar.config import GenerateConfig, Request
+from omniavatar.config import GenerateConfig, Request, decisive
 from omniavatar.models import AvatarModels
 from omniavatar.video.inputs import read_request
 from pipelines.generate.animate import animate, load_avatar
@@ -66,9 +66,15 @@ class AnimateStage(Stage[dict[str, Any]]):
     out: Path = no_effect()
     load_once: Callable[[], AvatarModels] = loaded()
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The settings, those of loading as far as they decide."""
+        params = super().params
+        return params | {"sampling": decisive(params["sampling"])}
+
     def load(self) -> None:
         """Weights are loaded for the first sample with usable inputs."""
-        self.hold(load_once=cache(partial(load_avatar, self._paths(), self.sampling.load)))
+        self.hold(load_once=cache(partial(load_avatar, self._paths(), self.sampling)))
 
     def _paths(self) -> dict[str, Path | None]:
         return {"adapter": None} | {weights.role: weights.path for weights in self.weights}

@@ -25,9 +25,10 @@ from common.ledger.store import Ledger, Outcome
 from common.media.video import read_video
 from common.media.write import write_video
 from common.runs import RunFolder, atomic_write, sha256_file
-from omniavatar.config import GENERATION_ROLES, GenerateConfig
+from omniavatar.config import GENERATION_ROLES, GenerateConfig, decisive
 from omniavatar.generate import generate_clips
 from omniavatar.models import AvatarModels, load_models
+from omniavatar.planning.job import job_for
 from omniavatar.video.chunks import ClipRequest
 from omniavatar.video.inputs import read_request
 from omniavatar.video.target import check_target
@@ -75,7 +76,7 @@ def make_videos(
     write_real(run, test, TRUTH, config.frames)
     write_real(run, others, FLOOR, config.frames)
     units = plan_units(config, test)
-    stage = VideosStage(sampling, config.frames, _weights(models), run.root)
+    stage = VideosStage(sampling, config.frames, _weights(models), run.root, config.batch)
     outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
@@ -115,6 +116,7 @@ class VideosStage(Stage[dict[str, Any]]):
     frames: int
     weights: tuple[Weights, ...]
     root: Path = no_effect()
+    batch: int = no_effect()
     loaded_models: Callable[[str], AvatarModels] = loaded()  # by method
 
     @property
@@ -122,7 +124,8 @@ class VideosStage(Stage[dict[str, Any]]):
         """The settings without `full_last_chunk`, which does not affect these single-chunk clips: outcomes of runs from
         before it existed stay valid."""
         params = super().params
-        return params | {"sampling": {k: v for k, v in params["sampling"].items() if k != "full_last_chunk"}}
+        sampling = decisive(params["sampling"])
+        return params | {"sampling": {k: v for k, v in sampling.items() if k != "full_last_chunk"}}
 
     def load(self) -> None:
         """Weights are loaded by the first batch that needs them; `base` has no adapter."""
@@ -131,7 +134,8 @@ class VideosStage(Stage[dict[str, Any]]):
 
         @cache
         def load(adapter: Path | None) -> AvatarModels:
-            return load_models(model_paths(paths, adapter), self.sampling.load)
+            job = job_for(self.sampling, audio=adapter is not None, frames=self.frames + 1, batch=self.batch)
+            return load_models(model_paths(paths, adapter), self.sampling.load, job)
 
         self.hold(loaded_models=lambda method: load(None if method == "base" else paths["adapter"]))
 

@@ -122,14 +122,16 @@ def sample(
     """
     from omniavatar.generate import generate_clips
     from omniavatar.models import load_models
+    from omniavatar.planning.job import job_for
     from omniavatar.video.chunks import ClipRequest
     from omniavatar.video.video_file import settings_mark, write_avatar_video
     from pipelines.generate.animate import clip_seed, model_paths, opening
 
-    loaded = load_models(model_paths(models, adapter), sampling.load)
     openings = [opening(run, clip["clip_id"], config.frames) for clip in clips]
     height, width = openings[0][0].shape[:2]
     settings = replace(sampling, height=height, width=width, steps=config.steps or sampling.steps)
+    job = job_for(settings, frames=config.frames + 1, batch=len(clips))
+    loaded = load_models(model_paths(models, adapter), sampling.load, job)
     made_with = settings_mark(settings, models={"adapter": hash_path(adapter)})
     for kind in (RIGHT, SWAPPED):
         turn = 0 if kind == RIGHT else 1

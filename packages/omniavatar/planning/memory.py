@@ -16,6 +16,7 @@ fragmentation (a tenth is left free), and work space of the convolutions.
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from common.constants import FPS
 from omniavatar.config import GenerateConfig, LoadConfig
 from omniavatar.planning.network import FLOAT, HALF, PATCH, Network, parameters
 from omniavatar.planning.sizes import Networks, TextSizes
@@ -36,8 +37,8 @@ SMALL = 3_600  # bytes a token: rotations, the latents in float32, condition, no
 @dataclass(frozen=True)
 class Job:
     """What is generated at a time: size in pixels, frames of a chunk and of its overlap, branches of guidance and how
-    many different texts they have, `batched`: branches of one forward pass; seconds of audio; tokens of the longest
-    prompt."""
+    many different texts they have, `batched`: branches of one forward pass; `residuals`: steps are skipped; videos of a
+    batch; seconds of audio; tokens of the longest prompt."""
 
     height: int = 480
     width: int = 832
@@ -47,6 +48,7 @@ class Job:
     texts: int = 2
     batched: int = 1
     residuals: bool = False
+    batch: int = 1
     seconds: float = 60.0
     prompt_tokens: int = 200
 
@@ -59,6 +61,33 @@ class Job:
     def tokens(self) -> int:
         """L of one branch."""
         return self.latent_frames * (self.height // 16) * (self.width // 16)
+
+
+def job_of(
+    config: GenerateConfig,
+    height: int,
+    width: int,
+    frames: int,
+    seconds: float = 60.0,
+    audio: bool = True,
+    batch: int = 1,
+) -> Job:
+    """The job of a config for videos of this size in pixels, `frames` a chunk; without `audio` the plain base's."""
+    guided = config.guidance_from < config.guidance_to
+    texts = 2 if guided and config.text_guidance != 1 else 1
+    branches = texts + (guided and audio and config.text_guidance != config.audio_guidance)
+    return Job(
+        height=height,
+        width=width,
+        frames=frames,
+        overlap=min(config.overlap, frames),
+        branches=branches,
+        texts=texts,
+        batched=branches if config.batched_guidance else 1,
+        residuals=config.cache_threshold > 0,
+        batch=batch,
+        seconds=seconds,
+    )
 
 
 class Stage(NamedTuple):
@@ -82,32 +111,40 @@ def forecast(networks: Networks, load: LoadConfig, job: Job, *, gpu: bool, half:
     Each includes what was loaded before it and stays.
     """
     size, net = (HALF if half else FLOAT), networks.transformer
-    transformer, lora = transformer_bytes(net, load, size), lora_bytes(net, size)
-    whole = transformer.block * net.layers + transformer.outside + (0 if load.merge else lora)
-    resident = whole if load.offload == "none" else transformer.outside + 2 * transformer.block
-    kept = transformer.block * net.layers if gpu and load.offload == "blocks" else 0  # in host memory, page-locked
-    text, vae = size * networks.text.weights, size * networks.vae.weights
-    audio = FLOAT * networks.audio.weights
-    merging = lora + FLOAT_COPIES * FLOAT * net.width * net.ffn if net.variant == "lora" and load.merge else 0
+    part, lora = transformer_bytes(net, load, size), lora_bytes(net, FLOAT)
+    streamed, offloaded = load.text_encoder == "streamed", load.offload == "blocks"
+    blocks = part.block * net.layers
+    host = blocks if gpu and offloaded else 0  # page-locked
+    held = part.outside + (2 * part.block if offloaded else blocks)
+    held += 0 if load.merge else lora_bytes(net, size)
+    held += blocks if offloaded and not gpu else 0
+    temporary = FLOAT_COPIES * FLOAT * net.width * net.ffn if lora or load.quantize != "none" else 0
     stages = []
 
-    def add(name: str, held: int, working: int, loading: int = 0) -> None:
-        """`held` on the device, or on the host without one; `loading` on the host before it is moved."""
-        on_host = PROCESS + (kept + loading if gpu else held + working + loading)
+    def add(name: str, working: int, loading: int = 0) -> None:
+        """`working` bytes beside what is held, on the device or on the host without one; `loading` bytes on the host
+        before they are moved."""
+        on_host = PROCESS + (host + loading if gpu else held + working + loading)
         stages.append(Stage(name, held + working if gpu else 0, on_host))
 
-    add("load transformer", resident if gpu else whole, 0, whole - kept + merging if gpu else merging)
-    add("load text encoder", resident + text, 0, text if gpu else 0)
-    add("load VAE", resident + text + vae, 0, vae if gpu else 0)
-    held = resident + text + vae + audio
-    add("load audio encoder", held, 0, audio if gpu else 0)
-    add("encode text", held, text_working(networks.text, job, size))
-    states = round(job.seconds * 25) * networks.audio.states * FLOAT
-    add("encode audio", held, audio_working(networks, job))
-    held += states
-    add("encode prefix", held, encode_working(networks, load, job, size))
-    add("sample", held, sampling_working(net, job, size))
-    add("decode", held, decode_working(networks, load, job, size))
+    # One block at a time is copied from the map of its file and merged; an extra LoRA needs all of them at once.
+    copied = blocks + part.outside - host if load.extra_lora else part.block
+    add("load transformer", 0, temporary + (lora + copied if gpu else lora if load.extra_lora else 0))
+    text = size * networks.text.weights
+    held += 0 if streamed else text
+    add("load text encoder", 0, text if gpu and not streamed else 0)
+    vae, audio = size * networks.vae.weights, FLOAT * networks.audio.weights
+    held += vae
+    add("load VAE", 0, vae if gpu else 0)
+    held += audio
+    add("load audio encoder", 0, audio if gpu else 0)
+    add("encode text", text_working(networks.text, job, size) + (2 * size * networks.text.block if streamed else 0))
+    add("encode audio", audio_working(networks, job))
+    held += round(job.seconds * FPS) * networks.audio.states * FLOAT
+    add("encode prefix", encode_working(networks, load, job, size))
+    restored = (FLOAT + size) * net.width * net.ffn if load.quantize == "int8" else 0
+    add("sample", sampling_working(net, job, size) + restored)
+    add("decode", decode_working(networks, load, job, size))
     return tuple(stages)
 
 
@@ -123,8 +160,10 @@ def transformer_bytes(net: Network, load: LoadConfig, size: int) -> Held:
     block_rest = 8 * d + 4 * d + f + d
     outside = total - net.layers * (matrices + block_floats + block_rest)
     outside_floats = time + 2 * d
+    rows = 9 * d + f  # outputs of the ten linears, a scale each
+    stored = matrices + FLOAT * rows if load.quantize == "int8" else size * matrices
     return Held(
-        block=size * (matrices + block_rest) + FLOAT * block_floats,
+        block=stored + size * block_rest + FLOAT * block_floats,
         outside=size * (outside - outside_floats) + FLOAT * outside_floats,
     )
 
@@ -138,9 +177,9 @@ def lora_bytes(net: Network, size: int) -> int:
 
 def text_working(text: TextSizes, job: Job, size: int) -> int:
     """umT5 on the prompt and the negative prompt together: scores in float32, the gated feed-forward."""
-    n = job.prompt_tokens
-    scores = 2 * text.heads * n * n * (FLOAT + size)
-    return scores + 2 * n * size * (3 * text.ffn + 6 * text.width)
+    n, prompts = job.prompt_tokens, job.batch + 1
+    scores = prompts * text.heads * n * n * (FLOAT + size)
+    return scores + prompts * n * size * (3 * text.ffn + 6 * text.width)
 
 
 def audio_working(networks: Networks, job: Job) -> int:
@@ -152,10 +191,10 @@ def audio_working(networks: Networks, job: Job) -> int:
 
 def sampling_working(net: Network, job: Job, size: int) -> int:
     """A forward pass of the transformer, and what the sampler keeps from step to step."""
-    d, tokens = net.width, job.tokens * job.batched
+    d, tokens = net.width, job.batch * job.tokens * job.batched
     pass_ = max(size * (2 * net.ffn + 6 * d), (3 * FLOAT + 7 * size) * d)
-    cache = job.texts * TEXT_LENGTH * (2 * net.layers * d * size + d * size + net.text_width * FLOAT)
-    residuals = job.branches * job.tokens * d * size if job.residuals else 0
+    cache = job.batch * job.texts * TEXT_LENGTH * (2 * net.layers * d * size + d * size + net.text_width * FLOAT)
+    residuals = job.batch * job.branches * job.tokens * d * size if job.residuals else 0
     return tokens * (pass_ + SMALL + PATCH * net.channels * FLOAT) + cache + residuals
 
 
@@ -163,7 +202,7 @@ def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int) ->
     """The VAE on the frames that a chunk starts from: the image, then the overlap."""
     tile = _tile_pixels(networks, load, job)
     video = job.overlap * job.height * job.width * 3 * (size + FLOAT)
-    return round(_units(ENCODE_UNITS[size], job.overlap) * size * networks.vae.base * tile) + video
+    return job.batch * (round(_units(ENCODE_UNITS[size], job.overlap) * size * networks.vae.base * tile) + video)
 
 
 def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int) -> int:
@@ -173,7 +212,7 @@ def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int) ->
     shared = 1.0 if tiles is None else _shared(tiles, job)
     unit = _units(DECODE_UNITS[size], job.frames) * size * networks.vae.base * tile
     decoder = max(unit + shared * video * size, (shared + 4) * video * size)
-    return round(max(decoder, VIDEO_COPIES * FLOAT * video))
+    return round(job.batch * max(decoder, VIDEO_COPIES * FLOAT * video))
 
 
 def _units(table: dict[int, float], frames: int) -> float:
@@ -195,22 +234,3 @@ def _tile_pixels(networks: Networks, load: LoadConfig, job: Job) -> float:
     tiles = _tiles(load, job)
     pixels = job.height * job.width if tiles is None else tiles.height * tiles.width * PIXELS**2
     return pixels / networks.vae.patch**2
-
-
-def job_of(config: GenerateConfig, height: int, width: int, frames: int, seconds: float, has_audio: bool = True) -> Job:
-    """The job of a config for one video of this size, `frames` a chunk."""
-    scales = (config.text_guidance, config.audio_guidance) if has_audio else (config.text_guidance, 1.0)
-    guided = config.guidance_from < config.guidance_to
-    texts = 2 if guided and scales[0] != 1 else 1
-    branches = 1 + (texts == 2) + (has_audio and scales[0] != scales[1]) if guided else 1
-    return Job(
-        height=height,
-        width=width,
-        frames=frames,
-        overlap=min(config.overlap, frames),
-        branches=branches,
-        texts=texts,
-        batched=branches if config.batched_guidance else 1,
-        residuals=config.cache_threshold > 0,
-        seconds=seconds,
-    )

@@ -18,8 +18,9 @@ from omniavatar.encoders.text import pad_text
 from omniavatar.model.residual_cache import modulation_changes, plan_steps, polynomial_of
 from omniavatar.model.transformer import build_condition
 from omniavatar.models import AvatarModels
+from omniavatar.video.buckets import choose_size
 from omniavatar.video.chunks import FIRST_PREFIX, Chunk, ClipRequest
-from omniavatar.video.images import choose_size, fit_image
+from omniavatar.video.images import fit_image
 from omniavatar.video.sampler import Guidance, denoise
 
 
