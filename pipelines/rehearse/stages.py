@@ -13,7 +13,7 @@ from common.progress import MetricLog
 from common.runs import RunFolder
 from latents.bill import last_bill
 from omniavatar.video.chunks import frames_for_tokens
-from omniavatar.video.images import choose_size
+from omniavatar.video.buckets import choose_size
 from pipelines.config import DrawnConfig
 from pipelines.recipe import Recipe
 
