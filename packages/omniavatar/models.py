@@ -202,14 +202,15 @@ def _load_text_encoder(
     paths: ModelPaths, config: LoadConfig, device: torch.device, dtype: torch.dtype, parts: SequenceGroup | None
 ) -> TextEncoder:
     streamed = config.text_encoder == "streamed" and parts is None
-    encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype, mapped=streamed)
+    mapped = streamed or (device.type == "cuda" and parts is None)  # no whole copy on the host on the way to the GPU
+    encoder = load_text_encoder(paths.text_encoder, paths.tokenizer, dtype, mapped=mapped)
     umt5 = encoder.model
     if parts:
         shard_blocks(umt5, [umt5.shared, *umt5.encoder.block], parts, device, config.offload == "blocks")
     elif streamed:
         stream_text_encoder(encoder, device, dtype)
     else:
-        umt5.to(device)
+        umt5.to(device, dtype)
     return encoder
 
 

@@ -28,7 +28,9 @@ def generate(
     ] = None,
     audio: Annotated[Path | None, typer.Option(help="audio the person speaks: wav, mp3, flac, m4a, mp4, ...")] = None,
     prompt: Annotated[str, typer.Option(help="first frame, behaviour, background")] = "",
-    seconds: Annotated[float, typer.Option(help="without --audio: length of a silent video")] = 0.0,
+    seconds: Annotated[
+        float, typer.Option(help="without --audio: length of a silent video; with --plan: of the video (60)")
+    ] = 0.0,
     samples: Annotated[
         Path | None,
         typer.Option("--list", help="prompt@@image@@audio lines, .csv, .jsonl or .json; --out is then a folder"),
@@ -40,6 +42,16 @@ def generate(
     measure: Annotated[
         bool, typer.Option("--measure", help="also measure drift of colours, of likeness and at joins, for the JSON")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="only say memory mode, peak memory and time; needs no weights")
+    ] = False,
+    gpu: Annotated[
+        str, typer.Option(help="with --plan: a card such as 'RTX 4090', or all (default: this machine)")
+    ] = "",
+    host_memory: Annotated[
+        float | None,
+        typer.Option(help="with --plan: GB of host memory (default: free here; 64 with --gpu)", callback=within(1)),
+    ] = None,
     recipe: RecipeOption = "demo",
     run: RunOption = None,
     settings: SetOption = None,
@@ -52,6 +64,10 @@ def generate(
     """Image + audio + prompt to a talking video of any length; alone, the videos of the recipe."""
     setup_logging(verbose)
     changes = _settings(preset, settings, retry)
+    if plan:
+        return _plan(image, seconds or 60.0, gpu, host_memory, recipe, changes)
+    if gpu or host_memory:
+        raise typer.BadParameter("--gpu and --host-memory belong to --plan; add it.")
     if samples is not None:
         folder = out if out != OUT else samples.with_suffix("")
         return _make_list(samples, seconds, folder, preset, measure, recipe, changes)
@@ -76,6 +92,35 @@ def generate(
 
     animate(request, inputs, chosen.generate, weights, out, cache, preset, measure=measure)
     show(out)
+
+
+def _plan(
+    image: Path | None, seconds: float, gpu: str, host_memory: float | None, recipe: str, changes: tuple[str, ...]
+) -> None:
+    from omniavatar.planning.modes import free_host_memory
+    from omniavatar.planning.sizes import networks_of
+    from pipelines.generate.plan import ASSUMED_HOST, forecast_video, local_device, plan_lines, table_lines
+    from pipelines.recipe import read_recipe
+    from training.planning.devices import DEVICES, named_device
+
+    chosen = read_recipe(recipe, changes)
+    networks, config = networks_of(chosen.named_models()), chosen.generate
+    host = host_memory * 1e9 if host_memory else ASSUMED_HOST if gpu else free_host_memory()
+    size = _image_size(image) if image else None
+    if gpu == "all":
+        forecasts = [forecast_video(config, networks, device, host, seconds, size) for device in DEVICES]
+        forecasts.sort(key=lambda each: (each.device.memory, each.device.flops))
+        return show("\n".join(table_lines(forecasts)))
+    device = named_device(gpu) if gpu else local_device()
+    forecast = forecast_video(config, networks, device, host, seconds, size)
+    show("\n".join(plan_lines(forecast, config, networks, host)))
+
+
+def _image_size(image: Path) -> tuple[int, int]:
+    from omniavatar.video.inputs import decode_image
+
+    height, width = decode_image(image)[0].shape[:2]
+    return height, width
 
 
 def _make_list(

@@ -17,7 +17,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Dense bfloat16 operations per second, bytes of memory, bytes per second from another device of the machine.
+    """Dense bfloat16 operations per second, bytes of memory, bytes per second from another device of the machine, and
+    from the host's memory (0 where there is none of its own).
 
     `words` are parts of the name that the driver reports.
     """
@@ -27,17 +28,69 @@ class Device:
     memory: float
     link: float
     words: tuple[str, ...] = ()
+    host_link: float = 0.0
 
 
-# Vendors' figures: bfloat16 without sparsity; the link is one direction of NVLink, else of PCIe 4.
+PCIE_3, PCIE_4, PCIE_5 = 16e9, 32e9, 64e9  # bytes per second of 16 lanes in one direction
+PCIE_4_X8 = PCIE_4 / 2
+
+
+def _card(name: str, tera: float, gigabytes: float, pcie: float = PCIE_4, words: str = "") -> Device:
+    """A card without NVLink; its memory is counted in binary gigabytes, as its driver does."""
+    return Device(name, tera * 1e12, gigabytes * GIB, pcie, tuple((words or name).split()), pcie)
+
+
+# Vendors' figures: bfloat16 without sparsity, accumulated in float32; the link is one direction of NVLink, else PCIe.
+# Data centre: NVIDIA's data sheets. GeForce: the architecture papers of GA102, AD102 and GB202, where tensor cores
+# reach twice the float32 figure. Laptops: twice the float32 of the highest power; many makers allow less. T4: no
+# bfloat16 in hardware, so its float32 figure.
 DEVICES = (
-    Device("A100-40GB", 312e12, 40 * GIB, 300e9, ("A100", "40GB")),
-    Device("A100-80GB", 312e12, 80 * GIB, 300e9, ("A100", "80GB")),
-    Device("A800-80GB", 312e12, 80 * GIB, 200e9, ("A800", "80GB")),
-    Device("H100", 989e12, 80 * GIB, 450e9, ("H100", "HBM3")),
-    Device("H800", 989e12, 80 * GIB, 200e9, ("H800",)),
-    Device("H200", 989e12, 141e9, 450e9, ("H200",)),
-    Device("L40S", 362e12, 48e9, 32e9, ("L40S",)),
+    Device("A100-40GB", 312e12, 40 * GIB, 300e9, ("A100", "40GB"), PCIE_4),
+    Device("A100-80GB", 312e12, 80 * GIB, 300e9, ("A100", "80GB"), PCIE_4),
+    Device("A800-80GB", 312e12, 80 * GIB, 200e9, ("A800", "80GB"), PCIE_4),
+    Device("H100", 989e12, 80 * GIB, 450e9, ("H100", "HBM3"), PCIE_5),
+    Device("H100 PCIe", 756e12, 80 * GIB, PCIE_5, ("H100", "PCIe"), PCIE_5),
+    Device("H800", 989e12, 80 * GIB, 200e9, ("H800",), PCIE_5),
+    Device("H200", 989e12, 141e9, 450e9, ("H200",), PCIE_5),
+    Device("L40S", 362e12, 48e9, 32e9, ("L40S",), PCIE_4),
+    _card("L40", 181, 48),
+    _card("L4", 121, 24),
+    _card("A40", 150, 48),
+    _card("A30", 165, 24),
+    _card("A10G", 70, 24),
+    _card("A10", 125, 24),
+    _card("T4", 8.1, 16, PCIE_3),
+    _card("RTX PRO 6000 Blackwell", 504, 96, PCIE_5, "RTX PRO 6000"),
+    _card("RTX 6000 Ada", 364, 48),
+    _card("RTX 5000 Ada", 261, 32),
+    _card("RTX A6000", 155, 48),
+    _card("RTX A5000", 111, 24),
+    _card("RTX A4000", 76.7, 16),
+    _card("RTX 5090 Laptop", 63.6, 24, PCIE_4),
+    _card("RTX 5090", 210, 32, PCIE_5),
+    _card("RTX 5080", 113, 16, PCIE_5),
+    _card("RTX 5070 Ti", 87.9, 16, PCIE_5),
+    _card("RTX 5070", 61.7, 12, PCIE_5),
+    _card("RTX 5060 Ti", 47.4, 16, PCIE_5 / 2),
+    _card("RTX 4090 Laptop", 66, 16, PCIE_4),
+    _card("RTX 4090", 165, 24),
+    _card("RTX 4080 Laptop", 49, 12, PCIE_4),
+    _card("RTX 4080 SUPER", 104, 16),
+    _card("RTX 4080", 97.5, 16),
+    _card("RTX 4070 Laptop", 31, 8, PCIE_4_X8),
+    _card("RTX 4070 Ti SUPER", 88.2, 16),
+    _card("RTX 4070 Ti", 80.2, 12),
+    _card("RTX 4070 SUPER", 71, 12),
+    _card("RTX 4070", 58.3, 12),
+    _card("RTX 4060 Laptop", 23, 8, PCIE_4_X8),
+    _card("RTX 4060 Ti", 44.1, 8, PCIE_4_X8),
+    _card("RTX 4060", 30.2, 8, PCIE_4_X8),
+    _card("RTX 3090 Ti", 80, 24),
+    _card("RTX 3090", 71, 24),
+    _card("RTX 3080 Ti", 68, 12),
+    _card("RTX 3080", 59.5, 10),
+    _card("RTX 3070", 40.6, 8),
+    _card("RTX 3060", 25.5, 12),
 )
 
 
@@ -51,11 +104,20 @@ class Peak:
 
 def named_device(name: str) -> Device:
     """The device of this name, here or in its driver. Raises InputError listing the known ones."""
+    asked = _letters(name)
     for device in DEVICES:
-        if name.lower() == device.name.lower() or all(word in name for word in device.words):
+        if asked == _letters(device.name):
+            return device
+    for device in DEVICES:
+        if all(word in name.replace("-", " ").split() for word in device.words):
             return device
     names = ", ".join(device.name for device in DEVICES)
     raise InputError(f"There are no figures of the device {name!r}; expected one of {names}.")
+
+
+def _letters(name: str) -> str:
+    short = name.lower().replace("nvidia", "").replace("geforce", "")
+    return "".join(letter for letter in short if letter.isalnum())
 
 
 def this_device() -> Device:

@@ -29,6 +29,8 @@ FLOAT_COPIES = 3  # of the largest weight, while a LoRA is merged into it
 # Tensors of (tile pixels x base channels) that the VAE holds at its peak, by the frames that it has seen.
 ENCODE_UNITS = {HALF: {1: 10.1, 5: 34.7, 9: 39.1}, FLOAT: {1: 10.1, 5: 31.7, 9: 37.0}}
 DECODE_UNITS = {HALF: {1: 18.1, 5: 50.8, 9: 53.1}, FLOAT: {1: 18.1, 5: 47.8, 9: 51.0}}
+# On a CPU the convolutions reorder their inputs and outputs, bf16 and float32 differently.
+REORDERED = {HALF: (6.0, 6.0), FLOAT: (7.0, 14.0)}  # more such tensors: encoding, decoding
 VIDEO_COPIES = 5  # of a chunk's video in float32, while its colours are corrected
 AUDIO_COPIES = 2.5  # of the first convolution's output
 SMALL = 3_600  # bytes a token: rotations, the latents in float32, condition, noise, velocity
@@ -132,7 +134,7 @@ def forecast(networks: Networks, load: LoadConfig, job: Job, *, gpu: bool, half:
     add("load transformer", 0, temporary + (lora + copied if gpu else lora if load.extra_lora else 0))
     text = size * networks.text.weights
     held += 0 if streamed else text
-    add("load text encoder", 0, text if gpu and not streamed else 0)
+    add("load text encoder", 0)  # copied from the map of its file tensor by tensor
     vae, audio = size * networks.vae.weights, FLOAT * networks.audio.weights
     held += vae
     add("load VAE", 0, vae if gpu else 0)
@@ -141,10 +143,10 @@ def forecast(networks: Networks, load: LoadConfig, job: Job, *, gpu: bool, half:
     add("encode text", text_working(networks.text, job, size) + (2 * size * networks.text.block if streamed else 0))
     add("encode audio", audio_working(networks, job))
     held += round(job.seconds * FPS) * networks.audio.states * FLOAT
-    add("encode prefix", encode_working(networks, load, job, size))
+    add("encode prefix", encode_working(networks, load, job, size, gpu))
     restored = (FLOAT + size) * net.width * net.ffn if load.quantize == "int8" else 0
     add("sample", sampling_working(net, job, size) + restored)
-    add("decode", decode_working(networks, load, job, size))
+    add("decode", decode_working(networks, load, job, size, gpu))
     return tuple(stages)
 
 
@@ -198,20 +200,21 @@ def sampling_working(net: Network, job: Job, size: int) -> int:
     return tokens * (pass_ + SMALL + PATCH * net.channels * FLOAT) + cache + residuals
 
 
-def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int) -> int:
+def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool) -> int:
     """The VAE on the frames that a chunk starts from: the image, then the overlap."""
     tile = _tile_pixels(networks, load, job)
     video = job.overlap * job.height * job.width * 3 * (size + FLOAT)
-    return job.batch * (round(_units(ENCODE_UNITS[size], job.overlap) * size * networks.vae.base * tile) + video)
+    units = _units(ENCODE_UNITS[size], job.overlap) + (0 if gpu else REORDERED[size][0])
+    return job.batch * (round(units * size * networks.vae.base * tile) + video)
 
 
-def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int) -> int:
+def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool) -> int:
     """The VAE's decoder on a chunk, or the correction of the decoded video, whichever holds more."""
     tile, tiles = _tile_pixels(networks, load, job), _tiles(load, job)
     video = job.frames * job.height * job.width * 3
     shared = 1.0 if tiles is None else _shared(tiles, job)
-    unit = _units(DECODE_UNITS[size], job.frames) * size * networks.vae.base * tile
-    decoder = max(unit + shared * video * size, (shared + 4) * video * size)
+    units = _units(DECODE_UNITS[size], job.frames) + (0 if gpu else REORDERED[size][1])
+    decoder = max(units * size * networks.vae.base * tile + shared * video * size, (shared + 4) * video * size)
     return round(job.batch * max(decoder, VIDEO_COPIES * FLOAT * video))
 
 
