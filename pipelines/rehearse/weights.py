@@ -290,10 +290,11 @@ def _write_torch(path: Path, tensors: Tensors, values: RandomValues) -> None:
     """What `torch.save` writes of a dict of tensors, which it would need to have in memory all at once."""
     pickled = io.BytesIO()
     _Pickler(pickled, protocol=2).dump({name: _Empty(key, *what) for key, (name, what) in enumerate(tensors.items())})
-    writer: Any = torch._C.PyTorchFileWriter(str(path))
-    writer.write_record("data.pkl", pickled.getvalue(), len(pickled.getvalue()))
-    writer.write_record("byteorder", b"little", 6)
-    for key, (name, (shape, dtype)) in enumerate(tensors.items()):
-        storage = values.tensor(name, shape, dtype).untyped_storage()
-        writer.write_record(f"data/{key}", storage, storage.nbytes())
-    writer.write_end_of_file()
+    with open(path, "wb") as file:  # by its path the archive would get the name of a temporary file
+        writer: Any = torch._C.PyTorchFileWriter(file)
+        writer.write_record("data.pkl", pickled.getvalue(), len(pickled.getvalue()))
+        writer.write_record("byteorder", b"little", 6)
+        for key, (name, (shape, dtype)) in enumerate(tensors.items()):
+            storage = values.tensor(name, shape, dtype).untyped_storage()
+            writer.write_record(f"data/{key}", storage, storage.nbytes())
+        writer.write_end_of_file()

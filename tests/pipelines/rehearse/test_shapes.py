@@ -22,7 +22,9 @@ def test_transformer_and_adapter_have_the_published_tensors(base, tensors, value
 
 
 def test_encoders_have_the_published_files():
-    found = {file.path: file for role in GENERATION_ROLES for file in files_of(role, published_sizes("wan2.1-t2v-1.3b"))}
+    found = {
+        file.path: file for role in GENERATION_ROLES for file in files_of(role, published_sizes("wan2.1-t2v-1.3b"))
+    }
     umt5, vae = found["models_t5_umt5-xxl-enc-bf16.pth"], found["Wan2.1_VAE.pth"]
     assert len(umt5.tensors) == 242 and umt5.bytes == 11_361_820_672
     assert {dtype for _, dtype in umt5.tensors.values()} == {torch.bfloat16}
