@@ -87,24 +87,25 @@ def _count(role: str, sizes: Sizes) -> int:
     return sum(math.prod(shape) for file in files_of(role, sizes) for shape, _ in file.tensors.values())
 
 
-def choose_depth(whole: Sizes, fixed: Collection[str], layers: int, fits: Callable[[Sizes], bool]) -> Sizes:
+def choose_depth(whole: Sizes, fixed: Collection[str], layers: int, lacks: Callable[[Sizes], str]) -> Sizes:
     """The deepest models that fit: first blocks of the transformer, then of the text encoder.
 
-    `fixed`: roles that are there, and as deep as they are; `layers` above 0 is chosen instead of what fits. Raises
-    InputError where not even the fewest blocks fit.
+    `fixed`: roles that are there, and as deep as they are; `layers` above 0 is chosen instead of what fits. `lacks`
+    says what models of some sizes have no room for, "" when they fit. Raises InputError where not even the fewest
+    blocks fit.
     """
     if layers:
         return _cut(whole, fixed, layers, layers)
-    if fits(whole):
+    if not lacks(whole):
         return whole
     least = _cut(whole, fixed, FEWEST_BLOCKS, FEWEST_TEXT_BLOCKS)
-    if not fits(least):
+    if reason := lacks(least):
         raise InputError(
-            f"Not even {least.layers} blocks of the transformer and {least.text_layers} of the text encoder fit into "
-            "the memory and the disk that are free; free some, or choose another --to."
+            f"There is no room for {least.layers} blocks of the transformer and {least.text_layers} of the text "
+            f"encoder: {reason}. Free some, rehearse fewer --steps, or choose another --to."
         )
-    deep = _deepest(whole.layers, least.layers, lambda n: fits(_cut(whole, fixed, n, least.text_layers)))
-    text = _deepest(whole.text_layers, least.text_layers, lambda n: fits(_cut(whole, fixed, deep, n)))
+    deep = _deepest(whole.layers, least.layers, lambda n: not lacks(_cut(whole, fixed, n, least.text_layers)))
+    text = _deepest(whole.text_layers, least.text_layers, lambda n: not lacks(_cut(whole, fixed, deep, n)))
     return _cut(whole, fixed, deep, text)
 
 

@@ -85,22 +85,30 @@ def rehearse(
         random = random_roles([role for role in named if role not in present], sizes, to / WEIGHTS, base)
         return sum(role.bytes for role in random) + results_bytes(options.steps, sizes)
 
+    names = [stage.name for stage in stages(to, options.steps, to, to, "")]
     memory, device = free_host_memory(), torch.cuda.mem_get_info()[0] if gpu else 0
     room = (shutil.disk_usage(_nearest(to)).free if options.free is None else options.free) + _bytes_of_ours(
         to / WEIGHTS
     )
 
-    def fits(sizes: Sizes) -> bool:
+    def lacks(sizes: Sizes) -> str:
         networks = networks_before(sizes, present)
         in_mode = with_memory_mode(own, networks, clip, device, memory)
-        peaks = [foresee(stage.name, networks, in_mode, clip, gpu) for stage in stages(to, options.steps, to, to, "")]
-        on_device = not gpu or max(peak.device for peak in peaks) <= USABLE * device
-        return on_device and max(peak.host for peak in peaks) <= USABLE * memory and needed(sizes) <= room
+        peaks = {name: foresee(name, networks, in_mode, clip, gpu) for name in names}
+        largest = max(peaks, key=lambda name: peaks[name].host)
+        if peaks[largest].host > USABLE * memory:
+            return f"{largest} takes {gigabytes(peaks[largest].host)} of memory, {gigabytes(memory)} are free"
+        largest = max(peaks, key=lambda name: peaks[name].device)
+        if gpu and peaks[largest].device > USABLE * device:
+            return f"{largest} takes {gigabytes(peaks[largest].device)} of the GPU, {gigabytes(device)} are free"
+        if (written := needed(sizes)) > room:
+            return f"{gigabytes(written)} are written to {to}, where only {gigabytes(room)} are free"
+        return ""
 
     before = read_json(to / RESULTS) if (to / RESULTS).exists() else {}
     sizes = _as_before(before, whole, options)
-    if sizes is None or not fits(sizes):
-        sizes = choose_depth(whole, present, options.layers, fits)
+    if sizes is None or lacks(sizes):
+        sizes = choose_depth(whole, present, options.layers, lacks)
     why = "--layers" if options.layers else f"{gigabytes(memory)} of memory and {gigabytes(room)} of disk are free"
     say(depth_sentence(sizes, whole, why))
     random = random_roles([role for role in named if role not in present], sizes, to / WEIGHTS, base)

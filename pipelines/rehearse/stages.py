@@ -12,8 +12,8 @@ from common.executors.config import ExecutorConfig
 from common.progress import MetricLog
 from common.runs import RunFolder
 from latents.bill import last_bill
-from omniavatar.video.chunks import frames_for_tokens
 from omniavatar.video.buckets import choose_size
+from omniavatar.video.chunks import frames_for_tokens
 from pipelines.config import DrawnConfig
 from pipelines.recipe import Recipe
 

@@ -18,17 +18,19 @@ def test_the_base_is_known_from_the_folders_of_the_recipe():
 
 
 def test_depth_is_what_fits_first_of_the_transformer_then_of_the_text_encoder():
-    sizes = choose_depth(WHOLE, (), 0, lambda tried: 10 * tried.layers + tried.text_layers <= 137)
+    sizes = choose_depth(WHOLE, (), 0, lambda tried: "too much" * (10 * tried.layers + tried.text_layers > 137))
     assert (sizes.layers, sizes.text_layers) == (13, 7)
-    assert choose_depth(WHOLE, (), 0, lambda tried: True) == WHOLE
-    assert choose_depth(WHOLE, (), 6, lambda tried: False).layers == 6
-    with pytest.raises(InputError, match="Not even 4 blocks of the transformer and 2 of the text encoder"):
-        choose_depth(WHOLE, (), 0, lambda tried: False)
+    assert choose_depth(WHOLE, (), 0, lambda tried: "") == WHOLE
+    assert choose_depth(WHOLE, (), 6, lambda tried: "2 GB too much").layers == 6
+    with pytest.raises(
+        InputError, match="no room for 4 blocks of the transformer and 2 of the text encoder: 2 GB too much"
+    ):
+        choose_depth(WHOLE, (), 0, lambda tried: "2 GB too much")
 
 
 def test_what_is_there_keeps_its_depth():
-    assert choose_depth(WHOLE, ("adapter",), 4, lambda tried: True).layers == 40
-    assert choose_depth(WHOLE, ("text_encoder",), 4, lambda tried: True).text_layers == 24
+    assert choose_depth(WHOLE, ("adapter",), 4, lambda tried: "").layers == 40
+    assert choose_depth(WHOLE, ("text_encoder",), 4, lambda tried: "").text_layers == 24
 
 
 def test_networks_of_absent_weights_are_those_that_will_be_written():
