@@ -3,19 +3,20 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.constants import FPS
 from common.recipe import dump_recipe
 from common.runs import atomic_write, fingerprint, read_json
 from common.signals import Stopped
-from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES
+from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES, MemoryMode
 from omniavatar.planning.modes import USABLE, free_host_memory
-from omniavatar.planning.sizes import networks_of
+from omniavatar.planning.sizes import Networks, networks_of
 from pipelines.drawn import draw_long_input
 from pipelines.models.published import gigabytes
 from pipelines.recipe import Recipe
@@ -28,20 +29,31 @@ from pipelines.rehearse.depth import (
     whole_sizes,
 )
 from pipelines.rehearse.forecast import foresee, results_bytes, with_memory_mode
-from pipelines.rehearse.results import Results
+from pipelines.rehearse.results import RESULTS, Results
 from pipelines.rehearse.shapes import PROMPT, Sizes
-from pipelines.rehearse.stages import EXPORTED, GENERATION, RECIPE_FILE, RUN, Clip, clip_of, rehearsal_recipe, stages
+from pipelines.rehearse.stages import (
+    EXPORTED,
+    GENERATION,
+    RECIPE_FILE,
+    RUN,
+    Clip,
+    Stage,
+    clip_of,
+    rehearsal_recipe,
+    stages,
+)
 from pipelines.rehearse.weights import (
+    RandomRole,
+    bytes_of_ours,
     check_room,
     identity,
     missing_files,
-    read_marker,
     remove_random,
     write_missing,
 )
 from pipelines.roles import require
 
-RESULTS, WEIGHTS, INPUTS = "rehearsal.json", "random-weights", "inputs"
+WEIGHTS, INPUTS = "random-weights", "inputs"
 VERSION = 1  # of what a stage does; results of another are measured again
 
 
@@ -66,78 +78,35 @@ def rehearse(
     whole: Sizes | None = None,
     clip: Clip | None = None,
 ) -> dict[str, Any]:
-    """Rehearse a recipe; returns what `rehearsal.json` holds. `say` is told of each thing as it begins.
+    """Rehearse a recipe; returns what `rehearsal.json` holds. `say` gets a sentence for each thing as it begins.
 
     `whole`: sizes of what is absent, None for those of the recipe's base; `clip` None is one for this machine. Raises
     InputError where disk or memory are too small, and for a base whose shapes are not known; ExistingFileError for a
-    file that is not ours where one would be written; Stopped by a signal, with everything left for the next call.
+    file that is not ours where one would be written; Stopped by a signal, with everything kept for the next call.
     """
     deadline = time.monotonic() + 60 * options.minutes
     to, gpu = options.to, torch.cuda.is_available()
-    asked = GENERATION_ROLES if {"generate", "train"} & set(options.steps) else ENCODER_ROLES
-    named = require(recipe.named_models(), asked)
-    present = {role: path for role, path in named.items() if path.exists()}
-    own = rehearsal_recipe(recipe, clip := clip or clip_of(recipe, gpu), gpu)
-    whole = whole or whole_sizes(named)
-    base = base_entry(named) if len(present) < len(named) else ""
-
-    def needed(sizes: Sizes) -> int:
-        random = random_roles([role for role in named if role not in present], sizes, to / WEIGHTS, base)
-        return sum(role.bytes for role in random) + results_bytes(options.steps, sizes)
-
-    names = [stage.name for stage in stages(to, options.steps, to, to, "")]
-    memory, device = free_host_memory(), torch.cuda.mem_get_info()[0] if gpu else 0
-    room = (shutil.disk_usage(_nearest(to)).free if options.free is None else options.free) + _bytes_of_ours(
-        to / WEIGHTS
-    )
-
-    def lacks(sizes: Sizes) -> str:
-        networks = networks_before(sizes, present)
-        in_mode = with_memory_mode(own, networks, clip, device, memory)
-        peaks = {name: foresee(name, networks, in_mode, clip, gpu) for name in names}
-        largest = max(peaks, key=lambda name: peaks[name].host)
-        if peaks[largest].host > USABLE * memory:
-            return f"{largest} takes {gigabytes(peaks[largest].host)} of memory, {gigabytes(memory)} are free"
-        largest = max(peaks, key=lambda name: peaks[name].device)
-        if gpu and peaks[largest].device > USABLE * device:
-            return f"{largest} takes {gigabytes(peaks[largest].device)} of the GPU, {gigabytes(device)} are free"
-        if (written := needed(sizes)) > room:
-            return f"{gigabytes(written)} are written to {to}, where only {gigabytes(room)} are free"
-        return ""
-
+    setting = _setting(recipe, options, clip or clip_of(recipe, gpu), whole, gpu)
     before = read_json(to / RESULTS) if (to / RESULTS).exists() else {}
-    sizes = _as_before(before, whole, options)
-    if sizes is None or lacks(sizes):
-        sizes = choose_depth(whole, present, options.layers, lacks)
-    why = "--layers" if options.layers else f"{gigabytes(memory)} of memory and {gigabytes(room)} of disk are free"
-    say(depth_sentence(sizes, whole, why))
-    random = random_roles([role for role in named if role not in present], sizes, to / WEIGHTS, base)
-    missing, damage = missing_files(random)
-    for sentence in damage:
-        say(f"{sentence}: it is written again")
-    for role, path in present.items():
+    sizes = setting.choose(before)
+    say(depth_sentence(sizes, setting.whole, setting.reason))
+    for role, path in setting.present.items():
         say(f"{role}: {path} is there and is used")
-    if random:
-        say(check_room(missing, results_bytes(options.steps, sizes), to / WEIGHTS, options.free))
-    began = time.monotonic()
-    write_missing(random, missing, say)
-    paths = present | {role.role: role.path for role in random}
+    random, began = setting.random(sizes), time.monotonic()
+    missing = _write(random, options, sizes, say)
+    paths = setting.present | {role.role: role.path for role in random}
     networks = networks_of(dict(paths))
-    if before.get("sizes") == asdict(sizes):  # the mode that was measured, whatever is free now
-        load = replace(own.generate.load, memory=before["mode"])
-        own = replace(own, generate=replace(own.generate, load=load))
-    own = with_memory_mode(own, networks, clip, device, memory)
+    own = setting.in_mode(networks, before.get("mode", "auto") if before.get("sizes") == asdict(sizes) else "auto")
     own = replace(own, models={role: str(path.absolute()) for role, path in paths.items()})
     with atomic_write(to / RECIPE_FILE) as file:
         file.write_text(dump_recipe(own), "utf-8")
-    request = draw_long_input(to / INPUTS, seconds=(clip.frames - 1) / 25)
-    todo = stages(to, options.steps, to / INPUTS / "portrait.png", to / INPUTS / "voice.wav", PROMPT)
-    results = Results(to, fingerprint([VERSION, identity(paths, random), dump_recipe(own), str(request.image)]))
+    draw_long_input(to / INPUTS, seconds=(setting.clip.frames - 1) / FPS)
+    results = Results(to, fingerprint([VERSION, identity(paths, random), dump_recipe(own)]))
     results.content |= {
         "recipe": recipe.name,
-        "clip": asdict(clip),
+        "clip": asdict(setting.clip),
         "sizes": asdict(sizes),
-        "whole": asdict(whole),
+        "whole": asdict(setting.whole),
         "layers": options.layers,
         "mode": own.generate.load.memory,
         "weights_bytes": sum(role.bytes for role in random),
@@ -145,30 +114,112 @@ def rehearse(
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if gpu else "",
     }
-    forecasts = {stage.name: asdict(foresee(stage.name, networks, own, clip, gpu)) for stage in todo}
+    todo = setting.stages()
+    forecasts = {stage.name: asdict(foresee(stage.name, networks, own, setting.clip, gpu)) for stage in todo}
     try:
         results.run(todo, forecasts, deadline, say)
     except Stopped as stop:
         stop.add_note(f"what was measured is in {to / RESULTS}, the random weights stay in {to / WEIGHTS} until then")
         raise
     if not options.keep:
-        freed = clean(to)
-        say(f"removed {gigabytes(freed)} of random weights and results; --keep leaves them in {to}")
+        say(f"removed {gigabytes(clean(to))} of random weights and results; --keep leaves them in {to}")
     return results.content
 
 
-def _as_before(before: dict[str, Any], whole: Sizes, options: Options) -> Sizes | None:
-    """The depth of the rehearsal before, so that one that was killed goes on with its weights; None for another one."""
-    if not before or before.get("whole") != asdict(whole) or before.get("layers") != options.layers:
-        return None
-    return Sizes(**before["sizes"])
+@dataclass(frozen=True)
+class _Setting:
+    """What is rehearsed of a recipe, and with what: `named` are its paths, `present` those that exist, `base` the
+    published base whose shapes the others get, `own` the recipe of the rehearsal without weights. Free bytes of
+    `memory`, `device` (0 without a GPU) and disk (`room`)."""
+
+    options: Options
+    clip: Clip
+    whole: Sizes
+    named: Mapping[str, Path]
+    present: dict[str, Path]
+    base: str
+    own: Recipe
+    memory: int
+    device: int
+    room: int
+
+    @property
+    def reason(self) -> str:
+        """Why models are no deeper."""
+        if self.options.layers:
+            return "--layers"
+        return f"{gigabytes(self.memory)} of memory and {gigabytes(self.room)} of disk are free"
+
+    def stages(self) -> list[Stage]:
+        """The stages of the steps that were asked for."""
+        inputs = self.options.to / INPUTS
+        return stages(self.options.to, self.options.steps, inputs / "portrait.png", inputs / "voice.wav", PROMPT)
+
+    def random(self, sizes: Sizes) -> list[RandomRole]:
+        """The roles that get random weights."""
+        absent = [role for role in self.named if role not in self.present]
+        return random_roles(absent, sizes, self.options.to / WEIGHTS, self.base)
+
+    def choose(self, before: Mapping[str, Any]) -> Sizes:
+        """The depth of the rehearsal `before`, so that one that was killed goes on with its weights, or a new one."""
+        if before.get("whole") == asdict(self.whole) and before["layers"] == self.options.layers:
+            sizes = Sizes(**before["sizes"])
+            if not self.lacks(sizes):
+                return sizes
+        return choose_depth(self.whole, self.present, self.options.layers, self.lacks)
+
+    def in_mode(self, networks: Networks, mode: MemoryMode) -> Recipe:
+        """`own` in this memory mode of generation, with "auto" in the one that fits what is free."""
+        load = self.own.generate.load
+        load = replace(load, memory=mode) if load.memory == "auto" else load
+        own = replace(self.own, generate=replace(self.own.generate, load=load))
+        return with_memory_mode(own, networks, self.clip, self.device, self.memory)
+
+    def lacks(self, sizes: Sizes) -> str:
+        """What models of these sizes have no room for, "" when they fit."""
+        networks = networks_before(sizes, self.present)
+        own = self.in_mode(networks, "auto")
+        peaks = {each.name: foresee(each.name, networks, own, self.clip, self.device > 0) for each in self.stages()}
+        largest = max(peaks, key=lambda name: peaks[name].host)
+        if peaks[largest].host > USABLE * self.memory:
+            return f"{largest} takes {gigabytes(peaks[largest].host)} of memory, {gigabytes(self.memory)} are free"
+        largest = max(peaks, key=lambda name: peaks[name].device)
+        if peaks[largest].device > USABLE * self.device:
+            return f"{largest} takes {gigabytes(peaks[largest].device)} of the GPU, {gigabytes(self.device)} are free"
+        size = sum(role.bytes for role in self.random(sizes)) + results_bytes(self.options.steps, sizes)
+        if size > self.room:
+            return f"{gigabytes(size)} go to {self.options.to}, where only {gigabytes(self.room)} are free"
+        return ""
 
 
-def _bytes_of_ours(root: Path) -> int:
-    files = [
-        marker.parent / name for marker in root.rglob("random-weights.json") for name in read_marker(marker.parent)
-    ]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _setting(recipe: Recipe, options: Options, clip: Clip, whole: Sizes | None, gpu: bool) -> _Setting:
+    asked = GENERATION_ROLES if {"generate", "train"} & set(options.steps) else ENCODER_ROLES
+    named = require(recipe.named_models(), asked)
+    present = {role: path for role, path in named.items() if path.exists()}
+    free = shutil.disk_usage(_nearest(options.to)).free if options.free is None else options.free
+    return _Setting(
+        options,
+        clip,
+        whole or whole_sizes(named),
+        named,
+        present,
+        base_entry(named) if len(present) < len(named) else "",
+        rehearsal_recipe(recipe, clip, gpu),
+        free_host_memory(),
+        torch.cuda.mem_get_info()[0] if gpu else 0,
+        free + bytes_of_ours(options.to / WEIGHTS),
+    )
+
+
+def _write(random: Sequence[RandomRole], options: Options, sizes: Sizes, say: Callable[[str], None]) -> int:
+    """Write what is missing of the random weights, after saying how much that is; the number of files."""
+    missing, damage = missing_files(random)
+    for sentence in damage:
+        say(f"{sentence}: it is written again")
+    if random:
+        say(check_room(missing, results_bytes(options.steps, sizes), options.to / WEIGHTS, options.free))
+    write_missing(random, missing, say)
+    return len(missing)
 
 
 def _nearest(folder: Path) -> Path:
@@ -180,8 +231,8 @@ def _nearest(folder: Path) -> Path:
 def clean(to: Path) -> int:
     """Remove the random weights and what the stages have made; logs and measurements stay. Returns the bytes."""
     folders = [to / RUN, to / GENERATION, to / EXPORTED]
-    made = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    freed = sum(file.stat().st_size for file in made) + remove_random(to / WEIGHTS)
+    results = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    freed = sum(file.stat().st_size for file in results) + remove_random(to / WEIGHTS)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return freed

@@ -71,14 +71,15 @@ class Results:
     def _run(self, stage: Stage, deadline: float, say: Callable[[str], None]) -> dict[str, Any]:
         if stage.needs and self.stages[stage.needs]["state"] != PASSED:
             return _left_out(f"{stage.needs} has not passed", stage, say)
-        left, expected = deadline - time.monotonic(), self._expected(stage)
-        if left < expected:
-            return _left_out(f"takes about {duration_text(expected)}, {duration_text(left)} are left", stage, say)
+        remaining, expected = deadline - time.monotonic(), self._expected(stage)
+        if remaining < expected:
+            why = f"takes about {duration_text(expected)}, {duration_text(remaining)} remain"
+            return _left_out(why, stage, say)
         for path in stage.replaced:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         log = self.to / "logs" / f"{stage.name}.log"
         say(f"{stage.name}: {stage.command}")
-        measured = run_measured(stage.arguments, log, left)
+        measured = run_measured(stage.arguments, log, remaining)
         row = asdict(measured) | {"state": PASSED, "message": "", "log": str(log)}
         if measured.out_of_time:
             row |= {"state": LEFT_OUT, "message": "stopped at the end of --minutes"}

@@ -81,8 +81,8 @@ def published_sizes(entry: str) -> Sizes:
     """Sizes of the models that are published with a base. Raises InputError for a name that no base has."""
     if entry not in PUBLISHED:
         raise InputError(f"The shapes of {entry!r} are not known; expected one of {', '.join(PUBLISHED)}.")
-    known = PUBLISHED[entry]
-    dim, heads, ffn, layers = (known[key] for key in ("dim", "num_heads", "ffn_dim", "num_layers"))
+    config = PUBLISHED[entry]
+    dim, heads, ffn, layers = (config[key] for key in ("dim", "num_heads", "ffn_dim", "num_layers"))
     return Sizes(dim, heads, ffn, layers, TRANSFORMER_SHARDS.get(entry, 1))
 
 

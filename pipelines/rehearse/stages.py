@@ -157,8 +157,8 @@ def problem_after(stage: Stage, to: Path) -> str:
 def figures_after(stage: Stage, to: Path, log: Path) -> dict[str, float]:
     """What the products and the log of a stage say of its speed, by which the user's own job is forecast."""
     if stage.name in ("generate", "reload"):
-        said = re.findall(r"chunk 1 of 1: \d+/\d+ in ([\d.]+) s", log.read_text("utf-8", "replace"))
-        return {"sampling_seconds": float(said[-1])} if said else {}
+        lines = re.findall(r"chunk 1 of 1: \d+/\d+ in ([\d.]+) s", log.read_text("utf-8", "replace"))
+        return {"sampling_seconds": float(lines[-1])} if lines else {}
     if stage.name == "latents" and (bill := last_bill(RunFolder(to / RUN))):
         return {"seconds_a_megapixel": bill.seconds / max(bill.megapixel_frames, 1e-9)}
     if stage.name in ("train", "resume") and (rows := training_rows(to)):

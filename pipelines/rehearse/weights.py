@@ -80,14 +80,14 @@ def missing_files(roles: Sequence[RandomRole]) -> tuple[dict[Path, WeightFile], 
 
     Raises ExistingFileError for a file that is not ours, or is not any more: it is not overwritten.
     """
-    missing, said = {}, []
+    missing, damage = {}, []
     for role in roles:
         marker = read_marker(role.folder)
         for file in role.files:
             path, ours = role.folder / file.path, marker.get(file.path)
             if not path.exists():
                 if ours and ours["written"]:
-                    said.append(f"{role.role}: {path} is gone")
+                    damage.append(f"{role.role}: {path} is gone")
             elif ours is None:
                 raise ExistingFileError(
                     f"{path} is not of a rehearsal, and nothing is overwritten: move it away, or choose another --to."
@@ -96,9 +96,9 @@ def missing_files(roles: Sequence[RandomRole]) -> tuple[dict[Path, WeightFile], 
                 state = _state(path, file, ours)
                 if not state:
                     continue
-                said += [f"{role.role}: {path} {state}"] if ours["written"] else []
+                damage += [f"{role.role}: {path} {state}"] if ours["written"] else []
             missing[path] = file
-    return missing, said
+    return missing, damage
 
 
 def _state(path: Path, file: WeightFile, ours: Mapping[str, Any]) -> str:
@@ -129,8 +129,8 @@ def _first_difference(path: Path, file: WeightFile) -> str:
         shape, dtype = expected.pop(name, ((), None))
         if (tuple(value.shape), value.dtype) != (shape, dtype):
             kind = str(value.dtype).removeprefix("torch.")
-            wanted = f"{shape} of {str(dtype).removeprefix('torch.')}" if dtype else "no such tensor"
-            return f"{name} is {tuple(value.shape)} of {kind}, expected {wanted}"
+            before = f"{shape} of {str(dtype).removeprefix('torch.')}" if dtype else "no such tensor"
+            return f"{name} is {tuple(value.shape)} of {kind}, expected {before}"
     return f"{next(iter(expected))} is missing"
 
 
@@ -149,8 +149,8 @@ def check_room(missing: Mapping[Path, WeightFile], more: int, folder: Path, free
     return f"{sentence}, {gigabytes(free)} are free"
 
 
-def write_missing(roles: Sequence[RandomRole], missing: Mapping[Path, WeightFile], said: Callable[[str], None]) -> None:
-    """Write these files, each whole or not at all; `said` is told of each. Raises DiskFullError."""
+def write_missing(roles: Sequence[RandomRole], missing: Mapping[Path, WeightFile], say: Callable[[str], None]) -> None:
+    """Write these files, each whole or not at all; `say` gets a sentence for each. Raises DiskFullError."""
     values = RandomValues()
     for role in roles:
         todo = [file for file in role.files if role.folder / file.path in missing]
@@ -161,7 +161,7 @@ def write_missing(roles: Sequence[RandomRole], missing: Mapping[Path, WeightFile
             _remove_others(role)
         for file in todo:
             path = role.folder / file.path
-            said(f"writing {path}, {gigabytes(file.bytes)}")
+            say(f"writing {path}, {gigabytes(file.bytes)}")
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = temporary_beside(path)
             try:
@@ -192,11 +192,17 @@ def _write_marker(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _remove_others(role: RandomRole) -> None:
     """Remove the shards of another depth, which no index names any more."""
-    wanted, marker = {file.path for file in role.files}, read_marker(role.folder)
-    others = [name for name, entry in marker.items() if entry["role"] == role.role and name not in wanted]
+    names, marker = {file.path for file in role.files}, read_marker(role.folder)
+    others = [name for name, entry in marker.items() if entry["role"] == role.role and name not in names]
     for name in others:
         (role.folder / name).unlink(missing_ok=True)
     _write_marker(role.folder, {name: entry for name, entry in marker.items() if name not in others})
+
+
+def bytes_of_ours(root: Path) -> int:
+    """Size of the files below `root` that markers say are ours."""
+    files = [marker.parent / name for marker in root.rglob(MARKER) for name in read_marker(marker.parent)]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def remove_random(root: Path) -> int:

@@ -81,7 +81,7 @@ def test_what_does_not_fit_into_the_time_is_left_out_and_said(tmp_path, ran):
     names, _ = ran
     rows, said = rehearse(tmp_path, seconds=30.0)
     assert names == [] and {row["state"] for row in rows.values()} == {"left out"}
-    assert any(sentence.startswith("encode: left out: takes about 1.0 min, 30.0 s are left") for sentence in said)
+    assert any(sentence.startswith("encode: left out: takes about 1.0 min, 30.0 s remain") for sentence in said)
     rehearse(tmp_path)
     rows, _ = rehearse(tmp_path, key="other weights", seconds=30.0)  # how long they took is remembered
     assert {row["state"] for row in rows.values()} == {"passed"}
