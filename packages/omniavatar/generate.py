@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from common.heap import release_heap
 from common.progress import ProgressBar, progress
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
@@ -140,6 +141,7 @@ def _generate_chunk(
     name: str,
 ) -> FinishedChunk:
     prefix = scene.reference if tail is None else next_prefix(models.vae, tail, config)
+    release_heap()
     bar: ProgressBar[None] = progress(config.steps, name)
 
     def step() -> None:

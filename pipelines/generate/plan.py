@@ -63,7 +63,8 @@ def forecast_video(
         if config.chunk_frames:
             break
     job = job_for(config, image, seconds)
-    smallest = min(_fits(config, networks, device, host, job), key=lambda fit: (not fit.on_device, fit.host))
+    tried = list(_fits(config, networks, device, host, job))
+    smallest = min(tried, key=lambda fit: (not fit.on_device, fit.host if fit.on_device else fit.device))
     return Forecast(device, smallest, job, 0, math.inf, _why_not(smallest, device, host))
 
 

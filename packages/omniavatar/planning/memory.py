@@ -33,7 +33,8 @@ DECODE_UNITS = {HALF: {1: 18.1, 5: 50.8, 9: 53.1}, FLOAT: {1: 18.1, 5: 47.8, 9: 
 REORDERED = {HALF: (6.0, 6.0), FLOAT: (7.0, 14.0)}  # more such tensors: encoding, decoding
 VIDEO_COPIES = 5  # of a chunk's video in float32, while its colours are corrected
 AUDIO_COPIES = 2.5  # of the first convolution's output
-SMALL = 3_600  # bytes a token: rotations, the latents in float32, condition, noise, velocity
+IN_PASS = 2_200  # bytes a token of a pass: rotations, the latents with the condition, the velocity
+IN_SAMPLER = 1_400  # bytes a token: noise, latents, velocity and condition in float32
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,12 @@ def audio_working(networks: Networks, job: Job) -> int:
 
 def sampling_working(net: Network, job: Job, size: int) -> int:
     """A forward pass of the transformer, and what the sampler keeps from step to step."""
-    d, tokens = net.width, job.batch * job.tokens * job.batched
-    pass_ = max(size * (2 * net.ffn + 6 * d), (3 * FLOAT + 7 * size) * d)
+    d, tokens = net.width, job.batch * job.tokens
+    block = max(size * (2 * net.ffn + 6 * d), (3 * FLOAT + 7 * size) * d)
     cache = job.batch * job.texts * TEXT_LENGTH * (2 * net.layers * d * size + d * size + net.text_width * FLOAT)
     residuals = job.batch * job.branches * job.tokens * d * size if job.residuals else 0
-    return tokens * (pass_ + SMALL + PATCH * net.channels * FLOAT) + cache + residuals
+    in_pass = job.batched * (block + IN_PASS + PATCH * net.channels * FLOAT)
+    return tokens * (in_pass + IN_SAMPLER) + cache + residuals
 
 
 def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool) -> int:

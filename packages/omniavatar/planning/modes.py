@@ -10,6 +10,7 @@ from omniavatar.config import LoadConfig
 from omniavatar.planning.memory import PROCESS, Job, Stage, forecast
 from omniavatar.planning.sizes import Networks
 
+SMALL_TILE = 1700  # latents; every size has a grid of such tiles: the worst is 49 x 49, in tiles of 41 x 41
 _STREAMED = {"text_encoder": "streamed"}
 _TILED = _STREAMED | {"tiled_vae": True}
 _OFFLOADED = _STREAMED | {"offload": "blocks"}
@@ -18,9 +19,9 @@ MODES: Mapping[str, Mapping[str, Any]] = {
     "text_streamed": _STREAMED,
     "tiled": _TILED,
     "offloaded": _OFFLOADED,
-    "offloaded_tiled": _OFFLOADED | {"tiled_vae": True, "largest_tile": 1280},
+    "offloaded_tiled": _OFFLOADED | {"tiled_vae": True, "largest_tile": SMALL_TILE},
     "int8": _TILED | {"quantize": "int8"},
-    "int8_offloaded": _OFFLOADED | {"tiled_vae": True, "largest_tile": 1280, "quantize": "int8"},
+    "int8_offloaded": _OFFLOADED | {"tiled_vae": True, "largest_tile": SMALL_TILE, "quantize": "int8"},
 }
 """Settings of LoadConfig by mode. Pixels differ only with tiles, where a picture needs more than one, and with int8."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.constants import AUDIO_RATE, FRAMES_PER_LATENT, SAMPLES_PER_FRAME
 from common.errors import InputError
+from common.heap import release_heap
 from omniavatar.config import GenerateConfig
 from omniavatar.encoders.text import pad_text
 from omniavatar.model.residual_cache import modulation_changes, plan_steps, polynomial_of
@@ -67,11 +68,13 @@ def prepare(models: AvatarModels, requests: Sequence[ClipRequest], config: Gener
     if models.transformer.has_audio:
         states = torch.stack([_encode_audio(models, request.wave, frames) for request in requests])
         audio = torch.cat([torch.zeros_like(states[:, :1]), states], dim=1).to(models.device)
+    reference = models.vae.encode(images[:, :, None])
+    release_heap()  # what the encoders freed makes room for sampling
     return Scene(
         text=text[:-1],
         negative_text=text[-1:].expand(len(requests), -1, -1),
         images=images,
-        reference=models.vae.encode(images[:, :, None]),
+        reference=reference,
         audio=audio,
     )
 

@@ -215,3 +215,26 @@ def test_a_mistake_is_reported_before_engines_are_imported(line, words, tmp_path
     imported = {row.rpartition("|")[2].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
     assert not imported & {"torch", "transformers", "diffusers", "cv2", "scipy", "matplotlib"}
     assert after.children_user + after.children_system - before.children_user - before.children_system < 1.5
+
+
+def test_a_plan_needs_no_weights_and_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pipelines.cli.main import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "print(time.process_time(), sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "generate", "--plan", "--recipe", "omniavatar-14b", "--gpu", "RTX 4090"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    *plan, last = done.stdout.splitlines()
+    assert any(line.startswith("mode     offloaded: text encoder streamed from its file") for line in plan)
+    seconds, loaded = last.split(" ", 1)
+    assert loaded == "[]" and float(seconds) < 1.5
+
+
+def test_all_cards_and_a_wrong_one() -> None:
+    done = run_here("generate", "--plan", "--recipe", "omniavatar-1.3b", "--gpu", "all", "--host-memory", 32)
+    assert done.returncode == 0 and "RTX 4060 " in done.stdout and "does not fit" not in done.stdout
+    assert "no figures of the device 'Voodoo 2'" in run_here("generate", "--plan", "--gpu", "Voodoo 2").stderr
+    with pytest.raises(typer.BadParameter, match="belong to --plan"):
+        _command("generate", "--gpu", "H200")
