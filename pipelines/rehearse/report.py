@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe
 from pipelines.rehearse.forecast import network_of_sizes
 from pipelines.rehearse.results import PASSED
 from pipelines.rehearse.shapes import Sizes
-from pipelines.rehearse.stages import SAMPLED, SMALL, Clip, clip_of
+from pipelines.rehearse.stages import ORDER, SAMPLED, SMALL, Clip, clip_of
 from training.planning.flops import work
 from training.planning.sizes import PAPER_SIZE
 
@@ -25,7 +25,8 @@ def table_lines(content: Mapping[str, Any]) -> list[str]:
     gpu = bool(content["gpu"])
     device = "   GPU GB  forecast" if gpu else ""
     lines = [f"{'stage':<10}{'seconds':>9}{'CPU s':>8}{'host GB':>10}{'forecast':>10}{device}{'read GB':>9}"]
-    for name, row in content["stages"].items():
+    for name in (name for name in ORDER if name in content["stages"]):
+        row = content["stages"][name]
         if "seconds" not in row:
             lines.append(f"{name:<10}{row['state']}: {row['message']}")
             continue

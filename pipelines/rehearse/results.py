@@ -41,8 +41,9 @@ class Results:
         say: Callable[[str], None],
     ) -> None:
         """Run the stages that have not passed yet, until `deadline` on the monotonic clock."""
-        for name in set(self.stages) - {stage.name for stage in stages}:
-            del self.stages[name]
+        names = {stage.name for stage in stages}
+        for name in [name for name, row in self.stages.items() if name not in names and row["state"] != PASSED]:
+            del self.stages[name]  # of steps that are not asked for now only measurements stay
         again = self._to_run(stages)
         for stage in stages:
             if stage.name not in again:

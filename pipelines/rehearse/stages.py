@@ -19,6 +19,8 @@ from pipelines.recipe import Recipe
 
 STEPS = ("generate", "latents", "train")
 """What can be rehearsed."""
+ORDER = ("check", "generate", "latents", "train", "resume", "export", "reload")
+"""The stages, in which order they run."""
 SAMPLED = 2  # steps of the sampler
 TRAINED, RESUMED = 2, 4  # steps of the training: before its end, and in all
 SMALL = (128, 128, 17)  # height and width in pixels, and frames, of what a CPU rehearses
