@@ -10,6 +10,7 @@ from typing import Any
 
 from common.progress import duration_text
 from common.runs import read_json, write_json
+from common.signals import exit_reason, oom_kills
 from pipelines.rehearse.measure import run_measured
 from pipelines.rehearse.stages import Stage, figures_after, problem_after
 
@@ -80,10 +81,13 @@ class Results:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         log = self.to / "logs" / f"{stage.name}.log"
         say(f"{stage.name}: {stage.command}")
+        kills = oom_kills()
         measured = run_measured(stage.arguments, log, remaining)
         row = asdict(measured) | {"state": PASSED, "message": "", "log": str(log)}
         if measured.out_of_time:
             row |= {"state": LEFT_OUT, "message": "stopped at the end of --minutes"}
+        elif measured.code < 0:
+            row |= {"state": FAILED, "message": f"it {exit_reason(measured.code, kills)}"}
         elif measured.code:
             row |= {"state": FAILED, "message": last_sentence(log)}
         elif problem := problem_after(stage, self.to):

@@ -77,6 +77,12 @@ def test_after_a_failure_only_what_needs_it_is_left_out(tmp_path, ran):
     assert rows["learn"] == rows["learn"] | {"state": "left out", "message": "encode has not passed"}
 
 
+def test_a_killed_command_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "run_measured", lambda *_: Measured(-9, 2.0, 1.0, 10, 0, 0))
+    rows, _ = rehearse(tmp_path)
+    assert rows["play"]["state"] == "failed" and rows["play"]["message"] == "it was killed by signal SIGKILL"
+
+
 def test_what_does_not_fit_into_the_time_is_left_out_and_said(tmp_path, ran):
     names, _ = ran
     rows, said = rehearse(tmp_path, seconds=30.0)
