@@ -14,7 +14,7 @@ from omniavatar.config import GenerateConfig
 from omniavatar.planning.job import job_for
 from omniavatar.planning.memory import Job, transformer_bytes
 from omniavatar.planning.modes import CHOSEN, MODES, ON_CPU, USABLE, Fit, fits_of, free_host_memory
-from omniavatar.planning.sizes import Networks
+from omniavatar.planning.network import Networks
 from omniavatar.video.chunks import Chunk, frames_to_remake, plan_chunks
 from training.planning.devices import GIB, Device, named_device
 from training.planning.flops import work
@@ -57,6 +57,8 @@ def forecast_video(
         tokens = 0 if share == 1 else int(config.max_tokens * share)
         shorter = replace(config, max_tokens=tokens or config.max_tokens)
         job = job_for(shorter, image, seconds)
+        if tokens and job.frames < 2 * config.overlap:
+            break  # such chunks are mostly what they share
         found = next((fit for fit in _fits(shorter, networks, device, host, job) if fit.fits), None)
         if found is not None:
             return Forecast(device, found, job, tokens, _seconds(shorter, networks, device, found, job))

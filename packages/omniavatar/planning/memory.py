@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from common.constants import FPS
 from omniavatar.config import GenerateConfig, LoadConfig
-from omniavatar.planning.network import FLOAT, HALF, PATCH, Network, parameters
-from omniavatar.planning.sizes import Networks, TextSizes
+from omniavatar.planning.network import FLOAT, HALF, PATCH, Network, Networks, TextSizes, parameters
 from omniavatar.planning.tiles import Tiles, plan_tiles
 
 PROCESS = 450_000_000  # anonymous bytes of the process with its libraries, before weights
@@ -202,7 +201,7 @@ def sampling_working(net: Network, job: Job, size: int) -> int:
     return tokens * (in_pass + IN_SAMPLER) + cache + residuals
 
 
-def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool) -> int:
+def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool = True) -> int:
     """The VAE on the frames that a chunk starts from: the image, then the overlap."""
     tile = _tile_pixels(networks, load, job)
     video = job.overlap * job.height * job.width * 3 * (size + FLOAT)
@@ -210,7 +209,7 @@ def encode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gp
     return job.batch * (round(units * size * networks.vae.base * tile) + video)
 
 
-def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool) -> int:
+def decode_working(networks: Networks, load: LoadConfig, job: Job, size: int, gpu: bool = True) -> int:
     """The VAE's decoder on a chunk, or the correction of the decoded video, whichever holds more."""
     tile, tiles = _tile_pixels(networks, load, job), _tiles(load, job)
     video = job.frames * job.height * job.width * 3

@@ -8,7 +8,7 @@ from typing import Any
 
 from omniavatar.config import LoadConfig
 from omniavatar.planning.memory import PROCESS, Job, Stage, forecast
-from omniavatar.planning.sizes import Networks
+from omniavatar.planning.network import Networks
 
 SMALL_TILE = 1700  # latents; every size has a grid of such tiles: the worst is 49 x 49, in tiles of 41 x 41
 _STREAMED = {"text_encoder": "streamed"}

@@ -1,4 +1,4 @@
-"""Sizes of the transformer and of what is trained on top of it, and the number of its weights."""
+"""Sizes of the networks of generation, and the number of the transformer's weights, by what is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +36,59 @@ class Network:
     def whole(self) -> bool:
         """True when every weight is trained."""
         return self.variant in ("full", "base")
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """umT5: `weights` of them `embedding`; bytes a value in its file. The defaults are umT5-XXL's."""
+
+    weights: int = 5_680_910_336
+    embedding: int = 256_384 * 4096
+    layers: int = 24
+    width: int = 4096
+    ffn: int = 10_240
+    heads: int = 64
+    stored: int = 2
+
+    @property
+    def block(self) -> int:
+        """Weights of one block."""
+        return (self.weights - self.embedding) // max(self.layers, 1)
+
+
+@dataclass(frozen=True)
+class VAESizes:
+    """The autoencoder: number of weights, channels at full resolution, and pixels folded into one place there."""
+
+    weights: int = 126_892_531
+    base: int = 96
+    patch: int = 1
+
+
+@dataclass(frozen=True)
+class AudioSizes:
+    """wav2vec2: number of weights, channels of its convolutions, width, layers and feed-forward."""
+
+    weights: int = 94_370_944
+    convolution: int = 512
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+
+    @property
+    def states(self) -> int:
+        """Width of the states of one frame, of all layers together."""
+        return (self.layers + 2) * self.width
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Sizes of the networks that generate together."""
+
+    transformer: Network
+    text: TextSizes = TextSizes()
+    vae: VAESizes = VAESizes()
+    audio: AudioSizes = AudioSizes()
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.runs import read_json
-from omniavatar.planning.network import Network, network_of
+from omniavatar.planning.network import AudioSizes, Network, Networks, TextSizes, VAESizes, network_of
 from omniavatar.weights.headers import Header, read_headers
 
 # Folder of a base -> the config.json of its transformer; also the sizes that a plan takes before anything is fetched.
@@ -15,59 +14,6 @@ PUBLISHED = {
     "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},
     "wan2.1-t2v-1.3b": {"dim": 1536, "num_heads": 12, "ffn_dim": 8_960, "num_layers": 30},
 }
-
-
-@dataclass(frozen=True)
-class TextSizes:
-    """umT5: `weights` of them `embedding`; bytes a value in its file. The defaults are umT5-XXL's."""
-
-    weights: int = 5_680_910_336
-    embedding: int = 256_384 * 4096
-    layers: int = 24
-    width: int = 4096
-    ffn: int = 10_240
-    heads: int = 64
-    stored: int = 2
-
-    @property
-    def block(self) -> int:
-        """Weights of one block."""
-        return (self.weights - self.embedding) // max(self.layers, 1)
-
-
-@dataclass(frozen=True)
-class VAESizes:
-    """The autoencoder: number of weights, channels at full resolution, and pixels folded into one place there."""
-
-    weights: int = 126_892_531
-    base: int = 96
-    patch: int = 1
-
-
-@dataclass(frozen=True)
-class AudioSizes:
-    """wav2vec2: number of weights, channels of its convolutions, width, layers and feed-forward."""
-
-    weights: int = 94_370_944
-    convolution: int = 512
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-
-    @property
-    def states(self) -> int:
-        """Width of the states of one frame, of all layers together."""
-        return (self.layers + 2) * self.width
-
-
-@dataclass(frozen=True)
-class Networks:
-    """Sizes of the networks that generate together."""
-
-    transformer: Network
-    text: TextSizes = TextSizes()
-    vae: VAESizes = VAESizes()
-    audio: AudioSizes = AudioSizes()
 
 
 def networks_of(roles: Mapping[str, Path | None]) -> Networks:
