@@ -17,11 +17,11 @@ from torch.nn.functional import interpolate
 
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import MissingFileError
-from common.runs import hash_path
+from common.hashes import remembered_hash
 from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave
 from omniavatar.encoders.audio import AudioEncoder, drop_duplicate, load_audio_encoder
-from omniavatar.encoders.text import TextEncoder, load_text_encoder
+from omniavatar.encoders.text import TextEncoder, load_text_encoder, stream_text_encoder
 from omniavatar.encoders.vae import WanVAE, load_vae
 from omniavatar.video.images import cover
 
@@ -60,20 +60,22 @@ def load_encoders(
 def make_constants(models: Mapping[str, Path], stored_audio: AudioKind, audio_encoder: str) -> Constants:
     """Constants of these encoders for training; `audio_encoder` is the content hash. Computed on the CPU in float32, so
     the bytes are always the same. Raises what `load_encoders` raises."""
-    text = load_text_encoder(models["text_encoder"], models["tokenizer"])
+    text = load_text_encoder(models["text_encoder"], models["tokenizer"], mapped=True)
+    stream_text_encoder(text, torch.device("cpu"), torch.float32)  # umT5-XXL whole takes 23 GB
     width = load_audio_encoder(models["audio_encoder"], "meta").feature_dim
     return Constants(text.encode([""])[0], text.text_length, width, stored_audio, audio_encoder)
 
 
-def encoder_hashes(models: Mapping[str, Path]) -> dict[str, str]:
-    """Content hash of each encoder, by role. Raises FileNotFoundError naming an absent role."""
+def encoder_hashes(models: Mapping[str, Path], memory: Path) -> dict[str, str]:
+    """Content hash of each encoder, by role; `memory` is that of `remembered_hash`. Raises FileNotFoundError naming an
+    absent role."""
     missing = [role for role in ENCODER_ROLES if not models.get(role) or not Path(models[role]).exists()]
     if missing:
         raise MissingFileError(
             f"models.{missing[0]} is '{models.get(missing[0], '')}', which does not exist; latents need the roles "
             f"{', '.join(ENCODER_ROLES)}"
         )
-    return {role: hash_path(models[role]) for role in ENCODER_ROLES}
+    return {role: remembered_hash(Path(models[role]), memory) for role in ENCODER_ROLES}
 
 
 @torch.inference_mode()

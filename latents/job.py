@@ -17,6 +17,7 @@ import torch
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage, Weights, loaded, no_effect
+from common.hashes import HASHES
 from common.ledger.store import Ledger, Outcome
 from common.media.audio import read_audio
 from common.media.video import read_video
@@ -66,7 +67,7 @@ def encode_clips(
     clip is encoded again). `read` turns a row into frames and audio, so clips need not be files; it must be picklable.
     Files are `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
     """
-    hashes = encoder_hashes(models)
+    hashes = encoder_hashes(models, run.cache / HASHES)
     stage = make_stage(config, {role: Path(models[role]) for role in hashes}, hashes, run, executor, read)
     stage.cache.mkdir(parents=True, exist_ok=True)
     units = [

@@ -9,14 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from common.errors import DamagedFileError, MissingFileError, UserError
 from common.executors.retry import Unsettled, collect_unsettled
-from common.runs import RunFolder, fingerprint, hash_path, plain, read_json, write_json
+from common.hashes import HASHES, remembered_hash
+from common.runs import RunFolder, fingerprint, plain, read_json, write_json
 from curation.config import ROLES as CURATION_ROLES
 from eval.config import ROLES as EVAL_ROLES
 from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES
@@ -237,7 +237,7 @@ def _reason_to_run(context: Context, step: Step, key: str) -> str:
 
 def _key(context: Context, step: Step, upstream: str) -> str:
     sections = {name: plain(getattr(context.recipe, name)) for name in step.sections}
-    models = {role: _hash(path) for role in step.roles if (path := context.models.get(role))}
+    models = {role: _hash(context, path) for role in step.roles if (path := context.models.get(role))}
     return fingerprint([step.name, sections, models, upstream])
 
 
@@ -253,9 +253,8 @@ def _earlier_key(context: Context, step: Step, upstream: str) -> str:
     return str(read_json(mark, "key")["key"]) if mark.exists() else ""
 
 
-@lru_cache
-def _hash(path: Path) -> str:
-    return hash_path(path)
+def _hash(context: Context, path: Path) -> str:
+    return remembered_hash(path, context.run.cache / HASHES)
 
 
 def _marks(run: RunFolder) -> Path:

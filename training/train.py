@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.hashes import HASHES
 from common.process.locks import hold_run
 from common.process.offline import stay_offline
 from common.process.signals import UNFINISHED
@@ -77,7 +78,7 @@ class Trainer:
             for number, phase in enumerate(self.phases)
         ]
         if self.engine.rank == 0:
-            record_provenance(run, origin(config, shards, run.cache / "hashes.json"))
+            record_provenance(run, origin(config, shards, run.cache / HASHES))
             self.log_data(run)
         self.engine.wait()
         self.held_out: HeldOut | None = None

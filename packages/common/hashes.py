@@ -8,6 +8,8 @@ from common.errors import DamagedFileError
 from common.runs import hash_path, read_json, write_json
 
 logger = logging.getLogger(__name__)
+HASHES = "hashes.json"
+"""The memory of a run, in its cache."""
 
 
 def remembered_hash(path: Path, memory: Path) -> str:

@@ -342,15 +342,17 @@ def code_hashes() -> dict[str, str]:
     return hashes
 
 
-def save_provenance(run: RunFolder, recipe_yaml: str, models: Mapping[str, Path]) -> None:
+def save_provenance(
+    run: RunFolder, recipe_yaml: str, models: Mapping[str, Path], hash_of: Callable[[Path], str] = hash_path
+) -> None:
     """Write what a number in the report can be traced to: `recipe.yaml` and `versions.json`; unchanged they stay.
 
     `versions.json` holds Python, the packages installed, the project's own code and each model role, by content hash
-    (None for a role without weights).
+    (None for a role without weights). `hash_of` gives the hash of weights, of which there may be 72 GB.
     """
     _write_changed(run.recipe_yaml, recipe_yaml)
     packages = {dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions()}
-    hashes = {role: hash_path(path) if path and Path(path).exists() else None for role, path in models.items()}
+    hashes = {role: hash_of(Path(path)) if path and Path(path).exists() else None for role, path in models.items()}
     versions = {"python": platform.python_version(), "packages": packages, "code": code_hashes(), "models": hashes}
     _write_changed(Path(run.root) / "versions.json", _json_text(versions))
 

@@ -35,6 +35,7 @@ def run_flow(
 
 
 def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, force: bool) -> None:
+    from common.hashes import HASHES, remembered_hash
     from common.recipe import dump_recipe
     from common.runs import save_provenance
     from common.storage import Mirror
@@ -46,7 +47,8 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
         mirror.restore()
     models = recipe.named_models()
     recipe.model_paths(used_roles(STEPS, first, last))  # only what these steps use has to be there
-    save_provenance(folder, dump_recipe(recipe), {role: path for role, path in models.items() if path})
+    named = {role: path for role, path in models.items() if path}
+    save_provenance(folder, dump_recipe(recipe), named, lambda path: remembered_hash(path, folder.cache / HASHES))
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
     run_steps(context, STEPS, first, last, force)
     page = folder.report / "index.html"

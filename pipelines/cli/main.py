@@ -34,6 +34,7 @@ from pipelines.cli.options import (
     within,
 )
 from pipelines.cli.output import show
+from pipelines.cli.rehearse import app as rehearse_command
 from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
 
@@ -271,7 +272,7 @@ def miniature(
 
 
 app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
-for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands):
+for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands, rehearse_command):
     app.add_typer(commands)
 
 

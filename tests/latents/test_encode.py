@@ -86,4 +86,4 @@ def test_frames_keep_their_centre_and_their_ratio() -> None:
 
 def test_an_absent_encoder_is_named_by_its_role(encoder_folders: dict[str, Path]) -> None:
     with pytest.raises(FileNotFoundError, match=r"models\.vae is '/nowhere'"):
-        encoder_hashes(encoder_folders | {"vae": Path("/nowhere")})
+        encoder_hashes(encoder_folders | {"vae": Path("/nowhere")}, Path("hashes.json"))
