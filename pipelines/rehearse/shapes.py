@@ -22,7 +22,7 @@ from omniavatar.model.transformer import AvatarTransformer, base_config, new_bas
 from omniavatar.planning.sizes import PUBLISHED
 from omniavatar.weights.checkpoints import AdapterConfig, adapter_tensors, to_official_name
 from omniavatar.weights.key_names import dit_to_original, text_to_original, vae_to_original
-from omniavatar.weights.tensor_files import build_empty
+from omniavatar.weights.model_configs import build_empty
 
 FEWEST_BLOCKS = 4  # of the transformer: with fewer no block of the first half gets audio
 TRANSFORMER_SHARDS = {"wan2.1-t2v-14b": 6}  # the published 1.3B is one file
