@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.lists import ListError, ListRow, read_table, text_value
 from common.runs import RunFolder, atomic_write
+from common.untrusted.lists import ListError, ListRow, read_table, text_value
 from eval.manifest import OPTIONAL_COLUMNS, TRUTH, ManifestError
 from eval.sets.catalog import TEST_SET_FILE, read_test_set, write_test_set
 

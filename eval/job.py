@@ -18,7 +18,7 @@ from common.executors.stage import Weights
 from common.ledger.store import Ledger
 from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, sha256_file, write_json
-from common.sidecars import read_sidecar
+from common.untrusted.sidecars import read_sidecar
 from eval.config import ROLES, EvalConfig
 from eval.features.extract import ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS

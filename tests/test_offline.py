@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common import offline
+from common.process import offline
 from miniature.weights import model_paths
 
 ROOT = Path(__file__).parents[1]

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from common.hashes import HASHES
-from common.locks import hold_run
-from common.offline import stay_offline
+from common.process.locks import hold_run
+from common.process.offline import stay_offline
+from common.process.signals import UNFINISHED
 from common.progress import setup_logging
 from common.recipe import load_recipe
 from common.runs import RunFolder, write_json
-from common.signals import UNFINISHED
 from omniavatar.planning.network import network_of
 from training.checkpoint import Checkpoints, record_provenance
 from training.config import TrainConfig

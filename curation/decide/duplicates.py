@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 from common.errors import InputError, MissingFileError
-from common.lists import read_table
 from common.media.audio import read_audio
 from common.media.index import probe
 from common.media.video import read_frames
 from common.runs import atomic_write
+from common.untrusted.lists import read_table
 from curation.config import DuplicatesConfig
 
 Row = dict[str, Any]

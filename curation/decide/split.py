@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.errors import InputError
-from common.lists import open_list
 from common.runs import atomic_write
+from common.untrusted.lists import open_list
 
 Row = Mapping[str, Any]
 By = Literal["video", "clip"]

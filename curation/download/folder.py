@@ -10,7 +10,7 @@ from common.constants import VIDEO_SUFFIXES
 from common.media.index import Probe, probe
 from common.media.open import MediaError
 from common.runs import sha256_file, sync, write_json
-from common.sidecars import read_sidecar
+from common.untrusted.sidecars import read_sidecar
 from curation.download.errors import Failure, FailureClass
 from curation.sources.hdtf import fit_crops
 from curation.sources.remote import Row

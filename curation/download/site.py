@@ -23,10 +23,10 @@ from yt_dlp.networking.exceptions import network_exceptions
 from yt_dlp.utils import DownloadError, YoutubeDLError
 from yt_dlp.version import __version__ as YT_DLP_VERSION
 
-from common.addresses import AddressError, public_addresses_only, refuse_private
 from common.errors import MissingFileError
 from common.media.open import MediaError, open_media
 from common.runs import disk_guard
+from common.untrusted.addresses import AddressError, public_addresses_only, refuse_private
 from curation.config import EgressConfig
 from curation.download.errors import Failure, FailureClass, classify
 

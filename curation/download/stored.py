@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.addresses import AddressError, refuse_private
 from common.executors.stage import Stage, no_effect
 from common.ledger.store import Outcome
 from common.storage import exists, fetch, is_url
+from common.untrusted.addresses import AddressError, refuse_private
 from curation.download.errors import FailureClass
 from curation.sources.remote import Row
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingFileError
-from common.lists import text_lines
+from common.untrusted.lists import text_lines
 from curation.sources.remote import WATCH, YOUTUBE_ID, Row, SourcesError, refused_row, remote_row
 
 logger = logging.getLogger(__name__)

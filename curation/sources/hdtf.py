@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from common.errors import MissingFileError
-from common.lists import text_lines
+from common.untrusted.lists import text_lines
 from curation.sources.remote import WATCH, Row, SourcesError, refused_row, remote_row, youtube_id
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MissingFileError
-from common.lists import text_lines
-from common.sidecars import read_sidecar, text_field
 from common.storage import is_url
+from common.untrusted.lists import text_lines
+from common.untrusted.sidecars import read_sidecar, text_field
 from curation.config import SourcesConfig
 from curation.sources.avspeech import list_avspeech
 from curation.sources.folder import folder_videos

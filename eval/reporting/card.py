@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from common.runs import RunFolder, atomic_write, fingerprint, hash_path, sha256_file, write_json
-from common.text import code, markdown
+from common.untrusted.text import code, markdown
 from eval.manifest import FLOOR, TRUTH
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.summary import read_optional, read_rows, scored_methods

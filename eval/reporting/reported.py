@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy import stats
 
 from common.errors import InputError
-from common.lists import read_table
+from common.untrusted.lists import read_table
 
 PAPER_TABLES = Path(__file__).parents[1] / "paper_tables.csv"
 METRIC_IDS = {

@@ -20,8 +20,8 @@ import numpy as np
 
 from common.clips import stream_clips
 from common.errors import InputError, MissingFileError
-from common.lists import ListError, csv_rows, open_list, parse_json
 from common.runs import RunFolder, atomic_write
+from common.untrusted.lists import ListError, csv_rows, open_list, parse_json
 from curation.decide.split import HeldOut, draw_split
 from curation.sources.hdtf import HdtfSet, list_hdtf_set
 

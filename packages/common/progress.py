@@ -22,7 +22,7 @@ from rich.progress import (
 
 from common.ledger.jsonlines import JsonLines
 from common.runs import OWN_FOLDERS, atomic_write
-from common.text import printable
+from common.untrusted.text import printable
 
 T = TypeVar("T")
 _console = Console(stderr=True)

@@ -31,8 +31,8 @@ from common.parquet import check_parquet, name_damaged
 from common.queries import DESCRIBED_VIEWS, QUERIES, View
 from common.runs import atomic_write, fingerprint
 from common.shards.index import INDEX_SCHEMA
-from common.text import printable
 from common.tracks import TRACK_FIELDS, TRACK_SCHEMA, TRACKS_FILE
+from common.untrusted.text import printable
 
 # Columns of the views whose files are not there yet; a present file shows all that it holds.
 STEPS_SCHEMA = pa.schema(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.offline import refuse_telemetry
+from common.process.offline import refuse_telemetry
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions

@@ -54,7 +54,7 @@ def plan(
     settings: SetOption = None,
 ) -> None:
     """Forecast of curation: hours of CPU and GPU, days, bytes, and the bottleneck. Downloads nothing."""
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from curation.reporting.pilot import read_pilot
     from curation.reporting.plan import Machines, listed, make_plan
@@ -116,7 +116,7 @@ def reselect(
     settings: SetOption = None,
 ) -> None:
     """Apply other thresholds to the stored scores and rewrite the decisions."""
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from curation.decide.reselect import reselect as decide_again
 
@@ -142,8 +142,8 @@ def split(
 ) -> None:
     """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
     from common.clips import read_clips
-    from common.locks import hold_run
     from common.outputs import check_output_file, run_files
+    from common.process.locks import hold_run
     from curation.decide.split import draw_split, write_split
 
     check_output_file(out, inputs=run_files(run))
@@ -162,7 +162,7 @@ def freeze(
 ) -> None:
     """Write the kept clips as a version: a list named by its content hash, from which others rebuild the clips."""
     setup_logging(verbose)
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from curation.dataset.versions import freeze as write_version
     from pipelines.recipe import read_recipe
@@ -195,7 +195,7 @@ def rebuild(
 ) -> None:
     """Rebuild the clips of a version, and list which are identical, which changed and which are unavailable."""
     setup_logging(verbose)
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from curation.dataset.rebuild import rebuild as make_again
     from pipelines.recipe import read_recipe
@@ -222,7 +222,7 @@ def takedown(
     """Remove a video from a run, its latents and mirror included; later runs reject it. Prints first what it removes:
     rows and files with exactly this id or a clip id of it, and files that these rows name."""
     setup_logging(verbose)
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from common.storage import Mirror
     from curation.dataset.takedown import plan as make_plan

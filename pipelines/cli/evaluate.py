@@ -44,7 +44,7 @@ def sweep(
     """Train, sample and judge every row of a sweep with several seeds; ends with a table of paired differences."""
     setup_logging(verbose)
     from common.executors.config import ExecutorConfig
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from pipelines.sweep.settings import Places, cells, read_sweep
 
     config = read_sweep(file)
@@ -147,8 +147,8 @@ def cut_test_set(
 ) -> None:
     """Write the inputs of a test set: images, audio, real videos, and the lists for `generate` and `eval import`."""
     setup_logging(verbose)
-    from common.locks import hold_run
     from common.outputs import check_output_folder
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from eval.sets.catalog import find_list, read_test_set
     from eval.sets.inputs import CLIPS, SAMPLES, write_inputs
@@ -177,7 +177,7 @@ def import_list(
     ] = None,
 ) -> None:
     """Import a list of videos of any system into a run folder, which `eval run` then judges."""
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from eval.import_videos import import_videos
 
@@ -210,7 +210,7 @@ def judge_videos(
 ) -> None:
     """Score the videos in the manifest of a run folder, made by any system; a killed run resumes."""
     setup_logging(verbose)
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.recipe import dump_recipe
     from common.runs import RunFolder, save_provenance
     from eval.config import ROLES
@@ -234,7 +234,7 @@ def judge_videos(
 @eval_app.command("report")
 def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run folder", callback=existing_run)]) -> None:
     """Write the report of a judged run again from its files; nothing is measured again."""
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from eval.scoring.eval_table import read_metrics
 
@@ -277,7 +277,7 @@ def result_card(
     ] = "",
 ) -> None:
     """Write the result card of a judged run: JSON and Markdown to quote numbers with."""
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from eval.reporting.card import write_card
     from eval.scoring.eval_table import read_metrics

@@ -14,9 +14,9 @@ import typer
 from typer.exceptions import TyperException
 
 from common.errors import UserError, needs_extra, write_traceback
+from common.process.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
 from common.runs import disk_guard
-from common.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
-from common.text import printable
+from common.untrusted.text import printable
 
 ERROR_EXIT, USAGE_EXIT = 1, 2
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h

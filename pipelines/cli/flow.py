@@ -18,7 +18,7 @@ def run_flow(
 ) -> None:
     """Run the steps `first` to `last` of a recipe and say what there is then. Errors as of the recipe and its steps."""
     # Imported here: torch and its friends take seconds that `--help` should not wait for.
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from common.runs import RunFolder
     from pipelines.recipe import read_recipe
 

@@ -126,7 +126,7 @@ def _image_size(image: Path) -> tuple[int, int]:
 def _make_list(
     samples: Path, seconds: float, out: Path, preset: str, measure: bool, recipe: str, changes: tuple[str, ...]
 ) -> None:
-    from common.locks import hold_run
+    from common.process.locks import hold_run
     from pipelines.generate.sample_list import read_samples
     from pipelines.generate.targets import RESULTS, check_targets
     from pipelines.recipe import read_recipe

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.offline import go_online
+from common.process.offline import go_online
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
@@ -259,7 +259,7 @@ def miniature(
 ) -> None:
     """Train every model of the small world again from nothing (about two hours on two cores)."""
     setup_logging(verbose)
-    from common.locks import hold_run
+    from common.process.locks import hold_run
 
     with hold_run(out, "omniavatar miniature"):
         from pipelines.small_world import train_everything

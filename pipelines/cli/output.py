@@ -1,6 +1,6 @@
 """Output of commands on the terminal."""
 
-from common.text import printable
+from common.untrusted.text import printable
 
 
 def show(text: object) -> None:

@@ -44,8 +44,8 @@ def rehearse(
 ) -> None:
     """Every command of a recipe on random weights of the published shapes: memory, time and disk before a download."""
     setup_logging(verbose)
-    from common.locks import hold_run
     from common.outputs import check_output_folder
+    from common.process.locks import hold_run
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))

@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-STOPPED = 75  # as common.signals.UNFINISHED
+STOPPED = 75  # as common.process.signals.UNFINISHED
 # Distributions with packages of several of these names exist on the package index.
 OWN_PACKAGES = (
     "common",
@@ -61,7 +61,7 @@ def main() -> None:
     problem = foreign_package()
     if problem:
         sys.exit(f"error: {problem}")
-    import_module("common.offline").stay_offline()
+    import_module("common.process.offline").stay_offline()
     import_module("pipelines.cli.main").main()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.lists import JSON_SUFFIXES, TABLE_SUFFIXES, ListError, ListRow, read_table, text_lines, text_value
+from common.untrusted.lists import JSON_SUFFIXES, TABLE_SUFFIXES, ListError, ListRow, read_table, text_lines, text_value
 from omniavatar.config import Request
 
 COLUMNS = ("prompt", "image", "audio", "seconds", "seed", "name")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from common.constants import FPS
+from common.process.signals import Stopped
 from common.recipe import dump_recipe
 from common.runs import atomic_write, fingerprint, read_json
-from common.signals import Stopped
 from omniavatar.config import ENCODER_ROLES, GENERATION_ROLES, MemoryMode
 from omniavatar.planning.modes import USABLE, free_host_memory
 from omniavatar.planning.sizes import Networks, networks_of

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.process.signals import exit_reason, oom_kills
 from common.progress import duration_text
 from common.runs import read_json, write_json
-from common.signals import exit_reason, oom_kills
 from pipelines.rehearse.measure import run_measured
 from pipelines.rehearse.stages import Stage, figures_after, problem_after
 

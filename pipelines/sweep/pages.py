@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from common.recipe import dump_recipe
 from common.runs import atomic_write, read_json
-from common.text import code
-from common.text import markdown as escaped
+from common.untrusted.text import code
+from common.untrusted.text import markdown as escaped
 from eval.features.records import SET_METRICS
 from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import Ordering

@@ -18,7 +18,7 @@ from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage
 from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
-from common.locks import hold_run
+from common.process.locks import hold_run
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write, fingerprint, plain, save_provenance, temporary_beside
 from omniavatar.config import GENERATION_ROLES, Request

@@ -12,10 +12,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
+from common.process.signals import UNFINISHED
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder
 from common.shards.store import ShardReader, ShardWriter
-from common.signals import UNFINISHED
 from latents.constants import Constants, write_constants
 from omniavatar.config import Recompute
 from omniavatar.model.transformer import load_base

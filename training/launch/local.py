@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 
 from common.errors import UserError
+from common.process.signals import UNFINISHED, Stopped, exit_reason, oom_kills, stop_signals
 from common.recipe import dump_recipe
 from common.runs import RunFolder, atomic_write
-from common.signals import UNFINISHED, Stopped, exit_reason, oom_kills, stop_signals
 from training.config import TrainConfig
 from training.launch.rank import LAUNCHER, STALLED, failure_file
 
@@ -39,7 +39,7 @@ def launch(run: RunFolder, config: TrainConfig, ranks: int = 1) -> None:
     """Train `config` in `ranks` processes and return when they are done; call again to resume after any end.
 
     After a rank was killed or hangs, all are restarted from the last checkpoint, `fault_tolerance.restarts` times
-    without a new checkpoint in between. A stop signal (`common.signals`) lets the ranks save first, and raises Stopped.
+    without a new checkpoint in between. A stop signal (`common.process.signals`) lets the ranks save first, and raises Stopped.
     Raises TrainingFailedError.
     """
     with atomic_write(run.root / "train.yaml") as path:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from common.executors.config import ExecutorConfig
 from common.executors.ray_cluster import connect_ray
+from common.process.signals import Stopped
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write
-from common.signals import Stopped
 from training.config import TrainConfig
 from training.launch.local import TrainingFailedError, describe_failure, saved_sentence
 from training.launch.rank import failure_file, report_failure, stop_file, stop_with_launcher

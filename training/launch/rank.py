@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from common.errors import write_traceback
+from common.process.signals import STOP_SIGNALS
 from common.runs import RunFolder
-from common.signals import STOP_SIGNALS
 
 LAUNCHER = "OMNIAVATAR_LAUNCHER"
 """Environment variable with the process id of `training.launch.local`; unset under torchrun and when run by hand."""

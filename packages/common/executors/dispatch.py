@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import UserError
 from common.executors.workers import Worker, WorkerTask
 from common.ledger.store import DIED, PAUSE, TIMED_OUT, Outcome, Unit
-from common.signals import STOP_SIGNALS
+from common.process.signals import STOP_SIGNALS
 
 GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this process
 TICK_SECONDS = 1.0  # time without any result after which `watch` is called

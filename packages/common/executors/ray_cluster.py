@@ -18,8 +18,8 @@ from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
 from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
-from common.offline import offline_environment, refuse_telemetry
-from common.signals import Stopped, keep_handlers
+from common.process.offline import offline_environment, refuse_telemetry
+from common.process.signals import Stopped, keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
 OBJECT_STORE_BYTES = 100 * 2**20  # rows are small

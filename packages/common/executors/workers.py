@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from common.ledger.store import Outcome, Unit
-from common.signals import STOP_SIGNALS, exit_reason, oom_kills
+from common.process.signals import STOP_SIGNALS, exit_reason, oom_kills
 
 COLLECT_SECONDS = 2.0  # at most, until the exit code of a dead process is known
 WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane

@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import InputError, MissingFileError, UserError
 from common.media.open import MediaError, MediaFault
-from common.signals import exit_reason, oom_kills
+from common.process.signals import exit_reason, oom_kills
 
 TIME_LIMIT = 300  # seconds for one file; four hours of sound take a quarter of it
 _START = "from omniavatar.video.isolated import serve; serve()"

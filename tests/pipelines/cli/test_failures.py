@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from common.errors import InputError
-from common.signals import Stopped
+from common.process.signals import Stopped
 from pipelines.cli.failures import BUG_EXIT, prepare_streams
 from tests.pipelines.command_line import run_here
 

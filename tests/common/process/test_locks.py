@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from common.locks import LOCK, LOST_SECONDS, RunHeldError, hold_run
+from common.process.locks import LOCK, LOST_SECONDS, RunHeldError, hold_run
 from common.runs import HOST, atomic_write, is_leftover, temporary_beside
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from common.locks import hold_run
+from common.process.locks import hold_run
 with hold_run(Path(sys.argv[1]), "omniavatar curate"):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.lists import ListError, parse_json, read_table, text_lines
+from common.untrusted.lists import ListError, parse_json, read_table, text_lines
 
 ROWS = [
     {"name": "one", "prompt": "she speaks\u2028she smiles"},

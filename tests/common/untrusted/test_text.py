@@ -1,6 +1,6 @@
 """Escapes of names and captions: what a terminal and Markdown would obey is shown."""
 
-from common.text import code, markdown, printable
+from common.untrusted.text import code, markdown, printable
 
 
 def test_a_terminal_is_sent_no_commands() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common import sidecars
-from common.sidecars import read_sidecar, text_field
+from common.untrusted import sidecars
+from common.untrusted.sidecars import read_sidecar, text_field
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from common.addresses import AddressError, is_private, public_addresses_only, refuse_private
+from common.untrusted.addresses import AddressError, is_private, public_addresses_only, refuse_private
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from common import signals
-from common.signals import STOP_SIGNALS, Stopped, exit_reason, keep_handlers, stop_signals, stop_that_came
+from common.process import signals
+from common.process.signals import STOP_SIGNALS, Stopped, exit_reason, keep_handlers, stop_signals, stop_that_came
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.lists import parse_json
+from common.untrusted.lists import parse_json
 
 logger = logging.getLogger(__name__)
 
