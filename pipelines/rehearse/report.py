@@ -82,7 +82,7 @@ def outlook_lines(recipe: Recipe, content: Mapping[str, Any], seconds: float) ->
     device = content["gpu"] or f"{content['cpus']} CPU cores"
     texts = {
         "generate": f"{seconds:g} s of video, {recipe.generate.steps} steps: {{}} of sampling",
-        "latents": "an hour of clips to latents: {}",
+        "latents": "an hour of clips to latents: at most {}",
         "train": "a training step of one window of 480 x 832: {}",
     }
     return [f"{texts[name].format(_long(took))} on {device}, whole depth" for name, took in found.items()]

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,10 @@ def sizes_of(transformer: Path) -> Sizes:
     return Sizes(heads * head, heads, config["ffn_dim"], config["num_layers"], 1, text, max(1, text // 64))
 
 
-def files_of(role: str, sizes: Sizes) -> list[WeightFile]:
+@cache
+def files_of(role: str, sizes: Sizes) -> tuple[WeightFile, ...]:
     """The files of one role of generation as published, at these sizes."""
-    return _FILES[role](sizes)
+    return tuple(_FILES[role](sizes))
 
 
 def _empty_base(sizes: Sizes) -> AvatarTransformer:

@@ -14,6 +14,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,17 @@ _SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _STORAGES = {torch.float32: torch.FloatStorage, torch.bfloat16: torch.BFloat16Storage}
 
 
+@cache
+def _block(seed: int, dtype: torch.dtype) -> Tensor:
+    normal = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed))
+    return (DEVIATION * normal).to(dtype)
+
+
 class RandomValues:
     """The values of every tensor, by name, shape and type."""
 
     def __init__(self, seed: int = 0) -> None:
-        normal = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed))
-        self._blocks = {dtype: (DEVIATION * normal).to(dtype) for dtype in _SAFETENSORS}
+        self._blocks = {dtype: _block(seed, dtype) for dtype in _SAFETENSORS}
 
     def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The tensor of this name."""
@@ -72,7 +78,7 @@ class RandomRole:
 
 def random_role(role: str, sizes: Sizes, folder: Path, inside: str) -> RandomRole:
     """The random weights of `role` at `folder / inside`, not written yet."""
-    return RandomRole(role, folder / inside, folder, tuple(files_of(role, sizes)))
+    return RandomRole(role, folder / inside, folder, files_of(role, sizes))
 
 
 def missing_files(roles: Sequence[RandomRole]) -> tuple[dict[Path, WeightFile], list[str]]:

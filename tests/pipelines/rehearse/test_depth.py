@@ -4,7 +4,8 @@ import pytest
 
 from common.errors import InputError
 from pipelines.rehearse.depth import base_entry, choose_depth, networks_before, whole_sizes
-from pipelines.rehearse.shapes import published_sizes
+from pipelines.rehearse.shapes import files_of, published_sizes
+from tests.pipelines.rehearse.sizes import TINY
 
 WHOLE = published_sizes("wan2.1-t2v-14b")
 
@@ -34,6 +35,7 @@ def test_what_is_there_keeps_its_depth():
 
 
 def test_networks_of_absent_weights_are_those_that_will_be_written():
-    networks = networks_before(published_sizes("wan2.1-t2v-1.3b"), {})
-    assert networks.text.weights == 5_680_910_336 and networks.vae.weights == 126_892_531
-    assert networks.transformer.layers == 30 and networks.audio.states == 10_752
+    networks = networks_before(TINY, {})
+    written = {role: files_of(role, TINY)[-1].bytes for role in ("vae", "text_encoder")}
+    assert (4 * networks.vae.weights, 2 * networks.text.weights) == (written["vae"], written["text_encoder"])
+    assert networks.transformer.layers == 4 and networks.audio.states == TINY.audio_dim
