@@ -92,7 +92,7 @@ def test_a_second_call_does_nothing_again(undisturbed):
     made = ("clips.parquet", "shards/index.parquet", "videos/demo.mp4", "report/index.html", "versions.json")
     files = [undisturbed / name for name in made]
     before, cpu = [path.stat().st_mtime_ns for path in files], _cpu_of_children()
-    _finish(undisturbed)
+    _finish(undisturbed, "--set", "executor.workers=1")
     assert [path.stat().st_mtime_ns for path in files] == before
     assert _cpu_of_children() - cpu < 2.5  # 1.3 where nothing else runs: neither torch nor matplotlib is loaded
 

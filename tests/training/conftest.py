@@ -85,11 +85,8 @@ def config(shards: Path, base_folder: Path) -> TrainConfig:
 
 @pytest.fixture
 def at_stage(config: TrainConfig) -> Callable[[int], TrainConfig]:
-    """The same training at another ZeRO stage.
-
-    Few live parameters: at each module DeepSpeed looks ahead that far.
-    """
-    return lambda stage: replace(config, engine=replace(config.engine, stage=stage, live_parameters=1000))
+    """The same training at another ZeRO stage."""
+    return lambda stage: replace(config, engine=replace(config.engine, stage=stage))
 
 
 @pytest.fixture

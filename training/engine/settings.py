@@ -28,7 +28,6 @@ def deepspeed_settings(config: EngineConfig, accumulation: int) -> dict[str, Any
             "stage3_gather_16bit_weights_on_model_save": False,
             "stage3_prefetch_bucket_size": config.prefetch_bucket,
             "stage3_max_live_parameters": config.live_parameters,
-            "stage3_max_reuse_distance": config.live_parameters,  # what is used again that soon is not released
             "stage3_param_persistence_threshold": config.persistent_below,
         }
         if config.hpz_ranks > 1:

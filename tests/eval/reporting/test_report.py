@@ -1,5 +1,6 @@
 """The report opens offline, shows what the files of a run say, and lives with any part missing."""
 
+import json
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -282,7 +283,7 @@ def test_hostile_names_are_text_on_the_page(tmp_path: Path) -> None:
     hostile = "\"><script>alert('$x$')</script>"
     run = RunFolder(tmp_path / "<script>alert('$x$')<")
     write_json(run.videos / "demo.json", {"prompt": hostile})
-    run.recipe_yaml.write_text(f"name: {hostile}\n")
+    run.recipe_yaml.write_text(json.dumps({"name": hostile}))
     write_json(run.root / "versions.json", {"models": {hostile: "ab"}, "code": {hostile: "cd"}})
     text = write_report(run, {"seconds": {hostile: 1.0}}).read_text()
     assert "<script>alert" not in text and text.count("&lt;script&gt;alert") >= 5

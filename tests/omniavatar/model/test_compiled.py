@@ -43,7 +43,7 @@ def test_one_graph_serves_all_blocks_with_caches_and_offload(
     avatar.requires_grad_(False)
     avatar.dit.packs_text = True
     expected = sampled(avatar, given)
-    stream_blocks(avatar, CPU)
+    stream_blocks(avatar, avatar.dit.blocks, CPU)
     assert compile_blocks(avatar, "eager", CPU)
     torch.testing.assert_close(sampled(avatar, given), expected, rtol=1e-5, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

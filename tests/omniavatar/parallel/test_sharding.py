@@ -109,7 +109,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("two")
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", TWO, str(folder)], env=os.environ | meeting, check=True, timeout=300)
+    # A training in this process may have set its own local rank.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCAL_")} | meeting
+    subprocess.run([sys.executable, "-c", TWO, str(folder)], env=environment, check=True, timeout=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.common.test_locks import holder
 
 from common.clips import write_clips
+from tests.common.process.test_locks import holder
 from tests.pipelines.command_line import run_here
 
 

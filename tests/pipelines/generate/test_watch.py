@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import cv2
 import pytest
-from tests.common.test_locks import holder
 
 from common.executors.config import ExecutorConfig
 from common.media.marks import read_marks
@@ -17,6 +16,7 @@ from pipelines.config import DrawnConfig, SamplesConfig
 from pipelines.drawn import draw_kept_clips
 from pipelines.generate.watch import NothingToSampleError, exported, watch
 from pipelines.recipe import read_recipe
+from tests.common.process.test_locks import holder
 
 SAMPLING = replace(read_recipe("demo").generate, steps=2, text_guidance=1.0, audio_guidance=1.0)
 CONFIG = SamplesConfig(clips=2, frames=28)
