@@ -1,5 +1,6 @@
 """The command of a rehearsal."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,7 @@ def rehearse(
 
     with hold_run(folder, "omniavatar rehearse"):
         options = Options(tuple(steps.split(",")), folder, minutes, keep, layers)
-        content = run_rehearsal(chosen, options, lambda text: print(text, flush=True))
+        content = run_rehearsal(chosen, options, partial(show, flush=True))
         content["outlook"] = outlook(chosen, content, seconds)
         write_json(folder / RESULTS, content)
     show("\n".join([*table_lines(content), *outlook_lines(chosen, content, seconds), str(folder / RESULTS)]))
