@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.constants import FRAMES_PER_LATENT
-from omniavatar.config import Recompute
+from omniavatar.config import LoadConfig, Recompute
+from omniavatar.planning.memory import PIXELS, Job, lora_bytes, sampling_working, transformer_bytes
+from omniavatar.planning.network import HALF
 from training.config import EngineConfig
 from training.planning.flops import Work, work
-from training.planning.memory import Network, memory, parameters
+from training.planning.memory import Network, memory
 
 GUIDED_STEPS = 25  # Euler steps of a chunk, the paper's
 TRAINED = EngineConfig(stage=0, autocast="bf16", frozen_dtype="bf16")  # precision of the published recipes
-LOADED = 2.0  # bytes of a weight in half precision
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,16 @@ class Sizes:
         return counted.forward - counted.lora
 
     def forward_bytes(self, size: str) -> float:
-        """Peak memory of a forward pass: weights in half precision, and about sixteen tensors of a block's tokens."""
-        network = self.networks[size]
-        weights = parameters(network)
-        per_token = LOADED * (16 * network.width + 3 * network.ffn)
-        return LOADED * (weights.frozen + weights.trained) + self.tokens * per_token
+        """Peak memory of a forward pass in half precision, as `omniavatar generate --plan` forecasts it; with the LoRA
+        beside the weights."""
+        network, job = self.networks[size], Job(PIXELS * self.height, PIXELS * self.width, self.pixel_frames)
+        held = transformer_bytes(network, LoadConfig(), HALF)
+        return (
+            held.outside
+            + held.block * network.layers
+            + lora_bytes(network, HALF)
+            + sampling_working(network, job, HALF)
+        )
 
     def step_bytes(self, size: str, recompute: Recompute) -> float:
         """Peak device memory of a training step, as `omniavatar train --plan` forecasts it."""

@@ -80,7 +80,7 @@ def _latents(networks: Networks, clip: Clip, gpu: bool) -> Peak:
     """The encoders together on one clip, the text encoder by way of the host."""
     text, vae = HALF * networks.text.weights, HALF * networks.vae.weights
     audio = FLOAT * networks.audio.weights
-    job = Job(clip.height, clip.width, clip.frames, clip.frames, seconds=clip.frames / FPS, prompt_tokens=CAPTION)
+    job = replace(clip.job, prompt_tokens=CAPTION)
     working = max(text_working(networks.text, job, HALF), encode_working(networks, LoadConfig(), job, HALF, gpu))
     held = text + vae + audio + working
     # Then the constants, for which one block at a time is copied from its file in float32.
@@ -90,7 +90,7 @@ def _latents(networks: Networks, clip: Clip, gpu: bool) -> Peak:
 def _training(network: Network, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
     """A rank loads the base in float32 and casts it, computes gradients, and updates what is trained."""
     train, count = recipe.train, parameters(network)
-    step = memory(network, clip.tokens, train.engine, train.model.gradient_checkpointing, 1)
+    step = memory(network, clip.job.tokens, train.engine, train.model.gradient_checkpointing, 1)
     loading = FLOAT * (count.frozen + count.trained)
     if gpu:
         return Peak(LAUNCHER + TRAINER + loading, step.total)

@@ -71,7 +71,7 @@ def outlook(recipe: Recipe, content: Mapping[str, Any], seconds: float) -> dict[
         mode = recipe.train.model.gradient_checkpointing
         frames = recipe.train.data.max_tokens // (PAPER_SIZE.height // 2 * (PAPER_SIZE.width // 2))
         tokens = frames * (PAPER_SIZE.height // 2) * (PAPER_SIZE.width // 2)
-        small = work(rehearsed, clip.tokens, clip.latent_frames, recompute=mode).executed
+        small = work(rehearsed, clip.job.tokens, clip.job.latent_frames, recompute=mode).executed
         found["train"] = step * work(whole, tokens, frames, recompute=mode).executed / small
     return found
 
@@ -98,7 +98,7 @@ def _figure(stages: Mapping[str, Mapping[str, Any]], stage: str, name: str) -> f
 
 
 def _forward(network: Network, clip: Clip) -> int:
-    return work(network, clip.tokens, clip.latent_frames).forward
+    return work(network, clip.job.tokens, clip.job.latent_frames).forward
 
 
 def branches(recipe: Recipe) -> int:

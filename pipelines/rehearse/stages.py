@@ -12,6 +12,7 @@ from common.executors.config import ExecutorConfig
 from common.progress import MetricLog
 from common.runs import RunFolder
 from latents.bill import last_bill
+from omniavatar.planning.memory import Job
 from omniavatar.video.buckets import choose_size
 from omniavatar.video.chunks import frames_for_tokens
 from pipelines.config import DrawnConfig
@@ -36,14 +37,9 @@ class Clip:
     frames: int
 
     @property
-    def latent_frames(self) -> int:
-        """T = (frames + 3) / 4."""
-        return (self.frames + 3) // 4
-
-    @property
-    def tokens(self) -> int:
-        """Video tokens of the transformer."""
-        return self.latent_frames * (self.height // 16) * (self.width // 16)
+    def job(self) -> Job:
+        """The clip as what is generated at a time."""
+        return Job(self.height, self.width, self.frames, self.frames, seconds=self.frames / FPS)
 
     @property
     def megapixel_frames(self) -> float:

@@ -10,13 +10,10 @@ from common.runs import read_json
 from common.shards.index import read_index
 from latents.constants import stored_widths
 from omniavatar.planning.network import HALF, Network, network_of
+from omniavatar.planning.sizes import PUBLISHED
 from training.config import LORA_RANK, ModelConfig
 from training.data.buckets import Bucket
 
-PUBLISHED = {
-    "wan2.1-t2v-14b": {"dim": 5120, "num_heads": 40, "ffn_dim": 13_824, "num_layers": 40},
-    "wan2.1-t2v-1.3b": {"dim": 1536, "num_heads": 12, "ffn_dim": 8_960, "num_layers": 30},
-}
 PAPER_CLIPS, PAPER_SIZE = 774_207, Bucket(60, 104, 39)  # 6.14 s at 25 fps, 480 x 832
 TEXT_LENGTH, AUDIO_DIM = 512, 10_752
 CAPTION = 110  # tokens of a caption of average length

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from common.errors import UserError, shorten
 
@@ -40,8 +40,25 @@ class CheckpointError(UserError, ValueError):
         super().__init__(f"{source} cannot be used, {len(problems)} problem(s):\n  {listed}")
 
 
+class Header(NamedTuple):
+    """One tensor: its type as safetensors names it, and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a safetensors file, from its header alone.
+    """Name -> shape of every tensor of a safetensors file. Raises as `read_headers` does."""
+    return {name: header.shape for name, header in read_headers(file).items()}
+
+
+def read_headers(file: Path) -> dict[str, Header]:
+    """Name -> type and shape of every tensor of a safetensors file, from its header alone.
 
     Raises CheckpointError unless the header fits the file, every shape its bytes, and the bytes of all tensors follow
     each other to the end of the file.
@@ -73,7 +90,7 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
         raise _broken(file, f"its header is no table of tensors, {type(error).__name__}") from error
     if end != size - 8 - length:
         raise _broken(file, f"its tensors have {end} bytes, {size - 8 - length} follow the header")
-    return {name: entry[0] for name, entry in entries.items()}
+    return {name: Header(dtype, shape) for name, (shape, dtype, *_) in entries.items()}
 
 
 def _broken(file: Path, why: str) -> CheckpointError:
