@@ -13,10 +13,12 @@ class ExecutorConfig:
 
     "process" with one worker runs in the calling process, with more on spawned processes. `ray_address`: "local"
     starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; any other value is passed to
-    `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only) may be fractions.
+    `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only, for stages with networks) may be fractions.
 
     A unit that fails is retried up to `retry_failed` times, one whose worker crashes up to `retry_crashes` times; the
     latter is then quarantined. Later runs skip both, unless `retry` grants them a fresh set of attempts.
+
+    `stop_seconds`: how long a run that gets SIGTERM waits for the units in hand before it ends.
     """
 
     kind: Literal["process", "ray"] = "process"
@@ -27,6 +29,7 @@ class ExecutorConfig:
     retry_failed: int = 2
     retry_crashes: int = 2
     retry: bool = False
+    stop_seconds: Positive = 20.0
 
     def __post_init__(self) -> None:
         if self.workers < 0:

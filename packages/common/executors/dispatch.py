@@ -1,197 +1,426 @@
-"""Dispatcher: hands units from a queue to worker slots and yields their outcomes as they end.
+"""Dispatcher: gives the rows of a flow to workers as these become free, and records every outcome as it comes back.
 
-A worker that crashes or exceeds the time limit is replaced, and only its unit is lost. A slot whose unit asks for a
-pause takes no unit for that time while the others go on.
+One queue per step. A free worker takes from the last step that has something for it, so that rows finish before new
+ones begin, and nothing is given out at a step while too much waits after it (back-pressure). Rows whose units are quick
+are given out many at a time. A worker that dies or exceeds the time limit is replaced. Where it had several units in
+hand, each of them runs alone next time, and only a unit that a worker dies on alone is to blame.
 """
 
+import json
+import logging
+import math
+import pickle
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from common.errors import UserError
-from common.executors.workers import Worker, WorkerTask
-from common.ledger.store import DIED, PAUSE, TIMED_OUT, Outcome, Unit
+from common.executors.flow import UNPLACED, Done, Flow, Task, failed_row, left_line, recorded
+from common.executors.retry import RetryPolicy
+from common.executors.runner import LoadBug
+from common.executors.stage import StageError
+from common.executors.workers import Worker
+from common.ledger.jsonlines import JsonLines
+from common.ledger.store import DIED, TIMED_OUT, Last, Outcome, clean, ledger_line
 from common.process.signals import STOP_SIGNALS
 
+logger = logging.getLogger(__name__)
 GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this process
 TICK_SECONDS = 1.0  # time without any result after which `watch` is called
-
-
-class LoadError(UserError, RuntimeError):
-    """A worker crashed while loading its job, before any worker had finished a unit."""
+HAND_OUT_SECONDS, MOST_UNITS = 1.0, 32  # predicted length of what a worker is given at a time, and most units of it
+MOST_WAITING = 4  # hand-outs per worker that may wait at a step before those before it are held back
+MOST_STARTS = 3  # workers of a slot that may die in a row before they take anything
+MOST_FETCHED = 10_000  # rows that may wait for a worker after a step with lanes, which waits for the network
+NEW_MEAN = 0.1  # weight of a new unit in the mean seconds of a step
 
 
 @dataclass
-class WorkerSlot:
-    """A slot for one worker at a time, with the unit that it runs. `lane` is "" or the lane that its job serves."""
+class HandOut:
+    """What a worker was given: tasks of one step, or none to load the step's models."""
 
-    lane: str
-    create_worker: Callable[[], Worker]
-    job: Callable[[], WorkerTask]
-    worker: Worker
-    loading: "Future[None]"
-    running: "Future[Outcome] | None" = None
-    index: int = -1
-    started: float = 0.0  # monotonic time at which the unit started
+    step: int
+    tasks: Sequence[Task]
+    future: "Future[Any]"
+
+
+@dataclass
+class Slot:
+    """A place for one worker at a time. `lane` is "" or the lane that it serves; `steps` those that it may run."""
+
+    create: Callable[[], Worker]
+    steps: Sequence[int]
+    lane: str = ""
+    held: list[int] = field(default_factory=list)  # steps whose models the worker holds
+    handed: deque[HandOut] = field(default_factory=deque)  # the first is in work
+    since: float = 0.0  # monotonic time at which the first came into work
     resumes: float = 0.0  # monotonic time from which the slot takes units again
+    worker: Worker = field(init=False)
+
+    starts: int = 0  # workers that died before they could take tasks, in a row
+
+    def __post_init__(self) -> None:
+        self.worker = self.create()
+
+    @property
+    def resting(self) -> bool:
+        """Whether it takes no units for a while."""
+        return self.resumes > time.monotonic()
 
 
-@dataclass(frozen=True)
-class Pause:
-    """Argument of `watch`: number of busy and of paused slots, and the seconds until the first paused one resumes."""
+class Record:
+    """What a dispatcher calls as rows move; `common.executors.run` writes them down."""
 
-    busy: int
-    resting: int
-    seconds: float
+    def entered(self, task: Task) -> None:
+        """A row waits at a step."""
 
+    def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
+        """An attempt has ended; `line` is its row of the ledger. The unit runs again if `again`."""
 
-def open_slot(create_worker: Callable[[], Worker], job: Callable[[], WorkerTask], lane: str = "") -> WorkerSlot:
-    """A slot with a worker that has started to load. A reused worker that died while it was idle is replaced."""
-    worker = create_worker()
-    while True:
-        try:
-            return WorkerSlot(lane, create_worker, job, worker, worker.load(job()))
-        except worker.death:
-            worker.stop()
-            worker = create_worker()
+    def left(self, task: Task, line: bytes, last: Last) -> None:
+        """A row has left the flow."""
 
+    def products(self, task: Task, products: Sequence[tuple[str, int | None]]) -> None:
+        """Files were made, or found, for a row."""
 
-def fill(slot: WorkerSlot) -> None:
-    """Replace the worker of a slot, which died or has to be stopped."""
-    slot.worker.stop()
-    fresh = open_slot(slot.create_worker, slot.job, slot.lane)
-    slot.worker, slot.loading, slot.running = fresh.worker, fresh.loading, None
+    def finished(self, root: str) -> None:
+        """All rows that came of a listed row have left."""
+
+    def watch(self, slots: Sequence[Slot]) -> None:
+        """Nothing has ended for a while."""
 
 
-def attempts(
-    rows: Sequence[Unit],
-    todo: "deque[int]",
-    next_attempt: Callable[[int], int],
-    slots: Sequence[WorkerSlot],
-    timeout_seconds: float = 0.0,
-    watch: Callable[[Pause], None] = lambda pause: None,
-) -> Generator[tuple[int, Outcome], None, None]:
-    """Run the units at the positions in `todo`, which the caller may extend between two results; yields position and
-    outcome of each attempt as it ends.
+class Dispatcher:
+    """Runs one flow. `source` gives the tasks that come from outside, each when there is room for it; `watch` is
+    called when nothing has ended for a while, or a worker has died, and raises what ends the run. `generation` is that
+    of the rows that leave."""
 
-    `watch` is called when nothing ends for a while and when a worker has crashed. Raises LoadError, whatever `watch`
-    raises, and any error of a worker that is not its crash.
-    """
-    ended: SimpleQueue[tuple[WorkerSlot, Future[Any]]] = SimpleQueue()  # also the ends of loading
-    proven = False  # whether any worker has finished a unit
-    for slot in slots:
-        _watch_loading(slot, ended)
-    while todo or any(slot.running for slot in slots):
-        _submit_units(rows, todo, next_attempt, slots, ended, proven)
-        for slot in _overdue(slots, timeout_seconds):
-            index = slot.index
-            _refill(slot, ended)
-            yield index, _lost(rows[index], next_attempt(index), TIMED_OUT, f"over {timeout_seconds:g} s; stopped.")
-        try:
-            slot, future = ended.get(timeout=TICK_SECONDS if timeout_seconds else _quiet_seconds(slots, todo))
-        except Empty:
-            watch(_pause(slots))
-            continue
-        if future is not slot.running:
-            continue  # a job has loaded, or the future belongs to a worker that was stopped meanwhile
-        if isinstance(future.exception(), slot.worker.death):
-            watch(
-                _pause(slots)
-            )  # raises when the whole cluster is gone: then the crash is not counted against the unit
-        outcome = _result(slot, future)
-        index, slot.running, proven = slot.index, None, proven or outcome is not None
-        if outcome is None:
-            why = _death_reason(slot)
-            _refill(slot, ended)
-            outcome = _lost(rows[index], next_attempt(index), DIED, f"it {why}.")
-        elif outcome.state == "pending":
-            slot.resumes = time.monotonic() + float(outcome.outputs.get(PAUSE, 0.0))
-        yield index, outcome
+    def __init__(
+        self,
+        flow: Flow,
+        policy: RetryPolicy,
+        slots: list[Slot],
+        record: Record,
+        source: Iterator[Task],
+        watch: Callable[[], None],
+        generation: int = 1,
+    ) -> None:
+        self.flow, self.policy, self.slots, self.record, self._source = flow, policy, slots, record, source
+        self._watch, self._generation = watch, generation
+        self._ends = math.inf  # monotonic time at which a stop no longer waits for what is in hand
+        self.broken: dict[int, BaseException] = {}  # steps that cannot start
+        self._queues: dict[int, deque[Task]] = {n: deque() for n in range(UNPLACED, len(flow.steps))}
+        self._ended: SimpleQueue[Slot] = SimpleQueue()
+        self._open: Counter[str] = Counter()  # rows of a listed row that have not left
+        self._dropped: set[str] = set()  # listed rows of which some stopped at a broken step
+        self._fetched: Counter[str] = Counter()  # bytes that steps with lanes have fetched for an unfinished listed row
+        self._means: dict[int, float] = {}  # seconds per unit
+        for slot in self.slots:
+            self._watch_start(slot)
+        self._next: Task | None = None  # taken from the source, without room yet
+        self._dry = False
+
+    def run(self) -> None:
+        """Run until no row is left, or until what is in hand is done after `stop`. Raises DiskFullError, what `watch`
+        raises, and at the end the error of a step that could not start."""
+        while time.monotonic() < self._ends:
+            if self._ends == math.inf:
+                self._feed()
+                for slot in self.slots:
+                    self._give(slot)
+            if not any(slot.handed for slot in self.slots):
+                if self._ends < math.inf or not (self._waiting() or self._next):
+                    break
+            for slot in self.slots:
+                self._stop_overdue(slot)
+            try:
+                slot = self._ended.get(timeout=self._quiet_seconds())
+            except Empty:
+                self._watch()
+                continue
+            # The end that woke us may be of a worker that was stopped meanwhile, or not yet of the first hand-out.
+            while slot.handed and slot.handed[0].future.done():
+                self._take_back(slot)
+        for error in self.broken.values():
+            raise error
+
+    def stop(self, seconds: float) -> None:
+        """Give nothing more out, and wait at most so long for what is in hand."""
+        self._ends = time.monotonic() + seconds
+
+    def add(self, slot: Slot) -> None:
+        """Use another worker from now on."""
+        self.slots.append(slot)
+        self._watch_start(slot)
+
+    def _watch_start(self, slot: Slot) -> None:
+        slot.worker.started.add_done_callback(lambda future: self._ended.put(slot))
+
+    def put(self, task: Task) -> None:
+        """Queue a task that comes from outside."""
+        self._open[task.root] += 1
+        self._queue(task)
+
+    def _waiting(self) -> bool:
+        return any(queue for step, queue in self._queues.items() if step not in self.broken)
+
+    def _queue(self, task: Task, first: bool = False) -> None:
+        if task.step in self.broken:
+            self._dropped.add(task.root)  # what was done so far is recorded, so the next run goes on from there
+            return
+        (self._queues[task.step].appendleft if first else self._queues[task.step].append)(task)
+
+    def _feed(self) -> None:
+        """Take tasks from the source while there is room for them at their step."""
+        while not self._dry:
+            task = self._next or next(self._source, None)
+            self._next = task
+            if task is None:
+                self._dry = True
+            elif task.step in self.broken:
+                self._next = None
+                self._dropped.add(task.root)
+            elif self._has_room(task.step) and not self._held_back(task.step):
+                self._next = None
+                self.put(task)
+                if task.step != UNPLACED:
+                    self.record.entered(task)
+            else:
+                break
+
+    def _size(self, step: int) -> int:
+        """How many units of a step are given out at a time."""
+        if step == UNPLACED:
+            return 1
+        stage = self.flow.steps[step].stage
+        mean = self._means.get(step)
+        if mean is None or stage.timeout_seconds or stage.lanes or not self.slots[0].worker.ahead:
+            return 1
+        return max(1, min(MOST_UNITS, int(HAND_OUT_SECONDS / max(mean, 1e-6))))
+
+    def _has_room(self, step: int) -> bool:
+        workers = sum(step in slot.steps for slot in self.slots)
+        return len(self._queues[step]) < MOST_WAITING * self._size(step) * workers + MOST_UNITS
+
+    def _held_back(self, step: int) -> bool:
+        """Whether too much waits after a step to give out more of it."""
+        later = [number for number in range(step + 1, len(self.flow.steps)) if number not in self.broken]
+        if step >= 0 and self.flow.steps[step].stage.lanes:
+            waiting = sum(len(self._queues[number]) for number in later)
+            too_much = 0 < self.flow.most_bytes < self._fetched.total()
+            return too_much or waiting > MOST_FETCHED
+        return not all(self._has_room(number) for number in later)
+
+    def _give(self, slot: Slot) -> None:
+        """Give a slot as much as it may have in hand."""
+        if not slot.worker.started.done():
+            return
+        if isinstance(error := slot.worker.started.exception(), slot.worker.death):
+            self._died_starting(slot)
+            return
+        if error is not None:
+            raise error
+        while not slot.resting and len(slot.handed) <= slot.worker.ahead:
+            step = self._choose(slot)
+            if step is None:
+                return
+            size = self._size(step)
+            if slot.handed and not self._may_run_ahead(slot, step, size):
+                return
+            queue, tasks = self._queues[step], []
+            while queue and len(tasks) < size and not (tasks and (queue[0].alone or tasks[0].alone)):
+                tasks.append(queue.popleft())
+            try:
+                if step != UNPLACED and step not in slot.held:
+                    self._hand(slot, HandOut(step, (), slot.worker.load(step)))
+                    slot.held.append(step)
+                self._hand(slot, HandOut(step, tasks, slot.worker.submit(tasks)))
+            except slot.worker.death:  # it died while idle, which does not count against the units
+                for task in reversed(tasks):
+                    self._queue(task, first=True)
+                if not slot.handed:
+                    self._replace(slot)
+                return
+
+    def _hand(self, slot: Slot, hand_out: HandOut) -> None:
+        if not slot.handed:
+            slot.since = time.monotonic()
+        slot.handed.append(hand_out)
+        hand_out.future.add_done_callback(lambda future: self._ended.put(slot))
+
+    def _may_run_ahead(self, slot: Slot, step: int, size: int) -> bool:
+        """Whether a slot that has something in hand may be given more: not long units, which another worker may be free
+        for sooner, and not before its worker has proved that it can load."""
+        first = slot.handed[0].step
+        short = all(self._means.get(n, math.inf) * size <= HAND_OUT_SECONDS for n in {first, step} - {UNPLACED})
+        alone = any(task.alone for task in slot.handed[0].tasks)
+        limited = any(n >= 0 and self.flow.steps[n].stage.timeout_seconds for n in (first, step))
+        return short and not alone and not limited and not slot.lane and bool(slot.handed[0].tasks)
+
+    def _choose(self, slot: Slot) -> int | None:
+        """The step that a slot takes from: the last one that has something for it. Models are loaded for what nobody
+        who holds them does: when nothing else can be done, or when it holds others back."""
+        ready = [n for n in reversed(slot.steps) if self._queues[n] and n not in self.broken and not self._held_back(n)]
+        loaded = [n for n in ready if n == UNPLACED or n in slot.held]
+        urgent = [n for n in ready if not self._has_room(n)]
+        return next(iter(urgent or loaded or ready), None)
+
+    def _take_back(self, slot: Slot) -> None:
+        """The first hand-out of a slot has ended."""
+        hand_out = slot.handed.popleft()
+        slot.since = time.monotonic()
+        error = hand_out.future.exception()
+        if isinstance(error, slot.worker.death):
+            slot.handed.appendleft(hand_out)
+            self._died(slot, DIED)
+        elif isinstance(cause := getattr(error, "cause", error), StageError | LoadBug):  # Ray wraps the original error
+            self._break(hand_out, cause)
+        elif cause is not None:
+            raise cause
+        elif not hand_out.tasks:
+            slot.held = [step for step in hand_out.future.result() if step not in self.broken]
+        else:
+            for task, done in zip(hand_out.tasks, hand_out.future.result(), strict=True):
+                self._take(slot, task, done)
+
+    def _take(self, slot: Slot, task: Task, done: Done) -> None:
+        """One unit has ended in a worker."""
+        if done.last is not None:
+            mean = self._means.get(task.step, done.seconds)
+            slot.starts = 0
+            self._means[task.step] = mean + NEW_MEAN * (done.seconds - mean)
+            self.record.ended(task.step, done.line, done.last, done.again)
+        if done.pause is not None:
+            slot.resumes = time.monotonic() + done.pause
+        if done.again:
+            self._queue(task._replace(last=done.last, alone=False))
+            return
+        if done.products:
+            self.record.products(task, done.products)
+            if task.step >= 0 and self.flow.steps[task.step].stage.lanes:
+                self._fetched[task.root] += sum(size or 0 for _, size in done.products)
+        self._go_on(task, done)
+
+    def _go_on(self, task: Task, done: Done) -> None:
+        for line, last in done.left:
+            self.record.left(task, line, last)
+        for following in done.following:
+            self._open[task.root] += 1
+            self.record.entered(following)
+            self._queue(following)
+        self._open[task.root] -= 1
+        if not self._open[task.root]:
+            del self._open[task.root], self._fetched[task.root]
+            if task.root not in self._dropped:
+                self.record.finished(task.root)
+
+    def _died_starting(self, slot: Slot) -> None:
+        self._watch()
+        slot.starts += 1
+        if slot.starts >= MOST_STARTS:
+            raise StageError(f"Workers cannot start: one after the other {_death_reason(slot)}.")
+        self._replace(slot)
+
+    def _died(self, slot: Slot, error_class: str) -> None:
+        """The worker of a slot is gone, or has to be. What it had in hand goes back; a unit it had alone has failed."""
+        self._watch()  # raises when the whole cluster is gone: nobody is to blame then
+        handed, host = list(slot.handed), slot.worker.host
+        why = "was stopped" if error_class == TIMED_OUT else _death_reason(slot)
+        self._replace(slot)
+        first = handed[0]
+        if not first.tasks and first.step not in self._means:
+            name = self.flow.steps[first.step].stage.name
+            self._break(first, StageError(f"Stage '{name}' cannot start: its worker died loading its models: it {why}."))
+        for hand_out in reversed(handed[1:]):
+            for task in reversed(hand_out.tasks):
+                self._queue(task, first=True)
+        limit = self.flow.steps[first.step].stage.timeout_seconds if first.step != UNPLACED else 0.0
+        said = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
+        rest, in_work = self._take_over(first, host.journal(first.step))
+        for task in reversed(rest):
+            self._queue(task._replace(alone=in_work is None), first=True)
+        if in_work is not None:
+            self._blame(in_work, error_class, f"The worker process was lost on this unit: {said}.")
+
+    def _take_over(self, hand_out: HandOut, journal: Path | None) -> tuple[list[Task], Task | None]:
+        """What is left of the hand-out of a dead worker: the tasks that go back, and the one that was in work, None
+        where that is not known. What its journal holds is recorded and goes back only to be taken further."""
+        tasks = list(hand_out.tasks)
+        if hand_out.step == UNPLACED or not tasks:
+            return tasks, None
+        if len(tasks) == 1:
+            return [], tasks[0]
+        if journal is None or not journal.exists():
+            return tasks, None
+        back: list[Task] = []
+        for task, row in zip(tasks, JsonLines(journal).rows(), strict=False):
+            if row and (row["unit"], row["input_hash"]) != (clean(task.unit), task.input_hash):
+                return tasks, None  # of the hand-out before: the worker died between the two
+            if row:
+                known = recorded(hand_out.step, row)
+                last = Last(known.state, known.attempt, known.error_class)
+                again = self.policy.again(last, task.spent)
+                self.record.ended(hand_out.step, json.dumps(row, separators=(",", ":")).encode() + b"\n", last, again)
+                task = task._replace(last=last) if again else task._replace(recorded=(known, *task.recorded))
+            back.append(task)
+        missing = tasks[len(back) :]
+        return [*back, *missing[1:]], missing[0] if missing else None
+
+    def _blame(self, task: Task, error_class: str, message: str) -> None:
+        """Record the failure of a unit that its worker died on."""
+        attempt = self.policy.next_attempt(task.last)
+        outcome = Outcome(
+            task.unit, "failed", message=message, error_class=error_class, attempt=attempt, host=socket.gethostname()
+        )
+        last = Last("failed", attempt, error_class)
+        if error_class == DIED:
+            outcome, last = self.policy.crashed(task.last, task.spent, outcome)
+        stage, again = self.flow.steps[task.step].stage, self.policy.again(last, task.spent)
+        line = ledger_line((task.unit, task.input_hash), stage.name, stage.fingerprint, outcome)
+        self.record.ended(task.step, line, last, again)
+        if again:
+            self._queue(task._replace(last=last, alone=True))
+            return
+        row = failed_row(pickle.loads(task.row), stage.name, outcome)
+        left = left_line(self.flow.fingerprint, task.root, row, last, self._generation) if self.flow.keeps_rows else b""
+        self._go_on(task, Done(last.state, left=((left, last),)))
+
+    def _break(self, hand_out: HandOut, error: BaseException) -> None:
+        """Note that a step cannot start: rows go on as far as to it, and what does not need it is done."""
+        if hand_out.step not in self.broken:
+            self.broken[hand_out.step] = error
+            if len(self.flow.steps) > 1:
+                logger.error("%s What does not need it goes on.", error)
+        for task in (*hand_out.tasks, *self._queues[hand_out.step]):
+            self._dropped.add(task.root)
+        self._queues[hand_out.step].clear()
+
+    def _replace(self, slot: Slot) -> None:
+        slot.worker.stop()
+        slot.held, slot.handed = [], deque()
+        slot.worker = slot.create()
+        self._watch_start(slot)
+
+    def _stop_overdue(self, slot: Slot) -> None:
+        if slot.handed and slot.handed[0].tasks and slot.handed[0].step >= 0:
+            limit = self.flow.steps[slot.handed[0].step].stage.timeout_seconds
+            if limit and time.monotonic() - slot.since > limit and not slot.handed[0].future.done():
+                self._died(slot, TIMED_OUT)
+
+    def _quiet_seconds(self) -> float:
+        now = time.monotonic()
+        resuming = [slot.resumes - now for slot in self.slots if slot.resumes > now]
+        return max(0.0, min([TICK_SECONDS, *resuming]))
 
 
-def _watch_loading(slot: WorkerSlot, ended: "SimpleQueue[tuple[WorkerSlot, Future[Any]]]") -> None:
-    slot.loading.add_done_callback(lambda future: ended.put((slot, future)))
-
-
-def _refill(slot: WorkerSlot, ended: "SimpleQueue[tuple[WorkerSlot, Future[Any]]]") -> None:
-    fill(slot)
-    _watch_loading(slot, ended)
-
-
-def _submit_units(
-    rows: Sequence[Unit],
-    todo: "deque[int]",
-    next_attempt: Callable[[int], int],
-    slots: Sequence[WorkerSlot],
-    ended: "SimpleQueue[tuple[WorkerSlot, Future[Any]]]",
-    proven: bool,
-) -> None:
-    """Submit units to idle slots that have loaded, so that a worker that dies later has crashed on its unit."""
-    now = time.monotonic()
-    for slot in slots:
-        if slot.running is not None or slot.resumes > now or not todo or not slot.loading.done():
-            continue
-        if slot.loading.exception() is not None:
-            if not proven:
-                raise LoadError(f"its worker died loading its models: it {_death_reason(slot)}.")
-            _refill(slot, ended)
-            continue
-        slot.index = todo.popleft()
-        try:
-            running = slot.worker.submit(rows[slot.index], next_attempt(slot.index))
-        except slot.worker.death:  # it died while idle, which does not count against the unit
-            todo.appendleft(slot.index)
-            _refill(slot, ended)
-            continue
-        slot.running, slot.started = running, now
-        running.add_done_callback(lambda future, slot=slot: ended.put((slot, future)))  # type: ignore[misc]
-
-
-def _death_reason(slot: WorkerSlot) -> str:
+def _death_reason(slot: Slot) -> str:
     # A signal to the whole process group or control group reaches the workers as well. This process's own may come a
     # moment later, and then ends it here, before the crash is counted against the unit.
     reason = slot.worker.death_reason()
     if any(reason.endswith(number.name) for number in STOP_SIGNALS):
         time.sleep(GROUP_SECONDS)
     return reason
-
-
-def _result(slot: WorkerSlot, future: "Future[Outcome]") -> Outcome | None:
-    """The outcome, or None when the unit crashed its worker. Raises errors that concern more than this unit."""
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if not isinstance(error, slot.worker.death):
-        raise getattr(error, "cause", error)  # Ray wraps the original error
-    return None
-
-
-def _overdue(slots: Sequence[WorkerSlot], timeout_seconds: float) -> list[WorkerSlot]:
-    if not timeout_seconds:
-        return []
-    now = time.monotonic()
-    return [slot for slot in slots if slot.running and now - slot.started > timeout_seconds]
-
-
-def _quiet_seconds(slots: Sequence[WorkerSlot], todo: "deque[int]") -> float:
-    now = time.monotonic()
-    resuming = [slot.resumes - now for slot in slots if slot.running is None and slot.resumes > now] if todo else []
-    return max(0.0, min([TICK_SECONDS, *resuming]))
-
-
-def _pause(slots: Sequence[WorkerSlot]) -> Pause:
-    now = time.monotonic()
-    resuming = [slot.resumes - now for slot in slots if slot.running is None and slot.resumes > now]
-    return Pause(sum(slot.running is not None for slot in slots), len(resuming), min(resuming, default=0.0))
-
-
-def _lost(unit: Unit, attempt: int, error_class: str, why: str) -> Outcome:
-    message = f"The worker process was lost on this unit: {why}"
-    return Outcome(
-        unit["unit"], "failed", message=message, error_class=error_class, attempt=attempt, host=socket.gethostname()
-    )

@@ -1,23 +1,21 @@
 """Ray workers, and the connection to the Ray cluster; the only file of the executors that imports Ray."""
 
 import atexit
-import gc
 import logging
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.executors.config import ExecutorConfig
-from common.executors.stage import Stage, StageError
-from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
-from common.ledger.store import Outcome, Unit
+from common.executors.flow import Done, Host, Task
+from common.executors.stage import StageError
 from common.process.offline import offline_environment, refuse_telemetry
 from common.process.signals import Stopped, keep_handlers
 
@@ -29,57 +27,48 @@ QUIET_RAY = {
 }
 
 
-class Host:
-    """The class of the Ray actors: holds one job after the other."""
+class WorkerKind(NamedTuple):
+    """What a worker reserves, of cores, GPUs and custom resources, and how many are wanted: `workers`, 0 for as many as
+    there is room for, but `at_least` so many."""
 
-    def __init__(self) -> None:
-        self.job: WorkerTask | None = None
-
-    def load(self, job: WorkerTask | None) -> None:
-        """Release the current job, then load this one."""
-        self.job = None
-        gc.collect()
-        if job is not None:
-            job.load()
-            self.job = job
-
-    def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Run one unit."""
-        assert self.job is not None
-        return self.job.attempt(unit, attempt)
+    cpus: float
+    gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
+    workers: int = 0
+    at_least: int = 1
 
 
 class RayWorker:
-    """A Ray actor with its reservation: CPUs, GPUs, and the custom resource `lane:NAME` where the cluster has it."""
+    """A Ray actor that is a `Host`, with its reservation."""
 
-    def __init__(self, cpus: float, gpus: float, lane: str) -> None:
+    ahead = 1
+
+    def __init__(self, kind: WorkerKind, host: Host) -> None:
         import ray
 
-        resource = f"lane:{lane}"
-        resources = {resource: 1.0} if lane and resource in ray.cluster_resources() else {}
         self.death = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": resources, "max_restarts": 0}
-        actor: Any = ray.remote(Host).options(**options)
-        self._actor: Any = actor.remote()
-        self._last: Future[Any] | None = None
+        options: dict[str, Any] = {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "resources": dict(kind.resources)}
+        actor: Any = ray.remote(Host).options(**options, max_restarts=0)
+        self.host = host
+        self._actor: Any = actor.remote(*host.arguments)
+        self.started: Future[Any] = self._actor.ping.remote().future()
+        self._last: Future[Any] = self.started
 
-    def load(self, job: WorkerTask | None) -> "Future[None]":
+    def load(self, step: int) -> "Future[list[int]]":
         """Start loading in the actor."""
-        future: Future[None] = self._actor.load.remote(job).future()
-        self._last = future
-        return future
+        self._last = self._actor.load.remote(step).future()
+        return self._last
 
-    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Start one unit in the actor."""
-        future: Future[Outcome] = self._actor.attempt.remote(unit, attempt).future()
-        self._last = future
-        return future
+    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+        """Start the tasks in the actor."""
+        self._last = self._actor.run.remote(tasks).future()
+        return self._last
 
     def death_reason(self) -> str:
         """Ray knows the exit code of an actor only as a guess; of its own memory monitor it is sure."""
         import ray
 
-        error = self._last.exception() if self._last and self._last.done() else None
+        error = self._last.exception() if self._last.done() else None
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             return "was killed by Ray because memory ran out"
         return "was killed or crashed; the logs of Ray on its machine say more"
@@ -156,31 +145,30 @@ def _children(parent: int, name: str = "") -> list[int]:
     return found
 
 
-def ray_capacity(stage: Stage, config: ExecutorConfig, kind: WorkerKind, idle: IdleWorkers | None) -> int:
-    """Number of workers that Ray has resources for now; an actor beyond that would wait forever.
+def ray_room(kind: WorkerKind, taken: int, config: ExecutorConfig) -> int:
+    """Number of workers of this kind that the cluster has room for, beside `taken` others of a core each.
 
-    Waits a limited time for resources of actors that have just ended, or of other jobs. Raises StageError when there
-    is no room for one worker.
+    Waits a limited time for resources of actors that have just ended, or of other jobs. Raises StageError when there is
+    no room for one.
     """
     import ray
 
-    if idle and not stage.lanes:
-        idle.clear(keep=kind)  # idle workers of other kinds still reserve resources
-    needs = {name: need for name, need in (("CPU", kind[1]), ("GPU", kind[2])) if need}
+    needs = {"CPU": kind.cpus, "GPU": kind.gpus} | dict(kind.resources)
+    others = {"CPU": taken * config.cpus_per_worker}
 
-    def capacity(resources: dict[str, float]) -> int:
-        return min((int(resources.get(name, 0.0) / need + 1e-6) for name, need in needs.items()), default=sys.maxsize)
+    def room(resources: Mapping[str, float]) -> int:
+        free = {name: resources.get(name, 0.0) - others.get(name, 0.0) for name in needs}
+        return min((int(free[name] / need + 1e-6) for name, need in needs.items() if need), default=sys.maxsize)
 
     offered = ray.cluster_resources()
-    whole = capacity(offered)
-    requested = len(stage.lanes) or config.workers or (whole if needs else len(os.sched_getaffinity(0)))
-    if whole < 1 or whole < len(stage.lanes):
+    whole = min(room(offered), kind.workers or room(offered))
+    if whole < 1 or whole < kind.at_least:
         raise StageError(f"Ray at '{config.ray_address}' offers {offered}: no room for one worker; add nodes or GPUs.")
-    started, most = time.monotonic(), min(requested, whole)
+    started = time.monotonic()
     while True:
-        free = min(most, capacity(ray.available_resources()) + (idle.count(kind) if idle else 0))
+        free = min(whole, room(ray.available_resources()))
         waited = time.monotonic() - started
-        if free == most or (free and not stage.lanes and waited > SETTLE_SECONDS):
+        if free == whole or (free >= max(1, kind.at_least) and waited > SETTLE_SECONDS):
             return free
         if waited > START_SECONDS:
             raise StageError(
@@ -190,7 +178,23 @@ def ray_capacity(stage: Stage, config: ExecutorConfig, kind: WorkerKind, idle: I
         time.sleep(0.1)
 
 
-def check_ray(stage: Stage, config: ExecutorConfig, patience: float = 0.0) -> None:
+def ray_offers(resource: str) -> float:
+    """How much of a custom resource the nodes of the cluster have together."""
+    import ray
+
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def ray_free(kind: WorkerKind) -> bool:
+    """Whether the cluster has room for one more worker of this kind now: a node has joined, or another job ended."""
+    import ray
+
+    free = ray.available_resources()
+    needs = {"CPU": kind.cpus, "GPU": kind.gpus} | dict(kind.resources)
+    return all(free.get(name, 0.0) >= need for name, need in needs.items())
+
+
+def check_ray(stages: str, config: ExecutorConfig, patience: float = 0.0) -> None:
     """Raises StageError when the cluster has no node left: its actors would otherwise be waited for forever.
 
     Ray takes some seconds to notice a lost node. `patience` is how long (seconds) to wait for that where an error has
@@ -205,8 +209,8 @@ def check_ray(stage: Stage, config: ExecutorConfig, patience: float = 0.0) -> No
         time.sleep(0.5)
     ray.shutdown()
     raise StageError(
-        f"Ray at '{config.ray_address}' has no node left during stage '{stage.name}': it was killed or its "
-        "machine went away. Run the same command again to resume; finished work is kept."
+        f"Ray at '{config.ray_address}' has no node left during stage {stages}: it was killed or its machine went "
+        "away. Run the same command again to resume; finished work is kept."
     )
 
 

@@ -1,41 +1,54 @@
-"""Stage execution: runs a stage over many units in this process, on a process pool or on Ray, with equal results.
+"""Execution of stages and flows: in this process, on worker processes or on Ray, with equal results.
 
 A unit whose worker crashes is retried on a fresh worker; other units are not affected. Workers receive and return rows
-only; pixels stay in files.
+only; pixels stay in files. This process holds the rows that are in flight, not those that are done.
 """
 
 import os
+import pickle
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
-from common.executors.dispatch import LoadError, Pause, WorkerSlot, attempts, open_slot
-from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_capacity
+from common.executors.dispatch import Dispatcher, Record, Slot
+from common.executors.flow import UNPLACED, Flow, Host, Step, Task
+from common.executors.ray_cluster import (
+    SETTLE_SECONDS,
+    RayWorker,
+    WorkerKind,
+    check_ray,
+    connect_ray,
+    ray_free,
+    ray_offers,
+    ray_room,
+)
 from common.executors.retry import RetryPolicy, record_unsettled
-from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
-from common.executors.workers import IdleWorkers, InProcessWorker, ProcessWorker, Worker, WorkerKind
+from common.executors.workers import InProcessWorker, ProcessWorker, Worker
 from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, Unit, key_table
+from common.process.signals import draining
 from common.progress import ProgressBar, progress
 
 FAILED = STATES.index("failed")  # units with this state or a later one may run again
+GROW_SECONDS = 5.0  # between two looks for more room on the cluster
 
 
 def run_stage(stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> list[Outcome]:
     """Run every unit through `stage` and return the outcomes in the order of `units`.
 
     Units that the ledger has as kept or rejected, or as failed with their attempts exhausted, are skipped; pending ones
-    run again. Every attempt is a durable row before the next begins. An exception in a unit, or the crash of its
-    worker, is a failed attempt of that unit alone. Raises StageError when the stage itself cannot start,
-    DiskFullError, and RuntimeError when another run is executing this stage on this ledger.
+    run again. An exception in a unit, or the crash of its worker, is a failed attempt of that unit alone. Raises
+    StageError when the stage itself cannot start, DiskFullError, and RuntimeError when another run is executing this
+    stage on this ledger.
     """
     return list(stream_stage(stage, units, ledger, executor))
 
@@ -47,19 +60,30 @@ def stream_stage(
     ledger in batches. Memory holds the rows of the units and about 100 bytes more for each."""
     rows = units if isinstance(units, Sequence) else list(units)
     keys = _keys(stage, rows)
+    policy = RetryPolicy.of(executor)
     with ledger.open(stage.name, stage.fingerprint) as log:
-        states, unsettled = log.last(keys)
+        log.take_over()
+        states, last = log.last(keys)
         for index, attempt in _lost_products(stage, rows, log, keys, states):
             # Runs again under the same attempt number: nothing has failed.
-            states[index], unsettled[index] = -1, Last("pending", attempt)
-        policy = RetryPolicy(unsettled, executor.retry_failed, executor.retry_crashes, executor.retry)
-        todo = deque(i for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist() if not policy.settled(i))
+            states[index], last[index] = -1, Last("kept", attempt)
+        todo = [
+            i
+            for i in np.flatnonzero((states < 0) | (states >= FAILED)).tolist()
+            if states[i] < 0 or not policy.settled(last[i])
+        ]
         if stage.cost:
-            todo = deque(sorted(todo, key=lambda i: -stage.predicted_cost(rows[i])))
-        counts = Counter({state: int((states == code).sum()) for code, state in enumerate(STATES)})
+            todo.sort(key=lambda i: -stage.predicted_cost(rows[i]))
+        again = set(todo)
+        counts = Counter(STATES[code] for i, code in enumerate(states.tolist()) if code >= 0 and i not in again)
         if todo:
-            counts.subtract(STATES[states[i]] for i in todo if states[i] >= 0)
-            _run_units(stage, rows, keys["input_hash"].combine_chunks(), todo, counts, policy, log, executor)
+            hashes = keys["input_hash"].combine_chunks()
+            tasks = (_task(rows[i], hashes[i].as_py(), last.get(i), policy) for i in todo)
+            flow = Flow((Step(stage),), keeps_rows=False)
+            record = StageRecord(stage, log, counts, len(rows), len(rows) - len(todo))
+            with record:
+                run_tasks(flow, executor, policy, record, tasks, log.folder, len(todo))
+            log.compact()
         elif log.is_open_ended():
             with suppress(RuntimeError):  # another run is executing the stage
                 log.lock()
@@ -72,31 +96,158 @@ def stream_stage(
         yield from log.outcomes(keys)
 
 
-def _run_units(
-    stage: Stage[Any],
-    rows: Sequence[Unit],
-    hashes: pa.StringArray,
-    todo: "deque[int]",
-    counts: Counter[State],
-    policy: RetryPolicy,
-    log: StageLedger,
+class StageRecord(Record):
+    """Writes the ledger's rows of one stage, its status and its progress bar. A context for the time of the run."""
+
+    def __init__(self, stage: Stage[Any], log: StageLedger, counts: Counter[State], total: int, done: int) -> None:
+        self._name, self._log, self._counts, self._done = stage.name, log, counts, done
+        self._bar: ProgressBar[Unit] = progress(total, stage.name)
+        self._heartbeat = StageHeartbeat(log.folder, stage.name, stage.fingerprint, total, counts)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "StageRecord":
+        self._log.lock()
+        self._stack.enter_context(self._bar)
+        self._stack.enter_context(self._heartbeat)
+        self._bar.update(self._done)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
+        """Write the row of an attempt."""
+        self._log.append_lines(line)
+        if not again:
+            self._counts[last.state] += 1
+            counted = sorted(self._counts.items())
+            self._bar.update(1, ", ".join(f"{state} {count}" for state, count in counted if count))
+        self._heartbeat.note = ""
+        self._heartbeat.beat()
+
+    def watch(self, slots: Sequence[Slot]) -> None:
+        """Say where all workers rest."""
+        self._heartbeat.workers, self._heartbeat.resting = len(slots), sum(slot.resting for slot in slots)
+        self._heartbeat.note = resting_note(slots)
+        self._heartbeat.beat()
+        if self._heartbeat.note:
+            self._bar.update(0, self._heartbeat.note)
+
+
+def resting_note(slots: Sequence[Slot]) -> str:
+    """What to say where all workers rest, "" where one does not."""
+    if not slots or not all(slot.resting for slot in slots):
+        return ""
+    return f"all workers paused, first resumes in {min(slot.resumes for slot in slots) - time.monotonic():.0f} s"
+
+
+def run_tasks(
+    flow: Flow,
     config: ExecutorConfig,
+    policy: RetryPolicy,
+    record: Record,
+    tasks: Iterable[Task],
+    journals: Path,
+    most: int = 2**62,
+    generation: int = 1,
 ) -> None:
-    """Run the units of `todo` until none is left, each attempt a row of `log`; `counts` counts the other units."""
-    log.lock()
-    bar: ProgressBar[Unit] = progress(len(rows), stage.name)
-    with bar, StageHeartbeat(log.folder, stage.name, stage.fingerprint, len(rows), counts) as heartbeat:
-        bar.update(len(rows) - len(todo))
-        for index, outcome in _results(stage, config, rows, todo, policy, bar, heartbeat):
-            outcome, again = policy.judge(index, outcome)
-            log.append((rows[index]["unit"], hashes[index].as_py()), outcome)
-            if again:
-                todo.append(index)
-            else:
-                counts[outcome.state] += 1
-                bar.update(1, ", ".join(f"{state} {count}" for state, count in sorted(counts.items()) if count))
-            heartbeat.beat()
-    log.compact()
+    """Run the tasks of a flow on as many workers as the executor has, at most `most` beside lanes. `journals` is the
+    folder of the ledger, in which workers note what they have done.
+
+    A signal to stop (SIGTERM and the like) ends it as soon as what is in hand is done, within the executor's
+    `stop_seconds`. Raises Stopped then, StageError where a step cannot start, DiskFullError.
+    """
+    names = ", ".join(f"'{step.stage.name}'" for step in flow.steps)
+    if config.kind == "ray":
+        connect_ray(config)
+    pools = _pools(flow, config)
+    # Every pool gets one worker at least: those that come later are taken account of.
+    counts = [_count(pool, config, len(pools) - 1 - number) for number, pool in enumerate(pools)]
+    alone = sum(counts) == 1 and not any(step.stage.timeout_seconds for step in flow.steps)
+    slots: list[Slot] = []
+    begun, grown = 0, time.monotonic()  # workers so far, and when more were last looked for
+
+    def create(number: int) -> Worker:
+        nonlocal begun
+        begun += 1
+        host = Host(flow, policy, pools[number].lane, pools[number].kind.gpus, generation, journals, begun)
+        if config.kind == "ray":
+            return RayWorker(pools[number].kind, host)
+        return InProcessWorker(host) if alone else ProcessWorker(host)
+
+    def watch() -> None:
+        nonlocal grown
+        record.watch(slots)
+        if config.kind == "ray":
+            check_ray(names, config)
+            if not config.workers and time.monotonic() - grown > GROW_SECONDS:
+                grown = time.monotonic()
+                for number, pool in enumerate(pools):
+                    if not pool.lane and pool.kind.cpus and len(slots) < most and ray_free(pool.kind):
+                        dispatcher.add(Slot(partial(create, number), pool.steps))
+
+    try:
+        for number, pool in enumerate(pools):
+            slots += [Slot(partial(create, number), pool.steps, pool.lane) for _ in range(min(counts[number], most))]
+        dispatcher = Dispatcher(flow, policy, slots, record, iter(tasks), watch, generation)
+        with draining(partial(dispatcher.stop, config.stop_seconds), config.stop_seconds):
+            dispatcher.run()
+    except StageError:
+        if config.kind == "ray":
+            check_ray(names, config, patience=2 * SETTLE_SECONDS)
+        raise
+    finally:
+        for slot in slots:
+            slot.worker.stop()
+
+
+class _Pool(NamedTuple):
+    """Workers of one kind, and the steps that they run."""
+
+    kind: WorkerKind
+    steps: list[int]
+    lane: str = ""
+
+
+def _pools(flow: Flow, config: ExecutorConfig) -> list[_Pool]:
+    """The workers that a flow needs: one of each lane, and of each pool of its stages where that has resources of its
+    own; without, its steps are done by the workers of the pool "cpu"."""
+    lanes, by_pool = [], {}
+    for number, step in enumerate(flow.steps):
+        stage = step.stage
+        if len(set(stage.lanes)) < len(stage.lanes):
+            raise StageError(f"Stage '{stage.name}' has the lanes {list(stage.lanes)}; every lane needs its own name.")
+        # A lane waits for the network most of the time, so it reserves no core.
+        lanes += [_Pool(WorkerKind(0.0, resources=_offered(f"lane:{lane}", config)), [number], lane) for lane in stage.lanes]
+        if not stage.lanes:
+            has_own = config.kind == "ray" and (
+                config.gpus_per_worker if stage.pool == "gpu" else _offered(f"pool:{stage.pool}", config)
+            )
+            by_pool.setdefault(stage.pool if has_own else "cpu", []).append(number)
+    pools = []
+    for name, steps in sorted(by_pool.items(), reverse=True):  # "cpu" last: it gets what the others leave
+        own = _offered(f"pool:{name}", config) if name not in ("cpu", "gpu") else ()
+        cpus, gpus = 0.0 if own else config.cpus_per_worker, config.gpus_per_worker if name == "gpu" else 0.0
+        pools.append(_Pool(WorkerKind(cpus, gpus, own, config.workers), steps))
+    if pools:
+        pools[-1].steps.insert(0, UNPLACED)
+    return [*lanes, *pools]
+
+
+def _offered(resource: str, config: ExecutorConfig) -> tuple[tuple[str, float], ...]:
+    return ((resource, 1.0),) if config.kind == "ray" and ray_offers(resource) else ()
+
+
+def _count(pool: _Pool, config: ExecutorConfig, later: int) -> int:
+    if pool.lane:
+        return 1
+    if config.kind == "ray":
+        return ray_room(pool.kind, later, config)
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def _task(row: Unit, digest: str, last: Last | None, policy: RetryPolicy) -> Task:
+    return Task(0, row["unit"], row["unit"], digest, pickle.dumps(row), last, policy.spent(last))
 
 
 def _lost_products(
@@ -104,15 +255,14 @@ def _lost_products(
 ) -> list[tuple[int, int]]:
     """Position and attempt of every kept unit for which `Stage.product_exists` is false."""
     kept = np.flatnonzero(states == STATES.index("kept"))
-    if type(stage).product_exists is Stage.product_exists or not len(kept):
+    asks = (type(stage).product_exists, type(stage).products) != (Stage.product_exists, Stage.products)
+    if not asks or not len(kept):
         return []
     outcomes = zip(kept.tolist(), log.outcomes(keys.take(pa.array(kept))), strict=True)
     return [(index, outcome.attempt) for index, outcome in outcomes if not stage.product_exists(rows[index], outcome)]
 
 
 def _keys(stage: Stage[Any], rows: Sequence[Unit]) -> pa.Table:
-    if len(set(stage.lanes)) < len(stage.lanes):
-        raise StageError(f"Stage '{stage.name}' has the lanes {list(stage.lanes)}; every lane needs its own name.")
     hashes = np.fromiter((hash(row["unit"]) for row in rows), np.int64, len(rows))
     hashes.sort()
     if (hashes[1:] == hashes[:-1]).any():  # a duplicate, or rarely a hash collision
@@ -120,99 +270,3 @@ def _keys(stage: Stage[Any], rows: Sequence[Unit]) -> pa.Table:
         if count > 1:
             raise StageError(f"Stage '{stage.name}' got the unit '{double}' more than once; unit ids must be unique.")
     return key_table((row["unit"], stage.input_hash(row)) for row in rows)
-
-
-def _results(
-    stage: Stage[Any],
-    config: ExecutorConfig,
-    rows: Sequence[Unit],
-    todo: "deque[int]",
-    policy: RetryPolicy,
-    bar: ProgressBar[Unit],
-    heartbeat: StageHeartbeat,
-) -> Iterator[tuple[int, Outcome]]:
-    def watch(pause: Pause) -> None:
-        all_paused = pause.resting == heartbeat.workers > 0
-        note = f"all workers paused, first resumes in {pause.seconds:.0f} s" if all_paused else ""
-        heartbeat.resting, heartbeat.note = pause.resting, note
-        heartbeat.beat()
-        if note:
-            bar.update(0, note)
-        if config.kind == "ray":
-            check_ray(stage, config)
-
-    try:
-        with (
-            _worker_slots(stage, config, len(todo)) as slots,
-            closing(attempts(rows, todo, policy.next_attempt, slots, stage.timeout_seconds, watch)) as results,
-        ):
-            heartbeat.workers = len(slots)
-            for result in results:
-                heartbeat.resting, heartbeat.note = sum(slot.resumes > time.monotonic() for slot in slots), ""
-                yield result
-    except LoadError as error:
-        if config.kind == "ray":
-            check_ray(stage, config, patience=2 * SETTLE_SECONDS)
-        raise StageError(f"Stage '{stage.name}' cannot start: {error}") from error
-
-
-_idle: IdleWorkers | None = None
-
-
-@contextmanager
-def shared_workers() -> Iterator[None]:
-    """Context in which stages reuse workers: each stage loads its models into the workers of the one before.
-
-    The workers stop at the end of the block. Process-wide settings of a stage (threads, seeds) persist into the next:
-    a stage that depends on one must set it.
-    """
-    global _idle
-    if _idle is not None:  # an outer block owns the workers
-        yield
-        return
-    _idle = IdleWorkers()
-    try:
-        yield
-    finally:
-        _idle.clear()
-        _idle = None
-
-
-@contextmanager
-def _worker_slots(stage: Stage[Any], config: ExecutorConfig, units: int) -> Iterator[list[WorkerSlot]]:
-    """One slot per lane, or as many as the executor has capacity for and the units need."""
-    count = len(stage.lanes) or config.workers or len(os.sched_getaffinity(0))
-    if config.kind == "ray":
-        connect_ray(config)
-        count = ray_capacity(stage, config, _worker_kind(config, stage.lanes[0] if stage.lanes else ""), _idle)
-    in_process = config.kind == "process" and count == 1 and not stage.timeout_seconds
-    slots: list[WorkerSlot] = []
-    finished = False
-    try:
-        for lane in stage.lanes or [""] * min(count, units):
-            copy = stage.in_lane(lane) if lane else stage
-            job = partial(Runner, copy, config.gpus_per_worker if config.kind == "ray" else 0.0)
-            create_worker = InProcessWorker if in_process else partial(_create_worker, _worker_kind(config, lane))
-            slots.append(open_slot(create_worker, job, lane))
-        yield slots
-        finished = True
-    finally:
-        for slot in slots:
-            if finished and _idle and not in_process:
-                _idle.put(_worker_kind(config, slot.lane), slot.worker)
-            else:
-                slot.worker.stop()
-
-
-def _worker_kind(config: ExecutorConfig, lane: str) -> WorkerKind:
-    if config.kind == "process":
-        return "process", 0.0, 0.0, ""
-    # A lane waits for the network most of the time, so it reserves no core.
-    return "ray", 0.0 if lane else config.cpus_per_worker, config.gpus_per_worker, lane
-
-
-def _create_worker(kind: WorkerKind) -> Worker:
-    idle = _idle.take(kind) if _idle else None
-    if idle is not None:
-        return idle
-    return ProcessWorker() if kind[0] == "process" else RayWorker(*kind[1:])

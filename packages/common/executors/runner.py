@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class LoadBug(RuntimeError):
+    """A stage cannot run at all, for a reason that is no fault of the user's."""
+
+
 class Runner:
     """The job of a worker for one stage: turns one unit into one measured Outcome, whatever the unit raises."""
 
@@ -37,11 +41,11 @@ class Runner:
         self.traceback = "".join(traceback.format_exception(error)) if is_bug else ""
 
     def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Run one unit. Raises DiskFullError; and when the stage did not load StageError, or RuntimeError with the
-        worker's traceback as a note where that is a bug."""
+        """Run one unit. Raises DiskFullError; and when the stage did not load StageError, or LoadBug with the worker's
+        traceback as a note."""
         if self.failure:
             sentence = f"Stage '{self.stage.name}' cannot start: {self.failure}"
-            failure = RuntimeError(sentence) if self.traceback else StageError(sentence)
+            failure = LoadBug(sentence) if self.traceback else StageError(sentence)
             if self.traceback:
                 failure.add_note(f"In the worker:\n{self.traceback}")
             raise failure

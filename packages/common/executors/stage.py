@@ -79,6 +79,9 @@ class Stage(Generic[Row]):
     A "pending" outcome whose outputs hold "pause_seconds" pauses its worker for that time and puts the unit at the end
     of the queue, for any worker, without counting an attempt; any other "pending" is final for this run. A stage that
     makes several rows of one returns them as the output `rows`.
+
+    `pool` names the workers that run it: "cpu", "gpu" for networks (the same workers where no GPU is reserved), or a
+    name of its own, which a Ray cluster offers as the custom resource `pool:NAME`.
     """
 
     name: ClassVar[str]
@@ -86,6 +89,7 @@ class Stage(Generic[Row]):
     reads: ClassVar[tuple[str, ...]] = ()
     reads_if_set: ClassVar[tuple[str, ...]] = ()
     cost: ClassVar[str] = ""
+    pool: ClassVar[str] = "cpu"
 
     def load(self) -> None:
         """Load models into the fields declared with `loaded()`, by `hold`; called once in every worker."""
@@ -94,12 +98,16 @@ class Stage(Generic[Row]):
         """Run one unit. Any exception becomes a failed attempt of this unit alone."""
         raise NotImplementedError
 
-    def product_exists(self, row: Row, outcome: Outcome) -> bool:
-        """Whether the product of a kept outcome, such as a file, still exists; if not, the unit runs again.
+    def products(self, row: Row, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The files that a kept outcome stands for, each with its size in bytes where that is known."""
+        return {}
 
-        Called once for every kept unit when a run starts, and nowhere else.
+    def product_exists(self, row: Row, outcome: Outcome) -> bool:
+        """Whether the products of a kept outcome still exist; if not, the unit runs again.
+
+        Called once for every kept unit that a run meets, and nowhere else.
         """
-        return True
+        return all(is_whole(path, size) for path, size in self.products(row, outcome).items())
 
     def in_lane(self, lane: str) -> "Stage[Row]":
         """The copy of the stage for one of its lanes."""
@@ -136,6 +144,14 @@ class Stage(Generic[Row]):
         return {weights.role: weights.sha256 for value in fields for weights in _weights_in(value)}
 
     @property
+    def weight_bytes(self) -> int:
+        """Size of the weights that `load` reads."""
+        fields = (getattr(self, field.name) for field in self._effective_fields())
+        paths = [weights.path for value in fields for weights in _weights_in(value) if weights.path is not None]
+        files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that change when the stage would compute something else."""
         return fingerprint([self.name, self.version, self.params, self.models])
@@ -156,6 +172,11 @@ class Stage(Generic[Row]):
         if not dataclasses.is_dataclass(self):
             return []
         return [field for field in dataclasses.fields(self) if not field.metadata.get(_NO_EFFECT)]
+
+
+def is_whole(path: Path, size: int | None) -> bool:
+    """Whether a file is there, of this size if one is given."""
+    return path.is_file() and (size is None or path.stat().st_size == size)
 
 
 def _weights_in(value: Any) -> tuple[Weights, ...]:

@@ -1,52 +1,47 @@
 """Workers: the calling process itself, or one spawned process each.
 
-A worker runs one unit at a time, so the crash of a worker can always be attributed to one unit. Workers can be reused:
-after one stage they load the job of the next.
+A worker runs one unit at a time; it may have more waiting.
 """
 
-import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from common.ledger.store import Outcome, Unit
+from common.executors.flow import Done, Host, Task
+from common.executors.runner import LoadBug
+from common.executors.stage import StageError
 from common.process.signals import STOP_SIGNALS, exit_reason, oom_kills
 
+T = TypeVar("T")
 COLLECT_SECONDS = 2.0  # at most, until the exit code of a dead process is known
-WorkerKind = tuple[str, float, float, str]  # "process" or "ray", CPUs, GPUs, lane
-
-
-class WorkerTask(Protocol):
-    """The job of a worker: loaded once, then run on one unit after the other. Picklable before it is loaded."""
-
-    def load(self) -> None:
-        """Load the models."""
-
-    def attempt(self, unit: Unit, attempt: int) -> Outcome:
-        """Run one unit."""
 
 
 class Worker(Protocol):
-    """Runs one unit at a time."""
+    """Runs the tasks of a `Host`, in the order in which they are given."""
+
+    ahead: int  # hand-outs that it may have waiting behind the one in work
+    host: Host  # as it was given
+    started: "Future[Any]"  # done when it can take tasks; one that waits for room on a cluster is not
 
     @property
     def death(self) -> tuple[type[BaseException], ...]:
         """Errors that `load`, `submit` or their futures raise when the worker is gone."""
 
-    def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Release the current job, then load this one; the future ends when that is done or the worker has died."""
+    def load(self, step: int) -> "Future[list[int]]":
+        """Load the models of a step; the future tells the steps whose models are held."""
 
-    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Start one unit."""
+    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+        """Run tasks of steps whose models are held."""
 
     def death_reason(self) -> str:
         """Why the worker is gone, as "was killed by signal SIGTERM"; called after one of the errors of `death`."""
@@ -56,61 +51,66 @@ class Worker(Protocol):
 
 
 class InProcessWorker:
-    """The calling process itself."""
+    """The calling process itself: every outcome is recorded before the next unit begins."""
 
+    ahead = 0
     death: tuple[type[BaseException], ...] = ()
 
-    def __init__(self) -> None:
-        self._job: WorkerTask | None = None
+    def __init__(self, host: Host) -> None:
+        self.host, self.started = host, _done(None)
 
-    def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Load the job now; the future is done."""
-        self._job = job
-        if job is not None:
-            job.load()
-        loaded: Future[None] = Future()
-        loaded.set_result(None)
-        return loaded
+    def load(self, step: int) -> "Future[list[int]]":
+        """Load now; the future is done."""
+        return _done(self.host.load(step))
 
-    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Run the unit now; the future is done."""
-        assert self._job is not None
-        future: Future[Outcome] = Future()
-        future.set_result(self._job.attempt(unit, attempt))
-        return future
+    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+        """Run the tasks now; the future is done, with the error that they raised."""
+        try:
+            return _done(self.host.run(tasks))
+        except (StageError, LoadBug) as error:
+            failed: Future[list[Done]] = Future()
+            failed.set_exception(error)
+            return failed
 
     def death_reason(self) -> str:
         """Never called: this process lives."""
         return "was lost"
 
     def stop(self) -> None:
-        """Release the job."""
-        self._job = None
+        """Release the models."""
+        del self.host
+
+
+def _done(result: T) -> "Future[T]":
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
 
 
 class ProcessWorker:
     """A pool of exactly one spawned process."""
 
+    ahead = 1
     death: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
         _start_tracker()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process)
-        self._processes: set[BaseProcess] = set()
         self._oom_kills = oom_kills()
-
-    def load(self, job: WorkerTask | None) -> "Future[None]":
-        """Start loading in the process."""
         others = set(multiprocessing.active_children())
-        loading = self._pool.submit(_load, job)
-        if not self._processes:  # the pool starts its process with the first task
-            self._processes = set(multiprocessing.active_children()) - others
-        return loading
+        self.host = host
+        # The pool starts its process with the first task. Pickled here: an error in the pool's thread would be lost.
+        self.started = self._pool.submit(_start, pickle.dumps(host))
+        self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
 
-    def submit(self, unit: Unit, attempt: int) -> "Future[Outcome]":
-        """Start one unit in the process."""
-        return self._pool.submit(_attempt, unit, attempt)
+    def load(self, step: int) -> "Future[list[int]]":
+        """Start loading in the process."""
+        return self._pool.submit(_load, step)
+
+    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+        """Start the tasks in the process."""
+        return self._pool.submit(_run, tasks)
 
     def death_reason(self) -> str:
         """From the exit code of the process, which the pool may collect a moment after it has broken."""
@@ -127,37 +127,6 @@ class ProcessWorker:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class IdleWorkers:
-    """Workers kept for reuse by the next stage, by kind; they hold no models."""
-
-    def __init__(self) -> None:
-        self._idle: dict[Hashable, list[Worker]] = {}
-
-    def put(self, kind: Hashable, worker: Worker) -> None:
-        """Keep a worker and release its job. A worker that is already dead is dropped."""
-        try:
-            worker.load(None)
-        except worker.death:
-            worker.stop()
-        else:
-            self._idle.setdefault(kind, []).append(worker)
-
-    def take(self, kind: Hashable) -> Worker | None:
-        """A worker of this kind, or None when there is none."""
-        idle = self._idle.get(kind)
-        return idle.pop() if idle else None
-
-    def count(self, kind: Hashable) -> int:
-        """Number of idle workers of this kind."""
-        return len(self._idle.get(kind, ()))
-
-    def clear(self, keep: Hashable = None) -> None:
-        """Stop the idle workers, except those of the kind `keep`."""
-        for kind in [kind for kind in self._idle if kind != keep]:
-            for worker in self._idle.pop(kind):
-                worker.stop()
-
-
 def _start_tracker() -> None:
     """Start multiprocessing's tracker of semaphores, unless it runs, such that it outlives a stop of the process group
     and is silent about what it then removes."""
@@ -170,7 +139,7 @@ def _start_tracker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_job: WorkerTask | None = None  # of this spawned process
+_host: Host | None = None  # of this spawned process
 
 
 def _enter_process() -> None:
@@ -187,15 +156,16 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _load(job: WorkerTask | None) -> None:
-    global _job
-    _job = None
-    gc.collect()  # free the previous models before the next ones are read
-    if job is not None:
-        job.load()
-        _job = job
+def _start(pickled: bytes) -> None:
+    global _host
+    _host = pickle.loads(pickled)
 
 
-def _attempt(unit: Unit, attempt: int) -> Outcome:
-    assert _job is not None
-    return _job.attempt(unit, attempt)
+def _load(step: int) -> list[int]:
+    assert _host is not None
+    return _host.load(step)
+
+
+def _run(tasks: Sequence[Task]) -> list[Done]:
+    assert _host is not None
+    return _host.run(tasks)

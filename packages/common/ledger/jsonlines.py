@@ -28,15 +28,18 @@ class JsonLines:
 
         Raises DiskFullError, and RuntimeError when another run is writing.
         """
-        line = json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
+        return self.append_bytes(json.dumps(plain(row), separators=(",", ":")).encode() + b"\n")
+
+    def append_bytes(self, lines: bytes) -> int:
+        """Add whole lines, in one write; returns and raises as `append`."""
         with disk_guard(self.path):
             file = self.open()
             before = os.fstat(file.fileno()).st_size
-            if file.write(line) != len(line):
-                # A short write means a full disk: remove the torn line before raising.
+            if file.write(lines) != len(lines):
+                # A short write means a full disk: remove the torn lines before raising.
                 file.truncate(before)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return before + len(line)
+            return before + len(lines)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The complete objects of the file in order; what is no object (a torn line, the NULs of a power cut) is

@@ -32,6 +32,7 @@ Key = tuple[str, str]  # unit id, input hash
 SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
 LEDGER_FORMAT = 2  # of the ledger folder; `curation.dataset.adopt` adopts outcomes of format 1
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
+JOURNAL = "worker"  # and a number, in the names of files that workers write
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 
 LEDGER_SCHEMA = pa.schema(
@@ -122,9 +123,9 @@ class StageLedger:
 
     def __init__(self, folder: Path, stage: str, fingerprint: str) -> None:
         self.folder, self.stage, self.fingerprint = folder, stage, fingerprint
-        self._name = f"{stage}-{fingerprint}"
-        self._parquet = folder / f"{self._name}.parquet"
-        self._lines = JsonLines(folder / f"{self._name}.jsonl")
+        self.name = f"{stage}-{fingerprint}"
+        self._parquet = folder / f"{self.name}.parquet"
+        self._lines = JsonLines(folder / f"{self.name}.jsonl")
 
     def __enter__(self) -> "StageLedger":
         return self
@@ -156,7 +157,7 @@ class StageLedger:
                 for position, code, attempt, error_class, outputs in zip(
                     *(column.to_pylist() for column in failed.columns), strict=True
                 ):
-                    unsettled[position] = Last(STATES[code], attempt, error_class, _crashes(outputs))
+                    unsettled[position] = Last(STATES[code], attempt, error_class, worker_crashes(outputs))
         return states, unsettled
 
     def outcomes(self, keys: pa.Table) -> Iterator[Outcome]:
@@ -176,12 +177,22 @@ class StageLedger:
 
         Raises DiskFullError, and RuntimeError when another run is writing this stage.
         """
-        row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
-        row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": self.stage, "fingerprint": self.fingerprint}
-        row |= {"outputs": outcome.outputs_json or json.dumps(plain(outcome.outputs))}
-        size = self._lines.append(row | {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()})
-        if size >= SEAL_BYTES:
+        self.append_lines(ledger_line(key, self.stage, self.fingerprint, outcome))
+
+    def append_lines(self, lines: bytes) -> None:
+        """Write rows that `ledger_line` has made, in one write. Raises as `append`."""
+        if self._lines.append_bytes(lines) >= SEAL_BYTES:
             self._seal()
+
+    def journal(self, worker: int) -> Path:
+        """The file in which a worker of this number notes rows before the recording process has them: one of the
+        ledger's, whose rows count where no other file has later ones."""
+        return journal_file(self.folder, self.name, worker)
+
+    def take_over(self) -> None:
+        """Merge what workers of a killed run have noted, before new workers use the files. Raises as `compact`."""
+        if any(map(_is_journal, self._files())):
+            self.compact()
 
     def is_open_ended(self) -> bool:
         """Whether a run is appending now, or was killed before it merged its rows."""
@@ -195,15 +206,16 @@ class StageLedger:
         writing this stage.
         """
         self.lock()
-        segments = [file for file in self._files() if file not in (self._parquet, self._lines.path)]
+        recent = [file for file in self._files() if file not in (self._parquet, self._lines.path)]
         old = self._parquet.stat().st_size if self._parquet.exists() else 0
-        new = sum(file.stat().st_size for file in [*segments, self._lines.path])
-        if old > SEAL_BYTES and new * MERGE_SHARE < old and len(segments) < MERGE_SHARE:
+        new = sum(file.stat().st_size for file in [*recent, self._lines.path])
+        if old > SEAL_BYTES and new * MERGE_SHARE < old and len(recent) < MERGE_SHARE:
             self._seal()
+            recent = list(filter(_is_journal, recent))
         elif new:
             self._write(self._parquet, self._files())
-            for file in segments:
-                file.unlink()
+        for file in recent:
+            file.unlink()
         self._lines.remove()
 
     def close(self) -> None:
@@ -216,9 +228,10 @@ class StageLedger:
     def _seal(self) -> None:
         """Turn the appended lines into a segment and start an empty `.jsonl`."""
         numbers = [_number(file) for file in self._files() if _is_segment(file)]
-        if self._lines.path.stat().st_size:
+        lines = [file for file in self._files() if file.suffix == ".jsonl"]
+        if any(file.stat().st_size for file in lines):
             number = max(numbers, default=0) + 1
-            self._write(self.folder / f"{self._name}.{number:06d}.parquet", [self._lines.path])
+            self._write(self.folder / f"{self.name}.{number:06d}.parquet", lines)
             self._lines.clear()
 
     def _write(self, target: Path, files: list[Path]) -> None:
@@ -227,6 +240,15 @@ class StageLedger:
         with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
             form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
             connection.execute(f"COPY ({sql}) TO {sql_path(temporary)} ({form})")
+
+
+def ledger_line(key: Key, stage: str, fingerprint: str, outcome: Outcome) -> bytes:
+    """A row of the ledger as a line of JSON; workers make them, so that the recording process has not to."""
+    row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
+    row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": stage, "fingerprint": fingerprint}
+    row |= {"outputs": outcome.outputs_json or json.dumps(plain(outcome.outputs))}
+    row |= {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()}
+    return json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
 
 
 def key_table(keys: Iterable[Key]) -> pa.Table:
@@ -288,7 +310,7 @@ def _stage_sql(files: list[Path]) -> str:
     options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
     # With ignore_errors, a line that is torn or no object is read as a row of NULLs.
     later += [
-        f"""SELECT *, {AFTER_SEGMENTS} + row_number() OVER () AS written FROM read_json({sql_path(file)}, {options})
+        f"""SELECT *, {_place(file)} AS written FROM read_json({sql_path(file)}, {options})
             WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES}"""
         for file in lines
     ]
@@ -309,7 +331,7 @@ def _stage_sql(files: list[Path]) -> str:
         ) {last})"""
 
 
-def _crashes(outputs: str | None) -> int:
+def worker_crashes(outputs: str | None) -> int:
     """Consecutive crashes that a lost worker's row counts; 0 for any other row, whose outputs are not read."""
     if outputs is None:
         return 0
@@ -320,6 +342,21 @@ def _crashes(outputs: str | None) -> int:
 def clean(value: Any) -> Any:
     """Text that Parquet can store: lone surrogates (undecodable file names) are escaped, NULs removed."""
     return value.encode("utf-8", "backslashreplace").decode().replace("\0", "") if isinstance(value, str) else value
+
+
+def journal_file(folder: Path, name: str, worker: int) -> Path:
+    """See `StageLedger.journal`; `name` is that of the stage and its fingerprint."""
+    return folder / f"{name}.{JOURNAL}{worker}.jsonl"
+
+
+def _is_journal(file: Path) -> bool:
+    return file.suffix == ".jsonl" and file.suffixes[0].startswith("." + JOURNAL)
+
+
+def _place(lines: Path) -> str:
+    """Where the rows of a file of lines stand in the order of writing. What a worker has noted, this process may have
+    recorded since, and another attempt too."""
+    return f"{AFTER_SEGMENTS - 10**6} + attempt" if _is_journal(lines) else f"{AFTER_SEGMENTS} + row_number() OVER ()"
 
 
 def _is_segment(file: Path) -> bool:

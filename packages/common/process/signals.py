@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -59,6 +59,42 @@ def stop_signals() -> Iterator[None]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _stop)
         yield
+
+
+@contextmanager
+def draining(stop: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Context, inside `stop_signals`, in which the first stop signal but Ctrl-C calls `stop` instead of raising
+    Stopped, which is raised at the end of the block, or after so many seconds at the latest."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not _stop:
+        yield
+        return
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        global _came
+        if _came is not None:
+            os._exit(UNFINISHED)
+        _came = Stopped(number)
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        stop()
+
+    def late(number: int, frame: FrameType | None) -> None:
+        assert _came is not None
+        raise _came
+
+    before = signal.getsignal(signal.SIGALRM)
+    with keep_handlers():
+        for number in STOP_SIGNALS:
+            if number != signal.SIGINT and signal.getsignal(number) is _stop:
+                signal.signal(number, drain)
+        try:
+            yield
+        finally:
+            if _came is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                signal.signal(signal.SIGALRM, before)
+    if _came is not None:
+        raise _came
 
 
 @contextmanager

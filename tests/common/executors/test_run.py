@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage, shared_workers, stream_stage
+from common.executors.run import run_stage, stream_stage
 from common.executors.stage import StageError
 from common.executors.status import read_status
 from common.ledger.store import Ledger, Outcome, ledger_rows
@@ -292,27 +292,6 @@ def held(row: Row) -> Outcome:
 
 def make_held() -> Callable[[Row], Outcome]:
     return held
-
-
-def test_shared_workers_run_one_stage_after_the_other(tmp_path: Path) -> None:
-    def pids(number: int) -> set[int]:
-        units = [{"unit": f"u{n}"} for n in range(12)]
-        outcomes = run_stage(FunctionStage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), POOL)
-        return {outcome.outputs["pid"] for outcome in outcomes}
-
-    with shared_workers():
-        first = pids(0)
-        with shared_workers():  # a job inside a job
-            assert pids(1) <= set(mine := alive()) and first <= set(mine) and len(mine) == 2
-        victim = psutil.Process(min(first))
-        victim.kill()
-        assert not psutil.wait_procs([victim], timeout=20)[1]
-        assert victim.pid not in pids(2) and len(alive()) == 2  # nobody's unit is to blame
-        with pytest.raises(StageError, match="cannot start"):
-            run_stage(FunctionStage("s9", "1", {}, {}, make_broken), [{"unit": "a"}], Ledger(tmp_path), POOL)
-    assert alive() == []
-    pids(4)
-    assert alive() == []
 
 
 def alive() -> list[int]:
