@@ -34,6 +34,7 @@ GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this p
 TICK_SECONDS = 1.0  # time without any result after which `watch` is called
 HAND_OUT_SECONDS, MOST_UNITS = 1.0, 32  # predicted length of what a worker is given at a time, and most units of it
 MOST_WAITING = 4  # hand-outs per worker that may wait at a step before those before it are held back
+REST_SECONDS = 300.0  # between two moments at which nothing is being written
 MOST_STARTS = 3  # workers of a slot that may die in a row before they take anything
 MOST_FETCHED = 10_000  # rows that may wait for a worker after a step with lanes, which waits for the network
 NEW_MEAN = 0.1  # weight of a new unit in the mean seconds of a step
@@ -81,8 +82,8 @@ class Record:
     def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
         """An attempt has ended; `line` is its row of the ledger. The unit runs again if `again`."""
 
-    def left(self, task: Task, line: bytes, last: Last) -> None:
-        """A row has left the flow."""
+    def left(self, task: Task, line: bytes, last: Last, stage: str) -> None:
+        """A row has left the flow, at a stage unless it was kept."""
 
     def products(self, task: Task, products: Sequence[tuple[str, int | None]]) -> None:
         """Files were made, or found, for a row."""
@@ -97,7 +98,7 @@ class Record:
 class Dispatcher:
     """Runs one flow. `source` gives the tasks that come from outside, each when there is room for it; `watch` is
     called when nothing has ended for a while, or a worker has died, and raises what ends the run. `generation` is that
-    of the rows that leave."""
+    of the rows that leave. `at_rest` is called now and then, while no worker has anything in hand."""
 
     def __init__(
         self,
@@ -108,9 +109,11 @@ class Dispatcher:
         source: Iterator[Task],
         watch: Callable[[], None],
         generation: int = 1,
+        at_rest: Callable[[], object] | None = None,
     ) -> None:
         self.flow, self.policy, self.slots, self.record, self._source = flow, policy, slots, record, source
-        self._watch, self._generation = watch, generation
+        self._watch, self._generation, self._at_rest = watch, generation, at_rest
+        self._rested = time.monotonic()
         self._ends = math.inf  # monotonic time at which a stop no longer waits for what is in hand
         self.broken: dict[int, BaseException] = {}  # steps that cannot start
         self._queues: dict[int, deque[Task]] = {n: deque() for n in range(UNPLACED, len(flow.steps))}
@@ -128,11 +131,17 @@ class Dispatcher:
         """Run until no row is left, or until what is in hand is done after `stop`. Raises DiskFullError, what `watch`
         raises, and at the end the error of a step that could not start."""
         while time.monotonic() < self._ends:
-            if self._ends == math.inf:
+            resting = self._at_rest is not None and time.monotonic() - self._rested > REST_SECONDS
+            if resting and self._at_rest is not None and not any(slot.handed for slot in self.slots):
+                self._at_rest()
+                self._rested, resting = time.monotonic(), False
+            if self._ends == math.inf and not resting:
                 self._feed()
                 for slot in self.slots:
                     self._give(slot)
             if not any(slot.handed for slot in self.slots):
+                if resting:
+                    continue
                 if self._ends < math.inf or not (self._waiting() or self._next):
                     break
             for slot in self.slots:
@@ -306,8 +315,8 @@ class Dispatcher:
         self._go_on(task, done)
 
     def _go_on(self, task: Task, done: Done) -> None:
-        for line, last in done.left:
-            self.record.left(task, line, last)
+        for line, last, stage in done.left:
+            self.record.left(task, line, last, stage)
         for following in done.following:
             self._open[task.root] += 1
             self.record.entered(following)
@@ -387,7 +396,7 @@ class Dispatcher:
             return
         row = failed_row(pickle.loads(task.row), stage.name, outcome)
         left = left_line(self.flow.fingerprint, task.root, row, last, self._generation) if self.flow.keeps_rows else b""
-        self._go_on(task, Done(last.state, left=((left, last),)))
+        self._go_on(task, Done(last.state, left=((left, last, stage.name),)))
 
     def _break(self, hand_out: HandOut, error: BaseException) -> None:
         """Note that a step cannot start: rows go on as far as to it, and what does not need it is done."""

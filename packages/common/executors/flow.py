@@ -94,7 +94,7 @@ class Task(NamedTuple):
 class Done(NamedTuple):
     """What became of one task. `line` is the ledger's row, empty where nothing was run. `again`: the task goes back to
     the queue, after a `pause` of its worker (seconds) where there is one; otherwise `following` are the rows that go
-    on, and `left` are those that left the flow: the ledger's row and what it says. `products` are files and their
+    on, and `left` are those that left the flow: the ledger's row, what it says, and the stage. `products` are files and their
     bytes."""
 
     state: State = "kept"
@@ -104,7 +104,7 @@ class Done(NamedTuple):
     seconds: float = 0.0
     line: bytes = b""
     following: tuple[Task, ...] = ()
-    left: tuple[tuple[bytes, Last], ...] = ()
+    left: tuple[tuple[bytes, Last, str], ...] = ()
     products: tuple[tuple[str, int | None], ...] = ()
 
 
@@ -193,8 +193,9 @@ class Host:
     def _go_on(self, task: Task, row: Row, step: int, outcome: Outcome, done: Done) -> Done:
         """What follows a settled outcome of a row at a step."""
         if outcome.state != "kept":
-            row = failed_row(row, self.flow.steps[step].stage.name, outcome)
-            return self._leave(task, row, Last(outcome.state, outcome.attempt, outcome.error_class), done)
+            stage = self.flow.steps[step].stage.name
+            last = Last(outcome.state, outcome.attempt, outcome.error_class)
+            return self._leave(task, failed_row(row, stage, outcome), last, done, stage)
         products = self.flow.steps[step].stage.products(row, outcome)
         row |= outcome.outputs
         done = done._replace(products=done.products + tuple((str(path), size) for path, size in products.items()))
@@ -240,10 +241,10 @@ class Host:
         waiting = Task(step, task.root, row["unit"], digest, pickle.dumps(row), last, spent, known)
         return done._replace(following=(*done.following, waiting))
 
-    def _leave(self, task: Task, row: Row, last: Last, done: Done) -> Done:
+    def _leave(self, task: Task, row: Row, last: Last, done: Done, stage: str = "") -> Done:
         keeps = self.flow.keeps_rows
         line = left_line(self._flow_print, task.root, row, last, self.generation) if keeps else b""
-        return done._replace(left=(*done.left, (line, last)))
+        return done._replace(left=(*done.left, (line, last, stage)))
 
 
 def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:

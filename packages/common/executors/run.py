@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from common.errors import BusyError
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Dispatcher, Record, Slot
 from common.executors.flow import UNPLACED, Flow, Host, Step, Task
@@ -62,7 +63,8 @@ def stream_stage(
     keys = _keys(stage, rows)
     policy = RetryPolicy.of(executor)
     with ledger.open(stage.name, stage.fingerprint) as log:
-        log.take_over()
+        with suppress(BusyError):  # another run is executing the stage: said below, if there is anything to run
+            log.take_over()
         states, last = log.last(keys)
         for index, attempt in _lost_products(stage, rows, log, keys, states):
             # Runs again under the same attempt number: nothing has failed.
@@ -150,6 +152,7 @@ def run_tasks(
     journals: Path,
     most: int = 2**62,
     generation: int = 1,
+    at_rest: Callable[[], object] | None = None,
 ) -> None:
     """Run the tasks of a flow on as many workers as the executor has, at most `most` beside lanes. `journals` is the
     folder of the ledger, in which workers note what they have done.
@@ -189,7 +192,7 @@ def run_tasks(
     try:
         for number, pool in enumerate(pools):
             slots += [Slot(partial(create, number), pool.steps, pool.lane) for _ in range(min(counts[number], most))]
-        dispatcher = Dispatcher(flow, policy, slots, record, iter(tasks), watch, generation)
+        dispatcher = Dispatcher(flow, policy, slots, record, iter(tasks), watch, generation, at_rest)
         with draining(partial(dispatcher.stop, config.stop_seconds), config.stop_seconds):
             dispatcher.run()
     except StageError:

@@ -68,7 +68,7 @@ class StageHeartbeat:
 
     def __init__(self, folder: Path, stage: str, fingerprint: str, total: int, counts: Mapping[State, int]) -> None:
         self._file = folder / f"{stage}-{fingerprint}.status.json"
-        self._stage, self._fingerprint, self._total = stage, fingerprint, total
+        self._stage, self._fingerprint, self.total = stage, fingerprint, total
         self._counts, self._before = counts, sum(counts.values())
         self._started, self._began, self._written = _start_time(folder), time.monotonic(), -math.inf
         self.workers, self.resting, self.note = 0, 0, ""
@@ -95,11 +95,11 @@ class StageHeartbeat:
             stage=self._stage,
             fingerprint=self._fingerprint,
             state=state,
-            total=self._total,
+            total=self.total,
             done=done,
             **{state: self._counts.get(state, 0) for state in STATES},
             per_second=round(rate, 4),
-            eta_seconds=round((self._total - done) / rate, 1) if rate else None,
+            eta_seconds=round((self.total - done) / rate, 1) if rate else None,
             workers=self.workers,
             resting=self.resting,
             note=self.note,

@@ -136,7 +136,7 @@ class StageLedger:
     def done(self) -> Iterator[tuple[Key, Outcome]]:
         """The latest outcome of every (unit, input hash), whatever its state, read in batches."""
         with connection_beside(self.folder) as connection:
-            for batch in batches(connection.sql(ledger_sql(self._files())), LEDGER_SCHEMA):
+            for batch in batches(connection.sql(ledger_sql(self.files())), LEDGER_SCHEMA):
                 for row in batch.to_pylist():
                     yield (row["unit"], row["input_hash"]), _outcome(row)
 
@@ -146,7 +146,7 @@ class StageLedger:
         states, unsettled = np.full(keys.num_rows, -1, np.int8), {}
         sql = f"""SELECT position, list_position({list(STATES)}, state) - 1 AS code, attempt, error_class,
                   CASE WHEN error_class = '{DIED}' THEN outputs END AS outputs
-                  FROM keys JOIN ({ledger_sql(self._files())}) USING (unit, input_hash)"""
+                  FROM keys JOIN ({ledger_sql(self.files())}) USING (unit, input_hash)"""
         with connection_beside(self.folder) as connection:
             connection.register("keys", keys)
             for batch in batches(connection.sql(sql)):
@@ -162,7 +162,7 @@ class StageLedger:
 
     def outcomes(self, keys: pa.Table) -> Iterator[Outcome]:
         """The latest outcome of each key of a `key_table`, in its order, in batches; keys without a row are omitted."""
-        sql = f"SELECT l.* FROM keys JOIN ({ledger_sql(self._files())}) l USING (unit, input_hash) ORDER BY position"
+        sql = f"SELECT l.* FROM keys JOIN ({ledger_sql(self.files())}) l USING (unit, input_hash) ORDER BY position"
         with connection_beside(self.folder) as connection:
             connection.register("keys", keys)
             for batch in batches(connection.sql(sql), LEDGER_SCHEMA):
@@ -191,7 +191,7 @@ class StageLedger:
 
     def take_over(self) -> None:
         """Merge what workers of a killed run have noted, before new workers use the files. Raises as `compact`."""
-        if any(map(_is_journal, self._files())):
+        if any(map(_is_journal, self.files())):
             self.compact()
 
     def is_open_ended(self) -> bool:
@@ -206,14 +206,14 @@ class StageLedger:
         writing this stage.
         """
         self.lock()
-        recent = [file for file in self._files() if file not in (self._parquet, self._lines.path)]
+        recent = [file for file in self.files() if file not in (self._parquet, self._lines.path)]
         old = self._parquet.stat().st_size if self._parquet.exists() else 0
         new = sum(file.stat().st_size for file in [*recent, self._lines.path])
         if old > SEAL_BYTES and new * MERGE_SHARE < old and len(recent) < MERGE_SHARE:
             self._seal()
             recent = list(filter(_is_journal, recent))
         elif new:
-            self._write(self._parquet, self._files())
+            self._write(self._parquet, self.files())
         for file in recent:
             file.unlink()
         self._lines.remove()
@@ -222,13 +222,14 @@ class StageLedger:
         """Release the stage for other writers."""
         self._lines.close()
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files that hold its rows."""
         return ledger_files(self.folder, self.stage, self.fingerprint)
 
     def _seal(self) -> None:
         """Turn the appended lines into a segment and start an empty `.jsonl`."""
-        numbers = [_number(file) for file in self._files() if _is_segment(file)]
-        lines = [file for file in self._files() if file.suffix == ".jsonl"]
+        numbers = [_number(file) for file in self.files() if _is_segment(file)]
+        lines = [file for file in self.files() if file.suffix == ".jsonl"]
         if any(file.stat().st_size for file in lines):
             number = max(numbers, default=0) + 1
             self._write(self.folder / f"{self.name}.{number:06d}.parquet", lines)
