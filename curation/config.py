@@ -89,11 +89,12 @@ class DownloadConfig:
     """Downloads: formats, egresses, retries.
 
     Files go to `folder` (empty: the run's cache) as `<video id>.<suffix>`; files that exist there are used. The best
-    resolution up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks all videos up
-    before the first is fetched; look-ups count against the rate limits (`sweep_per_hour` replaces their rate for it, 0
+    resolution up to `max_height` pixels is chosen, of equals the one in `prefer_codec`. `sweep` looks each video up
+    before it is fetched; look-ups count against the rate limits (`sweep_per_hour` replaces their rate for it, 0
     keeps it), so for a forecast a sample is enough (`curation.reporting.plan`). `canary`, the address of a video that
     is known to be there, is looked up before an egress resumes after a cooldown; without one the next video serves for
     that. Network errors are tried `network_tries` times, with a back-off from `backoff_seconds` that doubles.
+    Downloads are held back while `most_ahead_gb` of videos wait for their curation; 0 = no limit.
     `allow_private_addresses` lets addresses, and what they redirect to, lead to this machine, to private networks and
     to schemes such as file:// and hdfs://; only for lists you wrote yourself.
     """
@@ -108,6 +109,7 @@ class DownloadConfig:
     sweep_per_hour: float = 0.0
     network_tries: Count = 4
     backoff_seconds: float = 5.0
+    most_ahead_gb: float = 200.0
     allow_private_addresses: bool = False
 
     def __post_init__(self) -> None:

@@ -1,11 +1,13 @@
 """Scoring of cut clips: speech, speaker, sync, framing, text, quality, caption."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.executors.stage import Stage, Weights
-from curation.config import CurationConfig
+from common.executors.flow import Step
+from common.executors.stage import Weights
+from curation.config import CurationConfig, FramingConfig
 from curation.stages.captions import CaptionsStage
 from curation.stages.framing import FramingStage, framing_fields, framing_judges
 from curation.stages.quality import QualityStage
@@ -15,39 +17,38 @@ from curation.stages.sync import SyncStage
 from curation.stages.text import TextStage
 
 Row = dict[str, Any]
-RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 
-def score_clips(
-    config: CurationConfig,
-    models: Mapping[str, Path | None],
-    run_stage: RunStage,
-    folder: Path,
-    tracks: Path,
-    clips: Sequence[Row],
-) -> list[Row]:
-    """Fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); stages without
-    weights are skipped.
-
-    `run_stage(stage, rows)` runs rows through a stage, writes its outputs into them and returns those that were kept.
-    """
-    alive = run_stage(SpeechStage(), clips)
+def scoring_steps(
+    config: CurationConfig, models: Mapping[str, Path | None], folder: Path, tracks: Path
+) -> list[Step]:
+    """The steps that fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); those without
+    weights are left out."""
+    framed = partial(with_framing, config.framing)
+    steps = [Step(SpeechStage())]
     if model := models.get("active_speaker"):
-        alive = run_stage(ActiveSpeakerStage(Weights.of("active_speaker", model), folder, tracks), alive)
-    alive = run_stage(LipsStage(config.speaker, folder, tracks), alive)
-    if model := models.get("sync_scorer"):
-        scorer = Weights.of("sync_scorer", model)
-        alive = run_stage(SyncStage(config.sync, config.speaker, scorer, folder, tracks), alive)
-    for clip in alive:
-        clip |= framing_fields(config.framing, clip)  # type: ignore[arg-type]
+        steps.append(Step(ActiveSpeakerStage(Weights.of("active_speaker", model), folder, tracks)))
+    scorer = models.get("sync_scorer")
+    steps.append(Step(LipsStage(config.speaker, folder, tracks), then=None if scorer else framed))
+    if scorer:
+        sync = SyncStage(config.sync, config.speaker, Weights.of("sync_scorer", scorer), folder, tracks)
+        steps.append(Step(sync, then=framed))
     if judges := framing_judges(models):
-        alive = run_stage(FramingStage(config.framing, judges, folder, tracks), alive)
-    alive = run_stage(TextStage(config.text, folder, tracks), alive)
+        steps.append(Step(FramingStage(config.framing, judges, folder, tracks)))
+    steps.append(Step(TextStage(config.text, folder, tracks)))
     if model := models.get("quality_scorer"):
-        alive = run_stage(QualityStage(config.quality, Weights.of("quality_scorer", model), folder), alive)
+        steps.append(Step(QualityStage(config.quality, Weights.of("quality_scorer", model), folder)))
     if model := models.get("captioner"):
-        unnamed = [clip for clip in alive if clip["caption"] is None]
-        stage = CaptionsStage(config.captions, Weights.of("captioner", model), folder)
-        captioned = {clip["unit"] for clip in run_stage(stage, unnamed)}
-        alive = [clip for clip in alive if clip["caption"] is not None or clip["unit"] in captioned]
-    return alive
+        captions = CaptionsStage(config.captions, Weights.of("captioner", model), folder)
+        steps.append(Step(captions, passes=has_caption))
+    return steps
+
+
+def with_framing(config: FramingConfig, clip: Row) -> Row:
+    """The row of a clip whose speaker is known, with its framing as far as the face tells."""
+    return clip | framing_fields(config, clip)  # type: ignore[arg-type]
+
+
+def has_caption(clip: Row) -> bool:
+    """Whether no captioner has to be asked."""
+    return clip["caption"] is not None

@@ -97,6 +97,7 @@ class LatentsStage(Stage[dict[str, Any]]):
     """
 
     name = "latents"
+    pool = "gpu"
     version = VERSION
     reads = ("unit", "sha256", "caption")
     buckets: tuple[tuple[int, int], ...]

@@ -6,12 +6,14 @@ executor.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.executors.flow import Step
 from common.executors.stage import Stage, loaded, no_effect
 from common.ledger.store import Outcome, State
 from curation.config import DownloadConfig, EgressConfig
@@ -19,11 +21,10 @@ from curation.download.egress import Egress
 from curation.download.errors import Failure, FailureClass, Rule
 from curation.download.folder import VideoFolder, check_talk
 from curation.download.site import Info, Site, describe
-from curation.download.stored import fetch_stored, is_stored
+from curation.download.stored import FetchStage, is_stored
 from curation.sources.remote import Row
 
 logger = logging.getLogger(__name__)
-RunStage = Callable[[Stage[Any], Sequence[Row]], list[Row]]
 
 STATES: dict[Rule, State] = {
     Rule.NEVER: "rejected",
@@ -37,22 +38,32 @@ STATES: dict[Rule, State] = {
 }
 
 
-def fetch_sources(config: DownloadConfig, rows: Sequence[Row], folder: Path, run_stage: RunStage) -> list[Row]:
-    """Download the remote ones of the source rows; returns the rows that have a local file, in order, with its `path`.
+def fetch_steps(config: DownloadConfig, folder: Path) -> list[Step]:
+    """The steps that fetch remote sources; a row that was fetched has a local file, its `path`. Local ones pass by.
 
-    `run_stage(stage, rows)` runs rows through a stage, writes its outputs into them and returns those that were kept.
     A fetched file that is missing now, or has another size, is fetched again.
     """
     # Hidden, so that mirrors of the run skip it: these videos are on object storage already.
-    stored = fetch_stored(rows, folder / ".stored", run_stage, config.allow_private_addresses)
-    present = {row["unit"] for row in rows if "url" not in row} | {row["unit"] for row in stored}
-    remote = [row for row in rows if "url" in row and not is_stored(row)]
-    if remote and config.sweep:
-        remote = run_stage(SweepStage(config, folder), remote)
-    for row in run_stage(DownloadStage(config, folder), remote) if remote else []:
-        row["path"] = str(folder / row["file"])
-        present.add(row["unit"])
-    return [row for row in rows if row["unit"] in present]
+    stored = folder / ".stored"
+    steps = [Step(FetchStage(stored, config.allow_private_addresses), passes=is_not_stored, then=partial(at, stored))]
+    if config.sweep:
+        steps.append(Step(SweepStage(config, folder), passes=is_not_on_a_site))
+    return [*steps, Step(DownloadStage(config, folder), passes=is_not_on_a_site, then=partial(at, folder))]
+
+
+def is_not_stored(row: Row) -> bool:
+    """Whether a source row is none of object storage."""
+    return not is_stored(row)
+
+
+def is_not_on_a_site(row: Row) -> bool:
+    """Whether a source row is local or of object storage."""
+    return "url" not in row or is_stored(row)
+
+
+def at(folder: Path, row: Row) -> Row:
+    """A source row whose file was fetched into `folder`."""
+    return row | {"path": str(folder / row["file"])}
 
 
 @dataclass(frozen=True)
@@ -111,10 +122,9 @@ class DownloadStage(SweepStage):
         """Fetch one video."""
         return self.fetcher.download(row)
 
-    def product_exists(self, row: Row, outcome: Outcome) -> bool:
-        """Whether the file is still there, whole."""
-        file = self.folder / outcome.outputs["file"]
-        return file.is_file() and file.stat().st_size == outcome.outputs["bytes"]
+    def products(self, row: Row, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The video."""
+        return {self.folder / outcome.outputs["file"]: outcome.outputs["bytes"]}
 
 
 class Fetcher:

@@ -37,6 +37,7 @@ class CaptionsStage(Stage[ClipRow]):
     """
 
     name = "captions"
+    pool = "gpu"
     version = "1"
     reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size")
     config: CaptionConfig

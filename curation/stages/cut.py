@@ -34,9 +34,9 @@ class CutStage(Stage[ClipRow]):
             return outcome
         return replace(outcome, outputs=outcome.outputs | fingerprint_clip(self.folder / f"{row['unit']}.mp4"))
 
-    def product_exists(self, row: ClipRow, outcome: Outcome) -> bool:
-        """Whether the clip file is still there; its bytes are checked against the table at the end of the job."""
-        return (self.folder / f"{row['unit']}.mp4").exists()
+    def products(self, row: ClipRow, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The clip file; its bytes are checked against the table at the end of the job."""
+        return {self.folder / f"{row['unit']}.mp4": None}
 
 
 def cut_row(folder: Path, row: Mapping[str, Any], shift: int = 0) -> Outcome:

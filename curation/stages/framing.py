@@ -57,6 +57,7 @@ class FramingStage(Stage[ClipRow]):
     """
 
     name = "framing"
+    pool = "gpu"
     version = "1"
     reads = (*READS, "face_track_id")
     config: FramingConfig

@@ -23,6 +23,7 @@ class QualityStage(Stage[ClipRow]):
     """Over cut clip rows. Outputs: clip fields iqa_1to5, ase_1to5 (means, 1 to 5) and iqa_variant."""
 
     name = "quality"
+    pool = "gpu"
     version = "2"
     reads = ("unit", "source_sha256", "t_start", "t_end", "crop", "size")
     config: QualityConfig

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,9 +88,9 @@ class ScanStage(Stage[SourceRow]):
         name, digest = write_scan(self.folder, row["unit"], Scan(state.faces, state.motion))
         return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "scan_file": name, "scan_sha256": digest})
 
-    def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
-        """Whether the file of the scan is still there."""
-        return Path(self.folder, outcome.outputs["scan_file"]).is_file()
+    def products(self, row: SourceRow, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The file of the scan."""
+        return {self.folder / outcome.outputs["scan_file"]: None}
 
 
 def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:

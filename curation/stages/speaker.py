@@ -111,6 +111,7 @@ class ActiveSpeakerStage(Stage[ClipRow]):
     """Over cut clip rows. Output: `speaking_pct` per face track, percent of its frames in which it speaks."""
 
     name = "active_speaker"
+    pool = "gpu"
     version = "1"
     reads = READS
     active_speaker: Weights

@@ -34,6 +34,7 @@ class SyncStage(Stage[ClipRow]):
     """
 
     name = "sync"
+    pool = "gpu"
     version = "3"
     reads = (*READS, "x", "y", "point_at", "sha256", "lips", "speaking_pct")
     config: SyncConfig

@@ -67,9 +67,9 @@ class TracksStage(Stage[SourceRow]):
         ]
         return Outcome(row["unit"], "kept", outputs={"tracks_file": file, ROWS: rows})
 
-    def product_exists(self, row: SourceRow, outcome: Outcome) -> bool:
-        """Whether the file of the tracks is still there."""
-        return Path(self.folder, outcome.outputs["tracks_file"]).is_file()
+    def products(self, row: SourceRow, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The file of the tracks."""
+        return {self.folder / outcome.outputs["tracks_file"]: None}
 
 
 def clip_fields(piece: Piece, tracks: Sequence[Track], size: tuple[int, int]) -> dict[str, Any]:

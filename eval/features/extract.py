@@ -42,6 +42,7 @@ class ExtractStage(Stage[dict[str, Any]]):
     """
 
     name = "eval"
+    pool = "gpu"
     version = "2"
     reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
     config: FeatureConfig

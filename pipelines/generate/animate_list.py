@@ -58,6 +58,7 @@ class AnimateStage(Stage[dict[str, Any]]):
     """Over samples: writes `<out>/<name>.mp4`; rejected when a sample's inputs cannot be used."""
 
     name = "animate"
+    pool = "gpu"
     version = "1"
     sampling: GenerateConfig
     preset: str

@@ -111,6 +111,7 @@ class VideosStage(Stage[dict[str, Any]]):
     """Over the batches of `plan_units`: writes `videos/<method>/<clip_id>.mp4` of the run at `root`."""
 
     name = "videos"
+    pool = "gpu"
     version = "1"
     sampling: GenerateConfig
     frames: int

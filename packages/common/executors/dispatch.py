@@ -60,12 +60,8 @@ class Slot:
     handed: deque[HandOut] = field(default_factory=deque)  # the first is in work
     since: float = 0.0  # monotonic time at which the first came into work
     resumes: float = 0.0  # monotonic time from which the slot takes units again
-    worker: Worker = field(init=False)
-
     starts: int = 0  # workers that died before they could take tasks, in a row
-
-    def __post_init__(self) -> None:
-        self.worker = self.create()
+    worker: Worker | None = None  # started when there is something for it
 
     @property
     def resting(self) -> bool:
@@ -122,8 +118,6 @@ class Dispatcher:
         self._dropped: set[str] = set()  # listed rows of which some stopped at a broken step
         self._fetched: Counter[str] = Counter()  # bytes that steps with lanes have fetched for an unfinished listed row
         self._means: dict[int, float] = {}  # seconds per unit
-        for slot in self.slots:
-            self._watch_start(slot)
         self._next: Task | None = None  # taken from the source, without room yet
         self._dry = False
 
@@ -164,10 +158,11 @@ class Dispatcher:
     def add(self, slot: Slot) -> None:
         """Use another worker from now on."""
         self.slots.append(slot)
-        self._watch_start(slot)
 
-    def _watch_start(self, slot: Slot) -> None:
+    def _start(self, slot: Slot) -> Worker:
+        slot.worker = slot.create()
         slot.worker.started.add_done_callback(lambda future: self._ended.put(slot))
+        return slot.worker
 
     def put(self, task: Task) -> None:
         """Queue a task that comes from outside."""
@@ -201,13 +196,13 @@ class Dispatcher:
             else:
                 break
 
-    def _size(self, step: int) -> int:
+    def _size(self, step: int, worker: Worker | None = None) -> int:
         """How many units of a step are given out at a time."""
         if step == UNPLACED:
             return 1
         stage = self.flow.steps[step].stage
         mean = self._means.get(step)
-        if mean is None or stage.timeout_seconds or stage.lanes or not self.slots[0].worker.ahead:
+        if mean is None or stage.timeout_seconds or stage.lanes or (worker is not None and not worker.ahead):
             return 1
         return max(1, min(MOST_UNITS, int(HAND_OUT_SECONDS / max(mean, 1e-6))))
 
@@ -226,29 +221,27 @@ class Dispatcher:
 
     def _give(self, slot: Slot) -> None:
         """Give a slot as much as it may have in hand."""
-        if not slot.worker.started.done():
-            return
-        if isinstance(error := slot.worker.started.exception(), slot.worker.death):
-            self._died_starting(slot)
-            return
-        if error is not None:
-            raise error
-        while not slot.resting and len(slot.handed) <= slot.worker.ahead:
-            step = self._choose(slot)
-            if step is None:
+        while not slot.resting and (step := self._choose(slot)) is not None:
+            worker = slot.worker or self._start(slot)
+            if not worker.started.done():
                 return
-            size = self._size(step)
-            if slot.handed and not self._may_run_ahead(slot, step, size):
+            if isinstance(error := worker.started.exception(), worker.death):
+                self._died_starting(slot, worker)
+                return
+            if error is not None:
+                raise error
+            size = self._size(step, worker)
+            if slot.handed and (len(slot.handed) > worker.ahead or not self._may_run_ahead(slot, step, size)):
                 return
             queue, tasks = self._queues[step], []
             while queue and len(tasks) < size and not (tasks and (queue[0].alone or tasks[0].alone)):
                 tasks.append(queue.popleft())
             try:
                 if step != UNPLACED and step not in slot.held:
-                    self._hand(slot, HandOut(step, (), slot.worker.load(step)))
+                    self._hand(slot, HandOut(step, (), worker.load(step)))
                     slot.held.append(step)
-                self._hand(slot, HandOut(step, tasks, slot.worker.submit(tasks)))
-            except slot.worker.death:  # it died while idle, which does not count against the units
+                self._hand(slot, HandOut(step, tasks, worker.submit(tasks)))
+            except worker.death:  # it died while idle, which does not count against the units
                 for task in reversed(tasks):
                     self._queue(task, first=True)
                 if not slot.handed:
@@ -283,7 +276,7 @@ class Dispatcher:
         hand_out = slot.handed.popleft()
         slot.since = time.monotonic()
         error = hand_out.future.exception()
-        if isinstance(error, slot.worker.death):
+        if slot.worker is not None and isinstance(error, slot.worker.death):
             slot.handed.appendleft(hand_out)
             self._died(slot, DIED)
         elif isinstance(cause := getattr(error, "cause", error), StageError | LoadBug):  # Ray wraps the original error
@@ -327,18 +320,19 @@ class Dispatcher:
             if task.root not in self._dropped:
                 self.record.finished(task.root)
 
-    def _died_starting(self, slot: Slot) -> None:
+    def _died_starting(self, slot: Slot, worker: Worker) -> None:
         self._watch()
         slot.starts += 1
         if slot.starts >= MOST_STARTS:
-            raise StageError(f"Workers cannot start: one after the other {_death_reason(slot)}.")
+            raise StageError(f"Workers cannot start: one after the other {_death_reason(worker)}.")
         self._replace(slot)
 
     def _died(self, slot: Slot, error_class: str) -> None:
         """The worker of a slot is gone, or has to be. What it had in hand goes back; a unit it had alone has failed."""
         self._watch()  # raises when the whole cluster is gone: nobody is to blame then
-        handed, host = list(slot.handed), slot.worker.host
-        why = "was stopped" if error_class == TIMED_OUT else _death_reason(slot)
+        handed, worker = list(slot.handed), slot.worker
+        assert worker is not None
+        why = "was stopped" if error_class == TIMED_OUT else _death_reason(worker)
         self._replace(slot)
         first = handed[0]
         if not first.tasks and first.step not in self._means:
@@ -349,7 +343,7 @@ class Dispatcher:
                 self._queue(task, first=True)
         limit = self.flow.steps[first.step].stage.timeout_seconds if first.step != UNPLACED else 0.0
         said = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
-        rest, in_work = self._take_over(first, host.journal(first.step))
+        rest, in_work = self._take_over(first, worker.host.journal(first.step))
         for task in reversed(rest):
             self._queue(task._replace(alone=in_work is None), first=True)
         if in_work is not None:
@@ -409,10 +403,9 @@ class Dispatcher:
         self._queues[hand_out.step].clear()
 
     def _replace(self, slot: Slot) -> None:
-        slot.worker.stop()
-        slot.held, slot.handed = [], deque()
-        slot.worker = slot.create()
-        self._watch_start(slot)
+        if slot.worker is not None:
+            slot.worker.stop()
+        slot.held, slot.handed, slot.worker = [], deque(), None
 
     def _stop_overdue(self, slot: Slot) -> None:
         if slot.handed and slot.handed[0].tasks and slot.handed[0].step >= 0:
@@ -426,10 +419,10 @@ class Dispatcher:
         return max(0.0, min([TICK_SECONDS, *resuming]))
 
 
-def _death_reason(slot: Slot) -> str:
+def _death_reason(worker: Worker) -> str:
     # A signal to the whole process group or control group reaches the workers as well. This process's own may come a
     # moment later, and then ends it here, before the crash is counted against the unit.
-    reason = slot.worker.death_reason()
+    reason = worker.death_reason()
     if any(reason.endswith(number.name) for number in STOP_SIGNALS):
         time.sleep(GROUP_SECONDS)
     return reason

@@ -154,7 +154,7 @@ class Host:
             oldest = next(iter(sizes))
             del sizes[oldest], self._runners[oldest]
         gc.collect()  # free them before the next ones are read
-        runner = Runner(stage.in_lane(self.lane) if self.lane else stage, self.gpus)
+        runner = Runner(stage.in_lane(self.lane) if stage.lanes else stage, self.gpus)
         runner.load()
         self._runners[step] = runner
         return list(self._runners)

@@ -201,7 +201,8 @@ def run_tasks(
         raise
     finally:
         for slot in slots:
-            slot.worker.stop()
+            if slot.worker is not None:
+                slot.worker.stop()
 
 
 class _Pool(NamedTuple):
@@ -215,26 +216,30 @@ class _Pool(NamedTuple):
 def _pools(flow: Flow, config: ExecutorConfig) -> list[_Pool]:
     """The workers that a flow needs: one of each lane, and of each pool of its stages where that has resources of its
     own; without, its steps are done by the workers of the pool "cpu"."""
-    lanes, by_pool = [], {}
+    lanes: dict[str, list[int]] = {}
+    by_pool: dict[str, list[int]] = {}
     for number, step in enumerate(flow.steps):
         stage = step.stage
         if len(set(stage.lanes)) < len(stage.lanes):
             raise StageError(f"Stage '{stage.name}' has the lanes {list(stage.lanes)}; every lane needs its own name.")
-        # A lane waits for the network most of the time, so it reserves no core.
-        lanes += [_Pool(WorkerKind(0.0, resources=_offered(f"lane:{lane}", config)), [number], lane) for lane in stage.lanes]
+        for lane in stage.lanes:
+            lanes.setdefault(lane, []).append(number)
         if not stage.lanes:
             has_own = config.kind == "ray" and (
                 config.gpus_per_worker if stage.pool == "gpu" else _offered(f"pool:{stage.pool}", config)
             )
             by_pool.setdefault(stage.pool if has_own else "cpu", []).append(number)
-    pools = []
+    if config.kind == "process" and config.workers == 1 and len(lanes) <= 1:  # this process does everything
+        everything = [UNPLACED, *range(len(flow.steps))]
+        return [_Pool(WorkerKind(config.cpus_per_worker, workers=1), everything, next(iter(lanes), ""))]
+    # A lane waits for the network most of the time, so it reserves no core.
+    pools = [_Pool(WorkerKind(0.0, resources=_offered(f"lane:{lane}", config)), s, lane) for lane, s in lanes.items()]
     for name, steps in sorted(by_pool.items(), reverse=True):  # "cpu" last: it gets what the others leave
         own = _offered(f"pool:{name}", config) if name not in ("cpu", "gpu") else ()
         cpus, gpus = 0.0 if own else config.cpus_per_worker, config.gpus_per_worker if name == "gpu" else 0.0
         pools.append(_Pool(WorkerKind(cpus, gpus, own, config.workers), steps))
-    if pools:
-        pools[-1].steps.insert(0, UNPLACED)
-    return [*lanes, *pools]
+    pools[-1].steps.insert(0, UNPLACED)
+    return pools
 
 
 def _offered(resource: str, config: ExecutorConfig) -> tuple[tuple[str, float], ...]:
