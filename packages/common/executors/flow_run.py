@@ -7,6 +7,7 @@ stages have recorded, in the order of the list, as they are needed.
 """
 
 import json
+import os
 import pickle
 import tempfile
 from collections import Counter
@@ -195,8 +196,9 @@ class FlowRecord(Record):
             self._open[task.root][1]["unsettled"].append([stage, last.state, last.attempt, last.error_class])
 
     def products(self, task: Task, products: Sequence[tuple[str, int | None]]) -> None:
-        """Note the files of a listed row."""
-        self._open[task.root][1]["products"] += map(list, products)
+        """Note the files of a listed row, below the run folder by their place in it: the folder may be moved."""
+        root = f"{self._finished.folder.parent.parent}{os.sep}"
+        self._open[task.root][1]["products"] += [[path.removeprefix(root), size] for path, size in products]
 
     def finished(self, root: str) -> None:
         """Write down that nothing is left to do of a listed row."""
@@ -249,7 +251,7 @@ def _finished(
     """Which listed rows are finished and may be skipped; what of these has no final outcome, by stage; and the number
     of this run, by which rows that left are told from those of earlier runs."""
     skip, unsettled = np.zeros(keys.num_rows, bool), {}
-    rows = ledger_sql(log.files())
+    rows, root = ledger_sql(log.files()), log.folder.parent.parent
     with connection_beside(log.folder) as connection:
         ((generation,),) = connection.execute(f"SELECT coalesce(max(attempt), 0) + 1 FROM ({rows})").fetchall()
         connection.register("keys", keys)
@@ -258,7 +260,7 @@ def _finished(
             for position, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 of_row = json.loads(outputs)
                 lasts = [(stage, Last(*last)) for stage, *last in of_row["unsettled"]]
-                whole = all(is_whole(Path(path), size) for path, size in of_row["products"])
+                whole = all(is_whole(Path(root, path), size) for path, size in of_row["products"])
                 skip[position] = whole and all(policy.settled(last) for _, last in lasts)
                 if skip[position]:
                     for stage, last in lasts:
