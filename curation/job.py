@@ -83,7 +83,11 @@ def curation_flow(config: CurationConfig, models: Models, run: RunFolder, remote
         Step(ProbeStage()),
         Step(ScanStage(config.scan, detector, per_frame)),
         Step(TracksStage(config.people, config.cut, per_frame), then=clips),
-        Step(CutStage(run.clips), leaves=partial(is_short, config.cut.min_seconds), then=partial(cut_clip, run.clips.name)),
+        Step(
+            CutStage(run.clips),
+            leaves=partial(is_short, config.cut.min_seconds),
+            then=partial(cut_clip, run.clips.name),
+        ),
         *scoring_steps(config, models, run.clips, per_frame),
     ]
     most_bytes = round(config.download.most_ahead_gb * 1e9)

@@ -19,9 +19,7 @@ from curation.stages.text import TextStage
 Row = dict[str, Any]
 
 
-def scoring_steps(
-    config: CurationConfig, models: Mapping[str, Path | None], folder: Path, tracks: Path
-) -> list[Step]:
+def scoring_steps(config: CurationConfig, models: Mapping[str, Path | None], folder: Path, tracks: Path) -> list[Step]:
     """The steps that fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); those without
     weights are left out."""
     framed = partial(with_framing, config.framing)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from common.constants import VIDEO_SUFFIXES
 from common.errors import InputError
+from common.executors.flow_run import FLOW
 from common.ledger.forget import Keys, count_units, ledger_stages, output_texts, stage_units
 from common.parquet import reading_parquet
 from common.runs import RunFolder, read_json
@@ -64,7 +65,7 @@ def find_holdings(run: RunFolder, video_id: str) -> Row:
         "clip_rows": count_rows(run.clips_parquet, video_id, ()),
         "table_rows": sum(rows.values()),
         "files": len(files),
-        "ledger_rows": count_units(ledger, keys),
+        "ledger_rows": count_units(ledger, keys) + count_units(ledger / FLOW, flow_keys(run, video_id, clips)),
         "samples": count_rows(index, video_id, clips),
     }
     found = {"video": video_id, "clips": sorted(clips), "files": sorted(files), "paths": paths, "counts": counts}
@@ -107,6 +108,11 @@ def ledger_keys(run: RunFolder, video_id: str, clips: Collection[str], files: Co
         elif stage not in OTHER_STAGES:
             keys[stage] = both
     return keys
+
+
+def flow_keys(run: RunFolder, video_id: str, clips: Collection[str]) -> Keys:
+    """The units of a video in the ledger of flows."""
+    return {stage: {video_id, *clips} for stage in ledger_stages(run.root / "ledger" / FLOW)}
 
 
 def _judges(unit: str, clips: Collection[str], files: Collection[str]) -> bool:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pyarrow as pa
 
 from common.constants import VIDEO_SUFFIXES
 from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage
+from common.executors.flow import Flow, Step
+from common.executors.flow_run import run_flow
 from common.executors.stage import Stage, no_effect
 from common.ledger.store import Ledger, Outcome
 from common.media.index import probe
@@ -20,7 +20,7 @@ from common.runs import RunFolder, sha256_file
 from curation.config import DownloadConfig
 from curation.dataset.content import hash_content
 from curation.dataset.versions import read_version
-from curation.download.fetch import fetch_sources
+from curation.download.fetch import fetch_steps
 from curation.sources.hdtf import fit_crops
 from curation.sources.remote import remote_row
 from curation.stages.cut import cut_row
@@ -63,18 +63,21 @@ def rebuild(
     header, listed = read_version(path)
     rows = listed.to_pylist()
     alive = [row for row in rows if not row["taken_down"]]
-    why: dict[str, str] = {}
-    run_rows = partial(_run, Ledger(run.ledger), executor, why)
     sources = source_rows(alive, Path(videos) if videos else None)
     folder = Path(download.folder) if download and download.folder else run.cache / "videos"
     reachable = [row for row in sources if row["path"] or (download and row["url"])]
-    why |= dict.fromkeys({row["unit"] for row in sources} - {row["unit"] for row in reachable}, "not at hand")
-    present = fetch_sources(download or DownloadConfig(), reachable, folder, run_rows)
-    for row in present:  # those at hand and those fetched alike
-        row.pop("url", None)
-    clips = [clip for row in run_rows(FitStage(), present) for clip in _clips(row)]
-    run_rows(RebuildStage(run.clips), clips)
-    rebuilt = {clip["unit"]: clip for clip in clips}
+    why = dict.fromkeys({row["unit"] for row in sources} - {row["unit"] for row in reachable}, "not at hand")
+    steps = [
+        *(fetch_steps(download, folder) if download else ()),
+        Step(FitStage(), then=_clips),
+        Step(RebuildStage(run.clips)),
+    ]
+    rebuilt = {}
+    for _, row in run_flow(Flow(tuple(steps)), reachable, Ledger(run.ledger), executor, "rebuild").rows():
+        if "decision" in row:
+            why[row["unit"]] = row["error_class"] or row["reasons"][0]
+        else:
+            rebuilt[row["unit"]] = row
     return Rebuilt(header["name"], pa.Table.from_pylist([_judge(row, rebuilt, why) for row in rows], REPORT))
 
 
@@ -104,20 +107,6 @@ def _at_hand(videos: Path | None, video_id: str) -> Path | None:
         return None
     names = [video_id, *(f"{video_id}{suffix}" for suffix in sorted(VIDEO_SUFFIXES))]
     return next((videos / name for name in names if (videos / name).is_file()), None)
-
-
-def _run(
-    ledger: Ledger, executor: ExecutorConfig, why: dict[str, str], stage: Stage[Any], rows: Sequence[Row]
-) -> list[Row]:
-    """Run rows through a stage; records in `why` the reason of those that were not kept."""
-    kept = []
-    for row, outcome in zip(rows, run_stage(stage, rows, ledger, executor), strict=True):
-        row |= outcome.outputs
-        if outcome.state == "kept":
-            kept.append(row)
-        else:
-            why[row["unit"]] = outcome.error_class or outcome.reason or "failed"
-    return kept
 
 
 @dataclass(frozen=True)
@@ -181,9 +170,9 @@ class RebuildStage(Stage[Row]):
         why = "coded otherwise" if row["same_source"] else "another source file"
         return Outcome(row["unit"], "kept", outputs={"state": CHANGED, "why": why})
 
-    def product_exists(self, row: Row, outcome: Outcome) -> bool:
-        """Whether the clip file is still there."""
-        return (self.folder / f"{row['unit']}.mp4").exists()
+    def products(self, row: Row, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The clip file."""
+        return {self.folder / f"{row['unit']}.mp4": None}
 
 
 def _judge(row: Mapping[str, Any], rebuilt: Mapping[str, Row], why: Mapping[str, str]) -> Row:

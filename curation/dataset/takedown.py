@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
 from common.constants import VIDEO_SUFFIXES
+from common.executors.flow_run import FLOW
 from common.ledger.forget import forget_units, messages_with
 from common.ledger.store import Ledger, Outcome, clean
 from common.runs import RunFolder, atomic_write, read_json, write_json
@@ -32,6 +33,7 @@ from curation.dataset.holdings import (
     clip_files,
     count_rows,
     find_holdings,
+    flow_keys,
     is_own,
     is_text,
     ledger_keys,
@@ -134,6 +136,7 @@ def forget_clips(config: SelectConfig, run: RunFolder, video_id: str, entry: Row
     for name in {*entry["pages"], *_pages(run, entry)}:
         _delete(run.root / name)
     counts["ledger_rows"] = forget_units(run.ledger, ledger_keys(run, video, clips, files))
+    counts["ledger_rows"] += forget_units(run.ledger / FLOW, flow_keys(run, video, clips))
     for file in run.root.rglob(".*"):
         if TORN.fullmatch(file.name):
             file.unlink()

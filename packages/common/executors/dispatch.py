@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from common.executors.flow import UNPLACED, Done, Flow, Task, failed_row, left_line, recorded
+from common.executors.flow import HELD_BYTES, UNPLACED, Done, Flow, Task, failed_row, left_line, recorded
 from common.executors.retry import RetryPolicy
 from common.executors.runner import LoadBug
 from common.executors.stage import StageError
@@ -117,6 +117,7 @@ class Dispatcher:
         self._open: Counter[str] = Counter()  # rows of a listed row that have not left
         self._dropped: set[str] = set()  # listed rows of which some stopped at a broken step
         self._fetched: Counter[str] = Counter()  # bytes that steps with lanes have fetched for an unfinished listed row
+        self._weights = [step.stage.weight_bytes for step in flow.steps]
         self._means: dict[int, float] = {}  # seconds per unit
         self._next: Task | None = None  # taken from the source, without room yet
         self._dry = False
@@ -264,12 +265,13 @@ class Dispatcher:
         return short and not alone and not limited and not slot.lane and bool(slot.handed[0].tasks)
 
     def _choose(self, slot: Slot) -> int | None:
-        """The step that a slot takes from: the last one that has something for it. Models are loaded for what nobody
-        who holds them does: when nothing else can be done, or when it holds others back."""
+        """The step that a slot takes from: the last one that has something for it. Models that would take the place of
+        others are loaded only when nothing else can be done, or when what waits for them holds others back."""
         ready = [n for n in reversed(slot.steps) if self._queues[n] and n not in self.broken and not self._held_back(n)]
-        loaded = [n for n in ready if n == UNPLACED or n in slot.held]
+        held = sum(self._weights[n] for n in slot.held)
+        fit = [n for n in ready if n == UNPLACED or n in slot.held or held + self._weights[n] <= HELD_BYTES]
         urgent = [n for n in ready if not self._has_room(n)]
-        return next(iter(urgent or loaded or ready), None)
+        return next(iter(urgent or fit or ready), None)
 
     def _take_back(self, slot: Slot) -> None:
         """The first hand-out of a slot has ended."""
@@ -333,17 +335,20 @@ class Dispatcher:
         handed, worker = list(slot.handed), slot.worker
         assert worker is not None
         why = "was stopped" if error_class == TIMED_OUT else _death_reason(worker)
-        self._replace(slot)
         first = handed[0]
+        journal = worker.host.journal(first.step)
+        self._replace(slot)
         if not first.tasks and first.step not in self._means:
             name = self.flow.steps[first.step].stage.name
-            self._break(first, StageError(f"Stage '{name}' cannot start: its worker died loading its models: it {why}."))
+            self._break(
+                first, StageError(f"Stage '{name}' cannot start: its worker died loading its models: it {why}.")
+            )
         for hand_out in reversed(handed[1:]):
             for task in reversed(hand_out.tasks):
                 self._queue(task, first=True)
         limit = self.flow.steps[first.step].stage.timeout_seconds if first.step != UNPLACED else 0.0
         said = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
-        rest, in_work = self._take_over(first, worker.host.journal(first.step))
+        rest, in_work = self._take_over(first, journal)
         for task in reversed(rest):
             self._queue(task._replace(alone=in_work is None), first=True)
         if in_work is not None:

@@ -5,6 +5,7 @@ other rows do; a stage that returns `rows` sends each of them on. A row leaves a
 where a step says so. What the ledger knows of a row already is not done again.
 """
 
+import copy
 import gc
 import json
 import pickle
@@ -154,7 +155,8 @@ class Host:
             oldest = next(iter(sizes))
             del sizes[oldest], self._runners[oldest]
         gc.collect()  # free them before the next ones are read
-        runner = Runner(stage.in_lane(self.lane) if stage.lanes else stage, self.gpus)
+        # A copy: what it loads is released with the runner.
+        runner = Runner(copy.copy(stage.in_lane(self.lane) if stage.lanes else stage), self.gpus)
         runner.load()
         self._runners[step] = runner
         return list(self._runners)
@@ -250,7 +252,8 @@ class Host:
 def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:
     """A row with what refused it."""
     reason = f"failed {stage}" if outcome.state == "failed" else outcome.reason
-    return row | outcome.outputs | {"decision": outcome.state, "reasons": [reason], "message": outcome.message}
+    why = {"decision": outcome.state, "reasons": [reason], "message": outcome.message}
+    return row | outcome.outputs | why | {"error_class": outcome.error_class}
 
 
 def left_line(flow_print: str, root: str, row: Row, last: Last, generation: int) -> bytes:

@@ -116,9 +116,7 @@ class FlowRows:
     def sql(self) -> str:
         """A query for them: `position` in the list of the row that they came of, `listed` (its unit), `unit` and
         `outputs`, the row as JSON; over a table `keys`, which is `self.keys`."""
-        left, finished = (
-            ledger_sql(ledger_files(self.folder, name, self.fingerprint)) for name in (LEFT, FINISHED)
-        )
+        left, finished = (ledger_sql(ledger_files(self.folder, name, self.fingerprint)) for name in (LEFT, FINISHED))
         return f"""SELECT keys.position, keys.unit AS listed, l.unit, l.outputs
                    FROM ({left}) l JOIN ({finished}) f ON l.input_hash = f.input_hash AND l.attempt = f.attempt
                    JOIN keys ON keys.unit = f.unit AND keys.input_hash = f.input_hash"""
@@ -127,7 +125,9 @@ class FlowRows:
         """(listed unit, row) of each, in the order of the list and then of units; memory holds one batch."""
         with connection_beside(self.folder) as connection:
             connection.register("keys", self.keys)
-            for batch in batches(connection.sql(f"SELECT listed, outputs FROM ({self.sql()}) ORDER BY position, unit"), rows=4096):
+            for batch in batches(
+                connection.sql(f"SELECT listed, outputs FROM ({self.sql()}) ORDER BY position, unit"), rows=4096
+            ):
                 for listed, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield listed, json.loads(outputs)
 
@@ -245,9 +245,7 @@ def _counts(log: StageLedger) -> Counter[State]:
         return Counter(dict(connection.execute(sql).fetchall()))
 
 
-def _finished(
-    log: StageLedger, keys: pa.Table, policy: RetryPolicy
-) -> tuple[np.ndarray, dict[str, list[Last]], int]:
+def _finished(log: StageLedger, keys: pa.Table, policy: RetryPolicy) -> tuple[np.ndarray, dict[str, list[Last]], int]:
     """Which listed rows are finished and may be skipped; what of these has no final outcome, by stage; and the number
     of this run, by which rows that left are told from those of earlier runs."""
     skip, unsettled = np.zeros(keys.num_rows, bool), {}

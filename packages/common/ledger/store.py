@@ -7,6 +7,7 @@ a run killed at any point loses no row and counts none twice.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,7 @@ from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_pat
 from common.parquet import check_parquet
 from common.runs import atomic_write, plain, read_format_version, write_format_version
 
+logger = logging.getLogger(__name__)
 State = Literal["kept", "rejected", "failed", "pending"]
 STATES: tuple[State, ...] = get_args(State)
 PAUSE = "pause_seconds"  # key of a pending outcome's outputs: how long to pause its worker
@@ -30,7 +32,7 @@ DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes of a unit whose work
 Unit = dict[str, Any]  # a row with a "unit" id
 Key = tuple[str, str]  # unit id, input hash
 SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
-LEDGER_FORMAT = 2  # of the ledger folder; `curation.dataset.adopt` adopts outcomes of format 1
+LEDGER_FORMAT = 2  # of the ledger folder
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
 JOURNAL = "worker"  # and a number, in the names of files that workers write
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
@@ -109,7 +111,9 @@ class Ledger:
         """
         if not re.fullmatch(r"[A-Za-z0-9_]+", stage):
             raise ValueError(f"Stage name '{stage}' must consist of letters, digits and underscores; rename the stage.")
-        if self.format_version() < LEDGER_FORMAT and not ledger_files(self.folder):
+        if self.format_version() < LEDGER_FORMAT:
+            if ledger_files(self.folder):
+                logger.warning("%s is of an older version: what it recorded is not used, all is computed", self.folder)
             write_format_version(self.folder, LEDGER_FORMAT)
         return StageLedger(self.folder, stage, fingerprint)
 

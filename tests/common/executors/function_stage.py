@@ -24,7 +24,9 @@ class FunctionStage(Stage[Unit]):
         cost: str = "",
         timeout_seconds: float = 0.0,
         product_exists: Callable[[Unit, Outcome], bool] | None = None,
+        pool: str = "cpu",
     ) -> None:
+        self.pool = pool  # type: ignore[misc]
         self.name, self.version, self.reads, self.cost = name, version, reads, cost  # type: ignore[misc]
         self._params, self._models, self._make, self._lane = params, models, make, ""
         self._lanes, self._timeout, self._exists = lanes, timeout_seconds, product_exists

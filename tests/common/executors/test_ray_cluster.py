@@ -12,19 +12,19 @@ import psutil
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage, shared_workers
+from common.executors.flow_run import run_flow
+from common.executors.run import run_stage
 from common.executors.stage import StageError
 from common.ledger.store import Ledger, ledger_rows
 from common.runs import DiskFullError
 from tests.common.executors.function_stage import FunctionStage
+from tests.common.executors.test_flow_run import branching
 from tests.common.executors.test_run import (
     HERE,
     PATHS,
     calls,
     draw_units,
-    fetching,
     make_broken,
-    make_held,
     run,
     unmeasured,
 )
@@ -67,29 +67,18 @@ def test_errors_beyond_a_unit_end_the_run(tmp_path: Path) -> None:
         run(tmp_path / "b", units, RAY)
     assert ledger_rows(tmp_path / "b" / "ledger").num_rows == 0
     with pytest.raises(StageError, match="no room for one worker"):
-        run(tmp_path / "c", [{"unit": "c", "n": 1}], ExecutorConfig("ray", 1, gpus_per_worker=1.0))
+        run(tmp_path / "c", [{"unit": "c", "n": 1}], ExecutorConfig("ray", 1, gpus_per_worker=1.0), pool="gpu")
 
 
-def test_shared_actors_run_one_stage_after_the_other(tmp_path: Path) -> None:
-    units = [{"unit": f"u{n}"} for n in range(6)]
-
-    def pids(number: int) -> set[int]:
-        outcomes = run_stage(FunctionStage(f"s{number}", "1", {}, {}, make_held), units, Ledger(tmp_path), RAY)
-        return {outcome.outputs["pid"] for outcome in outcomes}
-
-    def actors() -> set[int]:
-        everybody = psutil.Process().children(recursive=True)
-        return {process.pid for process in everybody if "Host" in " ".join(process.cmdline())}
-
-    with shared_workers():
-        first, kept = pids(0), actors()
-        assert first <= kept and 1 <= len(kept) <= 2
-        assert pids(1) <= kept and actors() <= kept
-        # Lanes reserve no core, so they fit beside whatever is kept.
-        outcomes = run_stage(fetching(tmp_path, "a", "b", "c"), units, Ledger(tmp_path), RAY)
-        assert {outcome.state for outcome in outcomes} == {"kept"}
-    shared = replace(RAY, workers=0, cpus_per_worker=0.25)
-    assert len(run_stage(FunctionStage("s3", "1", {}, {}, make_held), units, Ledger(tmp_path), shared)) == 6
+def test_a_flow_on_ray_equals_one_in_the_calling_process(tmp_path: Path) -> None:
+    """Two pools, of which the cluster has no resources for one, and lanes, which reserve no core."""
+    listed: list[dict[str, Any]] = [{"unit": f"s{n}", "children": n % 4} for n in range(12)]
+    ways = {}
+    for name, executor in (("here", HERE), ("ray", replace(RAY, workers=0, cpus_per_worker=0.25))):
+        rows = run_flow(branching(tmp_path / name), listed, Ledger(tmp_path / name / "ledger"), executor, "flow")
+        ways[name] = list(rows.rows())
+    assert ways["here"] == ways["ray"] and len(ways["ray"]) == 12 + sum(n % 4 for n in range(12))
+    assert sorted(calls(tmp_path / "here")) == sorted(calls(tmp_path / "ray"))
 
 
 ONE_CPU = """
