@@ -9,39 +9,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.clips import CLIP_SCHEMA, write_clips
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage, shared_workers
 from common.executors.stage import ROWS, Stage, Weights
 from common.ledger.store import Ledger
-from common.progress import progress
-from common.query import materialise
-from common.runs import RunFolder, fingerprint, hash_path, plain, sha256_file
-from common.tracks import TRACKS_FILE, write_tracks
+from common.runs import RunFolder, fingerprint, hash_path, plain
 from curation.config import ROLES, CurationConfig, SourcesConfig
 from curation.dataset.adopt import adopt, faces_of_clips, mark_adopted, needs_adoption
 from curation.dataset.holdings import PER_FRAME
 from curation.dataset.takedown import part_taken_down
-from curation.decide.duplicates import find_overlaps, group_duplicates, read_fingerprints, write_fingerprints
-from curation.decide.select import select
-from curation.decide.split import apply_split
+from curation.decide.fingerprints import read_fingerprints
+from curation.decide.table import write_part
 from curation.download.fetch import fetch_sources
-from curation.reporting.summary import CurationSummary, summarise, write_sources
+from curation.reporting.summary import CurationSummary, write_source_part
 from curation.scoring import score_clips
 from curation.sources.listing import list_sources
 from curation.stages.captions import caption_fields
-from curation.stages.cut import CutStage, cut_row
+from curation.stages.cut import CutStage
 from curation.stages.probe import ProbeStage
 from curation.stages.scan import ScanStage
 from curation.stages.shots import source_fields
-from curation.stages.tracks import TracksStage, track_rows
+from curation.stages.tracks import TracksStage
+from curation.tables import write_tables
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Models = Mapping[str, Path | None]
-
-TEST_FINGERPRINTS = "test_fingerprints.jsonl"
-LARGE = 100_000  # clips from which on questions are worth a copy of the table made for them
 
 
 def curate(
@@ -69,23 +62,17 @@ def curate(
         clips = _split_sources(config, models, runner, run, listed)
         long_enough = [clip for clip in clips if clip["duration"] >= config.cut.min_seconds]
         cut = _cut(runner, run.clips, long_enough)
-        alive = score_clips(config, models, runner.run, run.clips, run.root / PER_FRAME, cut)
+        score_clips(config, models, runner.run, run.clips, run.root / PER_FRAME, cut)
     if adopting:
         mark_adopted(ledger)
-    _compare(config, alive, references)
+    judged, listing = run.cache / "judged.parquet", run.cache / "listed.parquet"
+    write_part(judged, clips)
+    write_source_part(listing, enumerate([*listed, *gone]))
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
-    for clip, decided in zip(clips, select(config.select, clips), strict=True):
-        clip |= {"run_id": run_id, "stage_versions": runner.versions} | decided
-    apply_split(config.test_list, clips)
-    _restore_files(run, clips)
-    write_sources(run, [*listed, *gone], clips)
-    write_tracks(run.root / TRACKS_FILE, track_rows(run.root / PER_FRAME, cut))
-    write_clips(run.clips_parquet, [{name: clip.get(name) for name in CLIP_SCHEMA.names} for clip in clips])
-    tests = [clip for clip in clips if clip["split"] == "test" and clip["decision"] == "kept"]
-    write_fingerprints(run.report / TEST_FINGERPRINTS, sorted(tests, key=lambda clip: clip["unit"]))
-    if len(clips) >= LARGE:
-        materialise(run.root)
-    return summarise(run)
+    summary = write_tables(config, run, [judged], [listing], run_id, runner.versions, references)
+    judged.unlink()
+    listing.unlink()
+    return summary
 
 
 @dataclass
@@ -145,27 +132,5 @@ def _cut(runner: StageRunner, folder: Path, clips: Sequence[Row]) -> list[Row]:
     return cut
 
 
-def _compare(config: CurationConfig, clips: Sequence[Row], references: Sequence[Row]) -> None:
-    """Fill in which clips show the same as another one, or as a clip that must be kept out."""
-    for clip, group in zip(clips, group_duplicates(config.duplicates, clips), strict=True):
-        clip["dup_group"] = group
-    if references:
-        for clip, reference in zip(clips, find_overlaps(config.duplicates, clips, references), strict=True):
-            clip["test_overlap"] = reference
-
-
 def _hash(path: Path | None) -> str:
     return hash_path(path) if path else ""
-
-
-def _restore_files(run: RunFolder, clips: Sequence[Row]) -> None:
-    """Make the clip files what the table says: write lost or outdated ones again, remove those of older cuts."""
-    expected = {clip["clip_id"] for clip in clips if clip.get("sha256")}
-    for file in run.clips.glob("*.mp4"):
-        if file.stem not in expected:
-            file.unlink()
-    for clip in progress([clip for clip in clips if clip["clip_id"] in expected], "verify clips"):
-        file = run.clips / f"{clip['clip_id']}.mp4"
-        if not file.exists() or sha256_file(file) != clip["sha256"]:
-            logger.info("%s differs from its record and is cut again", file.name)
-            cut_row(run.clips, clip, clip.get("sync_offset_applied") or 0)
