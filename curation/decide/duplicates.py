@@ -1,171 +1,268 @@
-"""Near-duplicate clips, found by perceptual hashes of frames and by loudness curves.
+"""Near-duplicate clips: banded search over perceptual hashes, then a comparison of image bits and loudness curves.
 
-Clips are cut by one deterministic encoder, so equal frames and audio give equal files whatever the source container.
+The tables stay in DuckDB; of each clip 56 bytes are held while pairs are searched for (`Prints`).
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
+import pyarrow as pa
 
-from common.errors import InputError, MissingFileError
-from common.media.audio import read_audio
-from common.media.index import probe
-from common.media.video import read_frames
-from common.runs import atomic_write
-from common.untrusted.lists import read_table
+from common.ledger.tables import BATCH_ROWS
 from curation.config import DuplicatesConfig
+from curation.decide.fingerprints import FRAMES, LOUDNESS_STEP
+from curation.decide.groups import first_of_group
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import duckdb
 
-FRAMES = 3
-# Consecutive bits of an image hash, or of rises and falls of the loudness, that form one LSH key: two clips are
-# compared only when they share a key.
-BAND_BITS = 16
-MOST_COMPARED = 500  # neighbours compared under one key; a key with more clips (black frames) is not informative
-AUDIO_KEYS = 1 << 16  # first band number of audio keys, above those of image keys
-LOUDNESS_STEP = 0.1  # seconds
-QUIET_DB = -60.0
-FINGERPRINT = ("unit", "cut_sha256", "duration", "hashes", "loudness")
+logger = logging.getLogger(__name__)
 
-
-def fingerprint_clip(file: Path) -> dict[str, Any]:
-    """`hashes` of the frames at one, three and five sixths of a clip (16 hex digits each) and its `loudness` curve."""
-    count = probe(file).frames
-    positions = [count * (2 * number + 1) // (2 * FRAMES) for number in range(FRAMES)]
-    hashes = [f"{image_hash(frame):016x}" for frame in read_frames(file, positions)]
-    return {"hashes": hashes, "loudness": loudness_curve(read_audio(file))}
-
-
-def image_hash(frame: np.ndarray) -> int:
-    """64-bit perceptual hash (pHash) of an RGB image (H, W, 3): signs of its 8x8 lowest cosine terms against their
-    median."""
-    small = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
-    low = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
-    bits = low > np.median(low[1:])  # the first term is the mean brightness
-    return int("".join("1" if bit else "0" for bit in bits), 2)
+# Clips are compared when they share a key: two of the eight bytes of a 64-bit hash. All hashes that differ in at most
+# six bits share one of the 28 keys, 97 % of those that differ in seven, 90 % in eight.
+KEYS = tuple(combinations(range(8), 2))
+# Neighbours, by length, compared under one key: a key with more (black frames) says little, other keys decide.
+MOST_COMPARED = 500
+FLAT_DB = 2  # a curve that varies less has no shape to hash
+AUDIO_STEPS = 600  # of a curve that its hash sees: the first minute
+# Curves that correlate by 0.97 differ in 5 of 64 signs, by other lengths in 7; unrelated ones in 32 +- 4.
+MOST_AUDIO_BITS = 20
+LENGTH_BITS, ROW_BITS = 20, 28
+CHUNK = 1 << 18  # pairs compared at once
+OVERLAP = pa.schema([("clip_id", pa.string()), ("test_overlap", pa.string())])
 
 
-def loudness_curve(wave: np.ndarray, rate: int = 16_000) -> list[int]:
-    """Level in dB of full scale, no lower than -60, of each 0.1 s of mono audio (n,)."""
-    step = round(LOUDNESS_STEP * rate)
-    blocks = wave[: len(wave) // step * step].reshape(-1, step).astype(np.float64)
-    return (
-        np.rint(10 * np.log10(np.maximum(np.square(blocks).mean(axis=1), 10 ** (QUIET_DB / 10)))).astype(int).tolist()
+@dataclass(frozen=True)
+class Prints:
+    """Fingerprints of n clips: `clips` their ids, `hashes` (n, 4) uint64 of three frames and of the audio, `flat` (n,)
+    whether the audio has no shape, `ms` (n,) int64 lengths, `curves` (n,) uint64 equal for equal loudness."""
+
+    clips: pa.ChunkedArray
+    hashes: np.ndarray
+    flat: np.ndarray
+    ms: np.ndarray
+    curves: np.ndarray
+
+
+def group_duplicates(config: DuplicatesConfig, connection: "duckdb.DuckDBPyConnection", table: str) -> pa.Table:
+    """clip_id and dup_group of the clips that show the same as another one: the clip_id of the first of their group, by
+    video, start and id.
+
+    `table` has clip_id, video_id, t_start, duration, hashes and loudness. Two clips are copies as `DuplicatesConfig`
+    says, a chain of copies is one group. Files with equal bytes have equal fingerprints and so form a group.
+    """
+    prints = read_prints(connection, table)
+    pairs = _with_same_audio(config, connection, table, prints, find_pairs(config, prints))
+    first = first_of_group(len(prints.ms), pairs)
+    members = np.unique(pairs)
+    return pa.table({"clip_id": prints.clips.take(members), "dup_group": prints.clips.take(first[members])})
+
+
+def read_prints(connection: "duckdb.DuckDBPyConnection", table: str) -> Prints:
+    """The fingerprints of all rows of `table`, by video, start and id of the clip."""
+    hashes = ", ".join(f"('0x' || hashes[{frame + 1}])::UBIGINT AS h{frame}" for frame in range(FRAMES))
+    ordered = connection.sql(
+        f"""SELECT clip_id, {hashes}, round(duration * 1000)::BIGINT AS ms, hash(loudness) AS curve,
+            loudness[:{AUDIO_STEPS}]::TINYINT[] AS loudness FROM {table} ORDER BY video_id, t_start, clip_id"""
     )
+    clips, parts = [], []
+    for batch in ordered.to_arrow_reader(BATCH_ROWS):
+        clips.append(batch["clip_id"])
+        audio, flat = hash_curves(batch["loudness"])
+        frames = [batch[f"h{frame}"].to_numpy() for frame in range(FRAMES)]
+        parts.append((np.stack([*frames, audio], axis=1), flat, batch["ms"].to_numpy(), batch["curve"].to_numpy()))
+    if not parts:
+        empty = np.zeros(0, np.uint64)
+        return Prints(pa.chunked_array([], pa.string()), empty.reshape(0, 4), empty > 0, empty.astype(int), empty)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Prints(pa.chunked_array(clips).cast(pa.string()), *columns)
 
 
-def group_duplicates(config: DuplicatesConfig, rows: Sequence[Row]) -> list[str | None]:
-    """For each row the clip_id of the first row of its duplicate group; None for a row without duplicates.
+def hash_curves(curves: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """64-bit hashes (n,) uint64 of loudness curves, and which are flat (n,): signs of random projections of the curve
+    about its mean, which differ in as many bits as two curves differ in direction. That of a flat one is 0."""
+    lengths = curves.value_lengths().to_numpy(zero_copy_only=False)
+    values = curves.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    steps = max(int(lengths.max(initial=0)), 1)
+    # Drawn row by row, so that a longer batch begins with the same projections.
+    projections = np.random.default_rng(0).standard_normal((steps, 64)).astype(np.float32)
+    place = np.arange(steps) < lengths[:, None]
+    grid = np.full(place.shape, np.nan, np.float32)
+    grid[place] = values
+    low, high = (np.nan_to_num(limit(grid, axis=1, where=place, initial=start))
+                 for limit, start in ((np.min, np.inf), (np.max, -np.inf)))  # fmt: skip
+    flat = (lengths == 0) | (high - low <= FLAT_DB)
+    mean = np.sum(grid, axis=1, where=place) / np.maximum(lengths, 1)
+    signs = np.where(place, grid - mean[:, None], 0) @ projections > 0
+    return np.where(flat, 0, np.packbits(signs, axis=1).view(np.uint64).ravel()).astype(np.uint64), flat
 
-    Rows need unit, duration, hashes and loudness, and are taken in the order given. Files with equal bytes have
-    equal fingerprints and so form a group.
+
+def find_pairs(config: DuplicatesConfig, prints: Prints) -> np.ndarray:
+    """Pairs (m, 2) of clips, the earlier first, of about equal length whose image hashes differ in few enough bits and
+    whose audio hashes do not rule out that they sound alike.
+
+    One key at a time: the clips are sorted by key and length, and each is compared with those that follow within
+    `max_seconds_apart`. Time grows with the number of clips that share a key, memory with that of the clips.
     """
-    durations = np.array([row["duration"] for row in rows], float)
-    hashes = _hash_table(rows)
-    keys, owners = _keys(rows, hashes)
-    # Each pair is encoded as later * n + earlier: np.unique removes repeats and sorts by the later row, then the
-    # earlier.
-    codes = [
-        np.unique((late * len(rows) + early)[_near(config, hashes, early, late)])
-        for early, late in _sharing(keys, owners, durations, config.max_seconds_apart)
-    ]
-    # Visited in this order, the head of an earlier row is final when a later row joins its group.
-    first_of: dict[int, int] = {}
-    for code in np.unique(np.concatenate([np.zeros(0, int), *codes])).tolist():
-        late, early = divmod(code, len(rows))
-        if late not in first_of and _same_audio(config, rows[early], rows[late]):
-            first_of[late] = first_of.get(early, early)
-    members = set(first_of.values())
-    return [
-        rows[first_of[number]]["unit"] if number in first_of else row["unit"] if number in members else None
-        for number, row in enumerate(rows)
-    ]
+    kept, found = _collapse(prints)
+    hashes, ms = prints.hashes[kept], prints.ms[kept]
+    audio = np.ascontiguousarray(hashes[:, FRAMES])
+    length = np.minimum(ms, (1 << LENGTH_BITS) - 1).astype(np.uint64)
+    placed = (length << np.uint64(ROW_BITS)) | np.arange(len(kept), dtype=np.uint64)
+    left_out = 0
+    for column in range(hashes.shape[1]):
+        # The hash of a flat curve says nothing.
+        keyed = np.flatnonzero(~prints.flat[kept]) if column == FRAMES else slice(None)
+        shared = np.ascontiguousarray(hashes[keyed, column]).view(np.uint8).reshape(-1, 8).astype(np.uint64)
+        codes = [np.zeros(0, np.int64)]
+        for one, two in KEYS:
+            key = (shared[:, one] << np.uint64(8)) | shared[:, two]
+            ordered = np.sort((key << np.uint64(LENGTH_BITS + ROW_BITS)) | placed[keyed])
+            left_out += _compare_neighbours(config, ordered, hashes[:, :FRAMES], audio, ms, codes)
+        found.append(kept[np.stack(np.divmod(np.unique(np.concatenate(codes)), len(kept)), axis=1)])
+    if left_out:
+        logger.info("near duplicates: %d times a clip had more than %d neighbours under a key", left_out, MOST_COMPARED)
+    return np.unique(np.concatenate(found), axis=0)
 
 
-def _hash_table(rows: Sequence[Row]) -> np.ndarray:
-    """Image hashes (rows, 3) uint64."""
-    return np.array([[int(digits, 16) for digits in row["hashes"]] for row in rows], np.uint64).reshape(-1, FRAMES)
+def _collapse(prints: Prints) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The first clip of each fingerprint, and pairs of it with the others of that fingerprint."""
+    order = np.lexsort((np.arange(len(prints.ms)), prints.ms, prints.curves, *prints.hashes.T))
+    same = np.zeros(len(order), bool)
+    same[1:] = True
+    for column in (prints.ms, prints.curves, *prints.hashes.T):
+        same[1:] &= column[order[1:]] == column[order[:-1]]
+    head = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))]
+    return np.sort(order[~same]), [np.stack([head[same], order[same]], axis=1)]
 
 
-def _keys(rows: Sequence[Row], hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LSH keys (k,) uint64 and the row (k,) that each belongs to, from bands of the image hashes and of the audio.
-
-    A key is (band number << 16) + 16 bits. Image bands are numbered 0 to 11: three hashes of four bands each. Audio
-    bands start at AUDIO_KEYS: band i holds the signs of the loudness differences 16 i to 16 i + 15.
-    """
-    bands = hashes.view(np.uint16).astype(np.uint64)
-    keys = [(np.arange(bands.shape[1], dtype=np.uint64) << np.uint64(BAND_BITS)) + bands]
-    owners = [np.repeat(np.arange(len(rows)), bands.shape[1])]
-    for number, row in enumerate(rows):
-        rises = np.diff(row["loudness"]) > 0
-        whole = rises[: len(rises) // BAND_BITS * BAND_BITS].reshape(-1, BAND_BITS)
-        # A band without any rise (silence) is not informative.
-        band = np.flatnonzero(whole.any(axis=1)).astype(np.uint64)
-        bits = np.packbits(whole, axis=1).view(np.uint16).ravel()[band.astype(int)].astype(np.uint64)
-        keys.append((band + np.uint64(AUDIO_KEYS) << np.uint64(BAND_BITS)) + bits)
-        owners.append(np.full(len(band), number))
-    return np.concatenate([key.ravel() for key in keys]), np.concatenate(owners)
-
-
-def _sharing(
-    keys: np.ndarray, owners: np.ndarray, durations: np.ndarray, apart: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of pairs of rows (earlier, later) that share a key and whose lengths are at most `apart` s apart.
-
-    Step n compares each key entry with the n-th one after it, in one vectorised pass. Work grows with the number of
-    pairs and is bounded by MOST_COMPARED, memory grows with the number of keys.
-    """
-    order = np.lexsort((durations[owners], keys))
-    keys, owners = keys[order], owners[order]
-    lengths = durations[owners]
-    alive = np.arange(len(keys))
-    for step in range(1, min(len(keys), MOST_COMPARED)):
-        alive = alive[alive + step < len(keys)]
-        other = alive + step
-        # Sorted by length within a key: an entry whose n-th neighbour is too far is done, as later ones are farther.
-        alive = alive[(keys[alive] == keys[other]) & (lengths[other] - lengths[alive] <= apart + 1e-9)]
+def _compare_neighbours(
+    config: DuplicatesConfig,
+    ordered: np.ndarray,
+    images: np.ndarray,
+    audio: np.ndarray,
+    ms: np.ndarray,
+    codes: list[np.ndarray],
+) -> int:
+    """Append to `codes` the pairs that are alike among clips given as key, length and row in one number, `ordered`
+    (k,) uint64, each as earlier * n + later; returns how many clips had more neighbours than are compared."""
+    place = ordered >> np.uint64(ROW_BITS)  # key and length
+    row = (ordered & np.uint64((1 << ROW_BITS) - 1)).view(np.int64)
+    heard = audio[row]
+    apart = round(1000 * config.max_seconds_apart)
+    alive = np.flatnonzero(place[1:] - place[:-1] <= apart)
+    for step in range(1, MOST_COMPARED + 1):
+        for begin in range(0, len(alive), CHUNK):
+            some = alive[begin : begin + CHUNK]
+            some = some[np.bitwise_count(heard[some] ^ heard[some + step]) <= MOST_AUDIO_BITS]
+            pair = np.sort(np.stack([row[some], row[some + step]]), axis=0)
+            bits = np.bitwise_count(images[pair[0]] ^ images[pair[1]]).sum(axis=1)
+            # Lengths once more: what follows the longest clips under a key has another key.
+            near = (bits <= config.max_different_bits) & (np.abs(ms[pair[0]] - ms[pair[1]]) <= apart)
+            codes.append(pair[0, near] * len(ms) + pair[1, near])
+        # Sorted by length: whose n-th neighbour is too far is done, as later ones are farther.
+        alive = alive[: np.searchsorted(alive, len(place) - step - 1)]
+        alive = alive[place[alive + step + 1] - place[alive] <= apart]
         if not len(alive):
-            return
-        pair = np.sort(np.stack([owners[alive], owners[alive + step]]), axis=0)
-        pair = pair[:, pair[0] != pair[1]]
-        yield pair[0], pair[1]
+            break
+    return len(alive)
 
 
-def _near(config: DuplicatesConfig, hashes: np.ndarray, early: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """Mask (pairs,): whether the image hashes differ in few enough bits."""
-    return np.bitwise_count(hashes[early] ^ hashes[late]).sum(axis=1) <= config.max_different_bits
+def _with_same_audio(
+    config: DuplicatesConfig,
+    connection: "duckdb.DuckDBPyConnection",
+    table: str,
+    prints: Prints,
+    pairs: np.ndarray,
+) -> np.ndarray:
+    """Those of the pairs whose loudness curves correlate."""
+    wanted = np.unique(pairs)
+    connection.register("wanted", pa.table({"clip_id": prints.clips.take(wanted), "place": np.arange(len(wanted))}))
+    curves = (
+        connection.sql(
+            f"SELECT loudness::TINYINT[] AS loudness FROM {table} JOIN wanted USING (clip_id) ORDER BY place"
+        )
+        .to_arrow_table()["loudness"]
+        .combine_chunks()
+    )
+    connection.unregister("wanted")
+    starts = np.concatenate([[0], np.cumsum(curves.value_lengths().to_numpy(zero_copy_only=False))]).astype(int)
+    values = curves.flatten().to_numpy(zero_copy_only=False)
+    places = np.searchsorted(wanted, pairs)
+    same = [
+        same_audio(config, values, starts, places[begin : begin + BATCH_ROWS // 8])
+        for begin in range(0, len(pairs), BATCH_ROWS // 8)
+    ]
+    return pairs[np.concatenate([np.zeros(0, bool), *same])]
 
 
-def _same_audio(config: DuplicatesConfig, first: Row, second: Row) -> bool:
-    length = min(len(first["loudness"]), len(second["loudness"]))
-    curves = np.array([first["loudness"][:length], second["loudness"][:length]], float)
-    if not length or np.ptp(curves, axis=1).min() == 0:  # silence or a steady tone has no shape to correlate
-        return bool(np.abs(curves[0] - curves[1]).max(initial=0) <= 1)
-    return bool(np.corrcoef(curves)[0, 1] >= config.min_audio_correlation)
+def same_audio(config: DuplicatesConfig, values: np.ndarray, starts: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Mask (m,) of pairs (m, 2) of loudness curves, of which number i is `values[starts[i]:starts[i + 1]]`: whether
+    they correlate over the length that both have."""
+    length = np.diff(starts)[pairs].min(axis=1)
+    within = np.arange(length.max(initial=0)) < length[:, None]
+    one, two = (
+        np.where(within, values[np.where(within, starts[of][:, None] + np.arange(within.shape[1]), 0)], 0).astype(float)
+        for of in pairs.T
+    )
+    apart = np.abs(one - two).max(axis=1, initial=0)
+    ranges = [np.max(each, axis=1, where=within, initial=-np.inf) - np.min(each, axis=1, where=within, initial=np.inf)
+              for each in (one, two)]  # fmt: skip
+    # Pearson's correlation times n^2, from sums of whole numbers, which are exact.
+    total_one, total_two = one.sum(axis=1), two.sum(axis=1)
+    spread = (length * (one * one).sum(axis=1) - total_one**2) * (length * (two * two).sum(axis=1) - total_two**2)
+    together = length * (one * two).sum(axis=1) - total_one * total_two
+    # Silence or a steady tone has no shape to correlate.
+    shapeless = np.minimum(*ranges) <= 0
+    correlated = together >= config.min_audio_correlation * np.sqrt(np.maximum(spread, 0))
+    return np.where(shapeless, apart <= 1, correlated)
 
 
-def find_overlaps(config: DuplicatesConfig, rows: Sequence[Row], references: Sequence[Row]) -> list[str | None]:
-    """For each row the `unit` of a reference clip (a test set's) with common content, however both were cut.
+def find_overlaps(
+    config: DuplicatesConfig, connection: "duckdb.DuckDBPyConnection", table: str, references: Sequence[Mapping]
+) -> pa.Table:
+    """clip_id and test_overlap of the clips with content of a reference clip (a test set's), however both were cut: the
+    reference's `unit`.
 
-    Rows and references need unit, cut_sha256, hashes and loudness. A row overlaps when the bytes are equal, or one of
-    its frames looks like one of the reference's and their loudness curves agree over `min_overlap` s at some shift.
-    Every frame is compared with every reference: 3 ms for a reference and 100,000 rows.
+    `table` has clip_id, cut_sha256, hashes and loudness, references have the fields of `FINGERPRINT`. A clip overlaps
+    when the bytes are equal, or one of its frames looks like one of the reference's and their loudness curves agree
+    over `min_overlap` s at some shift. Every frame is compared with every reference: 3 ms for a reference and 100,000
+    clips.
     """
     copies = {row["cut_sha256"]: row["unit"] for row in reversed(references)}
-    found = [copies.get(row["cut_sha256"]) for row in rows]
-    hashes = _hash_table(rows)
-    for reference, own in zip(references, _hash_table(references), strict=True):
+    looks = [np.array([int(digits, 16) for digits in row["hashes"]], np.uint64) for row in references]
+    rows = connection.sql(f"SELECT clip_id, cut_sha256, hashes, loudness FROM {table}")
+    found: list[tuple[str, str]] = []
+    for batch in rows.to_arrow_reader(BATCH_ROWS) if references else ():
+        found += _overlaps_of(config, batch, references, copies, looks)
+    return pa.table([[clip for clip, _ in found], [unit for _, unit in found]], OVERLAP)
+
+
+def _overlaps_of(
+    config: DuplicatesConfig,
+    batch: pa.RecordBatch,
+    references: Sequence[Mapping],
+    copies: Mapping[str, str],
+    looks: Sequence[np.ndarray],
+) -> Iterator[tuple[str, str]]:
+    clips = batch["clip_id"].to_pylist()
+    found: dict[int, str] = {
+        number: copies[digest] for number, digest in enumerate(batch["cut_sha256"].to_pylist()) if digest in copies
+    }
+    digits = batch["hashes"].flatten().to_pylist()
+    hashes = np.array([int(each, 16) for each in digits], np.uint64).reshape(len(clips), -1)
+    for reference, own in zip(references, looks, strict=True):
         different = np.min([np.bitwise_count(hashes ^ one).min(axis=1, initial=64) for one in own], axis=0)
         for number in np.flatnonzero(different <= config.max_overlap_bits).tolist():
-            if found[number] is None:
-                agreement = best_overlap(reference["loudness"], rows[number]["loudness"], config.min_overlap)
-                if agreement >= config.min_overlap_correlation:
+            if number not in found:
+                curve = batch["loudness"][number].as_py()
+                if best_overlap(reference["loudness"], curve, config.min_overlap) >= config.min_overlap_correlation:
                     found[number] = reference["unit"]
-    return found
+    return ((clips[number], unit) for number, unit in found.items())
 
 
 def best_overlap(first: Sequence[int], second: Sequence[int], seconds: float) -> float:
@@ -188,24 +285,3 @@ def best_overlap(first: Sequence[int], second: Sequence[int], seconds: float) ->
     valid = (count >= least) & (spread_a > 0) & (spread_b > 0)
     together = count * over_shifts(a, b) - sum_a * sum_b
     return float((together[valid] / np.sqrt(spread_a[valid] * spread_b[valid])).max(initial=-1.0))
-
-
-def write_fingerprints(path: Path, rows: Sequence[Row]) -> None:
-    """Write the fingerprints of clips as JSON lines, one clip a line, to be excluded from other sets."""
-    with atomic_write(path) as temporary:
-        lines = (json.dumps({name: row[name] for name in FINGERPRINT}) for row in rows)
-        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-
-
-def read_fingerprints(path: Path) -> list[Row]:
-    """Read the file of `write_fingerprints`. Raises FileNotFoundError, and ValueError for a line that is no
-    fingerprint."""
-    if not path.is_file():
-        raise MissingFileError(f"There are no fingerprints at {path}; give a file written by write_fingerprints.")
-    rows = []
-    for number, values, error in read_table(path):
-        if error or (missing := [name for name in FINGERPRINT if name not in values]):
-            why = error or f"it has no {missing[0]}"
-            raise InputError(f"{path}, line {number}: expected an object with {', '.join(FINGERPRINT)}; {why}.")
-        rows.append({name: values[name] for name in FINGERPRINT})
-    return rows

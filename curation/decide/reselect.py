@@ -1,10 +1,14 @@
 """Reselection: new decisions from the stored scores of a finished run under other thresholds, without recomputation."""
 
-from common.clips import read_clips, write_clips
+from pathlib import Path
+
+from common.errors import MissingFileError
+from common.ledger.tables import MEMORY_LIMIT
+from common.query import connect
 from common.runs import RunFolder
 from curation.config import SelectConfig
-from curation.decide.select import select
-from curation.decide.split import apply_split
+from curation.decide.split import read_split
+from curation.decide.table import write_decided
 from curation.reporting.summary import CurationSummary, summarise
 
 
@@ -13,8 +17,10 @@ def reselect(config: SelectConfig, run: RunFolder, test_list: str = "") -> Curat
 
     Raises FileNotFoundError before the first `curate`.
     """
-    rows = read_clips(run.clips_parquet)
-    rows = [row | decided for row, decided in zip(rows, select(config, rows), strict=True)]
-    apply_split(test_list, rows)
-    write_clips(run.clips_parquet, rows)
+    if not run.clips_parquet.exists():
+        raise MissingFileError(f"{run.clips_parquet} does not exist; run the curation job, which writes it.")
+    held = read_split(Path(test_list)) if test_list else None
+    with connect(run.root) as connection:
+        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        write_decided(config, held, connection, "clips", run.clips_parquet, {})
     return summarise(run)

@@ -5,17 +5,21 @@ reads), other clips of the same video and person do.
 """
 
 import csv
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from common.errors import InputError
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from common.clips import CLIP_SCHEMA
+from common.errors import InputError, MissingFileError
+from common.ledger.tables import check_table_format, connection_beside, sql_path
 from common.runs import atomic_write
 from common.untrusted.lists import open_list
+from curation.decide.groups import first_of_group
 
-Row = Mapping[str, Any]
 By = Literal["video", "clip"]
 COLUMNS = ("clip_id", "video_id", "t_start", "t_end")
 
@@ -29,38 +33,58 @@ class HeldOut:
     clips: tuple[tuple[str, str, float, float], ...]
 
 
-def draw_split(rows: Sequence[Row], count: int = 100, seed: int = 0, by: By = "video") -> HeldOut:
-    """Draw `count` kept clips; by video no two of them come from the same or from linked videos.
+def draw_split(clips: Path, count: int = 100, seed: int = 0, by: By = "video", of: str = "true") -> HeldOut:
+    """Draw `count` kept clips of the clip table `clips`; by video no two of them come from the same or from linked
+    videos.
 
-    `rows` are all rows of the clip table: rejected duplicates link videos with the same content. The draw depends on
-    the ids and the seed alone, not on their order. Raises ValueError when there are not enough.
+    `of` is a condition of SQL on the clips to draw; rejected clips count too, as duplicates link videos with the same
+    content. The draw depends on the ids and the seed alone, not on their order. Raises FileNotFoundError, and
+    ValueError when there are not enough.
     """
-    kept = [row for row in rows if row["decision"] == "kept"]
-    group_of = _linked(rows) if by == "video" else {row["clip_id"]: row["clip_id"] for row in kept}
-    best: dict[str, Row] = {}
-    for row in sorted(kept, key=lambda row: _draw(seed, row["clip_id"])):
-        best.setdefault(group_of[row["video_id" if by == "video" else "clip_id"]], row)
-    if len(best) < count:
-        what = "unconnected videos with kept clips" if by == "video" else "kept clips"
-        raise InputError(f"A test split of {count} clips by {by} needs as many {what}, and there are {len(best)}.")
-    chosen = sorted(best, key=lambda group: _draw(seed, group))[:count]
-    clips = sorted(tuple(best[group][name] for name in COLUMNS) for group in chosen)
-    return HeldOut(by, seed, tuple(clips))  # type: ignore[arg-type]
+    if not clips.exists():
+        raise MissingFileError(f"{clips} does not exist; run the curation job, which writes it.")
+    check_table_format(clips, CLIP_SCHEMA)
+    with connection_beside(clips.parent) as connection:
+        connection.execute(f"CREATE VIEW clips AS FROM read_parquet({sql_path(clips)})")
+        if by == "video":
+            connection.register("linked", linked_videos(connection, "clips"))
+        connection.execute(
+            f"""CREATE TABLE best AS
+                SELECT {"coalesce(family, video_id)" if by == "video" else "clip_id"} AS name,
+                arg_min(struct_pack({", ".join(COLUMNS)}), {_draw_sql(seed, "clip_id")}) AS clip
+                FROM clips {"LEFT JOIN linked USING (video_id)" if by == "video" else ""}
+                WHERE decision = 'kept' AND ({of}) GROUP BY ALL"""
+        )
+        ((there,),) = connection.sql("SELECT count(*) FROM best").fetchall()
+        if there < count:
+            what = "unconnected videos with kept clips" if by == "video" else "kept clips"
+            raise InputError(f"A test split of {count} clips by {by} needs as many {what}, and there are {there}.")
+        drawn = f"SELECT clip FROM best ORDER BY {_draw_sql(seed, 'name')} LIMIT {count}"
+        chosen = connection.sql(f"SELECT unnest(clip) FROM ({drawn}) ORDER BY clip").fetchall()
+    return HeldOut(by, seed, tuple(chosen))
 
 
-def assign_split(held: HeldOut, rows: Sequence[Row]) -> dict[str, str]:
-    """clip_id -> split of every row: "test" for the listed clips, "held_out" for what must be in neither split (by
-    video: all else of their videos, of linked videos and of their duplicate groups), "train" for the rest."""
-    listed = {clip[0] for clip in held.clips}
-    splits = {row["clip_id"]: "test" if row["clip_id"] in listed else "train" for row in rows}
-    groups = {row["dup_group"] for row in rows if row["clip_id"] in listed and row.get("dup_group")}
-    group_of = _linked(rows) if held.by == "video" else {}
-    away = {group_of.get(clip[1], clip[1]) for clip in held.clips} if held.by == "video" else set()
-    for row in rows:
-        shared = row.get("dup_group") in groups or group_of.get(row["video_id"]) in away
-        if shared and splits[row["clip_id"]] == "train":
-            splits[row["clip_id"]] = "held_out"
-    return splits
+def split_sql(connection: duckdb.DuckDBPyConnection, held: HeldOut, table: str) -> str:
+    """SQL for the split of a row of `table`: "test" for the listed clips, "held_out" for what must be in neither split
+    (by video: all else of their videos, of linked videos and of their duplicate groups), "train" for the rest.
+
+    `table` has clip_id, video_id and dup_group; what the expression refers to is registered with the connection.
+    """
+    listed = pa.table({name: [clip[COLUMNS.index(name)] for clip in held.clips] for name in ("clip_id", "video_id")})
+    connection.register("held_clips", listed.cast(pa.schema([("clip_id", pa.string()), ("video_id", pa.string())])))
+    groups = f"SELECT dup_group FROM {table} WHERE clip_id IN (SELECT clip_id FROM held_clips)"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE held_groups AS SELECT DISTINCT * FROM ({groups})")
+    connection.execute("DELETE FROM held_groups WHERE dup_group IS NULL")
+    away = "CREATE OR REPLACE TEMP TABLE held_videos AS SELECT DISTINCT video_id FROM held_clips"
+    if held.by == "video":
+        connection.register("linked", linked_videos(connection, table))
+        families = "SELECT family FROM linked JOIN held_clips USING (video_id)"
+        connection.execute(f"{away} UNION SELECT video_id FROM linked WHERE family IN ({families})")
+    else:
+        connection.execute(f"{away} WHERE false")
+    return """CASE WHEN clip_id IN (SELECT clip_id FROM held_clips) THEN 'test'
+              WHEN dup_group IN (SELECT dup_group FROM held_groups) THEN 'held_out'
+              WHEN video_id IN (SELECT video_id FROM held_videos) THEN 'held_out' ELSE 'train' END"""
 
 
 def write_split(path: Path, held: HeldOut) -> None:
@@ -98,33 +122,19 @@ def read_split(path: Path) -> HeldOut:
     return HeldOut(words[5], int(words[7]), tuple(clips))  # type: ignore[arg-type]
 
 
-def _linked(rows: Iterable[Row]) -> dict[str, str]:
-    """video_id -> first video of its connected component, where duplicate groups link videos (union-find)."""
-    parent: dict[str, str] = {}
-    shown_by: dict[str, str] = {}
-
-    def root(video: str) -> str:
-        while parent.setdefault(video, video) != video:
-            parent[video] = parent[parent[video]]
-            video = parent[video]
-        return video
-
-    for row in rows:
-        own = root(row["video_id"])
-        if row.get("dup_group"):
-            other = root(shown_by.setdefault(row["dup_group"], row["video_id"]))
-            parent[max(own, other)] = min(own, other)
-    return {video: root(video) for video in list(parent)}
+def linked_videos(connection: duckdb.DuckDBPyConnection, table: str) -> pa.Table:
+    """video_id and family of the videos that duplicate groups of `table` link: the first video, by id, of its connected
+    component."""
+    shown = connection.sql(f"SELECT DISTINCT video_id, dup_group FROM {table} WHERE dup_group IS NOT NULL ORDER BY ALL")
+    videos, groups = (
+        column.combine_chunks().cast(pa.string()).dictionary_encode() for column in shown.to_arrow_table().columns
+    )
+    names = videos.dictionary
+    pairs = np.stack([videos.indices.to_numpy(), len(names) + groups.indices.to_numpy()], axis=1)
+    first = first_of_group(len(names) + len(groups.dictionary), pairs)[: len(names)]
+    return pa.table({"video_id": names, "family": names.take(pa.array(first))})
 
 
-def _draw(seed: int, name: str) -> str:
-    """Pseudo-random sort key of a name under a seed, as hex digits."""
-    return hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest()
-
-
-def apply_split(test_list: str, clips: Sequence[dict[str, Any]]) -> None:
-    """Set the split of clip rows from a list of `write_split`; without a list they keep their split."""
-    if test_list:
-        splits = assign_split(read_split(Path(test_list)), clips)
-        for clip in clips:
-            clip["split"] = splits[clip["clip_id"]]
+def _draw_sql(seed: int, name: str) -> str:
+    """SQL for the pseudo-random sort key of a name under a seed, as hex digits."""
+    return f"sha256(unhex('{f'{seed}'.encode().hex()}00') || encode({name}))"

@@ -1,21 +1,26 @@
 """Curation results: the table of sources, and a summary of counts."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.clips import read_clips
-from common.parquet import read_table
+from common.clips import CLIP_SCHEMA
+from common.errors import MissingFileError
+from common.ledger.tables import batches, check_table_format, connection_beside, sql_path
+from common.parquet import check_parquet, write_ordered
 from common.progress import duration_text
 from common.runs import RunFolder, atomic_write
 
 Row = Mapping[str, Any]
 
 SOURCES_FILE = "sources.parquet"
+GROUP_ROWS = 1 << 20  # of the file's row groups
+MS_PER_HOUR = 3_600_000
 SOURCES_SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -44,6 +49,10 @@ SOURCES_SCHEMA = pa.schema(
         ("clips_kept", pa.int64()),
     ]
 )
+COUNTED = ("clips", "clips_kept")  # from the clip table
+LISTED_SCHEMA = pa.schema([("position", pa.int64()), *(field for field in SOURCES_SCHEMA if field.name not in COUNTED)])
+"""A source as the stages leave it, `position` its place in the list."""
+PART_ROWS = 8192  # converted from Python at once
 
 
 @dataclass(frozen=True)
@@ -79,42 +88,67 @@ class CurationSummary:
         ]
 
 
-def write_sources(run: RunFolder, listed: Sequence[Row], clips: Sequence[Row]) -> None:
-    """Write sources.parquet: one row per listed source, rejected ones with their reason. Raises DiskFullError."""
-    cut = Counter(clip["video_id"] for clip in clips)
-    kept = Counter(clip["video_id"] for clip in clips if clip["decision"] == "kept")
-    rows = [
-        {name: row.get(name) for name in SOURCES_SCHEMA.names}
-        | {"video_id": row["unit"], "state": row.get("decision", "kept"), "reason": (row.get("reasons") or [""])[0]}
-        | {"clips": cut[row["unit"]], "clips_kept": kept[row["unit"]]}
-        for row in listed
-    ]
-    with atomic_write(run.root / SOURCES_FILE) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, SOURCES_SCHEMA), temporary, compression="zstd")
+def write_source_part(path: Path, rows: Iterable[tuple[int, Row]]) -> None:
+    """Write sources as the stages leave them, each with its place in the list, as a part for `write_sources`. Raises
+    DiskFullError."""
+    remaining = (
+        {name: row.get(name) for name in LISTED_SCHEMA.names}
+        | {"position": position, "video_id": row["unit"], "state": row.get("decision", "kept")}
+        | {"reason": (row.get("reasons") or [""])[0]}
+        for position, row in rows
+    )
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, LISTED_SCHEMA, compression="zstd") as writer:
+        while piece := list(islice(remaining, PART_ROWS)):
+            writer.write_table(pa.Table.from_pylist(piece, LISTED_SCHEMA))
+
+
+def write_sources(run: RunFolder, parts: Sequence[Path]) -> None:
+    """Write sources.parquet from parts of `write_source_part` and the run's clip table: one row per listed source in
+    the order of the list, rejected ones with their reason. Raises DamagedFileError for a part, DiskFullError."""
+    check_parquet(parts, LISTED_SCHEMA.names)
+    with connection_beside(run.root) as connection:
+        rows = connection.sql(
+            f"""WITH counted AS (
+                    SELECT video_id, count(*) AS clips, count(*) FILTER (decision = 'kept') AS clips_kept
+                    FROM read_parquet({sql_path(run.clips_parquet)}) GROUP BY video_id)
+                SELECT listed.* EXCLUDE position, coalesce(clips, 0) AS clips, coalesce(clips_kept, 0) AS clips_kept
+                FROM read_parquet([{", ".join(map(sql_path, parts))}]) AS listed LEFT JOIN counted USING (video_id)
+                ORDER BY position"""
+        )
+        write_ordered(run.root / SOURCES_FILE, batches(rows, SOURCES_SCHEMA), SOURCES_SCHEMA, GROUP_ROWS)
 
 
 def summarise(run: RunFolder) -> CurationSummary:
     """Count what clips.parquet and sources.parquet of a run hold. Raises FileNotFoundError when they are not there."""
-    clips = read_clips(run.clips_parquet)
-    sources = read_table(run.root / SOURCES_FILE).to_pylist()
-    states = Counter(clip["decision"] for clip in clips)
-    reasons = Counter((clip["decision"], reason) for clip in clips for reason in clip["reasons"])
+    if not run.clips_parquet.exists():
+        raise MissingFileError(f"{run.clips_parquet} does not exist; run the curation job, which writes it.")
+    check_table_format(run.clips_parquet, CLIP_SCHEMA)
+    check_parquet([run.root / SOURCES_FILE], SOURCES_SCHEMA.names)
+    clips, sources = (f"read_parquet({sql_path(file)})" for file in (run.clips_parquet, run.root / SOURCES_FILE))
+    with connection_beside(run.root) as connection:
+        of_clips = "decision, count(*), sum(round(duration * 1000))::BIGINT"
+        states = {
+            state: (count, ms)
+            for state, count, ms in connection.sql(f"SELECT {of_clips} FROM {clips} GROUP BY decision").fetchall()
+        }
+        each = f"SELECT decision, unnest(reasons) AS reason FROM {clips} WHERE decision IN ('rejected', 'pending')"
+        reasons = connection.sql(f"SELECT decision, reason, count(*) FROM ({each}) GROUP BY ALL").fetchall()
+        refused = f"SELECT CASE WHEN state <> 'kept' THEN reason END, count(*) FROM {sources} GROUP BY ALL"
+        refused_sources = dict(connection.sql(refused).fetchall())
+    counts = {state: states.get(state, (0, 0))[0] for state in ("kept", "rejected", "failed", "pending")}
     return CurationSummary(
-        sources=len(sources),
-        refused_sources=_counted(Counter(row["reason"] for row in sources if row["state"] != "kept")),
-        clips=len(clips),
-        kept=states["kept"],
-        rejected=states["rejected"],
-        failed=states["failed"],
-        pending=states["pending"],
-        refused=_counted(Counter({reason: n for (state, reason), n in reasons.items() if state == "rejected"})),
+        sources=sum(refused_sources.values()),
+        refused_sources=_counted({reason: n for reason, n in refused_sources.items() if reason is not None}),
+        clips=sum(count for count, _ in states.values()),
+        **counts,
+        refused=_counted({reason: n for state, reason, n in reasons if state == "rejected"}),
         pending_roles=_counted(
-            Counter({reason.removeprefix("needs "): n for (state, reason), n in reasons.items() if state == "pending"})
+            {reason.removeprefix("needs "): n for state, reason, n in reasons if state == "pending"}
         ),
-        hours_kept=sum(clip["duration"] for clip in clips if clip["decision"] == "kept") / 3600,
+        hours_kept=states.get("kept", (0, 0))[1] / MS_PER_HOUR,
     )
 
 
-def _counted(counter: Counter) -> dict[str, int]:
+def _counted(counter: Mapping[str, int]) -> dict[str, int]:
     """Most frequent first, equal counts by name."""
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))

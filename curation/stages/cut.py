@@ -11,7 +11,7 @@ from common.media.index import probe
 from common.media.open import MediaError
 from common.media.video import cut_clip
 from common.runs import sha256_file
-from curation.decide.duplicates import fingerprint_clip
+from curation.decide.fingerprints import fingerprint_clip
 from curation.rows import ClipRow
 from curation.stages.shots import FRAME, RULE_VERSION
 

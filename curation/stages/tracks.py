@@ -5,7 +5,7 @@ stages read them with `read_tracks`.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -125,7 +125,7 @@ def read_source_tracks(file: Path) -> tuple[dict[str, Any], ...]:
     return tuple(read_table(file).to_pylist())
 
 
-def track_rows(folder: Path, clips: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def track_rows(folder: Path, clips: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows of the track table: the tracks of scored clips, each with what the judges said of it."""
     for clip in clips:
         distances = annotated_distances(read_tracks(folder, clip), clip) or []  # type: ignore[arg-type]

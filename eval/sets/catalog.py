@@ -38,8 +38,8 @@ WHOLE_RULE = "whole picture, v1"
 HDTF_RULE = "crop of HDTF, v1"
 # Clip ids become file names, also those that `generate` writes for a list of samples.
 CLIP_ID = re.compile(r"[A-Za-z0-9-]([\w.-]{0,38}[A-Za-z0-9-])?", re.ASCII)
-# Columns of a clip table that a draw depends on.
-DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "framing", "decision", "dup_group", "split")
+# Columns of a clip table that the small world's set depends on.
+DRAWN_FROM = ("clip_id", "video_id", "t_start", "t_end", "decision", "split")
 
 
 @dataclass(frozen=True, order=True)
@@ -86,18 +86,17 @@ def draw_set(name: str, run: RunFolder | None, files: Path | None, count: int = 
         return hdtf_set(cast(HdtfSet, name), files, seed)
     if run is None:
         raise ListError(f"{name} is drawn from the clip table of a curated run; say which, with --run RUN.")
-    rows = list(stream_clips(run.clips_parquet, DRAWN_FROM))
-    return small_world_set(rows) if name == "small_world" else avspeech_set(cast(AvspeechSet, name), rows, count, seed)
+    if name == "small_world":
+        return small_world_set(list(stream_clips(run.clips_parquet, DRAWN_FROM)))
+    return avspeech_set(cast(AvspeechSet, name), run.clips_parquet, count, seed)
 
 
-def avspeech_set(name: AvspeechSet, rows: Sequence[Row], count: int = 100, seed: int = 0) -> TestSet:
-    """`count` kept semi-body clips, no two of one video or of linked videos, from all `rows` of a clip table.
+def avspeech_set(name: AvspeechSet, table: Path, count: int = 100, seed: int = 0) -> TestSet:
+    """`count` kept semi-body clips, no two of one video or of linked videos, of a clip table.
 
-    Both names give the same clips. Raises ValueError when there are not enough.
+    Both names give the same clips. Raises FileNotFoundError, and ValueError when there are not enough.
     """
-    # Rejected clips stay in the table: they link videos that show the same.
-    semi = [{**row, "decision": row["decision"] if row["framing"] == "semi" else "rejected"} for row in rows]
-    clips = tuple(TestClip(*clip) for clip in draw_split(semi, count, seed).clips)
+    clips = tuple(TestClip(*clip) for clip in draw_split(table, count, seed, of="framing = 'semi'").clips)
     return TestSet(name, FACE_RULE if name == "avspeech_face" else WHOLE_RULE, seed, clips)
 
 

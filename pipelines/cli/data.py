@@ -141,14 +141,13 @@ def split(
     ] = Path("test.tsv"),
 ) -> None:
     """Draw a test split by video: neither the source of a test clip nor a duplicate of it stays in training."""
-    from common.clips import read_clips
     from common.outputs import check_output_file, run_files
     from common.process.locks import hold_run
     from curation.decide.split import draw_split, write_split
 
     check_output_file(out, inputs=run_files(run))
     with hold_run(run, "omniavatar split"):
-        write_split(out, draw_split(read_clips(run / "clips.parquet"), count, seed, "clip" if by_clip else "video"))
+        write_split(out, draw_split(run / "clips.parquet", count, seed, "clip" if by_clip else "video"))
     show(out)
 
 

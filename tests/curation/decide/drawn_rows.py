@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from common.clips import CLIP_SCHEMA
+from curation.decide.split import HeldOut, split_sql
 
 # Field -> the values around which rows are drawn.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -42,3 +44,10 @@ def draw_rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, CLIP_SCHEMA)
+
+
+def splits_of(held: HeldOut, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """clip_id -> split that a list gives the rows of a clip table."""
+    with duckdb.connect() as connection:
+        connection.register("clips", table(rows))
+        return dict(connection.sql(f"SELECT clip_id, {split_sql(connection, held, 'clips')} FROM clips").fetchall())

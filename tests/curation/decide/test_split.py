@@ -1,11 +1,14 @@
 """Splits of planted videos, some of which show the same: exact counts, nothing shared, the same for the same seed."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from curation.decide.split import HeldOut, assign_split, draw_split, read_split, write_split
+from common.clips import write_clips
+from curation.decide.split import HeldOut, draw_split, read_split, write_split
+from tests.curation.decide.drawn_rows import splits_of
 
 VIDEOS, CLIPS = 300, 6
 
@@ -27,14 +30,22 @@ def rows() -> list[dict[str, Any]]:
     return drawn
 
 
+@pytest.fixture(scope="module")
+def clips(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows as a clip table."""
+    path = tmp_path_factory.mktemp("run") / "clips.parquet"
+    write_clips(path, rows)
+    return path
+
+
 def family(video_id: str) -> int:
     return int(video_id[1:]) // 3
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_by_video_nothing_is_in_both(rows: list[dict[str, Any]], seed: int) -> None:
-    held = draw_split(rows, 90, seed)
-    splits = assign_split(held, rows)
+def test_by_video_nothing_is_in_both(rows: list[dict[str, Any]], clips: Path, seed: int) -> None:
+    held = draw_split(clips, 90, seed)
+    splits = splits_of(held, rows)
     of = {split: [row for row in rows if splits[row["clip_id"]] == split] for split in ("test", "held_out", "train")}
     assert len(of["test"]) == len(held.clips) == 90 and {row["decision"] for row in of["test"]} == {"kept"}
     tested = [family(row["video_id"]) for row in of["test"]]
@@ -46,9 +57,9 @@ def test_by_video_nothing_is_in_both(rows: list[dict[str, Any]], seed: int) -> N
     assert len(of["train"]) == 10 * 3 * CLIPS
 
 
-def test_by_clip_other_clips_of_the_video_stay_in_training(rows: list[dict[str, Any]]) -> None:
-    held = draw_split(rows, 100, by="clip")
-    splits = assign_split(held, rows)
+def test_by_clip_other_clips_of_the_video_stay_in_training(rows: list[dict[str, Any]], clips: Path) -> None:
+    held = draw_split(clips, 100, by="clip")
+    splits = splits_of(held, rows)
     assert sum(split == "test" for split in splits.values()) == 100
     tested = {row["video_id"] for row in rows if splits[row["clip_id"]] == "test"}
     assert any(splits[row["clip_id"]] == "train" and row["video_id"] in tested for row in rows)
@@ -57,18 +68,23 @@ def test_by_clip_other_clips_of_the_video_stay_in_training(rows: list[dict[str, 
     assert copies and {splits[row["clip_id"]] for row in copies} == {"test", "held_out"}
 
 
-def test_a_seed_is_a_split_whatever_the_order_and_what_is_added(rows: list[dict[str, Any]]) -> None:
-    held = draw_split(rows, 50, 7)
-    assert draw_split(rows[::-1], 50, 7) == held
-    assert draw_split(rows, 50, 8) != held
+def test_a_seed_is_a_split_and_hardly_changes_with_what_is_added(
+    rows: list[dict[str, Any]], clips: Path, tmp_path: Path
+) -> None:
+    held = draw_split(clips, 50, 7)
+    assert draw_split(clips, 50, 7) == held
+    assert draw_split(clips, 50, 8) != held
     more = [*rows, rows[0] | {"clip_id": "new", "video_id": "w"}]
-    assert assign_split(held, more) == assign_split(held, rows) | {"new": "train"}
-    before, after = ({clip[0] for clip in split.clips} for split in (held, draw_split(more, 50, 7)))
+    assert splits_of(held, more) == splits_of(held, rows) | {"new": "train"}
+    write_clips(tmp_path / "more.parquet", more)
+    before, after = (
+        {clip[0] for clip in split.clips} for split in (held, draw_split(tmp_path / "more.parquet", 50, 7))
+    )
     assert len(before & after) >= 49
 
 
-def test_the_published_list_gives_the_split_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    held = draw_split(rows, 20)
+def test_the_published_list_gives_the_split_back(clips: Path, tmp_path: Path) -> None:
+    held = draw_split(clips, 20)
     write_split(tmp_path / "test.tsv", held)
     assert read_split(tmp_path / "test.tsv") == held
     lines = (tmp_path / "test.tsv").read_text().splitlines()
@@ -84,11 +100,13 @@ def test_the_published_list_gives_the_split_back(rows: list[dict[str, Any]], tmp
         read_split(tmp_path / "other.tsv")
 
 
-def test_too_few_videos_are_an_error_and_an_absent_test_clip_still_keeps_its_video_out(rows: list) -> None:
+def test_too_few_videos_are_an_error_and_an_absent_test_clip_still_keeps_its_video_out(rows: list, clips: Path) -> None:
     with pytest.raises(ValueError, match="needs as many unconnected videos with kept clips, and there are 100"):
-        draw_split(rows, 101)
+        draw_split(clips, 101)
+    with pytest.raises(FileNotFoundError, match="run the curation job"):
+        draw_split(clips.parent / "gone.parquet", 1)
     held = HeldOut("video", 0, (("gone", "v007", 0.0, 1.0),))
-    splits = assign_split(held, rows)
+    splits = splits_of(held, rows)
     assert {row["video_id"] for row in rows if splits[row["clip_id"]] == "held_out"} == {"v006", "v007", "v008"}
 
 
@@ -102,3 +120,18 @@ def test_a_split_reads_back_whatever_videos_are_called(tmp_path: Path, video: st
         b"\xef\xbb\xbf" + text.replace(b"plain.mp4\t1.000\t2.000\n", b"plain.mp4\t1.000\t2.000\r\n\r\n")
     )
     assert read_split(tmp_path / "t.tsv") == held
+
+
+def test_the_draw_is_the_one_that_was_published(clips: Path) -> None:
+    """Lists drawn earlier can be drawn again: by the SHA-256 of the seed and the id, written out here."""
+
+    def key(name: str) -> str:
+        return hashlib.sha256(f"3\0{name}".encode()).hexdigest()
+
+    names = sorted((f"{video:03d}{clip:02d}" for video in range(VIDEOS) for clip in range(1, 5)), key=key)
+    copies = {f"{video:03d}00" for video in range(VIDEOS) if video % 3 == 0}
+    everything = sorted([*names, *copies], key=key)[:40]
+    assert [clip[0] for clip in draw_split(clips, 40, 3, "clip").clips] == sorted(everything)
+    best = {family: min((n for n in [*names, *copies] if int(n[:3]) // 3 == family), key=key) for family in range(100)}
+    drawn = sorted(best, key=lambda family: key(f"v{3 * family:03d}"))[:40]
+    assert [clip[0] for clip in draw_split(clips, 40, 3).clips] == sorted(best[family] for family in drawn)

@@ -7,7 +7,7 @@ import pytest
 
 from common.clips import write_clips
 from common.runs import RunFolder
-from curation.decide.split import assign_split, read_split, write_split
+from curation.decide.split import read_split, write_split
 from curation.sources.hdtf import SUBSETS
 from curation.sources.remote import WATCH
 from eval.sets.catalog import (
@@ -26,6 +26,7 @@ from eval.sets.catalog import (
     small_world_set,
     write_test_set,
 )
+from tests.curation.decide.drawn_rows import splits_of
 
 
 def clip_table(videos: int = 30) -> list[dict]:
@@ -46,30 +47,37 @@ def clip_table(videos: int = 30) -> list[dict]:
     ]
 
 
-def test_a_draw_has_one_kept_semi_body_clip_per_video_and_depends_on_the_seed_alone() -> None:
-    rows = clip_table()
-    drawn = avspeech_set("avspeech_semi", rows, count=12)
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`clip_table` as a file."""
+    path = tmp_path_factory.mktemp("run") / "clips.parquet"
+    write_clips(path, clip_table())
+    return path
+
+
+def test_a_draw_has_one_kept_semi_body_clip_per_video_and_depends_on_the_seed_alone(table: Path) -> None:
+    drawn = avspeech_set("avspeech_semi", table, count=12)
     numbers = [int(clip.video_id[1:]) for clip in drawn.clips]
     assert len(set(numbers)) == 12 and all(n % 3 != 2 for n in numbers) and not {0, 1} <= set(numbers)
     assert all(clip.clip_id.endswith("1") and clip.end - clip.start == 5 for clip in drawn.clips)
-    assert avspeech_set("avspeech_semi", rows[::-1], count=12) == drawn
-    assert avspeech_set("avspeech_semi", rows, count=12, seed=1).clips != drawn.clips
+    assert avspeech_set("avspeech_semi", table, count=12) == drawn
+    assert avspeech_set("avspeech_semi", table, count=12, seed=1).clips != drawn.clips
     with pytest.raises(ValueError, match="there are 19"):  # twenty semi videos, two of which show the same
-        avspeech_set("avspeech_semi", rows, count=20)
+        avspeech_set("avspeech_semi", table, count=20)
 
 
-def test_a_drawn_set_can_be_kept_out_of_training(tmp_path: Path) -> None:
+def test_a_drawn_set_can_be_kept_out_of_training(table: Path, tmp_path: Path) -> None:
     rows = clip_table()
-    drawn = avspeech_set("avspeech_semi", rows, count=19)
+    drawn = avspeech_set("avspeech_semi", table, count=19)
     write_split(tmp_path / "test.tsv", held_out(drawn))
-    splits = assign_split(read_split(tmp_path / "test.tsv"), rows)
+    splits = splits_of(read_split(tmp_path / "test.tsv"), rows)
     assert {name for name, split in splits.items() if split == "test"} == {clip.clip_id for clip in drawn.clips}
     # Of the semi-body videos nothing is left, also not of the one that shows the same as a drawn one.
     assert {row["framing"] for row in rows if splits[row["clip_id"]] == "train"} == {"head"}
 
 
-def test_faces_are_the_same_clips_under_another_rule_and_another_hash() -> None:
-    semi, face = (avspeech_set(name, clip_table(), 5) for name in ("avspeech_semi", "avspeech_face"))
+def test_faces_are_the_same_clips_under_another_rule_and_another_hash(table: Path) -> None:
+    semi, face = (avspeech_set(name, table, 5) for name in ("avspeech_semi", "avspeech_face"))
     assert semi.clips == face.clips and semi.sha256 != face.sha256 and "512 px" in face.rule
 
 
@@ -85,8 +93,8 @@ def test_face_crops_are_still_square_and_inside() -> None:
     assert crop_face(frames[0], (40, 0, 120)).shape == (512, 512, 3)
 
 
-def test_a_list_comes_back_and_one_that_was_changed_does_not(tmp_path: Path) -> None:
-    drawn, path = avspeech_set("avspeech_semi", clip_table(), 5), tmp_path / "semi.csv"
+def test_a_list_comes_back_and_one_that_was_changed_does_not(table: Path, tmp_path: Path) -> None:
+    drawn, path = avspeech_set("avspeech_semi", table, 5), tmp_path / "semi.csv"
     write_test_set(path, drawn)
     assert read_test_set(path) == drawn and path.read_text().splitlines()[1] == "clip_id,video_id,start,end"
     path.write_text(path.read_text().replace("15.000", "14.000", 1))
@@ -112,7 +120,7 @@ def test_sets_are_drawn_by_name_and_say_what_they_lack(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_clips(run.clips_parquet, clip_table())
     assert draw_set("small_world", run, None) == small_world_set(clip_table())
-    assert draw_set("avspeech_face", run, None, 5, 3) == avspeech_set("avspeech_face", clip_table(), 5, 3)
+    assert draw_set("avspeech_face", run, None, 5, 3) == avspeech_set("avspeech_face", run.clips_parquet, 5, 3)
     for name, words in (("hdtf100", "--files FOLDER"), ("avspeech_semi", "--run RUN"), ("hdtf", "the sets are small")):
         with pytest.raises(ListError, match=words):
             draw_set(name, None, None)
