@@ -3,7 +3,7 @@
 The clips are files and rows as curation leaves them, so that every later step is the ordinary one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ class DrawStage(Stage[dict[str, Any]]):
         height, width = clip.frames.shape[1:3]
         return Outcome(row["unit"], "kept", outputs={"sha256": sha256_file(path), "height": height, "width": width})
 
-    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
-        """Whether the file is still there."""
-        return (self.folder / f"{row['clip_id']}.mp4").exists()
+    def products(self, row: dict[str, Any], outcome: Outcome) -> Mapping[Path, int | None]:
+        """The file."""
+        return {self.folder / f"{row['clip_id']}.mp4": None}
 
 
 def drawn_rows(count: int, split: str, half_body_every: int = HALF_BODY_EVERY) -> list[dict[str, Any]]:

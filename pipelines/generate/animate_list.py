@@ -98,9 +98,9 @@ class AnimateStage(Stage[dict[str, Any]]):
             return Outcome(row["unit"], "rejected", "bad_input", str(error))
         return Outcome(row["unit"], "kept")
 
-    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
-        """Whether the video is still there."""
-        return (self.out / f"{row['unit']}.mp4").exists()
+    def products(self, row: dict[str, Any], outcome: Outcome) -> Mapping[Path, int | None]:
+        """The video."""
+        return {self.out / f"{row['unit']}.mp4": None}
 
 
 def _unit(sample: Sample) -> dict[str, Any]:

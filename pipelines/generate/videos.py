@@ -160,10 +160,10 @@ class VideosStage(Stage[dict[str, Any]]):
             write_avatar_video(run.videos / method / f"{clip['clip_id']}.mp4", video, voice, made_with=made_with)
         return Outcome(row["unit"], "kept")
 
-    def product_exists(self, row: dict[str, Any], outcome: Outcome) -> bool:
-        """Whether all videos of the batch are still there."""
+    def products(self, row: dict[str, Any], outcome: Outcome) -> Mapping[Path, int | None]:
+        """The videos of the batch."""
         folder = RunFolder(self.root).videos / row["method"]
-        return all((folder / f"{clip['clip_id']}.mp4").exists() for clip in row["clips"])
+        return {folder / f"{clip['clip_id']}.mp4": None for clip in row["clips"]}
 
 
 def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

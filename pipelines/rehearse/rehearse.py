@@ -56,6 +56,8 @@ from pipelines.roles import require
 WEIGHTS, INPUTS = "random-weights", "inputs"
 VERSION = 1  # of what a stage does; results of another are measured again
 
+SHARE = 0.8  # of the free memory that a rehearsal takes when it chooses its depth: the machine has other work to do
+
 
 @dataclass(frozen=True)
 class Options:
@@ -181,7 +183,8 @@ class _Setting:
         own = self.in_mode(networks, "auto")
         peaks = {each.name: foresee(each.name, networks, own, self.clip, self.device > 0) for each in self.stages()}
         largest = max(peaks, key=lambda name: peaks[name].host)
-        if peaks[largest].host > USABLE * self.memory:
+        share = USABLE if self.options.layers else SHARE
+        if peaks[largest].host > share * self.memory:
             return f"{largest} takes {gigabytes(peaks[largest].host)} of memory, {gigabytes(self.memory)} are free"
         largest = max(peaks, key=lambda name: peaks[name].device)
         if peaks[largest].device > USABLE * self.device:

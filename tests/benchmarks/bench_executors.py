@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage, shared_workers
+from common.executors.run import run_stage
 from common.ledger.store import Ledger, Outcome
 from tests.benchmarks.measure import Row
 from tests.common.executors.function_stage import FunctionStage

@@ -208,8 +208,10 @@ class Dispatcher:
         return max(1, min(MOST_UNITS, int(HAND_OUT_SECONDS / max(mean, 1e-6))))
 
     def _has_room(self, step: int) -> bool:
-        workers = sum(step in slot.steps for slot in self.slots)
-        return len(self._queues[step]) < MOST_WAITING * self._size(step) * workers + MOST_UNITS
+        return len(self._queues[step]) < MOST_UNITS + MOST_WAITING * self._size(step) * self._workers(step)
+
+    def _workers(self, step: int) -> int:
+        return sum(step in slot.steps for slot in self.slots)
 
     def _held_back(self, step: int) -> bool:
         """Whether too much waits after a step to give out more of it."""
@@ -218,7 +220,7 @@ class Dispatcher:
             waiting = sum(len(self._queues[number]) for number in later)
             too_much = 0 < self.flow.most_bytes < self._fetched.total()
             return too_much or waiting > MOST_FETCHED
-        return not all(self._has_room(number) for number in later)
+        return not all(len(self._queues[number]) < MOST_UNITS or self._has_room(number) for number in later)
 
     def _give(self, slot: Slot) -> None:
         """Give a slot as much as it may have in hand."""
@@ -234,7 +236,7 @@ class Dispatcher:
             size = self._size(step, worker)
             if slot.handed and (len(slot.handed) > worker.ahead or not self._may_run_ahead(slot, step, size)):
                 return
-            queue, tasks = self._queues[step], []
+            queue, tasks = self._queues[step], list[Task]()
             while queue and len(tasks) < size and not (tasks and (queue[0].alone or tasks[0].alone)):
                 tasks.append(queue.popleft())
             try:
@@ -270,7 +272,7 @@ class Dispatcher:
         ready = [n for n in reversed(slot.steps) if self._queues[n] and n not in self.broken and not self._held_back(n)]
         held = sum(self._weights[n] for n in slot.held)
         fit = [n for n in ready if n == UNPLACED or n in slot.held or held + self._weights[n] <= HELD_BYTES]
-        urgent = [n for n in ready if not self._has_room(n)]
+        urgent = [n for n in ready if len(self._queues[n]) >= MOST_UNITS and not self._has_room(n)]
         return next(iter(urgent or fit or ready), None)
 
     def _take_back(self, slot: Slot) -> None:

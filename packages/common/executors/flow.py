@@ -72,8 +72,8 @@ class Recorded(NamedTuple):
 def recorded(step: int, row: Mapping[str, Any]) -> Recorded:
     """What a row of the ledger says of a unit at a step."""
     crashes = worker_crashes(row["outputs"]) if row["error_class"] == DIED else 0
-    names = ("state", "reason", "message", "attempt", "error_class")
-    return Recorded(step, row["unit"], row["input_hash"], *(row[n] for n in names), crashes, row["outputs"])
+    named = {name: row[name] for name in Recorded._fields[1:] if name in row}
+    return Recorded(step=step, worker_crashes=crashes, **named)
 
 
 class Task(NamedTuple):
@@ -162,8 +162,8 @@ class Host:
         return list(self._runners)
 
     def run(self, tasks: Sequence[Task]) -> list[Done]:
-        """Run tasks, one after the other. Where there are several, the journal has a line for each before the next begins
-        (its row of the ledger), if the folder can be seen from here: a death then says which unit was in work."""
+        """Run tasks, one after the other. Where there are several, the journal has a line for each, its row of the
+        ledger, before the next begins, if the folder can be seen from here: a death then says which was in work."""
         journal = self.journal(tasks[0].step)
         if len(tasks) == 1 or journal is None or not journal.parent.is_dir():
             return [self._run(task) for task in tasks]
@@ -258,7 +258,8 @@ def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:
 
 def left_line(flow_print: str, root: str, row: Row, last: Last, generation: int) -> bytes:
     """The ledger's row of a row that has left a flow, under the input hash of the listed row that it came of."""
-    outcome = Outcome(row["unit"], last.state, outputs=row, attempt=generation, error_class=last.error_class)
+    error, text = last.error_class, json.dumps(row)
+    outcome = Outcome(row["unit"], last.state, attempt=generation, error_class=error, outputs_json=text)
     return ledger_line((row["unit"], root), LEFT, flow_print, outcome)
 
 

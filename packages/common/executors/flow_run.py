@@ -248,7 +248,7 @@ def _counts(log: StageLedger) -> Counter[State]:
 def _finished(log: StageLedger, keys: pa.Table, policy: RetryPolicy) -> tuple[np.ndarray, dict[str, list[Last]], int]:
     """Which listed rows are finished and may be skipped; what of these has no final outcome, by stage; and the number
     of this run, by which rows that left are told from those of earlier runs."""
-    skip, unsettled = np.zeros(keys.num_rows, bool), {}
+    skip, unsettled = np.zeros(keys.num_rows, bool), dict[str, list[Last]]()
     rows, root = ledger_sql(log.files()), log.folder.parent.parent
     with connection_beside(log.folder) as connection:
         ((generation,),) = connection.execute(f"SELECT coalesce(max(attempt), 0) + 1 FROM ({rows})").fetchall()

@@ -14,7 +14,7 @@ QUARANTINED = "Quarantined"  # error class of a unit that crashed its workers to
 @dataclass(frozen=True)
 class RetryPolicy:
     """Which units run again. A failed unit is retried up to `retry_failed` times, one whose worker crashes up to
-    `retry_crashes` times in a row. With `retry`, units that an earlier run left as failed get one fresh set of attempts.
+    `retry_crashes` times in a row. With `retry`, units that earlier runs left as failed get one fresh set of attempts.
     """
 
     retry_failed: int = 2

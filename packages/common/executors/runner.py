@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import resource
 import socket
 import time
@@ -50,8 +51,7 @@ class Runner:
                 failure.add_note(f"In the worker:\n{self.traceback}")
             raise failure
         started, cpu = _clock()
-        with suppress(OSError):  # reset the peak memory counter, where the kernel allows it
-            Path("/proc/self/clear_refs").write_text("5")
+        _peak.reset()
         outcome, error = _caught(lambda: _serialised(self.stage(unit), unit))
         if outcome is None:
             assert error is not None
@@ -62,7 +62,7 @@ class Runner:
             seconds=ended - started,
             cpu_seconds=cpu_end - cpu,
             gpu_seconds=(ended - started) * self.gpus,
-            peak_mb=_peak_mb(),
+            peak_mb=_peak.mb(),
             host=socket.gethostname(),
             attempt=attempt,
         )
@@ -103,9 +103,36 @@ def _clock() -> tuple[float, float]:
     return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _peak_mb() -> float:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class _PeakMemory:
+    """Peak resident memory of this process between `reset` and `mb`, through files of /proc that stay open: opening them
+    would cost more than a small unit does. Without /proc it is that since the process began."""
+
+    def __init__(self) -> None:
+        self._process, self._files = 0, (-1, -1)
+
+    def reset(self) -> None:
+        """Begin anew, where the kernel allows it."""
+        if self._process != os.getpid():  # also after a fork, whose /proc/self is another
+            self._process = os.getpid()
+            self._files = _opened("/proc/self/clear_refs", os.O_WRONLY), _opened("/proc/self/status", os.O_RDONLY)
+        if self._files[0] >= 0:
+            with suppress(OSError):
+                os.write(self._files[0], b"5")
+
+    def mb(self) -> float:
+        """The peak in MB."""
+        if self._files[1] >= 0:
+            _, found, rest = os.pread(self._files[1], 1 << 13, 0).partition(b"VmHWM:")
+            if found:
+                return int(rest.split(maxsplit=1)[0]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _opened(file: str, mode: int) -> int:
+    try:
+        return os.open(file, mode)
+    except OSError:
+        return -1
+
+
+_peak = _PeakMemory()

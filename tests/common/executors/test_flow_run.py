@@ -96,7 +96,7 @@ def is_fourth(row: Row) -> bool:
 
 
 def branching(folder: Path, judge_version: str = "1", broken: bool = False) -> Flow:
-    """Listed rows are split; first children pass by the judge, fourth ones leave before it; then a lane, then a network."""
+    """Listed rows are split; first children pass by the judge, fourth ones leave before it; then a lane and a net."""
     folder.mkdir(parents=True, exist_ok=True)
     make = partial(make_judge, folder / "calls")
     last = make_broken if broken else partial(make, "net")

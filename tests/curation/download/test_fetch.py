@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from common.executors.config import ExecutorConfig
+from common.executors.flow import Flow
+from common.executors.flow_run import run_flow
 from common.executors.run import run_stage
 from common.ledger.store import Ledger, Outcome
 from common.runs import read_json, sha256_file
 from curation.config import CooldownConfig, DownloadConfig, EgressConfig
 from curation.download.egress import Egress
-from curation.download.fetch import DownloadStage, Fetcher, SweepStage, fetch_sources
+from curation.download.fetch import DownloadStage, Fetcher, SweepStage, fetch_steps
 from curation.download.site import YT_DLP_VERSION
 from curation.sources.remote import refused_row, remote_row
 from tests.curation.conftest import draw_talk, write_talk
@@ -192,20 +194,6 @@ def test_a_sweep_finds_the_dead_without_fetching(web: Web, talk: bytes, tmp_path
     assert outcomes[0].outputs["announced"]["duration"] == 2 and not list(tmp_path.glob("*.mp4"))
 
 
-class Desk:
-    """Brings rows through stages as the curation job does, and counts what came back."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ledger = Ledger(folder / "ledger")
-
-    def do(self, stage: Any, rows: Any) -> list[Row]:
-        """The rows that were kept, with their outputs."""
-        outcomes = run_stage(stage, rows, self.ledger, ExecutorConfig())
-        for row, outcome in zip(rows, outcomes, strict=True):
-            row |= outcome.outputs
-        return [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.state == "kept"]
-
-
 def test_many_spans_of_a_video_are_one_request_and_a_lost_file_is_fetched_again(
     web: Web, talk: bytes, tmp_path: Path
 ) -> None:
@@ -218,13 +206,19 @@ def test_many_spans_of_a_video_are_one_request_and_a_lost_file_is_fetched_again(
 
     web.add_video("v", talk)
     config, folder = replace(CONFIG, sweep=True), tmp_path / "videos"
+
+    def fetched() -> list[Row]:
+        flow = Flow(tuple(fetch_steps(config, folder)))
+        rows = run_flow(flow, listed(), Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1), "fetch").rows()
+        return [row for _, row in rows if "decision" not in row]
+
     for expected in (1, 1):  # the second run asks for nothing
-        rows = fetch_sources(config, listed(), folder, Desk(tmp_path).do)
+        rows = fetched()
         assert [row["unit"] for row in rows] == ["v", "a.mp4"] and rows[0]["path"] == str(folder / "v.mp4")
         assert len(rows[0]["segments"]) == 10 and len(web.gets("/media/v.mp4")) == expected
     for expected in (2, 3):  # lost twice
         (folder / "v.mp4").unlink()
-        assert len(fetch_sources(config, listed(), folder, Desk(tmp_path).do)) == 2
+        assert len(fetched()) == 2
         assert len(web.gets("/media/v.mp4")) == expected and (folder / "v.mp4").read_bytes() == talk
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage
+from common.executors.flow import Flow
+from common.executors.flow_run import run_flow
 from common.ledger.store import Ledger, ledger_rows
 from curation.config import DownloadConfig, SourcesConfig
-from curation.download.fetch import fetch_sources
+from curation.download.fetch import fetch_steps
 from curation.download.stored import is_stored
 from curation.reporting.plan import listed
 from curation.sources.listing import list_sources
@@ -18,12 +19,6 @@ from tests.common.object_store import object_store
 def test_stored_videos_come_once_and_again_when_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
-    def do(stage, rows):  # type: ignore[no-untyped-def]
-        outcomes = run_stage(stage, rows, Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1))
-        for row, outcome in zip(rows, outcomes, strict=True):
-            row |= outcome.outputs
-        return [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.state == "kept"]
-
     with object_store() as store:
         store.objects = {"bucket/a.mp4": b"a" * 1000, "bucket/b.mp4": b"b" * 2000}
         lines = [f"{store.url(f'bucket/{name}.mp4')} {name}" for name in ("a", "gone", "b")]
@@ -32,8 +27,9 @@ def test_stored_videos_come_once_and_again_when_lost(tmp_path: Path, monkeypatch
         def run() -> dict[str, bytes]:
             rows = list_sources(SourcesConfig(str(tmp_path / "urls.txt"), "urls"))
             assert all(map(is_stored, rows)) and listed(rows).remote == 0
-            here = fetch_sources(DownloadConfig(allow_private_addresses=True), rows, tmp_path / "cache", do)
-            return {row["unit"]: Path(row["path"]).read_bytes() for row in here}
+            flow = Flow(tuple(fetch_steps(DownloadConfig(allow_private_addresses=True), tmp_path / "cache")))
+            here = run_flow(flow, rows, Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1), "fetch").rows()
+            return {row["unit"]: Path(row["path"]).read_bytes() for _, row in here if "decision" not in row}
 
         whole = {"a": b"a" * 1000, "b": b"b" * 2000}
         assert run() == run() == whole and len(store.gets) == 2
