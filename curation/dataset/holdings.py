@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from common.constants import VIDEO_SUFFIXES
 from common.errors import InputError
-from common.executors.flow_run import FLOW
 from common.ledger.forget import Keys, count_units, ledger_stages, output_texts, stage_units
+from common.ledger.store import FLOW
 from common.parquet import reading_parquet
 from common.runs import RunFolder, read_json
 from common.shards.index import INDEX

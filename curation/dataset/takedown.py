@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from common.clips import read_clips, write_clips
 from common.constants import VIDEO_SUFFIXES
-from common.executors.flow_run import FLOW
 from common.ledger.forget import forget_units, messages_with
-from common.ledger.store import Ledger, Outcome, clean
+from common.ledger.store import FLOW, Ledger, Outcome, clean
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
 from curation.dataset.holdings import (

@@ -1,4 +1,4 @@
-"""Flow of a run as large as AVSpeech, with stages that take no time: CPU per unit and stage, memory of the driver, time
+"""Flow of a run as large as AVSpeech, of stages that take no time: CPU per unit and stage, memory of the driver, time
 to the first clip that is through, and what going on costs after a kill and when all is done.
 
 By hand; 300,000 clips take about ten minutes and 6 GB of disk:
@@ -29,8 +29,8 @@ import psutil
 
 from common.executors.config import ExecutorConfig
 from common.executors.flow import Flow, Step
-from common.executors.flow_run import FLOW, run_flow
-from common.ledger.store import Ledger, Outcome
+from common.executors.flow_run import run_flow
+from common.ledger.store import FLOW, Ledger, Outcome
 from tests.common.executors.function_stage import FunctionStage
 
 CLIPS, STAGES = 9, 4
@@ -126,7 +126,7 @@ def run(folder: Path, clips: int, kind: str, kill_at: int = 0) -> dict[str, Any]
             except psutil.Error:
                 continue
             cpu[each.pid] = spent.user + spent.system
-        if not first and any(file.stat().st_size for file in lines.glob("left-*.jsonl")):
+        if not first and any(file.stat().st_size for file in lines.glob("results-*.jsonl")):
             first = time.monotonic() - begun
         if kill_at and _finished(lines) >= kill_at:
             process.send_signal(signal.SIGKILL)

@@ -9,7 +9,6 @@ hand, each of them runs alone next time, and only a unit that a worker dies on a
 import json
 import logging
 import math
-import pickle
 import socket
 import time
 from collections import Counter, deque
@@ -20,10 +19,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from common.executors.flow import HELD_BYTES, UNPLACED, Done, Flow, Task, failed_row, left_line, recorded
+from common.executors.flow import HELD_BYTES, UNPLACED, Done, Flow, Task, failed_row, recorded, result_line, unpacked
 from common.executors.retry import RetryPolicy
-from common.executors.runner import LoadBug
-from common.executors.stage import StageError
+from common.executors.stage import LoadBug, StageError
 from common.executors.workers import Worker
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import DIED, TIMED_OUT, Last, Outcome, clean, ledger_line
@@ -78,7 +76,7 @@ class Record:
     def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
         """An attempt has ended; `line` is its row of the ledger. The unit runs again if `again`."""
 
-    def left(self, task: Task, line: bytes, last: Last, stage: str) -> None:
+    def result(self, task: Task, line: bytes, last: Last, stage: str) -> None:
         """A row has left the flow, at a stage unless it was kept."""
 
     def products(self, task: Task, products: Sequence[tuple[str, int | None]]) -> None:
@@ -244,6 +242,8 @@ class Dispatcher:
                     self._hand(slot, HandOut(step, (), worker.load(step)))
                     slot.held.append(step)
                 self._hand(slot, HandOut(step, tasks, worker.submit(tasks)))
+            except (StageError, LoadBug) as cause:  # raised at once, by the calling process
+                self._break(HandOut(step, tasks, Future()), cause)
             except worker.death:  # it died while idle, which does not count against the units
                 for task in reversed(tasks):
                     self._queue(task, first=True)
@@ -312,8 +312,8 @@ class Dispatcher:
         self._go_on(task, done)
 
     def _go_on(self, task: Task, done: Done) -> None:
-        for line, last, stage in done.left:
-            self.record.left(task, line, last, stage)
+        for line, last, stage in done.results:
+            self.record.result(task, line, last, stage)
         for following in done.following:
             self._open[task.root] += 1
             self.record.entered(following)
@@ -349,12 +349,12 @@ class Dispatcher:
             for task in reversed(hand_out.tasks):
                 self._queue(task, first=True)
         limit = self.flow.steps[first.step].stage.timeout_seconds if first.step != UNPLACED else 0.0
-        said = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
+        reason = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
         rest, in_work = self._take_over(first, journal)
         for task in reversed(rest):
             self._queue(task._replace(alone=in_work is None), first=True)
         if in_work is not None:
-            self._blame(in_work, error_class, f"The worker process was lost on this unit: {said}.")
+            self._blame(in_work, error_class, f"The worker process was lost on this unit: {reason}.")
 
     def _take_over(self, hand_out: HandOut, journal: Path | None) -> tuple[list[Task], Task | None]:
         """What is left of the hand-out of a dead worker: the tasks that go back, and the one that was in work, None
@@ -371,11 +371,11 @@ class Dispatcher:
             if row and (row["unit"], row["input_hash"]) != (clean(task.unit), task.input_hash):
                 return tasks, None  # of the hand-out before: the worker died between the two
             if row:
-                known = recorded(hand_out.step, row)
-                last = Last(known.state, known.attempt, known.error_class)
+                record = recorded(hand_out.step, row)
+                last = Last(record.state, record.attempt, record.error_class)
                 again = self.policy.again(last, task.spent)
                 self.record.ended(hand_out.step, json.dumps(row, separators=(",", ":")).encode() + b"\n", last, again)
-                task = task._replace(last=last) if again else task._replace(recorded=(known, *task.recorded))
+                task = task._replace(last=last) if again else task._replace(recorded=(record, *task.recorded))
             back.append(task)
         missing = tasks[len(back) :]
         return [*back, *missing[1:]], missing[0] if missing else None
@@ -395,9 +395,11 @@ class Dispatcher:
         if again:
             self._queue(task._replace(last=last, alone=True))
             return
-        row = failed_row(pickle.loads(task.row), stage.name, outcome)
-        left = left_line(self.flow.fingerprint, task.root, row, last, self._generation) if self.flow.keeps_rows else b""
-        self._go_on(task, Done(last.state, left=((left, last, stage.name),)))
+        row = failed_row(unpacked(task.row), stage.name, outcome)
+        line = (
+            result_line(self.flow.fingerprint, task.root, row, last, self._generation) if self.flow.keeps_rows else b""
+        )
+        self._go_on(task, Done(last.state, results=((line, last, stage.name),)))
 
     def _break(self, hand_out: HandOut, error: BaseException) -> None:
         """Note that a step cannot start: rows go on as far as to it, and what does not need it is done."""

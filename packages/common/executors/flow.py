@@ -1,24 +1,19 @@
-"""Flow: stages that every row goes through by itself, and what a worker does with a row on its way.
+"""Flow: stages that every row goes through by itself, and what is known of a row on its way.
 
 A row enters at the first step that wants it. When its stage has kept it, it goes on to the next step at once, whatever
 other rows do; a stage that returns `rows` sends each of them on. A row leaves at the end, when a stage refuses it, or
 where a step says so. What the ledger knows of a row already is not done again.
 """
 
-import copy
-import gc
 import json
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from common.executors.retry import RetryPolicy
-from common.executors.runner import Runner
-from common.executors.stage import ROWS, Stage
-from common.ledger.store import DIED, PAUSE, Last, Outcome, State, journal_file, ledger_line, worker_crashes
-from common.runs import disk_guard, fingerprint, plain
+from common.executors.stage import Stage
+from common.ledger.store import DIED, Last, Outcome, State, ledger_line, worker_crashes
+from common.runs import fingerprint, plain
 
 Row = dict[str, Any]
 HELD_BYTES = 2**31  # weights that one worker holds at a time, of several stages
@@ -77,7 +72,7 @@ def recorded(step: int, row: Mapping[str, Any]) -> Recorded:
 
 
 class Task(NamedTuple):
-    """A row on its way: its place in the flow, and what is known of its last attempt there. `row` is pickled;
+    """A row on its way: its place in the flow, and what is known of its last attempt there. `row` is `packed`;
     `recorded` is what the ledger knows of it and of the rows that come of it, at steps after this one. `spent` counts
     the attempts before a fresh set of them."""
 
@@ -95,8 +90,8 @@ class Task(NamedTuple):
 class Done(NamedTuple):
     """What became of one task. `line` is the ledger's row, empty where nothing was run. `again`: the task goes back to
     the queue, after a `pause` of its worker (seconds) where there is one; otherwise `following` are the rows that go
-    on, and `left` are those that left the flow: the ledger's row, what it says, and the stage. `products` are files and their
-    bytes."""
+    on, and `results` are those that left the flow: the ledger's row, what it says, and the stage. `products` are files
+    and their bytes."""
 
     state: State = "kept"
     last: Last | None = None
@@ -105,148 +100,22 @@ class Done(NamedTuple):
     seconds: float = 0.0
     line: bytes = b""
     following: tuple[Task, ...] = ()
-    left: tuple[tuple[bytes, Last, str], ...] = ()
+    results: tuple[tuple[bytes, Last, str], ...] = ()
     products: tuple[tuple[str, int | None], ...] = ()
 
 
 UNPLACED = -1
-LEFT = "left"  # stage under which the rows that left a flow are recorded
+RESULTS = "results"  # stage under which the rows that left a flow are recorded
 
 
-class Host:
-    """The part of a flow that runs in a worker: holds the models of one or more stages and runs tasks, one by one."""
+def packed(row: Row) -> bytes:
+    """A row as bytes, as it travels between this process and its workers."""
+    return pickle.dumps(row)
 
-    def __init__(
-        self,
-        flow: Flow,
-        policy: RetryPolicy,
-        lane: str = "",
-        gpus: float = 0.0,
-        generation: int = 1,
-        ledger: Path | None = None,
-        number: int = 0,
-    ) -> None:
-        self.flow, self.policy, self.lane, self.gpus, self.generation = flow, policy, lane, gpus, generation
-        self.ledger, self.number = ledger, number  # for the journals of this worker
-        self._runners: dict[int, Runner] = {}
-        self._prints = [step.stage.fingerprint for step in flow.steps]
-        self._flow_print = flow.fingerprint
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What makes an equal host."""
-        return self.flow, self.policy, self.lane, self.gpus, self.generation, self.ledger, self.number
-
-    def journal(self, step: int) -> Path | None:
-        """The file for the ledger's rows of a hand-out of this step, where there is one."""
-        name = f"{self.flow.steps[step].stage.name}-{self._prints[step]}"
-        return None if self.ledger is None or step == UNPLACED else journal_file(self.ledger, name, self.number)
-
-    def ping(self) -> None:
-        """Answers when the worker has started."""
-
-    def load(self, step: int) -> list[int]:
-        """Load the models of a step; returns the steps whose models are held. Others are released, the oldest first,
-        where all would be more than `HELD_BYTES`."""
-        stage = self.flow.steps[step].stage
-        self._runners.pop(step, None)
-        sizes = {number: self.flow.steps[number].stage.weight_bytes for number in self._runners}
-        while sizes and sum(sizes.values()) + stage.weight_bytes > HELD_BYTES:
-            oldest = next(iter(sizes))
-            del sizes[oldest], self._runners[oldest]
-        gc.collect()  # free them before the next ones are read
-        # A copy: what it loads is released with the runner.
-        runner = Runner(copy.copy(stage.in_lane(self.lane) if stage.lanes else stage), self.gpus)
-        runner.load()
-        self._runners[step] = runner
-        return list(self._runners)
-
-    def run(self, tasks: Sequence[Task]) -> list[Done]:
-        """Run tasks, one after the other. Where there are several, the journal has a line for each, its row of the
-        ledger, before the next begins, if the folder can be seen from here: a death then says which was in work."""
-        journal = self.journal(tasks[0].step)
-        if len(tasks) == 1 or journal is None or not journal.parent.is_dir():
-            return [self._run(task) for task in tasks]
-        done = []
-        with disk_guard(journal), open(journal, "wb", buffering=0) as file:
-            for task in tasks:
-                done.append(self._run(task))
-                file.write(done[-1].line or b"{}\n")
-        return done
-
-    def _run(self, task: Task) -> Done:
-        row: Row = pickle.loads(task.row)
-        if any(record[:3] == (task.step, task.unit, task.input_hash) for record in task.recorded):
-            return self._advance(task, row, task.step, Done())
-        if task.step == UNPLACED:
-            return self._advance(task, row, 0, Done())
-        attempt = self.policy.next_attempt(task.last)
-        outcome = self._runners[task.step].attempt(row, attempt)
-        key = (task.unit, task.input_hash)
-        line = ledger_line(key, self.flow.steps[task.step].stage.name, self._prints[task.step], outcome)
-        last = Last(outcome.state, attempt, outcome.error_class)
-        pause = outcome.outputs.get(PAUSE) if outcome.state == "pending" else None
-        again = pause is not None or self.policy.again(last, task.spent)
-        done = Done(outcome.state, last, again, pause, outcome.seconds, line)
-        if again:
-            return done
-        return self._go_on(task, row, task.step, replace(outcome, outputs=_outputs(outcome)), done)
-
-    def _go_on(self, task: Task, row: Row, step: int, outcome: Outcome, done: Done) -> Done:
-        """What follows a settled outcome of a row at a step."""
-        if outcome.state != "kept":
-            stage = self.flow.steps[step].stage.name
-            last = Last(outcome.state, outcome.attempt, outcome.error_class)
-            return self._leave(task, failed_row(row, stage, outcome), last, done, stage)
-        products = self.flow.steps[step].stage.products(row, outcome)
-        row |= outcome.outputs
-        done = done._replace(products=done.products + tuple((str(path), size) for path, size in products.items()))
-        then = self.flow.steps[step].then
-        following = then(row) if then is not None else row
-        if not isinstance(following, list):
-            return self._advance(task, following, step + 1, done)
-        row.pop(ROWS, None)
-        done = self._leave(task, row, Last("kept", 1), done)
-        of_child: dict[str, list[Recorded]] = {}
-        for record in task.recorded:
-            of_child.setdefault(record.unit, []).append(record)
-        for child in following:
-            known = tuple(of_child.get(child["unit"], ()))
-            done = self._advance(task._replace(recorded=known), child, step + 1, done)
-        return done
-
-    def _advance(self, task: Task, row: Row, step: int, done: Done) -> Done:
-        """Take a row to the next step at which something has to be run, past what the ledger knows."""
-        for number in range(step, len(self.flow.steps)):
-            here = self.flow.steps[number]
-            if here.leaves is not None and here.leaves(row):
-                break
-            if here.passes is not None and here.passes(row):
-                continue
-            digest = here.stage.input_hash(row)
-            known = next((r for r in task.recorded if r[:3] == (number, row["unit"], digest)), None)
-            if known is None:
-                return self._wait(task, row, number, digest, None, done)
-            last = Last(known.state, known.attempt, known.error_class, known.worker_crashes)
-            outcome = Outcome(
-                known.unit, known.state, known.reason, known.message, json.loads(known.outputs), attempt=known.attempt
-            )
-            lost = known.state == "kept" and not here.stage.product_exists(row, outcome)
-            if lost or not self.policy.settled(last):
-                return self._wait(task, row, number, digest, last, done)
-            return self._go_on(task, row, number, replace(outcome, error_class=known.error_class), done)
-        return self._leave(task, row, Last("kept", 1), done)
-
-    def _wait(self, task: Task, row: Row, step: int, digest: str, last: Last | None, done: Done) -> Done:
-        spent = self.policy.spent(last)
-        known = tuple(record for record in task.recorded if record.step > step)
-        waiting = Task(step, task.root, row["unit"], digest, pickle.dumps(row), last, spent, known)
-        return done._replace(following=(*done.following, waiting))
-
-    def _leave(self, task: Task, row: Row, last: Last, done: Done, stage: str = "") -> Done:
-        keeps = self.flow.keeps_rows
-        line = left_line(self._flow_print, task.root, row, last, self.generation) if keeps else b""
-        return done._replace(left=(*done.left, (line, last, stage)))
+def unpacked(row: bytes) -> Row:
+    """What `packed` made. Never of bytes that come from elsewhere: they could run code."""
+    return dict(pickle.loads(row))
 
 
 def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:
@@ -256,12 +125,8 @@ def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:
     return row | outcome.outputs | why | {"error_class": outcome.error_class}
 
 
-def left_line(flow_print: str, root: str, row: Row, last: Last, generation: int) -> bytes:
+def result_line(flow_print: str, root: str, row: Row, last: Last, generation: int) -> bytes:
     """The ledger's row of a row that has left a flow, under the input hash of the listed row that it came of."""
     error, text = last.error_class, json.dumps(row)
     outcome = Outcome(row["unit"], last.state, attempt=generation, error_class=error, outputs_json=text)
-    return ledger_line((row["unit"], root), LEFT, flow_print, outcome)
-
-
-def _outputs(outcome: Outcome) -> dict[str, Any]:
-    return json.loads(outcome.outputs_json) if outcome.outputs_json else dict(outcome.outputs)
+    return ledger_line((row["unit"], root), RESULTS, flow_print, outcome)

@@ -1,6 +1,6 @@
 """Run of a flow over listed rows: what is done already, what goes in, and what is written down as it comes out.
 
-Beside the ledger of the stages lies one of the flow, in the folder `flow`: `left` has every row as it left the flow,
+Beside the ledger of the stages lies one of the flow, in the folder `flow`: `results` has every row as it left the flow,
 `finished` every listed row of which nothing is left to do, with the files that it stands for. Both are under the input
 hash of the listed row. A run that goes on asks `finished` alone about what is done; of the others it reads what the
 stages have recorded, in the order of the list, as they are needed.
@@ -8,7 +8,6 @@ stages have recorded, in the order of the list, as they are needed.
 
 import json
 import os
-import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,12 +21,13 @@ import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Record, Slot
-from common.executors.flow import LEFT, UNPLACED, Flow, Recorded, Row, Task, recorded
+from common.executors.flow import RESULTS, UNPLACED, Flow, Recorded, Row, Task, packed, recorded
 from common.executors.retry import RetryPolicy, record_unsettled
 from common.executors.run import resting_note, run_tasks
 from common.executors.stage import ROWS, StageError, is_whole
 from common.executors.status import StageHeartbeat
 from common.ledger.store import (
+    FLOW,
     Last,
     Ledger,
     Outcome,
@@ -42,7 +42,7 @@ from common.ledger.tables import batches, connection_beside
 from common.progress import ProgressBar, progress
 from common.runs import disk_guard, fingerprint
 
-FLOW, FINISHED = "flow", "finished"
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Listed:
         self.file.seek(0)
         position = 0
         for batch in self.keys.to_batches():
-            for digest in batch["input_hash"].to_pylist():
-                row = pickle.load(self.file)
+            for unit, digest in zip(batch["unit"].to_pylist(), batch["input_hash"].to_pylist(), strict=True):
+                row = self.file.read(int.from_bytes(self.file.read(4), "little"))
                 if not skip[position]:
-                    yield position, row["unit"], digest, pickle.dumps(row)
+                    yield position, unit, digest, row
                 position += 1
 
 
@@ -86,19 +86,19 @@ def run_flow(
         ledger.folder.mkdir(parents=True, exist_ok=True)
         rows = _list(listed, stack.enter_context(tempfile.TemporaryFile(dir=ledger.folder)))
         logs = [stack.enter_context(ledger.open(s.stage.name, s.stage.fingerprint)) for s in flow.steps]
-        left = stack.enter_context(folder.open(LEFT, flow.fingerprint))
+        results = stack.enter_context(folder.open(RESULTS, flow.fingerprint))
         finished = stack.enter_context(folder.open(FINISHED, flow.fingerprint))
-        for log in (*logs, left, finished):
+        for log in (*logs, results, finished):
             log.lock()
         for log in logs:
             log.take_over()
         skip, unsettled, generation = _finished(finished, rows.keys, policy)
-        record = FlowRecord(flow, logs, left, finished, unsettled, generation)
+        record = FlowRecord(flow, logs, results, finished, unsettled, generation)
         if not skip.all():
             with record.shown(label, rows.keys.num_rows, int(skip.sum())):
                 tasks = record.tasks(rows, skip, _recorded(ledger.folder, logs, rows.keys, skip))
                 run_tasks(flow, executor, policy, record, tasks, ledger.folder, 2**62, generation, at_rest)
-        for log in (*logs, left, finished):
+        for log in (*logs, results, finished):
             log.compact()
         for step in flow.steps:
             record_unsettled(step.stage.name, record.unsettled.get(step.stage.name, ()))
@@ -116,9 +116,11 @@ class FlowRows:
     def sql(self) -> str:
         """A query for them: `position` in the list of the row that they came of, `listed` (its unit), `unit` and
         `outputs`, the row as JSON; over a table `keys`, which is `self.keys`."""
-        left, finished = (ledger_sql(ledger_files(self.folder, name, self.fingerprint)) for name in (LEFT, FINISHED))
+        results, finished = (
+            ledger_sql(ledger_files(self.folder, name, self.fingerprint)) for name in (RESULTS, FINISHED)
+        )
         return f"""SELECT keys.position, keys.unit AS listed, l.unit, l.outputs
-                   FROM ({left}) l JOIN ({finished}) f ON l.input_hash = f.input_hash AND l.attempt = f.attempt
+                   FROM ({results}) l JOIN ({finished}) f ON l.input_hash = f.input_hash AND l.attempt = f.attempt
                    JOIN keys ON keys.unit = f.unit AND keys.input_hash = f.input_hash"""
 
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -140,13 +142,13 @@ class FlowRecord(Record):
         self,
         flow: Flow,
         logs: Sequence[StageLedger],
-        left: StageLedger,
+        results: StageLedger,
         finished: StageLedger,
         unsettled: dict[str, list[Last]],
         generation: int,
     ) -> None:
         self.unsettled = unsettled
-        self._print, self._logs, self._left, self._finished = flow.fingerprint, logs, left, finished
+        self._print, self._logs, self._results, self._finished = flow.fingerprint, logs, results, finished
         self._generation = generation
         self._open: dict[str, tuple[str, dict[str, list[Any]]]] = {}  # unit of a listed row, and what came of it
         self._counts = [_counts(log) for log in logs]
@@ -163,17 +165,17 @@ class FlowRecord(Record):
             ]
             yield
 
-    def tasks(self, rows: Listed, skip: np.ndarray, known: Iterator[tuple[int, Recorded]]) -> Iterator[Task]:
+    def tasks(self, rows: Listed, skip: np.ndarray, records: Iterator[tuple[int, Recorded]]) -> Iterator[Task]:
         """The tasks of the listed rows that are not to be skipped, each with what is known of it and its children;
-        `known` is in the order of the list."""
-        ahead = next(known, None)
+        `records` is in the order of the list."""
+        ahead = next(records, None)
         for position, unit, digest, row in rows.rows(skip):
-            records = []
+            own = []
             while ahead is not None and ahead[0] == position:
-                records.append(ahead[1])
-                ahead = next(known, None)
+                own.append(ahead[1])
+                ahead = next(records, None)
             self._open[digest] = (unit, {"unsettled": [], "products": []})
-            yield Task(UNPLACED, digest, unit, "", row, recorded=tuple(records))
+            yield Task(UNPLACED, digest, unit, "", row, recorded=tuple(own))
 
     def entered(self, task: Task) -> None:
         """Count a row that waits; one that is run again was counted with what was recorded."""
@@ -189,9 +191,9 @@ class FlowRecord(Record):
             self._counts[step][last.state] += 1
         self._heartbeats[step].beat()
 
-    def left(self, task: Task, line: bytes, last: Last, stage: str) -> None:
+    def result(self, task: Task, line: bytes, last: Last, stage: str) -> None:
         """Write a row as it left."""
-        self._left.append_lines(line)
+        self._results.append_lines(line)
         if last.state in ("pending", "failed"):
             self._open[task.root][1]["unsettled"].append([stage, last.state, last.attempt, last.error_class])
 
@@ -227,7 +229,8 @@ def _list(listed: Iterable[Row], file: IO[bytes]) -> Listed:
     def keys() -> Iterator[tuple[str, str]]:
         for row in listed:
             seen.add(hash(row["unit"]))
-            pickle.dump(row, file)
+            data = packed(row)
+            file.write(len(data).to_bytes(4, "little") + data)
             yield row["unit"], fingerprint(row)
 
     table = key_table(keys())

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.executors.config import ExecutorConfig
-from common.executors.flow import Done, Host, Task
+from common.executors.flow import Done, Task
+from common.executors.host import Host
 from common.executors.stage import StageError
 from common.process.offline import offline_environment, refuse_telemetry
 from common.process.signals import Stopped, keep_handlers

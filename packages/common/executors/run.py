@@ -20,7 +20,8 @@ import pyarrow as pa
 from common.errors import BusyError
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Dispatcher, Record, Slot
-from common.executors.flow import UNPLACED, Flow, Host, Step, Task
+from common.executors.flow import UNPLACED, Flow, Step, Task
+from common.executors.host import Host
 from common.executors.ray_cluster import (
     SETTLE_SECONDS,
     RayWorker,

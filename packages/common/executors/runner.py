@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError
-from common.executors.stage import Stage, StageError
+from common.executors.stage import LoadBug, Stage, StageError
 from common.ledger.store import PAUSE, Outcome, Unit
 from common.runs import DiskFullError, disk_guard, plain
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class LoadBug(RuntimeError):
-    """A stage cannot run at all, for a reason that is no fault of the user's."""
 
 
 class Runner:
@@ -104,8 +100,8 @@ def _clock() -> tuple[float, float]:
 
 
 class _PeakMemory:
-    """Peak resident memory of this process between `reset` and `mb`, through files of /proc that stay open: opening them
-    would cost more than a small unit does. Without /proc it is that since the process began."""
+    """Peak resident memory of this process between `reset` and `mb`, through files of /proc that stay open: opening
+    them would cost more than a small unit does. Without /proc it is that since the process began."""
 
     def __init__(self) -> None:
         self._process, self._files = 0, (-1, -1)

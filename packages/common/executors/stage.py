@@ -37,6 +37,10 @@ class StageError(UserError, RuntimeError):
     """A stage cannot run at all: its models do not load or its units are malformed."""
 
 
+class LoadBug(RuntimeError):
+    """A stage cannot run at all, for a reason that is no fault of the user's."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The weights behind a model role. `sha256`, of the file or folder, is part of a stage's fingerprint; `path` is

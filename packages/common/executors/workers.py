@@ -1,6 +1,6 @@
 """Workers: the calling process itself, or one spawned process each.
 
-A worker runs one unit at a time; it may have more waiting.
+A worker runs the tasks of a `common.executors.host.Host`, one unit at a time; it may have more waiting.
 """
 
 import multiprocessing
@@ -17,9 +17,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
-from common.executors.flow import Done, Host, Task
-from common.executors.runner import LoadBug
-from common.executors.stage import StageError
 from common.process.signals import STOP_SIGNALS, exit_reason, oom_kills
 
 T = TypeVar("T")
@@ -30,7 +27,7 @@ class Worker(Protocol):
     """Runs the tasks of a `Host`, in the order in which they are given."""
 
     ahead: int  # hand-outs that it may have waiting behind the one in work
-    host: Host  # as it was given
+    host: Any  # as it was given
     started: "Future[Any]"  # done when it can take tasks; one that waits for room on a cluster is not
 
     @property
@@ -40,7 +37,7 @@ class Worker(Protocol):
     def load(self, step: int) -> "Future[list[int]]":
         """Load the models of a step; the future tells the steps whose models are held."""
 
-    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+    def submit(self, tasks: Sequence[Any]) -> "Future[list[Any]]":
         """Run tasks of steps whose models are held."""
 
     def death_reason(self) -> str:
@@ -56,21 +53,16 @@ class InProcessWorker:
     ahead = 0
     death: tuple[type[BaseException], ...] = ()
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Any) -> None:
         self.host, self.started = host, _done(None)
 
     def load(self, step: int) -> "Future[list[int]]":
         """Load now; the future is done."""
         return _done(self.host.load(step))
 
-    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
-        """Run the tasks now; the future is done, with the error that they raised."""
-        try:
-            return _done(self.host.run(tasks))
-        except (StageError, LoadBug) as error:
-            failed: Future[list[Done]] = Future()
-            failed.set_exception(error)
-            return failed
+    def submit(self, tasks: Sequence[Any]) -> "Future[list[Any]]":
+        """Run the tasks now; the future is done. Raises what they raise."""
+        return _done(self.host.run(tasks))
 
     def death_reason(self) -> str:
         """Never called: this process lives."""
@@ -93,22 +85,22 @@ class ProcessWorker:
     ahead = 1
     death: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Any) -> None:
         _start_tracker()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, context, initializer=_enter_process)
         self._oom_kills = oom_kills()
         others = set(multiprocessing.active_children())
         self.host = host
-        # The pool starts its process with the first task. Pickled here: an error in the pool's thread would be lost.
-        self.started = self._pool.submit(_start, pickle.dumps(host))
+        pickle.dumps(host)  # raises here what would be lost in the thread of the pool
+        self.started = self._pool.submit(_start, host)  # the pool starts its process with the first task
         self._processes: set[BaseProcess] = set(multiprocessing.active_children()) - others
 
     def load(self, step: int) -> "Future[list[int]]":
         """Start loading in the process."""
         return self._pool.submit(_load, step)
 
-    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+    def submit(self, tasks: Sequence[Any]) -> "Future[list[Any]]":
         """Start the tasks in the process."""
         return self._pool.submit(_run, tasks)
 
@@ -139,7 +131,7 @@ def _start_tracker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_host: Host | None = None  # of this spawned process
+_host: Any = None  # of this spawned process
 
 
 def _enter_process() -> None:
@@ -156,9 +148,9 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _start(pickled: bytes) -> None:
+def _start(host: Any) -> None:
     global _host
-    _host = pickle.loads(pickled)
+    _host = host
 
 
 def _load(step: int) -> list[int]:
@@ -166,6 +158,6 @@ def _load(step: int) -> list[int]:
     return _host.load(step)
 
 
-def _run(tasks: Sequence[Task]) -> list[Done]:
+def _run(tasks: Sequence[Any]) -> list[Any]:
     assert _host is not None
     return _host.run(tasks)

@@ -34,6 +34,7 @@ Key = tuple[str, str]  # unit id, input hash
 SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
 LEDGER_FORMAT = 2  # of the ledger folder
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
+FLOW = "flow"  # folder in that of the ledger, for what flows record (`common.executors.flow_run`)
 JOURNAL = "worker"  # and a number, in the names of files that workers write
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 

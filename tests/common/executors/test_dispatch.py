@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from common.executors.dispatch import GROUP_SECONDS, Dispatcher, Record, Slot
-from common.executors.flow import Done, Flow, Host, Step, Task
+from common.executors.flow import Done, Flow, Step, Task
+from common.executors.host import Host
 from common.executors.retry import RetryPolicy
 from common.executors.stage import StageError
 from common.executors.workers import InProcessWorker

@@ -17,11 +17,11 @@ import pytest
 from common.errors import BusyError
 from common.executors.config import ExecutorConfig
 from common.executors.flow import Flow, Step
-from common.executors.flow_run import FLOW, FlowRows, run_flow
+from common.executors.flow_run import FlowRows, run_flow
 from common.executors.retry import collect_unsettled
 from common.executors.stage import StageError
 from common.executors.status import read_status
-from common.ledger.store import Ledger, Outcome, ledger_rows
+from common.ledger.store import FLOW, Ledger, Outcome, ledger_rows
 from common.runs import RunFolder
 from tests.common.executors.function_stage import FunctionStage
 from tests.common.executors.test_run import PATHS, calls
@@ -186,7 +186,7 @@ def test_a_stage_that_cannot_start_stops_only_what_needs_it(tmp_path: Path) -> N
 def test_two_runs_of_a_flow_do_not_meet_and_units_differ(tmp_path: Path) -> None:
     go(tmp_path, sources(2))
     flow = branching(tmp_path)
-    with Ledger(tmp_path / "ledger" / FLOW).open("left", flow.fingerprint) as log:
+    with Ledger(tmp_path / "ledger" / FLOW).open("results", flow.fingerprint) as log:
         log.lock()
         with pytest.raises(BusyError, match="is being written by another run"):
             go(tmp_path, sources(3))

@@ -8,8 +8,9 @@ from typing import Any
 import psutil
 import pytest
 
-from common.executors import flow as flows
-from common.executors.flow import Flow, Host, Step, Task
+from common.executors import host as hosts
+from common.executors.flow import Flow, Step, Task
+from common.executors.host import Host
 from common.executors.retry import RetryPolicy
 from common.executors.workers import InProcessWorker, ProcessWorker
 from common.ledger.store import Outcome
@@ -50,7 +51,7 @@ def task(step: int, **row: Any) -> Task:
 def left(worker: InProcessWorker | ProcessWorker, step: int) -> str:
     """The row that a unit left as, as JSON in JSON."""
     (done,) = worker.submit([task(step)]).result()
-    return done.left[0][0].decode()
+    return done.results[0][0].decode()
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_process_holds_the_models_of_several_steps_as_far_as_they_fit(
     assert worker.load(0).result() == [0] and worker.load(1).result() == [0, 1]
     assert r"[\\\"a\\\", \\\"b\\\"]" in left(worker, 0) or '"a' in left(worker, 0)
     here = InProcessWorker(host())
-    monkeypatch.setattr(flows, "HELD_BYTES", 1)
+    monkeypatch.setattr(hosts, "HELD_BYTES", 1)
     monkeypatch.setattr(FunctionStage, "weight_bytes", 1)
     assert here.load(0).result() == [0] and here.load(1).result() == [1] and ALIVE == ["b"]
     here.stop()
