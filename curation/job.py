@@ -54,7 +54,8 @@ def curate(
     FileNotFoundError or SourcesError for the sources, StageError for weights that do not load, DiskFullError.
     """
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
-    listed, gone = part_taken_down(run, list_sources(sources))
+    usable, gone = part_taken_down(run, list_sources(sources))
+    listed = list(usable)
     with shared_workers():
         ledger = Ledger(run.ledger)
         adopting = needs_adoption(ledger)

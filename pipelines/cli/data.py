@@ -178,7 +178,7 @@ def diff(
     new: Annotated[Path, typer.Argument(help="list to compare with", callback=existing_file)],
 ) -> None:
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
-    from curation.dataset.versions import compare
+    from curation.dataset.difference import compare
 
     show("\n".join(compare(old, new).lines()))
 
