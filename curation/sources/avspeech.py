@@ -88,11 +88,11 @@ def _videos(spans: _Spans, source: str) -> Iterator[Row]:
 def _malformed(file: Path, source: str, numbers: array) -> Iterator[Row]:
     """A refused row for each of these lines, in their order, read once more."""
     remaining = iter(numbers)
-    wanted = next(remaining, None)
-    for number, line in text_lines(file, errors="replace") if wanted is not None else ():
-        if number == wanted:
+    refused = next(remaining, None)
+    for number, line in text_lines(file, errors="replace") if refused is not None else ():
+        if number == refused:
             yield _refused(file, source, number, line[:200])
-            wanted = next(remaining, None)
+            refused = next(remaining, None)
 
 
 def _values(line: str) -> tuple[float, float, float, float] | None:
