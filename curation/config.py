@@ -252,12 +252,12 @@ class CaptionConfig:
 @dataclass(frozen=True)
 class DuplicatesConfig:
     """Two clips are duplicates when their lengths differ by at most `max_seconds_apart`, at most `max_different_bits`
-    of 192 image-hash bits differ and their loudness curves correlate by `min_audio_correlation`: different clips may
-    look alike or sound alike, but rarely both. Clips that were cut differently overlap when two of their frames differ
-    in at most `max_overlap_bits` of 64 and `min_overlap` seconds of audio correlate by `min_overlap_correlation`
-    (lower: a shift by a fraction of 0.1 s blurs the curve)."""
+    of 192 image-hash bits differ (a crop to 95 % anywhere in the frame changes up to 40) and their loudness curves
+    correlate by `min_audio_correlation`: different clips may look alike or sound alike, but rarely both. Clips that
+    were cut differently overlap when two of their frames differ in at most `max_overlap_bits` of 64 and `min_overlap`
+    seconds of audio correlate by `min_overlap_correlation` (lower: a shift by a fraction of 0.1 s blurs the curve)."""
 
-    max_different_bits: int = 32
+    max_different_bits: int = 40
     min_audio_correlation: Correlation = 0.97
     max_seconds_apart: float = 0.2
     max_overlap_bits: int = 12

@@ -5,7 +5,7 @@ duplicates -> select
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def curate(
     """
     references = read_fingerprints(Path(config.keep_out)) if config.keep_out else []
     listed, gone = part_taken_down(run, list_sources(sources))
-    flow = curation_flow(config, models, run, any("url" in row for row in listed))
+    flow = curation_flow(config, models, run, remote=sources.kind != "folder")
     rows = run_flow(flow, listed, Ledger(run.ledger), executor, "sources", at_rest)
     judged, listing = run.cache / "judged.parquet", run.cache / "listed.parquet"
     run.cache.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def curate(
 
 
 def curation_flow(config: CurationConfig, models: Models, run: RunFolder, remote: bool) -> Flow:
-    """What a source goes through; with `remote` ones it is fetched first."""
+    """What a source goes through. With `remote` ones, or entries of a list that cannot be used, it is fetched first."""
     folder = Path(config.download.folder).expanduser() if config.download.folder else run.cache / VIDEOS
     per_frame = run.root / PER_FRAME
     detector = Weights.of("face_detector", models.get("face_detector"))
@@ -111,7 +111,7 @@ def cut_clip(folder: str, clip: Row) -> Row:
     return clip | {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder}/{clip['unit']}.mp4"} | people
 
 
-def _sources(rows: Iterable[tuple[str, Row]], gone: Sequence[Row]) -> Iterator[Row]:
+def _sources(rows: Iterable[tuple[str, Row]], gone: Iterable[Row]) -> Iterator[Row]:
     for source, row in rows:
         if row["unit"] == source:
             yield row

@@ -61,9 +61,9 @@ def restore_files(folder: Path, parts: Sequence[Path]) -> None:
     files = folder.glob("*.mp4")
     while some := list(islice(files, LISTED_FILES)):
         # As bytes: what people put there need not have a name in UTF-8.
-        known = pc.is_in(pa.array([os.fsencode(file.stem) for file in some], pa.binary()), expected).to_pylist()
-        for file, is_known in zip(some, known, strict=True):
-            if not is_known:
+        stays = pc.is_in(pa.array([os.fsencode(file.stem) for file in some], pa.binary()), expected).to_pylist()
+        for file, is_expected in zip(some, stays, strict=True):
+            if not is_expected:
                 file.unlink()
     columns = ("path", "t_start", "t_end", "crop", "size", "sync_offset_applied", "sha256")
     for clip in progress(stream_cut(parts, columns), "verify clips", len(expected)):

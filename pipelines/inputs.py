@@ -5,11 +5,11 @@ Cheap enough to be asked before every run: no network, no engine, and of large f
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from common.runs import RunFolder, fingerprint, hash_path, read_json, sha256_file
+from common.runs import RunFolder, fingerprint_rows, hash_path, read_json, sha256_file
 from pipelines.dag import Context, InputsElsewhereError
 
 logger = logging.getLogger(__name__)
@@ -45,10 +45,17 @@ def sources(context: Context) -> Any:
         raise InputsElsewhereError(
             f"the sources {config.path} do not exist here; set sources.path, or what was made of them is not compared"
         )
-    listed = [{name: value for name, value in row.items() if name != "mtime_ns"} for row in list_sources(config)]
-    stamps = file_stamps(row["path"] for row in listed if row["path"])
+    paths: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in list_sources(config):
+            if row["path"]:
+                paths.append(row["path"])
+            yield {name: value for name, value in row.items() if name != "mtime_ns"} | {"path": None}
+
+    listed = fingerprint_rows(rows())
     named = [path for path in (recipe.curation.keep_out, recipe.curation.test_list) if path]
-    return [[row | {"path": None} for row in listed], stamps, file_stamps(named)]
+    return [listed, file_stamps(paths), file_stamps(named)]
 
 
 def cut_clips_are_there(context: Context) -> bool:
@@ -138,7 +145,7 @@ def _kept_clips(run: RunFolder) -> str | None:
     if not run.clips_parquet.exists():
         return None
     rows = stream_clips(run.clips_parquet, (*CLIP_CONTENT, "decision"))
-    return fingerprint([[row[name] for name in CLIP_CONTENT] for row in rows if row["decision"] == "kept"])
+    return fingerprint_rows([row[name] for name in CLIP_CONTENT] for row in rows if row["decision"] == "kept")
 
 
 def _manifest(run: RunFolder) -> list[dict[str, Any]]:

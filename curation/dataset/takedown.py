@@ -6,7 +6,7 @@ What is the video's is found by exact keys (`curation.dataset.holdings`). Only t
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from html import unescape
@@ -64,16 +64,21 @@ def tombstone(video_id: str) -> str:
     return sha256(clean(video_id).encode()).hexdigest()
 
 
-def part_taken_down(run: RunFolder, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The usable source rows, and for each withdrawn one a rejected row without its id, for the records."""
-    gone = {file.stem for file in (run.root / FOLDER).glob("*.json")}
-    marked = [(tombstone(row["unit"]), row) for row in rows] if gone else [("", row) for row in rows]
-    refused = [
-        {"unit": mark, "source": row["source"], "path": None, "decision": "rejected", "reasons": [TAKEN_DOWN]}
-        for mark, row in marked
-        if mark in gone
-    ]
-    return [row for mark, row in marked if mark not in gone], refused
+def part_taken_down(run: RunFolder, rows: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
+    """The usable source rows, and for each withdrawn one a rejected row without its id, for the records: that list is
+    complete when the rows have been taken."""
+    marks = {file.stem for file in (run.root / FOLDER).glob("*.json")}
+    gone: list[Row] = []
+
+    def usable() -> Iterator[Row]:
+        for row in rows:
+            if marks and (mark := tombstone(row["unit"])) in marks:
+                refused = {"path": None, "decision": "rejected", "reasons": [TAKEN_DOWN]}
+                gone.append({"unit": mark, "source": row["source"]} | refused)
+            else:
+                yield row
+
+    return usable(), gone
 
 
 def plan(run: RunFolder, video_id: str) -> Row:

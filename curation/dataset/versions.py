@@ -6,24 +6,19 @@ name and the same bytes. It holds ids, times and hashes: no captions, scores, na
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from common.errors import UserError
-from common.executors.config import ExecutorConfig
-from common.executors.run import run_stage
-from common.ledger.store import Ledger
-from common.ledger.tables import BATCH_ROWS, NO_EXTENSIONS
-from common.parquet import read_table
-from common.query import connect
-from common.runs import RunFolder, atomic_write, plain, read_json, write_json
-from curation.dataset.content import ContentStage
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path
+from common.ordered import write_ordered
+from common.parquet import check_parquet, read_batches, read_table
+from common.runs import read_json, temporary_beside, write_json
 
 FORMAT = 1
 FIELDS: tuple[tuple[str, pa.DataType], ...] = (
@@ -45,145 +40,78 @@ FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("taken_down", pa.string()),  # SHA-256 of the id of the withdrawn video that this row's clip came from
 )
 SCHEMA = pa.schema(FIELDS)
+CONTENTS = pa.schema([("clip_id", pa.string()), ("content_sha256", pa.string())])
+GROUP_ROWS = 65_536  # of a list's file
 HOLDS = "Ids, times, offsets and hashes of clips; no captions, scores, names, pictures or sound."
 MS_PER_HOUR = 3_600_000
-COMPARED = [name for name in SCHEMA.names if name not in ("clip_id", "taken_down")]
 
 
 class VersionError(UserError, ValueError):
     """A list cannot be written, or does not match its header."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Difference between two lists. Clips are identified by clip_id, so a clip with other cuts counts as removed and
-    added. `fields` counts changes by field among clips in both, `rules` maps changed settings to (old, new)."""
+class _Contents:
+    """Hash and counts of the rows of a list, which come sorted by clip_id."""
 
-    added: int
-    added_hours: float
-    removed: int
-    removed_hours: float
-    taken_down: int  # among the removed
-    changed: int
-    changed_hours: float
-    fields: dict[str, int]
-    rules: dict[str, tuple[Any, Any]]
+    def __init__(self, rules: Any) -> None:
+        self.digest = hashlib.sha256(_canonical([FORMAT, rules]))
+        self.rows = self.clips = self.milliseconds = 0
+        self.videos: set[str] = set()
+        self.splits, self.sources = Counter[str](), Counter[str]()
 
-    def lines(self) -> list[str]:
-        """The difference as text."""
-        rules = [f"rule {name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in self.rules.items()]
-        fields = ", ".join(f"{name} {count}" for name, count in self.fields.items())
-        return [
-            f"added    {self.added:8d} clips {self.added_hours:10.2f} h",
-            f"removed  {self.removed:8d} clips {self.removed_hours:10.2f} h, {self.taken_down} of them withdrawn",
-            f"changed  {self.changed:8d} clips {self.changed_hours:10.2f} h" + (f" ({fields})" if fields else ""),
-            *rules,
-        ]
+    def through(self, rows: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches, counted on their way."""
+        for batch in rows:
+            for row in batch.to_pylist():
+                self.digest.update(_canonical([row[name] for name in SCHEMA.names]))
+                self.rows += 1
+                if row["taken_down"] is None:
+                    self.clips += 1
+                    self.milliseconds += round(1000 * (row["t_end"] - row["t_start"]))
+                    self.videos.add(row["video_id"])
+                    self.splits[str(row["split"])] += 1
+                    self.sources[str(row["source"])] += 1
+            yield batch
 
 
-def freeze(
-    run: RunFolder, rules: Any, folder: Path, executor: ExecutorConfig, hash_contents: bool = True
-) -> dict[str, Any]:
-    """Write the list of the kept clips of a run into `folder`; returns its header.
-
-    `rules` is the recipe's `curation` section (a dataclass or mapping without paths), which is part of the name. The
-    clip files are checked against the table and, with `hash_contents`, decoded (about 900 frames of 480p a second).
-    Raises FileNotFoundError without a clip table; VersionError when no clip is kept or a file differs from the table.
-    """
-    contents = _hash_clips(run, executor) if hash_contents else {}
-    hashes = {"clip_id": list(contents), "content_sha256": list(contents.values())}
-    digests = pa.Table.from_pydict(hashes, pa.schema([("clip_id", pa.string()), ("content_sha256", pa.string())]))
-    with connect(run.root) as connection:
-        connection.register("contents", digests)
-        sql = "SELECT * REPLACE (CASE WHEN crop IS NOT NULL THEN crop_side END AS crop_side) FROM ({}) ORDER BY clip_id"
-        table = connection.sql(sql.format(f"SELECT {_columns(connection)} {_FROM}")).to_arrow_table().cast(SCHEMA)
-    if not table.num_rows:
-        raise VersionError(f"{run.root} has no kept clip to freeze; run the curation job or loosen its thresholds.")
-    return _write(folder, table, plain(rules))
-
-
-_FROM = """FROM clips AS c LEFT JOIN (SELECT DISTINCT ON (video_id) * FROM sources) AS s USING (video_id)
-           LEFT JOIN contents USING (clip_id) WHERE c.decision = 'kept'"""
-
-
-def _columns(connection: duckdb.DuckDBPyConnection) -> str:
-    """SQL for the columns of a list; null for columns that the tables of an older run lack."""
-    own = {
-        "url": ("s", "url"),
-        "source_height": ("s", "height"),
-        "source_sha256": ("s", "sha256"),
-        "crop_side": ("c", "width"),
-        "content_sha256": ("contents", "content_sha256"),
-    }
-    there = {
-        alias: {row[0] for row in connection.execute(f"DESCRIBE {view}").fetchall()}
-        for alias, view in (("c", "clips"), ("s", "sources"), ("contents", "contents"))
-    }
-    chosen = []
-    for name in SCHEMA.names:
-        alias, column = own.get(name, ("c", name))
-        chosen.append(f"{alias}.{column} AS {name}" if column in there[alias] else f"NULL AS {name}")
-    return ", ".join(chosen)
-
-
-def _hash_clips(run: RunFolder, executor: ExecutorConfig) -> dict[str, str]:
-    """clip_id -> content hash of every kept clip, each file decoded once."""
-    with connect(run.root) as connection:
-        kept = connection.sql("SELECT clip_id AS unit, sha256 FROM clips WHERE decision = 'kept' ORDER BY clip_id")
-        rows = kept.to_arrow_table().to_pylist()
-    outcomes = run_stage(ContentStage(run.clips), rows, Ledger(run.ledger), executor)
-    bad = [outcome for outcome in outcomes if outcome.state != "kept"]
-    if bad:
-        raise VersionError(f"{len(bad)} clips cannot be frozen, the first: {bad[0].message}")
-    return {outcome.unit: outcome.outputs["content_sha256"] for outcome in outcomes}
-
-
-def _write(folder: Path, table: pa.Table, rules: Any, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Write a list and its header; `published` is the header from before a withdrawal."""
-    digest, published = hash_rows(table, rules), published or {}
-    alive = table.filter(table["taken_down"].is_null())
-    spans = alive.select(["t_start", "t_end"]).to_pydict()
-    milliseconds = sum(round(1000 * (end - start)) for start, end in zip(*spans.values(), strict=True))
-    header = {
-        "format": FORMAT,
-        "name": published.get("name", digest[:16]),
-        "sha256": published.get("sha256", digest),
-        "sha256_now": digest,
-        "clips": alive.num_rows,
-        "videos": len(alive["video_id"].unique()),
-        "hours": milliseconds / MS_PER_HOUR,
-        "splits": _counts(alive, "split"),
-        "sources": _counts(alive, "source"),
-        "taken_down": table.num_rows - alive.num_rows,
-        "holds": HOLDS,
-        "rules": rules,
-    }
-    with atomic_write(folder / f"{header['name']}.parquet") as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+def write_version(
+    folder: Path, rows: Iterable[pa.RecordBatch], rules: Any, published: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Write a list of rows sorted by clip_id and its header; without rows nothing, and None. `published` is the header
+    from before a withdrawal."""
+    listed, contents, published = temporary_beside(folder / "list.parquet"), _Contents(rules), published or {}
+    try:
+        write_ordered(listed, contents.through(rows), SCHEMA, GROUP_ROWS)
+        if not contents.rows:
+            return None
+        digest = contents.digest.hexdigest()
+        header = {
+            "format": FORMAT,
+            "name": published.get("name", digest[:16]),
+            "sha256": published.get("sha256", digest),
+            "sha256_now": digest,
+            "clips": contents.clips,
+            "videos": len(contents.videos),
+            "hours": contents.milliseconds / MS_PER_HOUR,
+            "splits": dict(sorted(contents.splits.items())),
+            "sources": dict(sorted(contents.sources.items())),
+            "taken_down": contents.rows - contents.clips,
+            "holds": HOLDS,
+            "rules": rules,
+        }
+        listed.replace(folder / f"{header['name']}.parquet")
+    finally:
+        listed.unlink(missing_ok=True)
     write_json(folder / f"{header['name']}.json", header)
     return header
-
-
-def _counts(table: pa.Table, column: str) -> dict[str, int]:
-    counted = table[column].value_counts().to_pylist()
-    return {str(row["values"]): row["counts"] for row in sorted(counted, key=lambda row: str(row["values"]))}
-
-
-def hash_rows(table: pa.Table, rules: Any) -> str:
-    """SHA-256 over the rules and the rows, sorted by clip_id, as canonical JSON lines."""
-    digest = hashlib.sha256(_canonical([FORMAT, rules]))
-    for batch in table.sort_by("clip_id").to_batches(BATCH_ROWS):
-        for row in batch.to_pylist():
-            digest.update(_canonical([row[name] for name in SCHEMA.names]))
-    return digest.hexdigest()
 
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
-def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Header and rows of a list, given its .parquet or .json, checked against each other.
+def check_version(path: Path) -> dict[str, Any]:
+    """Header of a list, given its .parquet or .json, whose rows were found to be what it says.
 
     Raises FileNotFoundError, and VersionError when the rows do not match the header.
     """
@@ -191,57 +119,24 @@ def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if header["format"] != FORMAT:
         raise VersionError(f"{path} has format {header['format']!r}; this version reads format {FORMAT}.")
     header = read_json(path.with_suffix(".json"), "rules", "sha256_now")
-    table = read_table(path.with_suffix(".parquet"), schema=SCHEMA)
-    digest = hash_rows(table, header["rules"])
+    listed, contents = path.with_suffix(".parquet"), _Contents(header["rules"])
+    check_parquet([listed], SCHEMA.names)
+    with connection_beside(path.parent) as connection:
+        rows = connection.sql(
+            f"SELECT {', '.join(SCHEMA.names)} FROM read_parquet({sql_path(listed)}) ORDER BY clip_id"
+        )
+        for _ in contents.through(batches(rows, SCHEMA)):
+            pass
+    digest = contents.digest.hexdigest()
     if digest != header["sha256_now"]:
         expected = header["sha256_now"][:16]
         raise VersionError(f"{path} holds other clips than its header lists ({digest[:16]} instead of {expected}).")
-    return header, table
+    return header
 
 
-def compare(old: Path, new: Path) -> Difference:
-    """Difference from one list to another. Raises the errors of `read_version`."""
-    (before, a), (after, b) = read_version(old), read_version(new)
-    different = {name: f"a.{name} IS DISTINCT FROM b.{name}" for name in COMPARED}
-    counts = ", ".join(f"count(*) FILTER ({text})" for text in different.values())
-    changes = f"SELECT {_totals('b.')}, {counts} FROM a JOIN b USING (clip_id) WHERE {' OR '.join(different.values())}"
-    with duckdb.connect(config=NO_EXTENSIONS) as connection:
-        for name, table in (("a", a), ("b", b)):
-            connection.register(name, table.filter(table["taken_down"].is_null()))
-        connection.register("withdrawn", b.filter(b["taken_down"].is_valid()))
-        added, added_hours = _one(connection, f"SELECT {_totals()} FROM b ANTI JOIN a USING (clip_id)")
-        removed, removed_hours = _one(connection, f"SELECT {_totals()} FROM a ANTI JOIN b USING (clip_id)")
-        (withdrawn,) = _one(connection, "SELECT count(*) FROM a SEMI JOIN withdrawn USING (clip_id)")
-        changed, hours, *fields = _one(connection, changes)
-    fields_changed = {name: count for name, count in zip(COMPARED, fields, strict=True) if count}
-    rules = {name: (was, now) for name, was, now in _changes(before["rules"], after["rules"])}
-    return Difference(added, added_hours, removed, removed_hours, withdrawn, changed, hours, fields_changed, rules)
-
-
-def _totals(of: str = "") -> str:
-    """SQL for the number of clips and hours of a list."""
-    return f"count(*), coalesce(sum(round(1000 * ({of}t_end - {of}t_start))), 0) / {MS_PER_HOUR}"
-
-
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    (row,) = connection.execute(sql).fetchall()
-    return tuple(row)
-
-
-def _changes(before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that differ, by dotted name, with old and new value; None where a list lacks one."""
-    old, new = dict(_flat(before)), dict(_flat(after))
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            yield name, old.get(name), new.get(name)
-
-
-def _flat(rules: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(rules, dict):
-        for key, value in rules.items():
-            yield from _flat(value, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, rules
+def read_version(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Header and rows of a list, as `check_version`. Raises what that raises."""
+    return check_version(path), read_table(path.with_suffix(".parquet"), schema=SCHEMA)
 
 
 def withdraw(path: Path, video_id: str, tombstone: str) -> int:
@@ -251,17 +146,26 @@ def withdraw(path: Path, video_id: str, tombstone: str) -> int:
     The list keeps its name; its header records the new hash. Safe to repeat after a kill. Raises FileNotFoundError,
     and VersionError for a list that was modified otherwise.
     """
-    header, table = (
-        read_json(path.with_suffix(".json"), "rules"),
-        read_table(path.with_suffix(".parquet"), schema=SCHEMA),
+    header, listed = read_json(path.with_suffix(".json"), "rules"), path.with_suffix(".parquet")
+    ids = read_table(listed, ("video_id", "taken_down"))
+    withdrawn, tombstones = (
+        pc.sum(pc.equal(ids[name], value)).as_py() or 0
+        for name, value in (("video_id", video_id), ("taken_down", tombstone))
     )
-    rows = table.to_pylist()
-    withdrawn = [number for number, row in enumerate(rows) if row["video_id"] == video_id]
-    tombstones = [row for row in rows if row["taken_down"] == tombstone]
     if not tombstones:  # otherwise a killed withdrawal may have written only one of the two files
-        read_version(path)
-    for number in withdrawn:
-        rows[number] = {"clip_id": rows[number]["clip_id"], "taken_down": tombstone}
+        check_version(path)
     if withdrawn or tombstones:
-        _write(path.parent, pa.Table.from_pylist(rows, SCHEMA), header["rules"], header)
-    return len(withdrawn) + len(tombstones)
+        write_version(path.parent, _buried(listed, video_id, tombstone), header["rules"], header)
+    return withdrawn + tombstones
+
+
+def _buried(listed: Path, video_id: str, tombstone: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a list, of those of the video nothing but the clip_id."""
+    for batch in read_batches(listed, BATCH_ROWS, SCHEMA.names):
+        own = pc.fill_null(pc.equal(batch["video_id"], video_id), False)
+        kept = {name: pc.if_else(own, pa.scalar(None, batch[name].type), batch[name]) for name in SCHEMA.names}
+        kept["clip_id"] = batch["clip_id"]
+        kept["taken_down"] = pc.if_else(own, tombstone, batch["taken_down"])
+        yield pa.RecordBatch.from_arrays(
+            [kept[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA
+        )

@@ -115,8 +115,8 @@ def find_pairs(config: DuplicatesConfig, prints: Prints) -> np.ndarray:
     placed = (length << np.uint64(ROW_BITS)) | np.arange(len(kept), dtype=np.uint64)
     left_out = 0
     for column in range(hashes.shape[1]):
-        # The hash of a flat curve says nothing.
-        keyed = np.flatnonzero(~prints.flat[kept]) if column == FRAMES else slice(None)
+        # Copies sound alike: the images of clips with silence alone need keys, and the hash of silence says nothing.
+        keyed = np.flatnonzero(prints.flat[kept] != (column == FRAMES))
         shared = np.ascontiguousarray(hashes[keyed, column]).view(np.uint8).reshape(-1, 8).astype(np.uint64)
         codes = [np.zeros(0, np.int64)]
         for one, two in KEYS:
@@ -152,17 +152,18 @@ def _compare_neighbours(
     (k,) uint64, each as earlier * n + later; returns how many clips had more neighbours than are compared."""
     place = ordered >> np.uint64(ROW_BITS)  # key and length
     row = (ordered & np.uint64((1 << ROW_BITS) - 1)).view(np.int64)
-    heard = audio[row]
+    frames = images[row].T.copy()
     apart = round(1000 * config.max_seconds_apart)
     alive = np.flatnonzero(place[1:] - place[:-1] <= apart)
     for step in range(1, MOST_COMPARED + 1):
         for begin in range(0, len(alive), CHUNK):
             some = alive[begin : begin + CHUNK]
-            some = some[np.bitwise_count(heard[some] ^ heard[some + step]) <= MOST_AUDIO_BITS]
+            bits = sum(np.bitwise_count(frame[some] ^ frame[some + step]) for frame in frames)
+            some = some[bits <= config.max_different_bits]
             pair = np.sort(np.stack([row[some], row[some + step]]), axis=0)
-            bits = np.bitwise_count(images[pair[0]] ^ images[pair[1]]).sum(axis=1)
+            near = np.bitwise_count(audio[pair[0]] ^ audio[pair[1]]) <= MOST_AUDIO_BITS
             # Lengths once more: what follows the longest clips under a key has another key.
-            near = (bits <= config.max_different_bits) & (np.abs(ms[pair[0]] - ms[pair[1]]) <= apart)
+            near &= np.abs(ms[pair[0]] - ms[pair[1]]) <= apart
             codes.append(pair[0, near] * len(ms) + pair[1, near])
         # Sorted by length: whose n-th neighbour is too far is done, as later ones are farther.
         alive = alive[: np.searchsorted(alive, len(place) - step - 1)]
@@ -180,19 +181,21 @@ def _with_same_audio(
     pairs: np.ndarray,
 ) -> np.ndarray:
     """Those of the pairs whose loudness curves correlate."""
-    wanted = np.unique(pairs)
-    connection.register("wanted", pa.table({"clip_id": prints.clips.take(wanted), "place": np.arange(len(wanted))}))
+    involved = np.unique(pairs)
+    connection.register(
+        "involved", pa.table({"clip_id": prints.clips.take(involved), "place": np.arange(len(involved))})
+    )
     curves = (
         connection.sql(
-            f"SELECT loudness::TINYINT[] AS loudness FROM {table} JOIN wanted USING (clip_id) ORDER BY place"
+            f"SELECT loudness::TINYINT[] AS loudness FROM {table} JOIN involved USING (clip_id) ORDER BY place"
         )
         .to_arrow_table()["loudness"]
         .combine_chunks()
     )
-    connection.unregister("wanted")
+    connection.unregister("involved")
     starts = np.concatenate([[0], np.cumsum(curves.value_lengths().to_numpy(zero_copy_only=False))]).astype(int)
     values = curves.flatten().to_numpy(zero_copy_only=False)
-    places = np.searchsorted(wanted, pairs)
+    places = np.searchsorted(involved, pairs)
     same = [
         same_audio(config, values, starts, places[begin : begin + BATCH_ROWS // 8])
         for begin in range(0, len(pairs), BATCH_ROWS // 8)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from common.errors import MissingFileError
-from common.ledger.tables import MEMORY_LIMIT
 from common.query import connect
 from common.runs import RunFolder
 from curation.config import SelectConfig
@@ -21,6 +20,5 @@ def reselect(config: SelectConfig, run: RunFolder, test_list: str = "") -> Curat
         raise MissingFileError(f"{run.clips_parquet} does not exist; run the curation job, which writes it.")
     held = read_split(Path(test_list)) if test_list else None
     with connect(run.root) as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         write_decided(config, held, connection, "clips", run.clips_parquet, {})
     return summarise(run)

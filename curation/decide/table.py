@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.clips import CLIP_SCHEMA, write_ordered_clips
-from common.ledger.tables import BATCH_ROWS, connection_beside, sql_path
+from common.ledger.tables import connection_beside, sql_path
 from common.parquet import check_parquet
 from common.runs import atomic_write
 from curation.config import CurationConfig, SelectConfig
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
 
 # Fields of the clip table that no stage fills in.
-COMPARED, OF_THE_RUN = ("dup_group", "test_overlap", "split"), ("run_id", "stage_versions")
+NOT_JUDGED = ("dup_group", "test_overlap", "split", "run_id", "stage_versions")
 # Fields of `curation.rows.ClipRow` beside those of the clip table: of a clip file, to find copies by; of its source, to
 # cut it again; of its faces, for the track table.
 BESIDE = [
@@ -36,12 +36,11 @@ BESIDE = [
     *[("path", TEXT), ("size", pa.list_(INT)), ("tracks_file", TEXT), ("x", REAL), ("y", REAL), ("point_at", REAL)],
     *[("speaking_pct", pa.list_(REAL)), ("lips", pa.list_(pa.list_(REAL))), ("sync_scores", pa.list_(pa.list_(REAL)))],
 ]
-JUDGED_SCHEMA = pa.schema(
-    [(field.name, field.type) for field in CLIP_SCHEMA if field.name not in (*COMPARED, *OF_THE_RUN)] + BESIDE
-)
+JUDGED_SCHEMA = pa.schema([(field.name, field.type) for field in CLIP_SCHEMA if field.name not in NOT_JUDGED] + BESIDE)
 """A clip as the stages leave it; its unit is the clip_id. `decision` and `reasons` are null, or those of the stage that
 stopped it; what a stage does not fill in is null."""
-PART_ROWS = 8192  # converted from Python at once
+PART_ROWS = 8192  # in Python or between DuckDB and the file at once
+SORT_MEMORY = "512MB"  # of DuckDB for the sorted table: its rows in Arrow and in the file's row group come on top
 
 
 def write_part(path: Path, rows: Iterable[Row]) -> None:
@@ -72,8 +71,11 @@ def write_clip_table(
     held = read_split(Path(config.test_list)) if config.test_list else None
     with _judged(parts, target.parent) as connection:
         connection.execute("CREATE VIEW cut AS FROM judged WHERE cut_sha256 IS NOT NULL AND decision IS NULL")
-        connection.register("copies", group_duplicates(config.duplicates, connection, "cut"))
-        connection.register("kept_out", find_overlaps(config.duplicates, connection, "cut", references))
+        copies = group_duplicates(config.duplicates, connection, "cut")
+        kept_out = find_overlaps(config.duplicates, connection, "cut", references)
+    with _judged(parts, target.parent) as connection:  # a new one: the other holds on to its memory
+        connection.register("copies", copies)
+        connection.register("kept_out", kept_out)
         connection.execute(
             "CREATE VIEW compared AS FROM judged LEFT JOIN copies USING (clip_id) LEFT JOIN kept_out USING (clip_id)"
         )
@@ -91,10 +93,11 @@ def write_decided(
 ) -> None:
     """Write the clip table `target` from the rows of `table`, decided anew by `config`, with the split of `held` if
     there is one; `fields` are the same in all rows and not in `table`."""
-    here = [name for name in CLIP_SCHEMA.names if name not in fields]
-    given = ("clip_id", "video_id", "duration", "decision", "reasons", "split")
-    sql = decided_sql(config, table, carry=[name for name in here if name not in given])
+    decided = ("clip_id", "video_id", "duration", "decision", "reasons", "split")
+    carried = [name for name in CLIP_SCHEMA.names if name not in (*decided, *fields)]
+    sql = decided_sql(config, table, carry=carried)
     split = split_sql(connection, held, table) if held else "split"
+    connection.execute(f"SET memory_limit = '{SORT_MEMORY}'")
     ordered = connection.sql(f"SELECT * REPLACE ({split} AS split) FROM ({sql}) ORDER BY clip_id")
     constants = {name: pa.array([value], CLIP_SCHEMA.field(name).type) for name, value in fields.items()}
 
@@ -105,7 +108,7 @@ def write_decided(
             [column.cast(kind) for column, kind in zip(columns, CLIP_SCHEMA.types, strict=True)], schema=CLIP_SCHEMA
         )
 
-    write_ordered_clips(target, map(whole, ordered.to_arrow_reader(BATCH_ROWS)))
+    write_ordered_clips(target, map(whole, ordered.to_arrow_reader(PART_ROWS)))
 
 
 def stream_cut(parts: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,13 @@ speaker's face as fractions of the frame.
 """
 
 import logging
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from common.errors import MissingFileError
 from common.untrusted.lists import text_lines
@@ -15,48 +20,83 @@ from curation.sources.remote import WATCH, YOUTUBE_ID, Row, SourcesError, refuse
 logger = logging.getLogger(__name__)
 
 COLUMNS = "id, start, end, x, y"
+FIELDS = ("start", "end", "x", "y")
 # With a larger share of malformed rows, the file is not an AVSpeech list.
 FOREIGN_SHARE = 0.5
 
 
-def list_avspeech(file: Path, source: str = "") -> list[Row]:
+@dataclass
+class _Spans:
+    """The rows of a list, 48 bytes each: `video` is the place of the id in `names`, which are by first appearance."""
+
+    names: dict[str, int] = field(default_factory=dict)
+    video: array = field(default_factory=lambda: array("q"))
+    row_index: array = field(default_factory=lambda: array("q"))
+    values: array = field(default_factory=lambda: array("d"))  # start, end, x, y of each row
+    malformed: array = field(default_factory=lambda: array("q"))  # numbers of lines, from 1
+    first_malformed: str = ""
+    count: int = 0  # of lines with content
+
+
+def list_avspeech(file: Path, source: str = "") -> Iterator[Row]:
     """One row per video in order of first appearance, with all its segments; then one row per malformed line.
 
-    `source` defaults to avspeech_test for a file with "test" in its name, else avspeech_train. Raises
-    FileNotFoundError, and SourcesError when the file holds no such list.
+    The file is read before the first row is asked for. `source` defaults to avspeech_test for a file with "test" in its
+    name, else avspeech_train. Raises FileNotFoundError, and SourcesError when the file holds no such list.
     """
     if not file.is_file():
         raise MissingFileError(f"The AVSpeech list {file} does not exist; set sources.path to avspeech_train.csv.")
     source = source or ("avspeech_test" if "test" in file.stem else "avspeech_train")
-    videos, malformed, count = _read(file)
-    if not videos or len(malformed) > FOREIGN_SHARE * count:
-        found = f"its first malformed line is {malformed[0][1]!r}" if malformed else "it is empty"
+    spans = _read(file)
+    if not spans.names or len(spans.malformed) > FOREIGN_SHARE * spans.count:
+        found = f"its first malformed line is {spans.first_malformed!r}" if spans.malformed else "it is empty"
         raise SourcesError(f"{file} is no AVSpeech list ({found}); expected rows of {COLUMNS} without a header.")
-    if malformed:
-        named = ", ".join(str(number) for number, _ in malformed[:5])
-        logger.warning("%s: %d of %d rows are malformed (line %s ...)", file, len(malformed), count, named)
-    rows = [remote_row(name, WATCH + name, source, segments) for name, segments in videos.items()]
-    return rows + [_refused(file, source, number, line) for number, line in malformed]
+    if spans.malformed:
+        named = ", ".join(str(number) for number in spans.malformed[:5])
+        logger.warning("%s: %d of %d rows are malformed (line %s ...)", file, len(spans.malformed), spans.count, named)
+    return chain(_videos(spans, source), _malformed(file, source, spans.malformed))
 
 
-def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], list[tuple[int, str]], int]:
-    """Segments by video id, the malformed lines with their numbers (from 1), and the count of lines with content."""
-    videos: dict[str, list[dict[str, Any]]] = {}
-    malformed: list[tuple[int, str]] = []
-    count = 0
+def _read(file: Path) -> _Spans:
+    spans = _Spans()
     # An undecodable byte invalidates its own row only.
     for number, line in text_lines(file, errors="replace"):
-        segment = _segment(line, count)
-        name = line.partition(",")[0].strip()
-        if segment is None or (name not in videos and not YOUTUBE_ID.fullmatch(name)):
-            malformed.append((number, line[:200]))
+        values, name = _values(line), line.partition(",")[0].strip()
+        if values is None or (name not in spans.names and not YOUTUBE_ID.fullmatch(name)):
+            spans.first_malformed = spans.first_malformed or line[:200]
+            spans.malformed.append(number)
         else:
-            videos.setdefault(name, []).append(segment)
-        count += 1
-    return videos, malformed, count
+            spans.video.append(spans.names.setdefault(name, len(spans.names)))
+            spans.row_index.append(spans.count)
+            spans.values.extend(values)
+        spans.count += 1
+    return spans
 
 
-def _segment(line: str, row_index: int) -> dict[str, Any] | None:
+def _videos(spans: _Spans, source: str) -> Iterator[Row]:
+    video, values = np.frombuffer(spans.video, np.int64), np.frombuffer(spans.values).reshape(-1, 4)
+    order = np.argsort(video, kind="stable")
+    ends = np.cumsum(np.bincount(video)).tolist()
+    for name, begin, end in zip(spans.names, [0, *ends], ends, strict=False):
+        segments = [
+            {"row_index": spans.row_index[place]} | dict(zip(FIELDS, values[place].tolist(), strict=True))
+            for place in order[begin:end].tolist()
+        ]
+        yield remote_row(name, WATCH + name, source, segments)
+
+
+def _malformed(file: Path, source: str, numbers: array) -> Iterator[Row]:
+    """A refused row for each of these lines, in their order, read once more."""
+    remaining = iter(numbers)
+    refused = next(remaining, None)
+    for number, line in text_lines(file, errors="replace") if refused is not None else ():
+        if number == refused:
+            yield _refused(file, source, number, line[:200])
+            refused = next(remaining, None)
+
+
+def _values(line: str) -> tuple[float, float, float, float] | None:
+    """Start, end, x and y of a row; None for one that is malformed."""
     try:
         _, start, end, x, y = map(float, ("0" + line[line.index(",") :]).split(","))
     except ValueError:
@@ -64,7 +104,7 @@ def _segment(line: str, row_index: int) -> dict[str, Any] | None:
     # Written so that NaN fails too.
     if not (0 <= start < end < float("inf") and 0 <= x <= 1 and 0 <= y <= 1):
         return None
-    return {"row_index": row_index, "start": start, "end": end, "x": x, "y": y}
+    return start, end, x, y
 
 
 def _refused(file: Path, source: str, number: int, line: str) -> Row:

@@ -4,6 +4,8 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ logger = logging.getLogger(__name__)
 GENERATED = {"settings", "versions", "fps"}
 
 
-def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
+def list_sources(config: SourcesConfig) -> Iterator[dict[str, Any]]:
     """Rows with `unit` (the video id), path, bytes, mtime_ns, source, row_index, caption.
 
     For local videos the unit is the path relative to the folder, and caption (null without one) and segments
     come from a `<video>.json` beside the video. A remote video has `url` and `segments` instead of a path
-    (`curation.sources.remote.remote_row`). Raises FileNotFoundError for an absent folder, list or listed video, and
-    SourcesError when there is no source.
+    (`curation.sources.remote.remote_row`). What is wrong with the list as a whole is raised here, before the first row
+    is asked for: FileNotFoundError for an absent folder, list or listed video, and SourcesError when there is no
+    source. Of a list its text is held, never its rows.
     """
     root = Path(config.path).expanduser()
     if not config.path:
@@ -37,45 +40,62 @@ def list_sources(config: SourcesConfig) -> list[dict[str, Any]]:
     if config.kind == "avspeech":
         return list_avspeech(root, config.name)
     if config.kind == "hdtf":
-        return list_hdtf(root, config.name)
+        return iter(list_hdtf(root, config.name))
     if config.kind == "hdtf100" or config.kind == "hdtf400_15s":
-        return list_hdtf_set(config.kind, root, config.seed)
+        return iter(list_hdtf_set(config.kind, root, config.seed))
     if config.kind == "urls":
         return _urls(root, config.name or "urls")
     if config.kind == "list":
         return _in_list(config, root)
-    rows = [_row(config, root, path) for path in folder_videos(root)]
-    sources = [row for row in rows if not row.pop("generated")]
-    if len(sources) < len(rows):
-        logger.warning("%s: %d videos that `generate` wrote are left out", root, len(rows) - len(sources))
-    if not sources:
+    rows = _in_folder(config, root, folder_videos(root))
+    first = next(rows, None)
+    if first is None:
         raise SourcesError(f"The source folder {root} holds generated videos only; expected videos of people.")
-    return sources
+    return chain([first], rows)
 
 
-def _in_list(config: SourcesConfig, file: Path) -> list[dict[str, Any]]:
+def _in_folder(config: SourcesConfig, root: Path, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    generated = 0
+    for path in paths:
+        row = _row(config, root, path)
+        if row.pop("generated"):
+            generated += 1
+        else:
+            yield row
+    if generated:
+        logger.warning("%s: %d videos that `generate` wrote are left out", root, generated)
+
+
+def _in_list(config: SourcesConfig, file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         raise MissingFileError(
             f"The source list {file} does not exist; set sources.path to a text file of video paths."
         )
-    paths = [file.parent / line for line in _entries(file)]
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if not paths:
+    entries = _entries(file)
+    missing = [entry for entry in entries if not os.path.isfile(file.parent / entry)]
+    if not entries:
         raise SourcesError(f"The source list {file} is empty; write one video path per line.")
-    if len(missing) == len(paths):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise MissingFileError(f"{file} names {missing[0]}{more}, which does not exist; correct the list.")
     if missing:
-        logger.warning("%s names %d files that do not exist, such as %s", file, len(missing), missing[0])
-    absent, rows = set(missing), []
-    for number, path in enumerate(paths):
-        if path in absent:
+        example = file.parent / missing[0]
+        if len(missing) == len(entries):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise MissingFileError(f"{file} names {example}{more}, which does not exist; correct the list.")
+        logger.warning("%s names %d files that do not exist, such as %s", file, len(missing), example)
+    return _listed_videos(config, file, entries, frozenset(missing))
+
+
+def _listed_videos(
+    config: SourcesConfig, file: Path, entries: Sequence[str], missing: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    for number, entry in enumerate(entries):
+        path = file.parent / entry
+        if entry in missing:
             message = f"{path} does not exist; correct {file}."
-            rows.append(refused_row(_name(path, file.parent), config.name or "folder", "missing_file", message))
+            yield refused_row(_name(path, file.parent), config.name or "folder", "missing_file", message)
         else:
-            rows.append(_row(config, file.parent, path) | {"row_index": number})
-            rows[-1].pop("generated")
-    return rows
+            row = _row(config, file.parent, path) | {"row_index": number}
+            row.pop("generated")
+            yield row
 
 
 def _entries(file: Path) -> list[str]:
@@ -83,11 +103,11 @@ def _entries(file: Path) -> list[str]:
     return [line for line in dict.fromkeys(line for _, line in text_lines(file)) if not line.startswith("#")]
 
 
-def _urls(file: Path, source: str) -> list[dict[str, Any]]:
+def _urls(file: Path, source: str) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         raise MissingFileError(f"The list {file} does not exist; set sources.path to a text file of addresses.")
-    rows: dict[str, dict[str, Any]] = {}
-    wrong: list[dict[str, Any]] = []
+    addresses: dict[str, str] = {}
+    wrong: list[tuple[str, str]] = []
     for entry in _entries(file):
         url, _, video_id = entry.partition(" ")
         video = youtube_id(url)
@@ -99,16 +119,15 @@ def _urls(file: Path, source: str) -> list[dict[str, Any]]:
         elif not SAFE_ID.fullmatch(unit):
             problem = f"{file} gives the id {unit!r}; expected letters, digits, '-', '_' and '.' only."
         if problem:
-            wrong.append(refused_row(f"{file.name}:{entry[:200]}", source, "malformed_row", problem))
-        elif rows.setdefault(unit, remote_row(unit, address, source, []))["url"] != address:
+            wrong.append((f"{file.name}:{entry[:200]}", problem))
+        elif addresses.setdefault(unit, address) != address:
             raise SourcesError(f"{file} gives the id {unit!r} to {address} and to another address; ids must differ.")
-    if wrong and not rows:
-        raise SourcesError(wrong[0]["refused"]["message"])
-    if not rows:
-        raise SourcesError(f"The list {file} is empty; write one address per line.")
+    if not addresses:
+        raise SourcesError(wrong[0][1] if wrong else f"The list {file} is empty; write one address per line.")
     if wrong:
-        logger.warning("%s: %d lines cannot be used: %s", file, len(wrong), wrong[0]["refused"]["message"])
-    return [*rows.values(), *wrong]
+        logger.warning("%s: %d lines cannot be used: %s", file, len(wrong), wrong[0][1])
+    good = (remote_row(unit, address, source, []) for unit, address in addresses.items())
+    return chain(good, (refused_row(unit, source, "malformed_row", problem) for unit, problem in wrong))
 
 
 def _row(config: SourcesConfig, base: Path, path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DamagedFileError, damaged
-from common.runs import atomic_write
 
 
 @contextmanager
@@ -59,23 +58,6 @@ def read_batches(path: Path | str, rows: int, columns: Sequence[str] | None = No
     """
     with reading_parquet(path), pq.ParquetFile(path) as file:
         yield from file.iter_batches(rows, columns=list(columns) if columns else None)
-
-
-def write_ordered(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema, group_rows: int) -> None:
-    """Write batches to a Parquet file as they come, in row groups of `group_rows` whatever the batches; equal rows give
-    equal bytes. Memory holds one group and one batch. Raises DiskFullError, and what the batches raise, which leaves
-    the old file."""
-    waiting: list[pa.RecordBatch] = []
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for batch in batches:
-            waiting.append(batch)
-            if sum(map(len, waiting)) >= group_rows:
-                table = pa.Table.from_batches(waiting, schema)
-                whole = len(table) // group_rows * group_rows
-                for begin in range(0, whole, group_rows):
-                    writer.write_table(table[begin : begin + group_rows].combine_chunks())
-                waiting = table[whole:].to_batches()
-        writer.write_table(pa.Table.from_batches(waiting, schema).combine_chunks())
 
 
 def check_parquet(files: Iterable[Path], columns: Sequence[str] = ()) -> None:

@@ -14,7 +14,7 @@ import socket
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -317,6 +317,16 @@ def fingerprint(obj: Any) -> str:
     """First 16 hex digits of the SHA-256 of the canonical JSON of `obj` (see `plain`): equal content, equal print."""
     text = json.dumps(plain(obj), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint_rows(rows: Iterable[Any]) -> str:
+    """The fingerprint of the list of these rows, of which one is held at a time."""
+    digest, comma = hashlib.sha256(b"["), b""
+    for row in rows:
+        digest.update(comma + json.dumps(plain(row), sort_keys=True, separators=(",", ":")).encode())
+        comma = b","
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def hash_path(path: Path | str) -> str:

@@ -163,7 +163,7 @@ def freeze(
     setup_logging(verbose)
     from common.process.locks import hold_run
     from common.runs import RunFolder
-    from curation.dataset.versions import freeze as write_version
+    from curation.dataset.freeze import freeze as write_version
     from pipelines.recipe import read_recipe
 
     chosen = read_recipe(recipe, tuple(settings or ()))
@@ -178,7 +178,7 @@ def diff(
     new: Annotated[Path, typer.Argument(help="list to compare with", callback=existing_file)],
 ) -> None:
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
-    from curation.dataset.versions import compare
+    from curation.dataset.difference import compare
 
     show("\n".join(compare(old, new).lines()))
 

@@ -5,8 +5,8 @@ By hand; 300,000 clips take about ten minutes and 6 GB of disk:
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.large_flow --clips 300000 --executor ray --folder DIR
 
-A source becomes nine clips, each of which goes through four stages whose outputs are 2.4 KB. Overlap of stages that need
-different things is another question:
+A source becomes nine clips, each of which goes through four stages whose outputs are 2.4 KB. Overlap of stages that
+need different things is another question:
 
     python -m tests.benchmarks.large_flow --overlap --executor ray --folder DIR
 """

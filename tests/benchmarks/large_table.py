@@ -21,7 +21,8 @@ from common.executors.config import ExecutorConfig
 from common.ledger.tables import connection_beside, sql_path
 from common.runs import RunFolder
 from curation.config import CurationConfig, SelectConfig, SourcesConfig
-from curation.dataset.versions import compare, freeze
+from curation.dataset.difference import compare
+from curation.dataset.freeze import freeze
 from curation.decide.reselect import reselect
 from curation.decide.split import draw_split, write_split
 from curation.decide.table import JUDGED_SCHEMA, cut_ids, stream_cut, write_clip_table, write_test_fingerprints
@@ -33,7 +34,8 @@ from curation.sources.listing import list_sources
 CLIPS_PER_VIDEO, PARTS = 9, 8
 REAL = {
     "fps_src": "25.0", "sync_c": "hash(i, 1) % 9000 / 1000", "sync_offset": "(hash(i, 2) % 3)::INT - 1",
-    "iqa_1to5": "2 + hash(i, 3) % 3000 / 1000", "face_track_id": "0", "speech_pct": "hash(i, 4) % 100", "n_faces_median": "1.0",
+    "iqa_1to5": "2 + hash(i, 3) % 3000 / 1000", "face_track_id": "0", "n_faces_median": "1.0",
+    "speech_pct": "hash(i, 4) % 100",
     "caption": "'A person is talking to the camera.'", "width": "1280", "height": "720", "codec": "'h264'",
     "source": "'avspeech_train'", "bytes_uri": "'clips/' || clip_id || '.mp4'", "row_index": "i", "size": "NULL",
     "sha256": "md5('s' || i) || md5('t' || i)", "cut_sha256": "md5('s' || i) || md5('t' || i)", "crop": "NULL",
@@ -70,8 +72,9 @@ def make_parts(folder: Path, rows: int) -> list[Path]:
                       round((i % {CLIPS_PER_VIDEO}) * 12.0, 3) AS t_start,
                       3 + hash(origin, 'd') % 176 * 0.04 AS duration FROM numbered),
             noted AS (SELECT * REPLACE (round(duration, 3) AS duration), round(t_start + duration, 3) AS t_end,
-                      [lower(lpad(hex(CASE WHEN origin % 200 = 0 THEN 0 ELSE hash(origin, f) END), 14, '0'))
-                       || (CASE WHEN i = origin THEN '5a' ELSE '69' END) FOR f IN [0, 1, 2]] AS hashes,
+                      [lower(lpad(hex(xor(CASE WHEN origin % 200 = 0 THEN 0::UBIGINT ELSE hash(origin, f) END,
+                       CASE WHEN i = origin THEN 0 ELSE 8796160131080 END::UBIGINT)), 16, '0'))
+                       FOR f IN [0, 1, 2]] AS hashes,
                       [CASE WHEN origin % 100 = 1 THEN -60
                        ELSE -55 + (hash(origin, 'l', s // 3) % 40)::INT + (hash(i, s) % 2)::INT END
                        FOR s IN range((duration * 10)::INT)]::INT[] AS loudness FROM timed)

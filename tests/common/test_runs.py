@@ -17,6 +17,7 @@ from common.runs import (
     atomic_write,
     disk_guard,
     fingerprint,
+    fingerprint_rows,
     hash_path,
     plain,
     read_json,
@@ -92,6 +93,9 @@ def test_fingerprint_is_canonical_and_stable() -> None:
     # printf '{"a":[1,2],"b":1}' | sha256sum
     assert fingerprint({"b": 1, "a": (1, 2)}) == fingerprint({"a": [1, 2], "b": 1}) == "94a786c3662bc7be"
     assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+    rows = [{"b": 1, "a": (1, 2)}, "é", None]
+    for count in range(4):
+        assert fingerprint_rows(iter(rows[:count])) == fingerprint(rows[:count])
 
 
 def test_hash_path_sees_names_and_bytes(tmp_path: Path) -> None:

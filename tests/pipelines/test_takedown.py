@@ -14,8 +14,9 @@ from common.executors.config import ExecutorConfig
 from common.runs import RunFolder, read_json
 from common.shards.store import ShardReader
 from curation.config import SelectConfig
+from curation.dataset.freeze import freeze
 from curation.dataset.takedown import plan
-from curation.dataset.versions import freeze, read_version
+from curation.dataset.versions import read_version
 from latents.config import LatentsConfig
 from latents.job import encode_clips
 from pipelines.takedown import plan_lines, take_down

@@ -12,8 +12,9 @@ from common.executors.config import ExecutorConfig
 from common.media.video import read_video
 from common.runs import RunFolder, sha256_file
 from curation.config import DownloadConfig, EgressConfig
+from curation.dataset.freeze import freeze
 from curation.dataset.rebuild import rebuild
-from curation.dataset.versions import freeze, withdraw
+from curation.dataset.versions import withdraw
 from tests.curation.conftest import draw_talk, write_talk
 from tests.curation.frozen import RULES, make_run, write_videos
 from tests.curation.web import Answer, Web, serve

@@ -102,7 +102,7 @@ def test_what_is_left_is_what_a_run_without_it_makes(
 
 def test_it_never_comes_back(run: RunFolder, sources: Path) -> None:
     forget(run)
-    listed = list_sources(SourcesConfig(str(sources)))
+    listed = list(list_sources(SourcesConfig(str(sources))))
     going, gone = part_taken_down(run, listed)
     assert [row["unit"] for row in going] == ["another_person.mp4", "somebody.mp4"]
     assert [(row["unit"], row["decision"], row["reasons"]) for row in gone] == [
@@ -111,7 +111,8 @@ def test_it_never_comes_back(run: RunFolder, sources: Path) -> None:
     with connect(run.root) as database:
         row = database.execute("SELECT unit, state, reason FROM outcomes WHERE stage = 'takedown'").fetchall()
     assert row == [(tombstone(VIDEO), "rejected", "taken_down")]
-    assert part_taken_down(RunFolder(run.root.parent), listed) == (listed, [])
+    going, gone = part_taken_down(RunFolder(run.root.parent), listed)
+    assert (list(going), gone) == (listed, [])
 
 
 def test_the_copy_of_what_was_withdrawn_is_decided_again(run: RunFolder) -> None:

@@ -11,7 +11,9 @@ from common.clips import read_clips, write_clips
 from common.executors.config import ExecutorConfig
 from common.runs import RunFolder
 from curation.dataset.content import hash_content
-from curation.dataset.versions import SCHEMA, VersionError, compare, freeze, read_version, withdraw
+from curation.dataset.difference import compare
+from curation.dataset.freeze import freeze
+from curation.dataset.versions import SCHEMA, VersionError, read_version, withdraw
 from tests.curation.frozen import RULES, make_run, write_videos
 
 HERE = ExecutorConfig(workers=1)

@@ -25,7 +25,7 @@ def test_stored_videos_come_once_and_again_when_lost(tmp_path: Path, monkeypatch
         (tmp_path / "urls.txt").write_text("\n".join(lines))
 
         def run() -> dict[str, bytes]:
-            rows = list_sources(SourcesConfig(str(tmp_path / "urls.txt"), "urls"))
+            rows = list(list_sources(SourcesConfig(str(tmp_path / "urls.txt"), "urls")))
             assert all(map(is_stored, rows)) and listed(rows).remote == 0
             flow = Flow(tuple(fetch_steps(DownloadConfig(allow_private_addresses=True), tmp_path / "cache")))
             here = run_flow(flow, rows, Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1), "fetch").rows()

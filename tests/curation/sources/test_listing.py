@@ -18,7 +18,7 @@ def touch(*paths: Path) -> None:
 
 def test_a_folder_is_searched_to_the_bottom_in_one_order(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("b.mp4", "a/z.MKV", "a/deep/x.webm", "notes.txt", "face.jpeg", ".b.tmp.mp4")))
-    rows = list_sources(SourcesConfig(str(tmp_path), name="mine"))
+    rows = list(list_sources(SourcesConfig(str(tmp_path), name="mine")))
     assert [row["unit"] for row in rows] == ["a/deep/x.webm", "a/z.MKV", "b.mp4"]
     assert rows[2]["path"] == str(tmp_path / "b.mp4") and rows[2]["bytes"] == 5
     assert {row["source"] for row in rows} == {"mine"} and rows[0]["row_index"] is None
@@ -35,7 +35,7 @@ def test_the_caption_beside_a_video_is_taken(tmp_path: Path) -> None:
 def test_a_list_keeps_its_order_and_numbers(tmp_path: Path) -> None:
     touch(tmp_path / "v" / "2.mp4", tmp_path / "v" / "1.mp4")
     (tmp_path / "list.txt").write_text("# mine\nv/2.mp4\n\nv/1.mp4\nv/2.mp4\n")
-    rows = list_sources(SourcesConfig(str(tmp_path / "list.txt"), kind="list"))
+    rows = list(list_sources(SourcesConfig(str(tmp_path / "list.txt"), kind="list")))
     assert [(row["unit"], row["row_index"]) for row in rows] == [("v/2.mp4", 0), ("v/1.mp4", 1)]
 
 
@@ -59,7 +59,7 @@ def test_addresses_get_ids_that_are_safe_and_their_own(tmp_path: Path) -> None:
         "https://www.youtube.com/watch?v=-bcdefghijk\nhttps://host.test/b.mp4\n",
         encoding="utf-8",
     )
-    rows = list_sources(SourcesConfig(str(tmp_path / "urls.txt"), kind="urls"))
+    rows = list(list_sources(SourcesConfig(str(tmp_path / "urls.txt"), kind="urls")))
     assert [row["unit"] for row in rows[:2]] == ["-bcdefghijk", "first"] and len(rows) == 3
     assert rows[0]["url"] == "https://www.youtube.com/watch?v=-bcdefghijk" and len(rows[2]["unit"]) == 16
     assert {(row["source"], row["path"], len(row["segments"])) for row in rows} == {("urls", None, 0)}
@@ -82,7 +82,9 @@ def test_addresses_that_cannot_be_used_are_named(tmp_path: Path, text: str, word
 
 def test_the_lists_of_data_sets_are_known_by_kind(tmp_path: Path) -> None:
     (tmp_path / "avspeech_test.csv").write_text("abcdefghijk,1,5,0.5,0.5\n")
-    assert list_sources(SourcesConfig(str(tmp_path / "avspeech_test.csv"), "avspeech"))[0]["source"] == "avspeech_test"
+    assert (
+        next(list_sources(SourcesConfig(str(tmp_path / "avspeech_test.csv"), "avspeech")))["source"] == "avspeech_test"
+    )
     with pytest.raises(FileNotFoundError, match="RD_video_url.txt does not exist"):
         list_sources(SourcesConfig(str(tmp_path), "hdtf"))
 
