@@ -1,15 +1,16 @@
-"""Constants shared by all samples of a shard folder, in one small file next to the shards."""
+"""Constants shared by all samples of a shard folder, in one small file beside the shards, and what names a sample."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from common.errors import InputError, MissingFileError, damaged
-from common.runs import atomic_write, hash_path
+from common.runs import atomic_write, fingerprint, hash_path
 from latents.config import AudioKind
 
 if TYPE_CHECKING:  # takes seconds, which a forecast from widths alone does without
@@ -116,6 +117,17 @@ def read_constants(folder: Path) -> Constants:
         audio="waveform" if tensors["waveform"] else "features",
         audio_encoder=tensors["audio_encoder"].tobytes().hex(),
     )
+
+
+def cached(cache: Path, clip_id: str) -> Path:
+    """Cache file of the tensors of one clip."""
+    return cache / f"{clip_id}.safetensors"
+
+
+def clips_digest(clips: Sequence[Mapping[str, Any]]) -> str:
+    """Digest of clips, sorted by clip_id, and all that their samples depend on: 16 hexadecimal digits."""
+    fields = ("clip_id", "video_id", "split", "caption", "sha256")
+    return fingerprint([[str(clip.get(name)) for name in fields] for clip in clips])
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from common.shards.sample import pack_tensors, read_tensors, write_parts
 from common.shards.store import ShardWriter
 from latents.bill import write_bill
 from latents.config import AudioKind, LatentsConfig
-from latents.constants import CONTENTS, write_constants
+from latents.constants import CONTENTS, cached, clips_digest, write_constants
 from latents.encode import (
     Encoders,
     encode_clip,
@@ -186,11 +186,6 @@ def placed(config: LatentsConfig, executor: ExecutorConfig) -> tuple[str, Litera
     return str(resolved), "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
-def cached(cache: Path, clip_id: str) -> Path:
-    """Cache file of the tensors of one clip."""
-    return cache / f"{clip_id}.safetensors"
-
-
 def pack_shards(
     shards: Path,
     cache: Path,
@@ -217,12 +212,6 @@ def contents(stage: LatentsStage, audio_encoder: str, units: Sequence[Clip]) -> 
         "clips": len(units),
         "digest": clips_digest(units),
     }
-
-
-def clips_digest(clips: Sequence[Clip]) -> str:
-    """Digest of clips, sorted by clip_id, and all that their samples depend on: 16 hexadecimal digits."""
-    fields = ("clip_id", "video_id", "split", "caption", "sha256")
-    return fingerprint([[str(clip.get(name)) for name in fields] for clip in clips])
 
 
 def is_packed(shards: Path, expected: Mapping[str, Any]) -> bool:

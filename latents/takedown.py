@@ -8,8 +8,7 @@ from common.clips import stream_clips
 from common.runs import RunFolder, fingerprint, read_json
 from common.shards.index import finish_removal, read_index
 from common.shards.removal import remove_samples
-from latents.constants import CONTENTS
-from latents.job import cached, clips_digest
+from latents.constants import CONTENTS, cached, clips_digest
 
 VERSION = "version.json"
 FIELDS = ("clip_id", "video_id", "split", "caption", "sha256")

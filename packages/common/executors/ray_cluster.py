@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.executors.config import ExecutorConfig
-from common.executors.flow import Done, Task
-from common.executors.host import Host
 from common.executors.stage import StageError
 from common.process.offline import offline_environment, refuse_telemetry
 from common.process.signals import Stopped, keep_handlers
@@ -40,16 +38,16 @@ class WorkerKind(NamedTuple):
 
 
 class RayWorker:
-    """A Ray actor that is a `Host`, with its reservation."""
+    """A Ray actor that is a `common.executors.host.Host`, with its reservation."""
 
     ahead = 1
 
-    def __init__(self, kind: WorkerKind, host: Host) -> None:
+    def __init__(self, kind: WorkerKind, host: Any) -> None:
         import ray
 
         self.death = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
         options: dict[str, Any] = {"num_cpus": kind.cpus, "num_gpus": kind.gpus, "resources": dict(kind.resources)}
-        actor: Any = ray.remote(Host).options(**options, max_restarts=0)
+        actor: Any = ray.remote(type(host)).options(**options, max_restarts=0)
         self.host = host
         self._actor: Any = actor.remote(*host.arguments)
         self.started: Future[Any] = self._actor.ping.remote().future()
@@ -60,7 +58,7 @@ class RayWorker:
         self._last = self._actor.load.remote(step).future()
         return self._last
 
-    def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
+    def submit(self, tasks: Sequence[Any]) -> "Future[list[Any]]":
         """Start the tasks in the actor."""
         self._last = self._actor.run.remote(tasks).future()
         return self._last
