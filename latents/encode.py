@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.process.imports import large_imports
+
+with large_imports():
+    from omniavatar.encoders.vae import WanVAE, load_vae
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +27,6 @@ from latents.config import AudioKind
 from latents.constants import Constants, to_samples, to_wave
 from omniavatar.encoders.audio import AudioEncoder, drop_duplicate, load_audio_encoder
 from omniavatar.encoders.text import TextEncoder, load_text_encoder, stream_text_encoder
-from omniavatar.encoders.vae import WanVAE, load_vae
 from omniavatar.video.images import cover
 
 ENCODER_ROLES = ("vae", "text_encoder", "tokenizer", "audio_encoder")

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -33,12 +33,14 @@ ENGINES = {
 BROAD_EXCEPT = ("common/executors/runner.py", "pipelines/cli/failures.py", "pipelines/gpu_drill/drill.py")
 
 
+@cache
 def sources() -> dict[str, Path]:
     """Name such as "eval/features/sync.py" -> path, of every source file of the floors."""
     files = ((name, folder, path) for name, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py")))
     return {f"{name}/{path.relative_to(folder)}": path for name, folder, path in files}
 
 
+@cache
 def own_tests() -> dict[str, Path]:
     """Name -> path of every file below tests/."""
     return {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "tests").rglob("*.py"))}
@@ -54,19 +56,27 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file, walked once for all tests."""
+    return list(ast.walk(tree(path)))
+
+
+@cache
+def imports(path: Path) -> list[str]:
     """Dotted names a file imports, anywhere in it; of `from a import b` both `a` and `a.b`."""
-    for node in ast.walk(tree(path)):
+    found = []
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def offences(files: dict[str, Path], wrong: Callable[[ast.AST], bool]) -> list[str]:
     """ "file:line" of every node that `wrong` says yes to."""
-    return [f"{name}:{node.lineno}" for name, path in files.items() for node in ast.walk(tree(path)) if wrong(node)]  # type: ignore[attr-defined]
+    return [f"{name}:{node.lineno}" for name, path in files.items() for node in nodes(path) if wrong(node)]  # type: ignore[attr-defined]
 
 
 def spelled(node: ast.AST) -> str:
@@ -123,7 +133,8 @@ def test_nobody_edits_sys_path() -> None:
         if isinstance(node, ast.Call):
             return spelled(node.func).startswith("sys.path.") or spelled(node.func) == "site.addsitedir"
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        return any(ast.unparse(target).startswith("sys.path") for target in targets if isinstance(target, ast.expr))
+        parts = [part for target in targets if isinstance(target, ast.expr) for part in ast.walk(target)]
+        return any(spelled(part).startswith("sys.path") for part in parts)
 
     assert offences(sources() | own_tests(), wrong) == []
 

@@ -16,6 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.process.imports import large_imports
+
+with large_imports():
+    from training.engine.zero import Engine, StepResult, join_group, leave_group
+
 import torch
 from torch import Tensor
 
@@ -33,7 +38,6 @@ from training.data.buckets import Bucket
 from training.data.phases import WHOLE, after_validation, in_phase, next_phase, phase_number
 from training.data.windows import ClipWindows, MicroBatch, Store, stream
 from training.engine.optimizer import build_optimizer, learning_rate
-from training.engine.zero import Engine, StepResult, join_group, leave_group
 from training.fault_tolerance import is_spike, skip_reason, step_skipped, step_taken, with_unreadable
 from training.launch.hang_detection import COMPUTING, READING, SAVING, RankHeartbeat
 from training.launch.rank import (

@@ -5,6 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.process.imports import large_imports
+
+with large_imports():
+    from omniavatar.generate import chunk_starts, draw_portrait, stream_video
+
 import numpy as np
 
 from common.constants import FPS, SAMPLES_PER_FRAME
@@ -12,7 +17,6 @@ from common.media.audio import read_audio
 from common.media.video import read_video
 from common.runs import RunFolder, fingerprint
 from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, Request
-from omniavatar.generate import chunk_starts, draw_portrait, stream_video
 from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.planning.job import job_for
 from omniavatar.video.images import fit_image, to_frames

@@ -88,15 +88,18 @@ def _latents(networks: Networks, clip: Clip, gpu: bool) -> Peak:
 
 
 def _training(network: Network, recipe: Recipe, clip: Clip, gpu: bool) -> Peak:
-    """A rank loads the base in float32 and casts it, computes gradients, and updates what is trained."""
+    """A rank loads the base in the type of its frozen weights, computes gradients, and updates what is trained."""
     train, count = recipe.train, parameters(network)
     step = memory(network, clip.job.tokens, train.engine, train.model.gradient_checkpointing, 1)
-    loading = FLOAT * (count.frozen + count.trained)
     if gpu:
+        half = train.engine.frozen_dtype == "bf16"
+        loading = FLOAT * (count.frozen_fp32 + count.trained) + (HALF if half else FLOAT) * (
+            count.frozen - count.frozen_fp32
+        )
         return Peak(LAUNCHER + TRAINER + loading, step.total)
     updating = round(UPDATING * FLOAT * count.trained)
     running = step.states + step.buffers + step.host + max(step.kept + step.working, updating)
-    return Peak(LAUNCHER + TRAINER + max(loading, running))
+    return Peak(LAUNCHER + TRAINER + running)
 
 
 def network_of_sizes(sizes: Sizes) -> Network:

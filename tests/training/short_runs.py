@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.process.imports import large_imports
+
+with large_imports():
+    from training.engine.zero import Engine, join_group, leave_group
+
 import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
@@ -18,7 +23,6 @@ from common.recipe import dump_recipe, load_recipe
 from omniavatar.model.transformer import AvatarTransformer, build_condition
 from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
 from training.engine.optimizer import build_optimizer
-from training.engine.zero import Engine, join_group, leave_group
 from training.omniavatar.model import build_model
 from training.omniavatar.objective import Batch, sample_losses
 

@@ -1,7 +1,7 @@
 """The model to train: its initial weights, and which of them are trained."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from omniavatar.weights.model_configs import build_empty
 from omniavatar.weights.tensor_files import CheckpointError, is_finite
 from training.config import EngineConfig, ModelConfig
 from training.engine.sharded_init import builds_in_shards, cast_frozen, fill_shards, gathered, in_shards, without_draws
-from training.omniavatar.export import adapter_config
+from training.omniavatar.export import DTYPES, adapter_config
 
 
 def build_model(
@@ -35,10 +35,14 @@ def build_model(
     """
     torch.manual_seed(seed)
     sharded = engine is not None and builds_in_shards(engine, config.base, config.variant)
-    model = _base_in_shards(config, engine) if engine is not None and sharded else _base(config)
+    model = (
+        _base_in_shards(config, engine, frozen_dtype)
+        if engine is not None and sharded
+        else _base(config, DTYPES[frozen_dtype])
+    )
     if not config.plain:
         # Of a base in shards only the patch embedding is gathered: the avatar model widens its input.
-        with gathered(model.dit.patch_embedding.parameters(), change=True):
+        with gathered(model.dit.patch_embedding.parameters(), change=True), _passing_for_float32(model):
             _add_audio(model, config, audio_dim)
     mark_trainable(model, config.variant)
     cast_frozen(model, frozen_dtype)
@@ -48,11 +52,31 @@ def build_model(
     return model.train()  # in eval mode gradient checkpointing is silently off
 
 
-def _base(config: ModelConfig) -> AvatarTransformer:
-    return new_base(base_config(config.base)) if config.init == "random" else load_base(config.base)
+def _base(config: ModelConfig, frozen: torch.dtype) -> AvatarTransformer:
+    if config.init == "random":
+        return new_base(base_config(config.base))
+    if config.variant in ("full", "base"):
+        return load_base(config.base)
+    return load_base(config.base, frozen, exact=["patch_embedding"])  # which is trained
 
 
-def _base_in_shards(config: ModelConfig, engine: EngineConfig) -> AvatarTransformer:
+@contextmanager
+def _passing_for_float32(model: AvatarTransformer) -> Iterator[None]:
+    """Context in which the frozen weights look like float32: peft makes LoRA, and rounds its first values, in their
+    type."""
+    rounded = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dtype != torch.float32]
+    for parameter, data in rounded:
+        parameter.data = torch.empty(0, device=data.device)
+    try:
+        yield
+    finally:
+        for parameter, data in rounded:
+            parameter.data = data
+
+
+def _base_in_shards(
+    config: ModelConfig, engine: EngineConfig, frozen_dtype: Literal["fp32", "bf16"]
+) -> AvatarTransformer:
     random, arguments = config.init == "random", base_config(config.base)
     if not random:
         load_base(config.base, device="meta")  # names, shapes and types are checked before anything is read
@@ -66,6 +90,9 @@ def _base_in_shards(config: ModelConfig, engine: EngineConfig) -> AvatarTransfor
     for buffer, computed in zip(model.buffers(), reference.buffers(), strict=True):
         buffer.data = computed.to(buffer.device)
     if not random:
+        model.requires_grad_(False)
+        model.dit.patch_embedding.requires_grad_(True)  # is trained, so it stays exact
+        cast_frozen(model, frozen_dtype)
         fill_shards(model.dit, _finite_tensors(config.base))
     return model
 

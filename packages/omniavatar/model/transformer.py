@@ -6,7 +6,7 @@ Input channels of the avatar model: 16 noisy latent, 16 reference latent, 1 mask
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -296,20 +296,21 @@ def load_base(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     mapped: bool = False,
+    exact: Collection[str] = (),
 ) -> AvatarTransformer:
     """Load a plain Wan text-to-video transformer from a folder in diffusers or in original Wan layout.
 
     Shards are streamed: peak memory is the model and one shard. On device "meta" only headers are read and checked, and
-    the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding) stay
-    float32 for every `dtype`. With `mapped` weights stay maps of their files, of the type they have there, for
-    `settle_weights` with `stored_type_of`. Raises FileNotFoundError, CheckpointError.
+    the model has no values. Parameters that diffusers keeps in float32 (norms, modulation tables, time embedding), and
+    those of modules named in `exact`, are float32 for every `dtype`. With `mapped` weights stay maps of their files, of
+    the type they have there, for `settle_weights` with `stored_type_of`. Raises FileNotFoundError, CheckpointError.
     """
     config = base_config(folder)
     file, shapes = Path(folder) / "config.json", read_shapes(folder)
     named = {dit_to_diffusers(name): shape for name, shape in shapes.items()} if _is_original(folder) else shapes
     _check_sizes(file, config, named)
     dit = build_described(file, lambda: AudioConditionedWan.from_config(config))
-    kind = stored_type_of(dit, dtype)
+    kind = stored_type_of(dit, dtype, exact)
     fill_module(dit, base_tensors(folder, device), folder, kind, name_in_file=name_in_base(folder), mapped=mapped)
     return AvatarTransformer(dit).to(device)
 
@@ -320,9 +321,11 @@ def name_in_base(folder: Path | str) -> Callable[[str], str]:
     return lambda name: rename(name.removeprefix("dit.").replace(".base_layer.", "."))
 
 
-def stored_type_of(dit: AudioConditionedWan, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
-    """The type of each parameter, by its name, of a transformer that computes in `dtype`."""
-    return partial(_stored_type, dtype, set(dit._keep_in_fp32_modules or ()))
+def stored_type_of(
+    dit: AudioConditionedWan, dtype: torch.dtype, exact: Collection[str] = ()
+) -> Callable[[str], torch.dtype]:
+    """The type of each parameter, by its name, of a transformer that computes in `dtype`; `exact` as in `load_base`."""
+    return partial(_stored_type, dtype, {*(dit._keep_in_fp32_modules or ()), *exact})
 
 
 def base_config(folder: Path | str) -> dict[str, Any]:

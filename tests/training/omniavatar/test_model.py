@@ -1,20 +1,23 @@
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
-from omniavatar.config import AudioEntry, Recompute
+from omniavatar.config import AudioEntry, Recompute, Variant
 from omniavatar.model.adapter import lora_layers
 from omniavatar.model.audio_entry import audio_tensor_names
-from omniavatar.model.transformer import load_base
-from omniavatar.weights.checkpoints import AdapterConfig, save_adapter
+from omniavatar.model.transformer import load_base, new_base
+from omniavatar.weights.checkpoints import AdapterConfig, save_adapter, save_base
+from tests.benchmarks.measure import peak_resident
 from training.config import ModelConfig
 from training.omniavatar.export import adapter_config
 from training.omniavatar.model import build_model
 
 AUDIO_DIM = 24
+KEPT = ("norm1", "norm2", "norm3", "time_embedder", "scale_shift_table")  # float32 always
 
 
 @pytest.fixture
@@ -31,6 +34,33 @@ def test_before_the_first_step_every_variant_answers_as_its_base(lora: ModelConf
     for variant in ("lora", "full", "frozen_dit"):
         model = build_model(replace(lora, variant=variant), AUDIO_DIM, "fp32", seed=0)
         assert torch.equal(model(latents, time, text, condition, audio), expected)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["lora", "frozen_dit", "full"])
+def test_frozen_weights_are_loaded_in_their_type_and_what_is_trained_begins_as_in_float32(
+    lora: ModelConfig, tmp_path: Path, variant: Variant, stored: torch.dtype
+) -> None:
+    save_base(load_base(lora.base, stored), tmp_path)
+    config = replace(lora, base=tmp_path, variant=variant)
+    half, whole = (dict(build_model(config, AUDIO_DIM, dtype, seed=3).named_parameters()) for dtype in ("bf16", "fp32"))
+    assert half.keys() == whole.keys()
+    for name, value in whole.items():
+        exact = value.requires_grad or any(part in KEPT for part in name.split("."))
+        assert half[name].dtype == (torch.float32 if exact else torch.bfloat16)
+        assert torch.equal(half[name], value.to(half[name].dtype))
+    assert any(value.dtype == torch.bfloat16 for value in half.values()) == (variant != "full")
+
+
+def test_loading_takes_no_more_than_the_frozen_type(lora: ModelConfig, tmp_path: Path) -> None:
+    config = {"num_attention_heads": 8, "attention_head_dim": 64, "ffn_dim": 2048, "num_layers": 4, "text_dim": 64}
+    save_base(new_base(config), tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    wide = replace(lora, base=tmp_path)
+    build_model(wide, AUDIO_DIM, "bf16", seed=0)  # what the process loads once
+    half, whole = (peak_resident(partial(build_model, wide, AUDIO_DIM, dtype, 0)) for dtype in ("bf16", "fp32"))
+    # The map of the file is resident too.
+    assert whole - half > 0.4 * file.stat().st_size / 1e6
 
 
 @pytest.mark.parametrize("entry", get_args(AudioEntry))
