@@ -1,32 +1,19 @@
-"""Ray workers, and the connection to the Ray cluster; the only file of the executors that imports Ray."""
+"""Ray workers, and the room that the Ray cluster has for them."""
 
-import atexit
 import gc
-import logging
-import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import Stage, StageError
 from common.executors.workers import IdleWorkers, WorkerKind, WorkerTask
 from common.ledger.store import Outcome, Unit
-from common.process.offline import offline_environment, refuse_telemetry
-from common.process.signals import Stopped, keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
-OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
-QUIET_RAY = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # recorded as a ledger row instead
-}
 
 
 class Host:
@@ -93,69 +80,6 @@ class RayWorker:
                 ray.kill(self._actor)
 
 
-def connect_ray(config: ExecutorConfig) -> None:
-    """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError."""
-    refuse_telemetry()
-    for name, value in QUIET_RAY.items():
-        os.environ.setdefault(name, value)
-    import ray  # takes a second, so only runs on Ray import it
-
-    if ray.is_initialized():
-        return
-    search = os.pathsep.join(filter(None, sys.path))  # workers use the same module search path
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if config.ray_address != "local":
-        try:
-            variables = {"PYTHONPATH": search} | offline_environment()
-            _init(address=config.ray_address, runtime_env={"env_vars": variables}, **quiet)
-        except ConnectionError as error:
-            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
-            raise StageError(
-                f"Ray at '{config.ray_address}' cannot be joined ({reason}): check that it runs and accepts this user, "
-                "or set executor.ray_address=local to start a private one."
-            ) from error
-        return
-    # A private Ray inherits the environment; a cluster needs a runtime_env, which is slower.
-    workers = config.workers or len(os.sched_getaffinity(0))
-    cores = max(1, math.ceil(workers * config.cpus_per_worker))
-    atexit.register(_end_private_ray)
-    with _environment("PYTHONPATH", search):
-        _init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-
-
-def _init(**options: Any) -> None:
-    import ray
-
-    with keep_handlers():
-        try:
-            ray.init(**options)
-        except SystemExit as end:  # of the handler of SIGTERM that Ray installs first of all
-            raise Stopped(signal.SIGTERM) from end
-
-
-def _end_private_ray() -> None:
-    """Shut a private Ray down with the agents of its raylet, which would outlive it by some seconds."""
-    import ray
-
-    raylets = _children(os.getpid(), "raylet")
-    agents = [agent for raylet in raylets for agent in _children(raylet)]
-    ray.shutdown()
-    for agent in agents:
-        with suppress(ProcessLookupError):
-            os.kill(agent, signal.SIGKILL)
-
-
-def _children(parent: int, name: str = "") -> list[int]:
-    """Process ids of the children of a process, those of one name if it is given; none where there is no /proc."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            before, _, after = file.read_text().rpartition(")")
-            if int(after.split()[1]) == parent and before.partition("(")[2].startswith(name):
-                found.append(int(file.parent.name))
-    return found
-
-
 def ray_capacity(stage: Stage, config: ExecutorConfig, kind: WorkerKind, idle: IdleWorkers | None) -> int:
     """Number of workers that Ray has resources for now; an actor beyond that would wait forever.
 
@@ -208,16 +132,3 @@ def check_ray(stage: Stage, config: ExecutorConfig, patience: float = 0.0) -> No
         f"Ray at '{config.ray_address}' has no node left during stage '{stage.name}': it was killed or its "
         "machine went away. Run the same command again to resume; finished work is kept."
     )
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

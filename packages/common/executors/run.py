@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import LoadError, Pause, WorkerSlot, attempts, open_slot
-from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, connect_ray, ray_capacity
+from common.executors.ray_cluster import SETTLE_SECONDS, RayWorker, check_ray, ray_capacity
+from common.executors.ray_connect import connect_ray
 from common.executors.retry import RetryPolicy, record_unsettled
 from common.executors.runner import Runner
 from common.executors.stage import Stage, StageError
