@@ -1,9 +1,11 @@
-"""Connection of this process to Ray: a private one of its own, or a cluster that is joined."""
+"""Connection of this process to Ray: a private one of its own, or a cluster that is joined with its token."""
 
 import atexit
+import json
 import logging
 import math
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,10 +23,20 @@ QUIET_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # recorded as a ledger row instead
 }
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of what `ray job submit` started
+SHIPS_CODE = {"py_modules", "working_dir", "pip", "uv", "conda", "container", "image_uri"}  # of a runtime environment
+
+_own_token = secrets.token_hex(32)  # of the private Rays of this process
 
 
 def connect_ray(config: ExecutorConfig) -> None:
-    """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError."""
+    """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError.
+
+    Left to itself, each entry point of Ray decides for itself whether to send a token. Here a cluster is joined with the
+    token of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or else of ~/.ray/auth_token where there is one, unless
+    RAY_AUTH_MODE says otherwise. A private Ray has a token of its own and touches none of these.
+    """
     refuse_telemetry()
     for name, value in QUIET_RAY.items():
         os.environ.setdefault(name, value)
@@ -32,33 +44,78 @@ def connect_ray(config: ExecutorConfig) -> None:
 
     if ray.is_initialized():
         return
-    search = os.pathsep.join(filter(None, sys.path))  # workers use the same module search path
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if config.ray_address != "local":
-        try:
-            variables = {"PYTHONPATH": search} | offline_environment()
-            _init(address=config.ray_address, runtime_env={"env_vars": variables}, **quiet)
-        except ConnectionError as error:
-            reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else "no answer"
-            raise StageError(
-                f"Ray at '{config.ray_address}' cannot be joined ({reason}): check that it runs and accepts this user, "
-                "or set executor.ray_address=local to start a private one."
-            ) from error
-        return
-    # A private Ray inherits the environment; a cluster needs a runtime_env, which is slower.
+    if config.ray_address == "local":
+        _start_private(config)
+    else:
+        _join(config.ray_address)
+
+
+def _start_private(config: ExecutorConfig) -> None:
     workers = config.workers or len(os.sched_getaffinity(0))
     cores = max(1, math.ceil(workers * config.cpus_per_worker))
     atexit.register(_end_private_ray)
-    with _environment("PYTHONPATH", search):
-        _init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    # Its workers inherit the environment; a cluster needs a runtime_env, which is slower.
+    variables = {"PYTHONPATH": _search_path(), MODE: "token", TOKEN: _own_token, TOKEN_PATH: None}
+    with _environment(variables):
+        _init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+
+
+def _join(address: str) -> None:
+    import ray
+
+    mode, token = cluster_authentication()
+    if mode == "token" and not token:
+        raise StageError(
+            f"Ray at '{address}' is to be joined with {MODE}=token, and there is no token: {TOKEN} is not set and "
+            f"there is no file at {_token_file()}. Set {TOKEN_PATH} to the file that the head was started with."
+        )
+    try:
+        with _environment({MODE: mode}):
+            _init(address=address, runtime_env={"env_vars": _worker_variables()})
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no answer"
+        raise StageError(
+            f"Ray at '{address}' cannot be joined ({reason}). Check that it runs there, and that the head, the nodes, "
+            f"`ray job submit` and this command have the same authentication: {MODE}=token and a {TOKEN_PATH} with the "
+            f"same token (here {MODE} is {mode or 'not set'}, {f'with the token of {token}' if token else 'no token'}). "
+            "executor.ray_address=local starts a private Ray."
+        ) from error
+
+
+def cluster_authentication() -> tuple[str | None, str]:
+    """The RAY_AUTH_MODE that a cluster is joined with, and where its token is from; "" when there is none."""
+    token = TOKEN if os.environ.get(TOKEN) else str(_token_file()) if _token_file().is_file() else ""
+    mode = os.environ.get(MODE)
+    return (mode.lower() if mode else "token" if token else None), token
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+
+
+def _worker_variables() -> dict[str, str]:
+    """Environment of the workers on a cluster. A job's own runtime environment goes before: it brings the packages, and
+    Ray refuses a variable that is set twice."""
+    of_job = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env", {})
+    variables = offline_environment()
+    if not SHIPS_CODE & of_job.keys():
+        variables["PYTHONPATH"] = _search_path()
+    return {name: value for name, value in variables.items() if name not in of_job.get("env_vars", {})}
+
+
+def _search_path() -> str:
+    return os.pathsep.join(filter(None, sys.path))  # workers use the same module search path
 
 
 def _init(**options: Any) -> None:
     import ray
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+    Config.initialize("")  # Ray reads the mode and the token once in a process, maybe before they were set here
+    AuthenticationTokenLoader.instance().reset_cache()
     with keep_handlers():
         try:
-            ray.init(**options)
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except SystemExit as end:  # of the handler of SIGTERM that Ray installs first of all
             raise Stopped(signal.SIGTERM) from end
 
@@ -87,13 +144,14 @@ def _children(parent: int, name: str = "") -> list[int]:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _environment(variables: dict[str, str | None]) -> Iterator[None]:
+    """Context with these environment variables; None stands for one that is not set."""
+    before = {name: os.environ.pop(name, None) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
