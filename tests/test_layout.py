@@ -23,7 +23,7 @@ FLOORS = {
 FOLDERS = {name: ROOT / name if (ROOT / name).is_dir() else ROOT / "packages" / name for name in FLOORS}
 # Engine -> the folders in which it is confined, and the files there that may import it.
 ENGINES = {
-    "ray": (tuple(FLOORS), ("common/executors/ray_cluster.py", "training/launch/on_ray.py")),
+    "ray": (tuple(FLOORS), ("common/executors/ray_*.py", "training/launch/on_ray.py")),
     "deepspeed": (tuple(FLOORS), ("training/engine/*.py",)),
     "typer": (tuple(FLOORS), ("pipelines/cli/*.py",)),
     "torch": (("common",), ()),

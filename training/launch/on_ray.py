@@ -13,7 +13,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from common.executors.config import ExecutorConfig
-from common.executors.ray_cluster import connect_ray
+from common.executors.ray_connect import connect_ray
 from common.process.signals import Stopped
 from common.recipe import dump_recipe, load_recipe
 from common.runs import RunFolder, atomic_write

@@ -1,29 +1,16 @@
-"""Ray workers, and the connection to the Ray cluster; the only file of the executors that imports Ray."""
+"""Ray workers, and the room that the Ray cluster has for them."""
 
-import atexit
-import logging
-import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from common.executors.config import ExecutorConfig
 from common.executors.stage import StageError
-from common.process.offline import offline_environment, refuse_telemetry
-from common.process.signals import Stopped, keep_handlers
 
 SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for all workers, and for at least one
-OBJECT_STORE_BYTES = 100 * 2**20  # rows are small
-QUIET_RAY = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker died or was killed",  # recorded as a ledger row instead
-}
 
 
 class WorkerKind(NamedTuple):
@@ -211,16 +198,3 @@ def check_ray(stages: str, config: ExecutorConfig, patience: float = 0.0) -> Non
         f"Ray at '{config.ray_address}' has no node left during stage {stages}: it was killed or its machine went "
         "away. Run the same command again to resume; finished work is kept."
     )
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

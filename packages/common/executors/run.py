@@ -27,11 +27,11 @@ from common.executors.ray_cluster import (
     RayWorker,
     WorkerKind,
     check_ray,
-    connect_ray,
     ray_free,
     ray_offers,
     ray_room,
 )
+from common.executors.ray_connect import connect_ray
 from common.executors.retry import RetryPolicy, record_unsettled
 from common.executors.stage import Stage, StageError
 from common.executors.status import StageHeartbeat
