@@ -3,6 +3,7 @@
 Sign (measured by planted shifts in the tests): offset > 0 = the audio leads the video, so it is delayed by `offset`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class SyncStage(Stage[ClipRow]):
 
         torch.set_num_threads(1)  # the executor's processes are the parallelism
         self.hold(net=load_syncnet(self.sync_scorer.file))
+
+    def products(self, row: ClipRow, outcome: Outcome) -> Mapping[Path, int | None]:
+        """The clip file, where its audio was moved."""
+        return {self.folder / f"{row['unit']}.mp4": None} if "sha256" in outcome.outputs else {}
 
     def __call__(self, row: ClipRow) -> Outcome:
         """Score each face against the source's audio, correct the offset of the one that speaks and score it again.

@@ -98,6 +98,23 @@ def fetch(url: str, cache: Path) -> Path:
     return target
 
 
+def bring(url: str, target: Path, digest: str) -> None:
+    """Copy an object, whose SHA-256 is to be `digest`, to `target`, which appears whole. Raises StorageError,
+    DiskFullError."""
+    storage, path = _open(url)
+    with _explained(url):
+        info = storage.get_file_info(path)
+    if info.type != fs.FileType.File:
+        raise StorageError(f"There is no object at {_shown(url)}; the machine that made {target.name} copied none.")
+    part = target.with_name(f".{target.name}.part")
+    with _only_writer(part) as file:
+        _download(url, storage, path, info.size, file)
+        if sha256_file(part) != digest:
+            part.unlink()
+            raise StorageError(f"{_shown(url)} is not what its name says; remove it and run the same command again.")
+        part.replace(target)
+
+
 def publish(local: Path, url: str) -> None:
     """Copy a file to `url`, replacing what is there; readers see the old or the new whole. Raises StorageError."""
     storage, path = _open(url)

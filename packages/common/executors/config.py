@@ -18,6 +18,9 @@ class ExecutorConfig:
     A unit that fails is retried up to `retry_failed` times, one whose worker crashes up to `retry_crashes` times; the
     latter is then quarantined. Later runs skip both, unless `retry` grants them a fresh set of attempts.
 
+    `exchange`: an address on object storage (that of the mirror, say) by which workers on machines that share no run
+    folder hand each other the files of a flow; empty: all see the same folder, at the same path.
+
     `stop_seconds`: how long a run that gets SIGTERM waits for the units in hand before it ends.
     """
 
@@ -30,6 +33,7 @@ class ExecutorConfig:
     retry_crashes: int = 2
     retry: bool = False
     stop_seconds: Positive = 20.0
+    exchange: str = ""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

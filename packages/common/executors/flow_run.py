@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Record, Slot
+from common.executors.exchange import FILES, Exchange
 from common.executors.flow import RESULTS, UNPLACED, Flow, Recorded, Row, Task, packed, recorded
 from common.executors.retry import RetryPolicy, record_unsettled
-from common.executors.run import resting_note, run_tasks
+from common.executors.run import exchange_of, resting_note, run_tasks
 from common.executors.stage import ROWS, StageError, is_whole
 from common.executors.status import StageHeartbeat
 from common.ledger.store import (
@@ -86,23 +87,31 @@ def run_flow(
         ledger.folder.mkdir(parents=True, exist_ok=True)
         rows = _list(listed, stack.enter_context(tempfile.TemporaryFile(dir=ledger.folder)))
         logs = [stack.enter_context(ledger.open(s.stage.name, s.stage.fingerprint)) for s in flow.steps]
-        results = stack.enter_context(folder.open(RESULTS, flow.fingerprint))
+        leaving = stack.enter_context(folder.open(RESULTS, flow.fingerprint))
         finished = stack.enter_context(folder.open(FINISHED, flow.fingerprint))
-        for log in (*logs, results, finished):
+        for log in (*logs, leaving, finished):
             log.lock()
         for log in logs:
             log.take_over()
-        skip, unsettled, generation = _finished(finished, rows.keys, policy)
-        record = FlowRecord(flow, logs, results, finished, unsettled, generation)
+        exchange = exchange_of(executor, ledger.folder.parent)
+        skip, unsettled, generation = _finished(finished, rows.keys, policy, exchange)
+        record = FlowRecord(flow, logs, leaving, finished, unsettled, generation)
         if not skip.all():
             with record.shown(label, rows.keys.num_rows, int(skip.sum())):
                 tasks = record.tasks(rows, skip, _recorded(ledger.folder, logs, rows.keys, skip))
                 run_tasks(flow, executor, policy, record, tasks, ledger.folder, 2**62, generation, at_rest)
-        for log in (*logs, results, finished):
+        for log in (*logs, leaving, finished):
             log.compact()
         for step in flow.steps:
             record_unsettled(step.stage.name, record.unsettled.get(step.stage.name, ()))
-    return FlowRows(folder.folder, flow.fingerprint, rows.keys)
+    results = FlowRows(folder.folder, flow.fingerprint, rows.keys)
+    if exchange is not None:
+        for _, row in progress(results.rows(), "bring files"):
+            # The cache is of the machine that works on a row.
+            exchange.bring(
+                {name: digest for name, digest in row.get(FILES, {}).items() if not name.startswith("cache/")}
+            )
+    return results
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,9 @@ def _counts(log: StageLedger) -> Counter[State]:
         return Counter(dict(connection.execute(sql).fetchall()))
 
 
-def _finished(log: StageLedger, keys: pa.Table, policy: RetryPolicy) -> tuple[np.ndarray, dict[str, list[Last]], int]:
+def _finished(
+    log: StageLedger, keys: pa.Table, policy: RetryPolicy, exchange: Exchange | None
+) -> tuple[np.ndarray, dict[str, list[Last]], int]:
     """Which listed rows are finished and may be skipped; what of these has no final outcome, by stage; and the number
     of this run, by which rows that left are told from those of earlier runs."""
     skip, unsettled = np.zeros(keys.num_rows, bool), dict[str, list[Last]]()
@@ -261,8 +272,9 @@ def _finished(log: StageLedger, keys: pa.Table, policy: RetryPolicy) -> tuple[np
             for position, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 of_row = json.loads(outputs)
                 lasts = [(stage, Last(*last)) for stage, *last in of_row["unsettled"]]
-                whole = all(is_whole(Path(root, path), size) for path, size in of_row["products"])
-                skip[position] = whole and all(policy.settled(last) for _, last in lasts)
+                # What is exchanged need not be here; it is brought when all is done.
+                whole = exchange or all(is_whole(Path(root, path), size) for path, size in of_row["products"])
+                skip[position] = bool(whole) and all(policy.settled(last) for _, last in lasts)
                 if skip[position]:
                     for stage, last in lasts:
                         unsettled.setdefault(stage, []).append(last)

@@ -4,10 +4,12 @@ import copy
 import gc
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.executors.exchange import FILES, Exchange, ExchangingStage
 from common.executors.flow import (
     HELD_BYTES,
     UNPLACED,
@@ -23,9 +25,10 @@ from common.executors.flow import (
 )
 from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
-from common.executors.stage import ROWS
+from common.executors.stage import ROWS, Stage
 from common.ledger.store import PAUSE, Last, Outcome, journal_file, ledger_line
 from common.runs import disk_guard
+from common.storage import StorageError
 
 
 class Host:
@@ -40,9 +43,11 @@ class Host:
         generation: int = 1,
         ledger: Path | None = None,
         number: int = 0,
+        exchange: Exchange | None = None,
     ) -> None:
         self.flow, self.policy, self.lane, self.gpus, self.generation = flow, policy, lane, gpus, generation
         self.ledger, self.number = ledger, number  # for the journals of this worker
+        self.exchange = exchange
         self._runners: dict[int, Runner] = {}
         self._prints = [step.stage.fingerprint for step in flow.steps]
         self._flow_print = flow.fingerprint
@@ -50,7 +55,7 @@ class Host:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What makes an equal host."""
-        return self.flow, self.policy, self.lane, self.gpus, self.generation, self.ledger, self.number
+        return self.flow, self.policy, self.lane, self.gpus, self.generation, self.ledger, self.number, self.exchange
 
     def journal(self, step: int) -> Path | None:
         """The file for the ledger's rows of a hand-out of this step, where there is one."""
@@ -71,7 +76,10 @@ class Host:
             del sizes[oldest], self._runners[oldest]
         gc.collect()  # free them before the next ones are read
         # A copy: what it loads is released with the runner.
-        runner = Runner(copy.copy(stage.in_lane(self.lane) if stage.lanes else stage), self.gpus)
+        own: Any = copy.copy(stage.in_lane(self.lane) if stage.lanes else stage)
+        if self.exchange is not None:
+            own = ExchangingStage(own, self.exchange)
+        runner = Runner(own, self.gpus)
         runner.load()
         self._runners[step] = runner
         return list(self._runners)
@@ -127,6 +135,8 @@ class Host:
             of_child.setdefault(record.unit, []).append(record)
         for child in following:
             records = tuple(of_child.get(child["unit"], ()))
+            if FILES in row:
+                child = child | {FILES: row[FILES]}
             done = self._advance(task._replace(recorded=records), child, step + 1, done)
         return done
 
@@ -151,11 +161,17 @@ class Host:
                 json.loads(record.outputs),
                 attempt=record.attempt,
             )
-            lost = record.state == "kept" and not at.stage.product_exists(row, outcome)
+            lost = record.state == "kept" and not self._has_products(at.stage, row, outcome)
             if lost or not self.policy.settled(last):
                 return self._wait(task, row, number, digest, last, done)
             return self._go_on(task, row, number, replace(outcome, error_class=record.error_class), done)
         return self._leave(task, row, Last("kept", 1), done)
+
+    def _has_products(self, stage: Stage[Any], row: Row, outcome: Outcome) -> bool:
+        if self.exchange is not None:
+            with suppress(StorageError):
+                self.exchange.bring(outcome.outputs.get(FILES, {}))
+        return stage.product_exists(row, outcome)
 
     def _wait(self, task: Task, row: Row, step: int, digest: str, last: Last | None, done: Done) -> Done:
         spent = self.policy.spent(last)

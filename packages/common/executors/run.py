@@ -20,6 +20,7 @@ import pyarrow as pa
 from common.errors import BusyError
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Dispatcher, Record, Slot
+from common.executors.exchange import Exchange
 from common.executors.flow import UNPLACED, Flow, Step, Task
 from common.executors.host import Host
 from common.executors.ray_cluster import (
@@ -174,7 +175,8 @@ def run_tasks(
     def create(number: int) -> Worker:
         nonlocal begun
         begun += 1
-        host = Host(flow, policy, pools[number].lane, pools[number].kind.gpus, generation, journals, begun)
+        gpus, exchange = pools[number].kind.gpus, exchange_of(config, journals.parent) if flow.keeps_rows else None
+        host = Host(flow, policy, pools[number].lane, gpus, generation, journals, begun, exchange)
         if config.kind == "ray":
             return RayWorker(pools[number].kind, host)
         return InProcessWorker(host) if alone else ProcessWorker(host)
@@ -204,6 +206,11 @@ def run_tasks(
         for slot in slots:
             if slot.worker is not None:
                 slot.worker.stop()
+
+
+def exchange_of(config: ExecutorConfig, root: Path) -> Exchange | None:
+    """The exchange of a run, where it has one."""
+    return Exchange(root, config.exchange) if config.exchange else None
 
 
 class _Pool(NamedTuple):

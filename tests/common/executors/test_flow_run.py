@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from common.errors import BusyError
 from common.executors.config import ExecutorConfig
+from common.executors.exchange import FILES
 from common.executors.flow import Flow, Step
 from common.executors.flow_run import FlowRows, run_flow
 from common.executors.retry import collect_unsettled
@@ -25,6 +27,7 @@ from common.ledger.store import FLOW, Ledger, Outcome, ledger_rows
 from common.runs import RunFolder
 from tests.common.executors.function_stage import FunctionStage
 from tests.common.executors.test_run import PATHS, calls
+from tests.common.object_store import object_store
 
 HERE, POOL = ExecutorConfig(workers=1), ExecutorConfig(workers=2)
 Row = dict[str, Any]
@@ -198,6 +201,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from common.executors.config import ExecutorConfig
+from common.executors.exchange import FILES
 from common.process.signals import Stopped, stop_signals
 from tests.common.executors.test_flow_run import go, sources
 if __name__ == "__main__":
@@ -240,6 +244,28 @@ def test_kill_9_repeats_only_what_was_in_hand_and_sigterm_nothing(tmp_path: Path
     assert list(go(folder, sources(30, 0.03), POOL).rows()) == whole
     # What was in hand when it was told to stop was finished first.
     assert Counter(calls(folder)) - again == Counter(calls(tmp_path / "whole")) - again
+
+
+def test_files_are_exchanged_by_workers_without_a_shared_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another machine made comes by way of the object storage, also to the one that goes on with its ledger."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    whole = [row for _, row in go(tmp_path / "whole", sources(6)).rows()]
+    with object_store() as store:
+        executor = replace(HERE, exchange=store.url("bucket/mirror"))
+        rows = [dict(row) for _, row in go(tmp_path / "a", sources(6), executor).rows()]
+        files = {name: digest for row in rows for name, digest in row.pop(FILES, {}).items()}
+        assert rows == whole and sorted(files) == [f"s{n:03d}.scan" for n in range(6)]
+        assert len(store.objects) == 1  # of equal content
+        before = calls(tmp_path / "a")
+        for file in (tmp_path / "a").glob("*.scan"):
+            file.unlink()
+        assert len(list(go(tmp_path / "a", sources(6), executor).rows())) == len(whole)
+        assert calls(tmp_path / "a") == before and len(list((tmp_path / "a").glob("*.scan"))) == 6
+        (tmp_path / "a" / "s001.scan").write_text("another")
+        list(go(tmp_path / "a", sources(7), executor).rows())
+        assert (tmp_path / "a" / "s001.scan").read_text() == "x"
 
 
 @pytest.mark.soak
