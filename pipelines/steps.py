@@ -58,7 +58,6 @@ def latents(context: Context) -> Mapping[str, Any]:
 def train(context: Context) -> Mapping[str, Any]:
     """Shards -> adapter, going on from the recipe's adapter when it names one."""
     from training.launch.local import launch
-    from training.launch.on_ray import launch_on_ray
 
     recipe, run = context.recipe, context.run
     base = require(context.models, ("transformer",))["transformer"]
@@ -66,6 +65,8 @@ def train(context: Context) -> Mapping[str, Any]:
     data = replace(recipe.train.data, audio_encoder=context.models.get("audio_encoder"))
     config = replace(recipe.train, model=model, data=data)
     if recipe.executor.kind == "ray":
+        from training.launch.on_ray import launch_on_ray  # with all that a rank imports, which a launcher never uses
+
         launch_on_ray(run, config, recipe.ranks, recipe.executor)
     else:
         launch(run, config, recipe.ranks)

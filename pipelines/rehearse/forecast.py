@@ -21,7 +21,7 @@ from training.planning.memory import memory
 
 # Anonymous bytes, measured on a CPU: the command that starts the ranks of a training and waits; a rank with torch,
 # DeepSpeed and what its heap does not give back, before weights; a piece of the tokenizer.
-LAUNCHER, TRAINER, PIECE = 415_000_000, 500_000_000, 1_200
+LAUNCHER, TRAINER, PIECE = 101_000_000, 500_000_000, 1_200
 # Copies of the trained weights beside the states while they are updated: gradients in float32, temporaries of AdamW
 # over all tensors at once, and heap. Measured on a CPU at 4 and 12 blocks of the 1.3B; a GPU needs them then too, but
 # frees its activations before.

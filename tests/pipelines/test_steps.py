@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,12 +15,32 @@ from pipelines.recipe import read_recipe
 from pipelines.roles import MissingWeightsError
 from pipelines.steps import generate, latents, train
 
+LAUNCHED = """
+import sys
+from pathlib import Path
+import training.launch.local
+training.launch.local.launch = lambda run, config, ranks: print("launched", ranks)
+from common.runs import RunFolder
+from pipelines.dag import Context
+from pipelines.recipe import read_recipe
+from pipelines.steps import train
+recipe = read_recipe("demo")
+train(Context(recipe, RunFolder(Path(sys.argv[1])), recipe.model_paths()))
+print(sorted({"torch", "deepspeed", "diffusers", "ray"} & set(sys.modules)))
+"""
+
 
 @pytest.mark.parametrize(("step", "role"), [(latents, "vae"), (train, "transformer"), (generate, "transformer")])
 def test_a_step_without_its_weights_names_the_role_and_the_way_out(step, role, tmp_path):
     recipe = read_recipe("folder")
     with pytest.raises(MissingWeightsError, match=f"{role}.*--set models.{role}=PATH"):
         step(Context(recipe, RunFolder(tmp_path), recipe.model_paths()))
+
+
+def test_what_launches_the_ranks_of_this_machine_holds_none_of_their_libraries(tmp_path):
+    command, paths = [sys.executable, "-c", LAUNCHED, str(tmp_path)], {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["launched 2", "[]"]
 
 
 def test_sections_and_roles_of_every_step_exist():

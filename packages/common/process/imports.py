@@ -10,25 +10,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# With torch there may be models, which must be freed when nothing refers to them any more; what onnx counts at
-# the end of the process (nanobind does) must be collected then.
-KEEPS_COLLECTING = {"torch", "onnx"}
+# Their bindings (nanobind) count at the end of the process what was not collected, and report it as leaks.
+COUNTING = {"duckdb", "onnx"}
 
 
 @contextmanager
 def large_imports() -> Iterator[None]:
     """Context for imports at the top of a module: nothing is collected meanwhile.
 
-    When they are the first large ones of the process, what is alive after them is never searched again.
+    What is alive after the first large ones of a process is never searched again. Not after later ones: with torch
+    there may be models, which must be freed when nothing refers to them any more.
     """
     if not gc.isenabled():
         yield
         return
-    first = KEEPS_COLLECTING.isdisjoint(sys.modules)
+    first = "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
-        if first:
+        if first and COUNTING.isdisjoint(sys.modules):
             gc.freeze()
         gc.enable()

@@ -22,7 +22,9 @@ print(meanwhile, gc.isenabled(), gc.get_freeze_count() > 50_000)
 """
 
 
-@pytest.mark.parametrize(("loaded", "said"), [((), "0 True True"), (("torch",), "0 True False")])
+@pytest.mark.parametrize(
+    ("loaded", "said"), [((), "0 True True"), (("torch",), "0 True False"), (("duckdb",), "0 True False")]
+)
 def test_nothing_is_collected_and_only_the_first_are_kept_for_good(loaded: tuple[str, ...], said: str) -> None:
     command = [sys.executable, "-c", PROBE, *loaded]
     paths = {"PYTHONPATH": str(ROOT / "packages")}

@@ -59,6 +59,21 @@ def test_gradients_are_the_same_with_the_recomputation_inside_the_graph(given: G
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_a_second_call_compiles_the_plain_blocks_with_the_checkpointing_set_since(given: Given) -> None:
+    expected = gradient(make_avatar().train(), given)
+    model = make_avatar().train()
+    plain = model.dit.blocks[0].forward
+    model.set_gradient_checkpointing("full")
+    assert compile_blocks(model, "eager", CPU) and not model.dit.gradient_checkpointing
+    first = model.dit.blocks[0].forward
+    for mode in ("none", "full"):
+        model.set_gradient_checkpointing(mode)
+        assert compile_blocks(model, "eager", CPU)
+        assert model.dit.blocks[0].forward.plain == plain and model.dit.blocks[0].forward is not first
+    torch.testing.assert_close(gradient(model, given), expected, rtol=1e-5, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 1  # nothing of the earlier calls is left around the block
+
+
 def test_the_number_of_graphs_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     graphs, text = _Graphs("eager", whole=True), torch.zeros(1, 5, 8)
