@@ -28,6 +28,7 @@ KEYS = tuple(combinations(range(8), 2))
 # Neighbours, by length, compared under one key: a key with more (black frames) says little, other keys decide.
 MOST_COMPARED = 500
 FLAT_DB = 2  # a curve that varies less has no shape to hash
+FADE_STEPS = 8  # at the end of a curve, over which its weight in the hash falls
 AUDIO_STEPS = 600  # of a curve that its hash sees: the first minute
 # Curves that correlate by 0.97 differ in 5 of 64 signs, by other lengths in 7; unrelated ones in 32 +- 4.
 MOST_AUDIO_BITS = 20
@@ -96,8 +97,10 @@ def hash_curves(curves: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.nan_to_num(limit(grid, axis=1, where=place, initial=start))
                  for limit, start in ((np.min, np.inf), (np.max, -np.inf)))  # fmt: skip
     flat = (lengths == 0) | (high - low <= FLAT_DB)
-    mean = np.sum(grid, axis=1, where=place) / np.maximum(lengths, 1)
-    signs = np.where(place, grid - mean[:, None], 0) @ projections > 0
+    # Faded out, so that what one of two curves has more at its end does not turn the direction.
+    weight = np.clip((lengths[:, None] - np.arange(steps)) / FADE_STEPS, 0, 1).astype(np.float32)
+    mean = np.sum(grid * weight, axis=1, where=place) / np.maximum(weight.sum(axis=1), 1e-9)
+    signs = np.where(place, (grid - mean[:, None]) * weight, 0) @ projections > 0
     return np.where(flat, 0, np.packbits(signs, axis=1).view(np.uint64).ravel()).astype(np.uint64), flat
 
 
