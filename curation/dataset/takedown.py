@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.clips import read_clips, write_clips
+from common.clips import CLIP_SCHEMA, write_ordered_clips
 from common.constants import VIDEO_SUFFIXES
 from common.ledger.forget import forget_units, messages_with
 from common.ledger.store import FLOW, Ledger, Outcome, clean
+from common.ledger.tables import MEMORY_LIMIT, batches, quoted
+from common.query import connect
 from common.runs import RunFolder, atomic_write, read_json, write_json
 from curation.config import SelectConfig
 from curation.dataset.holdings import (
@@ -175,32 +177,40 @@ def left_outside(run: RunFolder, entry: Row) -> list[str]:
 def _forget_rows(config: SelectConfig, run: RunFolder, video_id: str) -> int:
     if not run.clips_parquet.exists():
         return 0
-    rows = read_clips(run.clips_parquet)
-    remaining = [row for row in rows if row["video_id"] != video_id]
-    gone = {row["clip_id"] for row in rows if row["video_id"] == video_id}
-    if gone:
-        write_clips(run.clips_parquet, _regrouped(config, remaining, gone))
-    return len(gone)
+    own = f"video_id IS NOT DISTINCT FROM {quoted(video_id)}"
+    with connect(run.root) as connection:
+        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        connection.execute(f"CREATE TEMP TABLE gone AS SELECT clip_id FROM clips WHERE {own}")
+        ((count,),) = connection.sql("SELECT count(*) FROM gone").fetchall()
+        if not count:
+            return 0
+        groups = f"""SELECT dup_group FROM clips WHERE NOT {own} AND dup_group IS NOT NULL GROUP BY dup_group
+                     HAVING count(*) = 1 OR dup_group IN (SELECT clip_id FROM gone)"""
+        members = connection.sql(f"SELECT * FROM clips WHERE NOT {own} AND dup_group IN ({groups})").to_arrow_table()
+        fields = ("dup_group", "decision", "reasons")
+        again = _regrouped(config, members.to_pylist(maps_as_pydicts="strict"))
+        schema = pa.schema([CLIP_SCHEMA.field(name) for name in ("clip_id", *fields)])
+        connection.register(
+            "again", pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in again], schema)
+        )
+        changed = ", ".join(
+            f"CASE WHEN again.clip_id IS NULL THEN clips.{name} ELSE again.{name} END AS {name}" for name in fields
+        )
+        remaining = f"SELECT clips.* REPLACE ({changed}) FROM clips LEFT JOIN again USING (clip_id) WHERE NOT {own}"
+        ordered = connection.sql(f"SELECT {', '.join(CLIP_SCHEMA.names)} FROM ({remaining}) ORDER BY clip_id")
+        write_ordered_clips(run.clips_parquet, batches(ordered, CLIP_SCHEMA))
+    return int(count)
 
 
-def _regrouped(config: SelectConfig, rows: Sequence[Row], gone: Collection[str]) -> list[Row]:
-    """The rows after a removal: in duplicate groups that lost clips the first remaining clip becomes the head, and the
+def _regrouped(config: SelectConfig, rows: Sequence[Row]) -> list[Row]:
+    """Rows of the duplicate groups that lost clips, all that remain of them: the first clip becomes the head, and the
     members are decided again (their split stays)."""
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row["video_id"], row["t_start"])):
-        if row.get("dup_group"):
-            groups.setdefault(row["dup_group"], []).append(row)
-    heads = {
-        name: members[0]["clip_id"] if len(members) > 1 else None
-        for name, members in groups.items()
-        if name in gone or len(members) == 1
-    }
-    changed = [row | {"dup_group": heads[row["dup_group"]]} for row in rows if row.get("dup_group") in heads]
-    decided = {
-        row["clip_id"]: row | fields | {"split": row["split"]}
-        for row, fields in zip(changed, select(config, changed), strict=True)
-    }
-    return [decided.get(row["clip_id"], row) for row in rows]
+    for row in sorted(rows, key=lambda row: (row["video_id"], row["t_start"], row["clip_id"])):
+        groups.setdefault(row["dup_group"], []).append(row)
+    heads = {name: members[0]["clip_id"] if len(members) > 1 else None for name, members in groups.items()}
+    changed = [row | {"dup_group": heads[row["dup_group"]]} for row in rows]
+    return [row | fields for row, fields in zip(changed, select(config, changed), strict=True)]
 
 
 def _filter_table(file: Path, video_id: str, clips: Collection[str]) -> int:

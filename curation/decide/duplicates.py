@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from common.ledger.tables import BATCH_ROWS
 from curation.config import DuplicatesConfig
 from curation.decide.fingerprints import FRAMES, LOUDNESS_STEP
 from curation.decide.groups import first_of_group
@@ -28,10 +27,13 @@ KEYS = tuple(combinations(range(8), 2))
 # Neighbours, by length, compared under one key: a key with more (black frames) says little, other keys decide.
 MOST_COMPARED = 500
 FLAT_DB = 2  # a curve that varies less has no shape to hash
+FADE_STEPS = 8  # at the end of a curve, over which its weight in the hash falls
 AUDIO_STEPS = 600  # of a curve that its hash sees: the first minute
 # Curves that correlate by 0.97 differ in 5 of 64 signs, by other lengths in 7; unrelated ones in 32 +- 4.
 MOST_AUDIO_BITS = 20
 LENGTH_BITS, ROW_BITS = 20, 28
+SEARCH_MEMORY = "256MB"  # of DuckDB, which holds on to it while the arrays are searched
+BATCH = 16_384  # clips whose curves are hashed at once
 CHUNK = 1 << 18  # pairs compared at once
 OVERLAP = pa.schema([("clip_id", pa.string()), ("test_overlap", pa.string())])
 
@@ -55,6 +57,7 @@ def group_duplicates(config: DuplicatesConfig, connection: "duckdb.DuckDBPyConne
     `table` has clip_id, video_id, t_start, duration, hashes and loudness. Two clips are copies as `DuplicatesConfig`
     says, a chain of copies is one group. Files with equal bytes have equal fingerprints and so form a group.
     """
+    connection.execute(f"SET memory_limit = '{SEARCH_MEMORY}'")
     prints = read_prints(connection, table)
     pairs = _with_same_audio(config, connection, table, prints, find_pairs(config, prints))
     first = first_of_group(len(prints.ms), pairs)
@@ -64,22 +67,25 @@ def group_duplicates(config: DuplicatesConfig, connection: "duckdb.DuckDBPyConne
 
 def read_prints(connection: "duckdb.DuckDBPyConnection", table: str) -> Prints:
     """The fingerprints of all rows of `table`, by video, start and id of the clip."""
-    hashes = ", ".join(f"('0x' || hashes[{frame + 1}])::UBIGINT AS h{frame}" for frame in range(FRAMES))
+    digits = ", ".join(f"('0x' || hashes[{frame + 1}])::UBIGINT AS h{frame}" for frame in range(FRAMES))
     ordered = connection.sql(
-        f"""SELECT clip_id, {hashes}, round(duration * 1000)::BIGINT AS ms, hash(loudness) AS curve,
+        f"""SELECT clip_id, {digits}, round(duration * 1000)::BIGINT AS ms, hash(loudness) AS curve,
             loudness[:{AUDIO_STEPS}]::TINYINT[] AS loudness FROM {table} ORDER BY video_id, t_start, clip_id"""
     )
-    clips, parts = [], []
-    for batch in ordered.to_arrow_reader(BATCH_ROWS):
-        clips.append(batch["clip_id"])
-        audio, flat = hash_curves(batch["loudness"])
-        frames = [batch[f"h{frame}"].to_numpy() for frame in range(FRAMES)]
-        parts.append((np.stack([*frames, audio], axis=1), flat, batch["ms"].to_numpy(), batch["curve"].to_numpy()))
-    if not parts:
-        empty = np.zeros(0, np.uint64)
-        return Prints(pa.chunked_array([], pa.string()), empty.reshape(0, 4), empty > 0, empty.astype(int), empty)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Prints(pa.chunked_array(clips).cast(pa.string()), *columns)
+    ((count,),) = connection.sql(f"SELECT count(*) FROM {table}").fetchall()
+    hashes, flat = np.empty((count, FRAMES + 1), np.uint64), np.empty(count, bool)
+    ms, curves = np.empty(count, np.int64), np.empty(count, np.uint64)
+    clips: list[pa.Array] = []
+    begin = 0
+    for batch in ordered.to_arrow_reader(BATCH):
+        # Copied: what is part of a batch keeps all of it in memory.
+        clips.append(batch["clip_id"].take(pa.array(np.arange(len(batch)))))
+        rows = slice(begin, begin := begin + len(batch))
+        for frame in range(FRAMES):
+            hashes[rows, frame] = batch[f"h{frame}"].to_numpy()
+        hashes[rows, FRAMES], flat[rows] = hash_curves(batch["loudness"])
+        ms[rows], curves[rows] = batch["ms"].to_numpy(), batch["curve"].to_numpy()
+    return Prints(pa.chunked_array(clips, pa.string()), hashes, flat, ms, curves)
 
 
 def hash_curves(curves: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +102,10 @@ def hash_curves(curves: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     low, high = (np.nan_to_num(limit(grid, axis=1, where=place, initial=start))
                  for limit, start in ((np.min, np.inf), (np.max, -np.inf)))  # fmt: skip
     flat = (lengths == 0) | (high - low <= FLAT_DB)
-    mean = np.sum(grid, axis=1, where=place) / np.maximum(lengths, 1)
-    signs = np.where(place, grid - mean[:, None], 0) @ projections > 0
+    # Faded out, so that what one of two curves has more at its end does not turn the direction.
+    weight = np.clip((lengths[:, None] - np.arange(steps)) / FADE_STEPS, 0, 1).astype(np.float32)
+    mean = np.sum(grid * weight, axis=1, where=place) / np.maximum(weight.sum(axis=1), 1e-9)
+    signs = np.where(place, (grid - mean[:, None]) * weight, 0) @ projections > 0
     return np.where(flat, 0, np.packbits(signs, axis=1).view(np.uint64).ravel()).astype(np.uint64), flat
 
 
@@ -196,10 +204,7 @@ def _with_same_audio(
     starts = np.concatenate([[0], np.cumsum(curves.value_lengths().to_numpy(zero_copy_only=False))]).astype(int)
     values = curves.flatten().to_numpy(zero_copy_only=False)
     places = np.searchsorted(involved, pairs)
-    same = [
-        same_audio(config, values, starts, places[begin : begin + BATCH_ROWS // 8])
-        for begin in range(0, len(pairs), BATCH_ROWS // 8)
-    ]
+    same = [same_audio(config, values, starts, places[begin : begin + BATCH]) for begin in range(0, len(pairs), BATCH)]
     return pairs[np.concatenate([np.zeros(0, bool), *same])]
 
 
@@ -240,7 +245,7 @@ def find_overlaps(
     looks = [np.array([int(digits, 16) for digits in row["hashes"]], np.uint64) for row in references]
     rows = connection.sql(f"SELECT clip_id, cut_sha256, hashes, loudness FROM {table}")
     found: list[tuple[str, str]] = []
-    for batch in rows.to_arrow_reader(BATCH_ROWS) if references else ():
+    for batch in rows.to_arrow_reader(BATCH) if references else ():
         found += _overlaps_of(config, batch, references, copies, looks)
     return pa.table([[clip for clip, _ in found], [unit for _, unit in found]], OVERLAP)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.errors import InputError
 from common.query import connect
@@ -63,11 +64,11 @@ def read_pilot(run_root: Path | str) -> Pilot:
         costs = connection.sql(_COSTS).to_arrow_table()
     if not videos.num_rows:
         raise InputError(f"The ledger of {run_root} has no source; curate a small sample into it first.")
-    place = {video: number for number, video in enumerate(videos["video_id"].to_pylist())}
+    place = videos["video_id"].combine_chunks()
     bases = {name: videos[name].to_numpy() for name in ("hours", "alive", "wire_bytes")}
     bases |= {name: _spread(clips, name, place) for name in BASES[3:]}
-    stages = sorted(set(costs["stage"].to_pylist()))
-    of_stage = {stage: costs.filter(pa.compute.equal(costs["stage"], stage)) for stage in stages}
+    stages = sorted(costs["stage"].unique().to_pylist())
+    of_stage = {stage: costs.filter(pc.equal(costs["stage"], stage)) for stage in stages}
     cpu, gpu = ({s: _spread(of_stage[s], name, place) for s in stages} for name in ("cpu", "gpu"))
     return Pilot(len(place), bases, cpu, gpu)
 
@@ -85,10 +86,9 @@ def _clip_files(folder: Path) -> pa.Table:
     return pa.table({"clip_id": names, "bytes": pa.array([entry.stat().st_size for entry in entries], pa.int64())})
 
 
-def _spread(table: pa.Table, column: str, place: Mapping[str, int]) -> np.ndarray:
-    """A column by video as an array over all videos, 0 where a video has no row."""
+def _spread(table: pa.Table, column: str, place: pa.Array) -> np.ndarray:
+    """A column by video as an array over all videos, in the order `place`; 0 where a video has no row."""
+    number = pc.index_in(table["video_id"], place)
     values = np.zeros(len(place))
-    for video, value in zip(table["video_id"].to_pylist(), table[column].to_pylist(), strict=True):
-        if video in place:
-            values[place[video]] += value
+    np.add.at(values, number.drop_null().to_numpy(), table[column].filter(number.is_valid()).to_numpy())
     return values

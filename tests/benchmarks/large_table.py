@@ -35,13 +35,15 @@ CLIPS_PER_VIDEO, PARTS = 9, 8
 REAL = {
     "fps_src": "25.0", "sync_c": "hash(i, 1) % 9000 / 1000", "sync_offset": "(hash(i, 2) % 3)::INT - 1",
     "iqa_1to5": "2 + hash(i, 3) % 3000 / 1000", "face_track_id": "0", "n_faces_median": "1.0",
-    "speech_pct": "hash(i, 4) % 100",
-    "caption": "'A person is talking to the camera.'", "width": "1280", "height": "720", "codec": "'h264'",
-    "source": "'avspeech_train'", "bytes_uri": "'clips/' || clip_id || '.mp4'", "row_index": "i", "size": "NULL",
+    "speech_pct": "hash(i, 4) % 100", "caption": "'A person is talking to the camera.'", "width": "1280",
+    "height": "720", "codec": "'h264'", "source": "'avspeech_train'", "row_index": "i", "size": "NULL",
+    "bytes_uri": "'clips/' || clip_id || '.mp4'",
     "sha256": "md5('s' || i) || md5('t' || i)", "cut_sha256": "md5('s' || i) || md5('t' || i)", "crop": "NULL",
     "path": "'/data/videos/' || video_id || '.mp4'", "lips": "[[0.8, 0.4]]", "sync_scores": "[[5.0, 8.0, 0.0]]",
     "tracks_file": "video_id || '.tracks.parquet'", "speaking_pct": "NULL", "decision": "NULL", "reasons": "NULL",
     "framing": "['head', 'semi', 'full'][1 + (hash(i, 5) % 3)::INT]", "speaker_evidence": "'sync'",
+    "music_ratio": "0.1", "text_area_pct": "0.2", "static_pct": "1.0", "xy_agreement": "0.05", "lip_motion": "1.0",
+    "asd_speaking_pct": "80.0", "digital_source_type": "NULL", "sync_drift_c": "NULL",
     "caption_model": "'recipe'", "iqa_variant": "'scorer'", "face_px": "200 + hash(i, 6) % 100",
 }  # fmt: skip
 
@@ -97,6 +99,15 @@ def make_lists(folder: Path, rows: int) -> None:
         lines = f"SELECT {line} FROM range({rows}) t(i)"
         target = sql_path(folder / "avspeech_train.csv")
         connection.execute(f"COPY ({lines}) TO {target} (FORMAT csv, HEADER false, QUOTE '', DELIMITER '|')")
+        (folder / "run" / "ledger").mkdir(parents=True, exist_ok=True)
+        for stage, letter, units in (("probe", "v", videos), ("sync", "c", rows)):
+            size = 11 if stage == "probe" else 16
+            outcomes = f"""SELECT md5('{letter}' || i)[:{size}] AS unit, '{stage}' AS stage, 'f' AS fingerprint,
+                '0' AS input_hash, 'kept' AS state, '' AS reason, 1::INT AS attempt, '' AS error_class, '' AS message,
+                'node' AS host, 1.5 AS "seconds", 1.0 AS cpu_seconds, 0.0 AS gpu_seconds, 300.0 AS peak_mb,
+                '{{"duration": 120}}' AS outputs, TIMESTAMP '2026-01-01' AS recorded FROM range({units}) t(i)"""
+            ledger = sql_path(folder / "run" / "ledger" / f"{stage}-f.parquet")
+            connection.execute(f"COPY ({outcomes}) TO {ledger} (FORMAT parquet, COMPRESSION zstd)")
 
 
 def _kind(kind: object) -> str:

@@ -131,7 +131,7 @@ def test_a_key_that_everybody_has_does_not_compare_everybody() -> None:
 def test_the_search_finds_what_comparing_all_pairs_finds() -> None:
     """Copies as different as may be, of few lengths, one of twenty silent: recall against all pairs compared."""
     rng = np.random.default_rng(1)
-    config, count = DuplicatesConfig(), 2000
+    config, count = DuplicatesConfig(), 1200
     hashes = rng.integers(0, 2**64, (count, 3), np.uint64)
     steps, silent = rng.integers(30, 40, count), rng.random(count) < 0.05
     curves = [[-60] * n if quiet else rng.integers(-50, -5, n).tolist() for n, quiet in zip(steps, silent, strict=True)]
@@ -140,14 +140,15 @@ def test_the_search_finds_what_comparing_all_pairs_finds() -> None:
         bits = np.unpackbits(hashes[number].view(np.uint8))
         bits[flipped] ^= 1
         hashes[number + 1] = np.packbits(bits).view(np.uint64)
-        curves[number + 1] = [level + int(rng.integers(0, 2)) if level > -60 else level for level in curves[number]]
-        steps[number + 1], silent[number + 1] = steps[number], silent[number]
+        shorter = steps[number] - rng.integers(0, 3)
+        curves[number + 1] = [level + int(rng.integers(0, 4)) * (level > -60) for level in curves[number][:shorter]]
+        steps[number + 1], silent[number + 1] = shorter, silent[number]
     different = sum(np.bitwise_count(hashes[:, None, frame] ^ hashes[None, :, frame]).astype(int) for frame in range(3))
     early, late = np.nonzero(np.triu(different <= config.max_different_bits, 1))
     pairs = np.stack([early, late], axis=1)[np.abs(steps[early] - steps[late]) <= 2]
     starts = np.concatenate([[0], np.cumsum(steps)])
     pairs = pairs[same_audio(config, np.concatenate(curves), starts, pairs)]
-    assert len(pairs) >= 490
+    assert len(pairs) >= 295
     rows = [fingerprint(f"{n:04d}", hashes[n].tolist(), curves[n]) for n in range(count)]
     groups = groups_of(rows)
     got = np.array([groups[one] is not None and groups[one] == groups[two] for one, two in pairs])
