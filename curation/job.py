@@ -12,7 +12,7 @@ from typing import Any
 from common.clips import CLIP_SCHEMA, write_clips
 from common.executors.config import ExecutorConfig
 from common.executors.run import run_stage, shared_workers
-from common.executors.stage import ROWS, Stage, Weights
+from common.executors.stage import ROWS, Stage
 from common.ledger.store import Ledger
 from common.progress import progress
 from common.query import materialise
@@ -32,7 +32,7 @@ from curation.sources.listing import list_sources
 from curation.stages.captions import caption_fields
 from curation.stages.cut import CutStage, cut_row
 from curation.stages.probe import ProbeStage
-from curation.stages.scan import ScanStage
+from curation.stages.scan import scan_stage
 from curation.stages.shots import source_fields
 from curation.stages.tracks import TracksStage, track_rows
 
@@ -123,8 +123,7 @@ def _split_sources(
     folder = Path(config.download.folder).expanduser() if config.download.folder else run.cache / "videos"
     probed = runner.run(ProbeStage(), fetch_sources(config.download, listed, folder, runner.run))
     per_frame = run.root / PER_FRAME
-    detector = Weights.of("face_detector", models.get("face_detector"))
-    scanned = runner.run(ScanStage(config.scan, detector, per_frame), probed)
+    scanned = runner.run(scan_stage(config.scan, models, per_frame), probed)
     captioner = bool(models.get("captioner"))
     clips = []
     for source in runner.run(TracksStage(config.people, config.cut, per_frame), scanned):

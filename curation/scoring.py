@@ -31,7 +31,7 @@ def score_clips(
 
     `run_stage(stage, rows)` runs rows through a stage, writes its outputs into them and returns those that were kept.
     """
-    alive = run_stage(SpeechStage(), clips)
+    alive = run_stage(SpeechStage(Weights.of("speech_detector", models.get("speech_detector"))), clips)
     if model := models.get("active_speaker"):
         alive = run_stage(ActiveSpeakerStage(Weights.of("active_speaker", model), folder, tracks), alive)
     alive = run_stage(LipsStage(config.speaker, folder, tracks), alive)
@@ -42,7 +42,8 @@ def score_clips(
         clip |= framing_fields(config.framing, clip)  # type: ignore[arg-type]
     if judges := framing_judges(models):
         alive = run_stage(FramingStage(config.framing, judges, folder, tracks), alive)
-    alive = run_stage(TextStage(config.text, folder, tracks), alive)
+    reader = Weights.of("text_detector", models.get("text_detector"))
+    alive = run_stage(TextStage(config.text, folder, tracks, reader), alive)
     if model := models.get("quality_scorer"):
         alive = run_stage(QualityStage(config.quality, Weights.of("quality_scorer", model), folder), alive)
     if model := models.get("captioner"):

@@ -44,7 +44,7 @@ def earlier_form(stage: Stage[Any], config: CurationConfig) -> Earlier | None:
     forms = {
         "fetch": Earlier("1", {}, ("unit", "url", "again")),
         "download": Earlier("1", stage.params, ("unit", "url", "refused", "again")),
-        "scan": Earlier("2", asdict(config.scan), ("unit", "sha256")),
+        "scan": Earlier("2", _without(asdict(config.scan), "shots", "transition_score"), ("unit", "sha256")),
         "active_speaker": Earlier("1", people, _POINT),
         "lips": Earlier("1", people | {"speaker": asdict(config.speaker)}, (*_POINT, "speaking_pct")),
         "sync": Earlier(
@@ -57,8 +57,14 @@ def earlier_form(stage: Stage[Any], config: CurationConfig) -> Earlier | None:
     }
     form = forms.get(stage.name)
     if form is not None and isinstance(stage, ScanStage):
-        return form._replace(convert=lambda row, outcome: _scan_to_file(stage.folder, row, outcome))
+        judge = "insightface" if stage.face_detector.path else "cascade"
+        return form._replace(convert=lambda row, outcome: _scan_to_file(stage.folder, row, outcome, judge))
     return form
+
+
+def _without(params: dict[str, Any], *later: str) -> dict[str, Any]:
+    """Settings less those that came later."""
+    return {name: value for name, value in params.items() if name not in later}
 
 
 def needs_adoption(ledger: Ledger) -> bool:
@@ -113,11 +119,12 @@ def faces_of_clips(config: CurationConfig, sources: Sequence[Row], folder: Path)
     }
 
 
-def _scan_to_file(folder: Path, row: Row, outcome: Outcome) -> Outcome:
+def _scan_to_file(folder: Path, row: Row, outcome: Outcome, face_judge: str) -> Outcome:
     """In format 1 the outputs of a scan held what is now in a file."""
     if outcome.state != "kept":
         return outcome
     faces = [(time, boxes) for time, boxes in outcome.outputs["faces"]]
     name, digest = write_scan(folder, row["unit"], Scan(faces, outcome.outputs["motion"]))
-    outputs = {"cuts": outcome.outputs["cuts"], "scan_file": name, "scan_sha256": digest}
+    outputs = {"cuts": outcome.outputs["cuts"], "shot_judge": "content", "face_judge": face_judge}
+    outputs |= {"scan_file": name, "scan_sha256": digest}
     return replace(outcome, outputs=outputs)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,14 @@ from common.clips import read_clips
 from common.parquet import read_table
 from common.progress import duration_text
 from common.runs import RunFolder, atomic_write
+from curation.decide.select import SCORED_BY
+
+# What a judge would do that no required one has done.
+WOULD_ADD = {
+    "sync_scorer": "refuses lips and audio that disagree and moves audio that is merely off (SyncNet)",
+    "quality_scorer": "refuses poor pictures (Q-Align)",
+    "captioner": "describes what is seen",
+}
 
 Row = Mapping[str, Any]
 
@@ -49,7 +57,8 @@ SOURCES_SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class CurationSummary:
     """Counts of sources and clips by state. `refused_sources` and `refused` count reasons (a clip may have several),
-    `pending_roles` the clips that wait for the weights of a role; `hours_kept` is the total length of kept clips."""
+    `pending_roles` the clips that wait for the weights of a role, `unjudged` the kept ones that no model of it has
+    judged; `hours_kept` is the total length of kept clips."""
 
     sources: int
     refused_sources: dict[str, int]
@@ -61,6 +70,7 @@ class CurationSummary:
     refused: dict[str, int]
     pending_roles: dict[str, int]
     hours_kept: float
+    unjudged: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary as text."""
@@ -70,6 +80,10 @@ class CurationSummary:
         needs = [
             f"{count} clips wait for weights: set models.{role} and run the same command again."
             for role, count in self.pending_roles.items()
+        ]
+        needs += [
+            f"{count} kept clips were not judged by a {role}, which {WOULD_ADD[role]}: set models.{role} and run again."
+            for role, count in self.unjudged.items()
         ]
         return [
             f"{self.sources} sources (refused: {bad})",
@@ -111,6 +125,11 @@ def summarise(run: RunFolder) -> CurationSummary:
         pending_roles=_counted(
             Counter({reason.removeprefix("needs "): n for (state, reason), n in reasons.items() if state == "pending"})
         ),
+        unjudged={
+            role: count
+            for field, role in SCORED_BY.items()
+            if (count := sum(clip["decision"] == "kept" and clip[field] is None for clip in clips))
+        },
         hours_kept=sum(clip["duration"] for clip in clips if clip["decision"] == "kept") / 3600,
     )
 
