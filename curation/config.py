@@ -185,11 +185,13 @@ class PeopleConfig:
 @dataclass(frozen=True)
 class SpeakerConfig:
     """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
-    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`)."""
+    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`), which real
+    ones do `lip_lead` frames before they are heard."""
 
     min_speaking_pct: Percent = 25.0
     min_sync_c: Signed = 3.0
     min_lip_motion: float = 0.4
+    lip_lead: int = 3
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ class SelectConfig:
     `max_text_boxes_pct` by the boxes of a text detector, which are half as large again. `require`: roles without whose
     score a clip that nothing refuses stays pending; with none of them what is there decides. `reject_generated`: videos
     that say of themselves that a model made them are refused, for a model trained on them learns the faults of others.
-    `test_share` of the videos, drawn by a hash of their id and `split_seed`, become the test split with all their clips.
+    `test_share` of the videos, drawn by a hash of their id and `split_seed`, become the test split with all clips.
     """
 
     min_seconds: float = 3.0

@@ -41,15 +41,16 @@ class Earlier(NamedTuple):
 def earlier_form(stage: Stage[Any], config: CurationConfig) -> Earlier | None:
     """The form of a stage in format 1; None for one that is recorded today as it was then, or that is new."""
     people = {"people": asdict(config.people)}
+    speaker = _without(asdict(config.speaker), "lip_lead")
     forms = {
         "fetch": Earlier("1", {}, ("unit", "url", "again")),
         "download": Earlier("1", stage.params, ("unit", "url", "refused", "again")),
         "scan": Earlier("2", _without(asdict(config.scan), "shots", "transition_score"), ("unit", "sha256")),
         "active_speaker": Earlier("1", people, _POINT),
-        "lips": Earlier("1", people | {"speaker": asdict(config.speaker)}, (*_POINT, "speaking_pct")),
+        "lips": Earlier("1", people | {"speaker": speaker}, (*_POINT, "speaking_pct")),
         "sync": Earlier(
             "3",
-            people | {"speaker": asdict(config.speaker), "sync": asdict(config.sync)},
+            people | {"speaker": speaker, "sync": asdict(config.sync)},
             (*_POINT, "sha256", "lips", "speaking_pct"),
         ),
         "framing": Earlier("1", people | {"framing": asdict(config.framing)}, (*_CLIP, "face_track_id")),
