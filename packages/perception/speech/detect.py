@@ -93,17 +93,21 @@ def _level_over_pauses(wave: np.ndarray, voice: np.ndarray) -> float | None:
     return float(10 * np.log10(max((float(loud.mean()) - background) / background, 0.1)))
 
 
-def speech_at(wave: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+def speech_at(wave: np.ndarray, seconds: np.ndarray, detector: "VoiceDetector | None" = None) -> np.ndarray:
     """Whether somebody speaks at each of `seconds` (n,) of mono audio at 16 kHz, by the rule of `speech_activity`.
 
     What is not speech is thus a pause of 0.3 s or more; beyond the ends of the audio nobody speaks.
     """
     if len(wave) < WINDOW:
         return np.zeros(len(seconds), bool)
-    spectrum = _power_spectrum(wave)
-    level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
-    speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
-    window = np.round((np.asarray(seconds) * AUDIO_RATE - WINDOW / 2) / HOP).astype(int)
+    if detector is not None:
+        speech = _without_pauses(detector.probabilities(wave) > SPOKEN, silero.HOP)
+        window = np.floor(np.asarray(seconds) * AUDIO_RATE / silero.HOP).astype(int)
+    else:
+        spectrum = _power_spectrum(wave)
+        level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
+        speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
+        window = np.round((np.asarray(seconds) * AUDIO_RATE - WINDOW / 2) / HOP).astype(int)
     inside = (np.asarray(seconds) >= 0) & (np.asarray(seconds) < len(wave) / AUDIO_RATE)
     return inside & speech[np.clip(window, 0, len(speech) - 1)]
 
