@@ -141,7 +141,7 @@ class ShotScores:
 
     def add(self, image: np.ndarray) -> None:
         """The next frame, (27, 48, 3) uint8 RGB."""
-        # Beyond its ends a video stands still.
+        # Beyond its ends a video repeats its first and its last frame.
         self._window += [image] * (1 if self._frames else MARGIN + 1)
         self._frames += 1
         self._judge()

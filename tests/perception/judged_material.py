@@ -16,6 +16,7 @@ from skimage import data
 
 from common.media.audio import read_audio
 from common.media.video import read_frames
+from perception.packaged import packaged_weights
 
 ROOT = Path(__file__).parents[2]
 RATE = 16_000
@@ -25,6 +26,13 @@ LINES = {
     "Greek": "Κανείς δεν μας είπε για τον καιρό",
 }
 STYLES = ("outlined", "plain", "yellow", "boxed")
+
+
+def judge(role: str) -> Path:
+    """The file of a judge that an installed package carries."""
+    carried = packaged_weights()
+    assert role in carried, f"no installed package carries a {role}: the Makefile installs them, see docs/judges.md"
+    return carried[role]
 
 
 def real_files() -> list[Path]:

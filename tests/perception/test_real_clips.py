@@ -3,13 +3,14 @@
 `python -m pytest -m soak tests/perception/test_real_clips.py -s` measures them anew.
 """
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
 from common.media.video import decode_video
 from perception.faces.detect import load_face_detector
-from perception.packaged import packaged_weights
 from perception.shots import ShotScores, find_transitions, load_shot_net
 from perception.speech.detect import speech_activity, speech_at
 from perception.speech.silero import load_voice_detector
@@ -19,6 +20,7 @@ from tests.perception.judged_material import (
     STYLES,
     captioned,
     covered,
+    judge,
     mixed,
     music,
     real_audio,
@@ -30,12 +32,9 @@ from tests.perception.judged_material import (
     with_face_of,
 )
 
-WEIGHTS = packaged_weights()
 CLIPS = [file for file in real_files() if file.suffix == ".mp4"]
-pytestmark = [
-    pytest.mark.skipif(not CLIPS, reason="there is no ../shared/real beside the repository"),
-    pytest.mark.skipif(len(WEIGHTS) < 4, reason="not all judges are installed; make test installs them"),
-]
+# Where there are none, each test has no parameter, and pytest says so.
+on_real_clips = pytest.mark.parametrize("clips", [CLIPS] if CLIPS else [], ids=len)
 
 
 def small(frame: np.ndarray, side: int = 480) -> np.ndarray:
@@ -46,7 +45,7 @@ def small(frame: np.ndarray, side: int = 480) -> np.ndarray:
 
 def speech_row(decibel: float, added, files) -> dict[str, float]:
     """Percent of 32 ms in which Silero, and energy and pitch, agree with what Silero hears without the added sound."""
-    silero = load_voice_detector(WEIGHTS["speech_detector"])
+    silero = load_voice_detector(judge("speech_detector"))
     agreed: dict[str, list[float]] = {"silero": [], "energy": []}
     for seed, file in enumerate(files):
         wave = real_audio(file)
@@ -57,24 +56,27 @@ def speech_row(decibel: float, added, files) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in agreed.items()}
 
 
-def test_speech_stays_speech_in_noise_and_music() -> None:
-    silero = load_voice_detector(WEIGHTS["speech_detector"])
+@on_real_clips
+def test_speech_stays_speech_in_noise_and_music(clips: list[Path]) -> None:
+    silero = load_voice_detector(judge("speech_detector"))
     stats = [speech_activity(real_audio(file), silero) for file in real_files()]
     assert min(each.speech_pct for each in stats) > 75 and min(each.certainty or 0 for each in stats) > 0.94
     row = speech_row(0, white, real_files())
     assert row["silero"] > 88 > 75 > row["energy"], row  # 16 files: 94; the four at hand: 91
 
 
-def test_nothing_is_written_on_clean_clips_and_faces_are_found_rolled() -> None:
-    text, faces = load_text_detector(WEIGHTS["text_detector"]), load_face_detector(WEIGHTS["face_detector"])
-    for clip in CLIPS:
+@on_real_clips
+def test_nothing_is_written_on_clean_clips_and_faces_are_found_rolled(clips: list[Path]) -> None:
+    text, faces = load_text_detector(judge("text_detector")), load_face_detector(judge("face_detector"))
+    for clip in clips:
         frame = small(real_frames(clip)[2])
         assert not text.mask(frame).any()
         assert [len(faces.detect(rolled(frame, degrees))) for degrees in (-40, 0, 40)] == [1, 1, 1]
 
 
+@on_real_clips
 @pytest.mark.soak
-def test_speech_table() -> None:
+def test_speech_table(clips: list[Path]) -> None:
     for name, added in (("white noise", white), ("chords and drum", music)):
         for decibel in (20, 10, 5, 0):
             row = speech_row(decibel, added, real_files())
@@ -82,13 +84,14 @@ def test_speech_table() -> None:
             assert row["silero"] > 85
 
 
+@on_real_clips
 @pytest.mark.soak
-def test_captions_table() -> None:
-    text, found = load_text_detector(WEIGHTS["text_detector"]), []
+def test_captions_table(clips: list[Path]) -> None:
+    text, found = load_text_detector(judge("text_detector")), []
     for script, line in LINES.items():
         for height in (12, 16, 20, 28, 40):
             net, strokes = [], []
-            for clip in CLIPS:
+            for clip in clips:
                 first, second = (small(frame) for frame in real_frames(clip, 12, 10)[:2])
                 for style in STYLES:
                     (frame, box), (later, _) = (captioned(each, line, height, style) for each in (first, second))
@@ -97,14 +100,15 @@ def test_captions_table() -> None:
             print(f"{script:9} {height} px  network {np.mean(net):.2f}  strokes {np.mean(strokes):.2f}")
             found += net
     assert np.mean(found) >= 0.97
-    assert not any(text.mask(frame).any() for clip in CLIPS for frame in real_frames(clip, 12, 10))
+    assert not any(text.mask(frame).any() for clip in clips for frame in real_frames(clip, 12, 10))
 
 
+@on_real_clips
 @pytest.mark.soak
-def test_faces_table() -> None:
-    faces, cascade = load_face_detector(WEIGHTS["face_detector"]), load_face_detector(None)
+def test_faces_table(clips: list[Path]) -> None:
+    faces, cascade = load_face_detector(judge("face_detector")), load_face_detector(None)
     found: dict[str, list[tuple[bool, bool]]] = {}
-    for clip in CLIPS:
+    for clip in clips:
         for number, frame in enumerate(map(small, real_frames(clip, 12, 10))):
             (face,) = faces.detect(frame)
             for degrees in (0, 20, 40):
@@ -119,15 +123,16 @@ def test_faces_table() -> None:
     assert np.mean(found["rolled by 40"], axis=0)[0] >= 0.95 <= np.mean(found["40 px in 640 x 360"], axis=0)[0]
 
 
+@on_real_clips
 @pytest.mark.soak
-def test_transitions_table() -> None:
-    net, clips = load_shot_net(WEIGHTS["shot_detector"]), {}
-    for clip in CLIPS:
+def test_transitions_table(clips: list[Path]) -> None:
+    net, images = load_shot_net(judge("shot_detector")), {}
+    for clip in clips:
         frames = [cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA) for frame in decode_video(clip)]
-        clips[clip] = np.stack(frames)
-        assert transitions_of(net, clips[clip]) == []
+        images[clip] = np.stack(frames)
+        assert transitions_of(net, images[clip]) == []
     rng = np.random.default_rng(0)
-    scenes = [clip[start : start + 57] for start in (0, 57) for clip in clips.values() if len(clip) >= 114]
+    scenes = [clip[start : start + 57] for start in (0, 57) for clip in images.values() if len(clip) >= 114]
     for kind in ("cut", "dissolve", "fade"):
         video, planted = scenes[0], []
         for number in range(10):

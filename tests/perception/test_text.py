@@ -5,11 +5,8 @@ import numpy as np
 import pytest
 
 from miniature.world.clips import draw_clip
-from perception.packaged import packaged_weights
 from perception.text import load_text_detector, nearness, text_boxes, text_lines, text_mask
-from tests.perception.judged_material import LINES, STYLES, astronaut, captioned, covered
-
-DETECTOR = packaged_weights().get("text_detector")
+from tests.perception.judged_material import LINES, STYLES, astronaut, captioned, covered, judge
 
 
 def _picture(text: str, at: tuple[int, int], scale: float = 1.0, lamp: int = 80) -> np.ndarray:
@@ -83,9 +80,8 @@ def test_a_line_is_sure_low_and_slender() -> None:
     assert [x0, y0, x1, y1] == pytest.approx([85, 385, 414, 434], abs=2)
 
 
-@pytest.mark.skipif(DETECTOR is None, reason="PP-OCR's detector is not here; make test brings it with rapidocr")
 def test_captions_of_three_scripts_are_found_from_12_pixels_on_and_nothing_else() -> None:
-    detector, plain = load_text_detector(DETECTOR or ""), astronaut()[20:500, 20:500]
+    detector, plain = load_text_detector(judge("text_detector")), astronaut()[20:500, 20:500]
     assert not detector.mask(plain).any()
     drawn = zip(LINES.values(), (12, 20, 40), STYLES, strict=False)
     for text, height, style in drawn:

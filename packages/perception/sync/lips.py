@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from common.constants import SAMPLES_PER_FRAME
-from perception.faces.identity import TEMPLATE, similarity
+from perception.faces.align import TEMPLATE, similarity
 
 SIDE = 96  # px, of the crop (perception.faces.crop.crop_track) that is looked at
 # The mouth in such a crop, whose upper 71 % are the face's box: rows, columns.

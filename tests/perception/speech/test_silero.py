@@ -4,19 +4,15 @@ import numpy as np
 import pytest
 
 from miniature.world.clips import draw_clip
-from perception.packaged import packaged_weights
 from perception.speech import silero
 from perception.speech.detect import speech_activity, speech_at
 from perception.speech.silero import VoiceDetector, load_voice_detector
-from tests.perception.judged_material import mixed, music, white, without_voice
-
-FILE = packaged_weights().get("speech_detector")
-pytestmark = pytest.mark.skipif(FILE is None, reason="the package silero-vad is not installed; make test installs it")
+from tests.perception.judged_material import judge, mixed, music, white, without_voice
 
 
 @pytest.fixture(scope="module")
 def detector() -> VoiceDetector:
-    return load_voice_detector(FILE or "")
+    return load_voice_detector(judge("speech_detector"))
 
 
 @pytest.fixture(scope="module")
