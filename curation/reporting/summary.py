@@ -58,7 +58,7 @@ SOURCES_SCHEMA = pa.schema(
 class CurationSummary:
     """Counts of sources and clips by state. `refused_sources` and `refused` count reasons (a clip may have several),
     `pending_roles` the clips that wait for the weights of a role, `unjudged` the kept ones that no model of it has
-    judged; `hours_kept` is the total length of kept clips."""
+    judged; `judges` names what looked at speech, faces, text and shots. `hours_kept` is the total length of kept clips."""
 
     sources: int
     refused_sources: dict[str, int]
@@ -71,6 +71,7 @@ class CurationSummary:
     pending_roles: dict[str, int]
     hours_kept: float
     unjudged: dict[str, int] = field(default_factory=dict)
+    judges: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary as text."""
@@ -89,6 +90,7 @@ class CurationSummary:
             f"{self.sources} sources (refused: {bad})",
             f"{self.clips} clips: {states} (refused: {refused})",
             f"{duration_text(3600 * self.hours_kept)} kept",
+            *([f"judged by {', '.join(f'{by} ({what})' for what, by in self.judges.items())}"] if self.judges else []),
             *needs,
         ]
 
@@ -129,6 +131,11 @@ def summarise(run: RunFolder) -> CurationSummary:
             role: count
             for field, role in SCORED_BY.items()
             if (count := sum(clip["decision"] == "kept" and clip[field] is None for clip in clips))
+        },
+        judges={
+            what: " and ".join(names)
+            for what in ("speech", "face", "text", "shot")
+            if (names := sorted({clip[f"{what}_judge"] for clip in clips if clip[f"{what}_judge"]}))
         },
         hours_kept=sum(clip["duration"] for clip in clips if clip["decision"] == "kept") / 3600,
     )

@@ -58,7 +58,7 @@ def level_mouths(frames: Iterable[np.ndarray], points: np.ndarray) -> np.ndarray
     (T, 42, 50) uint8 grey."""
     rows, columns = (side + 2 * REACH for side in PATCH)
     middle = TEMPLATE[3:].mean(axis=0)
-    patches = [np.zeros((0, rows, columns), np.uint8)]
+    patches: list[np.ndarray] = [np.zeros((0, rows, columns), np.uint8)]
     for frame, five in zip(frames, points, strict=True):
         move = similarity(five, TEMPLATE)
         move[:, 2] += np.array([columns, rows]) / 2 - middle
