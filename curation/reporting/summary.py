@@ -58,7 +58,7 @@ SOURCES_SCHEMA = pa.schema(
 class CurationSummary:
     """Counts of sources and clips by state. `refused_sources` and `refused` count reasons (a clip may have several),
     `pending_roles` the clips that wait for the weights of a role, `unjudged` the kept ones that no model of it has
-    judged; `judges` names what looked at speech, faces, text and shots; `hours_kept` is the total length of those kept."""
+    judged; `judges` names what looked at speech, faces, text and shots; `hours_kept` is the length of those kept."""
 
     sources: int
     refused_sources: dict[str, int]
