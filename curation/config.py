@@ -12,13 +12,19 @@ from perception.config import Variant
 
 ROLES: Mapping[str, str] = {
     "face_detector": "OpenCV's frontal-face cascade looks for faces",
+    "speech_detector": "energy and pitch tell speech from other sounds",
+    "shot_detector": "dissolves and fades between shots are mostly missed",
+    "text_detector": "still strokes set in a line count as burned-in text",
     "active_speaker": "lips and audio alone decide who of several people speaks",
-    "sync_scorer": "clips stay pending",
+    "sync_scorer": "clips have no Sync-C: sound that is late, early or another's stays",
     "pose": "no points of body and hands",
-    "quality_scorer": "clips stay pending",
+    "quality_scorer": "clips have no IQA: poor pictures stay",
     "captioner": "clips without a caption of their own get the recipe's",
 }
 """Model roles that curation may use, and how a run differs without each."""
+
+Shots = Literal["content", "transnet", "both"]
+Required = Literal["sync_scorer", "quality_scorer", "captioner"]
 
 
 @dataclass(frozen=True)
@@ -127,10 +133,14 @@ class DownloadConfig:
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """`shot_threshold`, `shot_min_content`: as PySceneDetect's adaptive detector has them (ratio of a change to those
-    around it; least change); `min_shot` frames between two cuts; `face_interval` seconds between the frames that faces
-    are looked for in; `reader` decodes."""
+    """`shots` says what finds where one shot ends and the next begins: "content", changes between frames; "transnet",
+    the network of the role shot_detector, which also sees dissolves and fades (22 ms CPU a frame), from a probability
+    of `transition_score` on; "both", either. `shot_threshold`, `shot_min_content`: as PySceneDetect's adaptive detector
+    has them (ratio of a change to those around it; least change). `min_shot` frames between two cuts; `face_interval`
+    seconds between the frames that faces are looked for in; `reader` decodes."""
 
+    shots: Shots = "content"
+    transition_score: Share = 0.3
     shot_threshold: Positive = 3.0
     shot_min_content: float = 15.0
     min_shot: Count = 15
@@ -177,11 +187,13 @@ class PeopleConfig:
 @dataclass(frozen=True)
 class SpeakerConfig:
     """What counts as evidence that a face speaks: `min_speaking_pct` of its frames by the active-speaker network,
-    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`)."""
+    a SyncNet confidence of `min_sync_c`, or lips that move by `min_lip_motion` (see `perception.sync.lips`), which real
+    ones do `lip_lead` frames before they are heard."""
 
     min_speaking_pct: Percent = 25.0
     min_sync_c: Signed = 3.0
     min_lip_motion: float = 0.4
+    lip_lead: int = 3
 
 
 @dataclass(frozen=True)
@@ -210,8 +222,8 @@ class FramingConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A pair of frames `seconds_apart` is compared every `interval` seconds: text does not move in between, people
-    do."""
+    """A frame is looked at every `interval` seconds. Without a text detector it is compared with one `seconds_apart`:
+    text does not move in between, people do."""
 
     interval: Positive = 1.0
     seconds_apart: Positive = 0.4
@@ -275,9 +287,13 @@ class SelectConfig:
     than `min_lip_motion` are still (`perception.sync.lips`); `min_speaking_pct` of its frames the face must speak by
     the active-speaker network. `max_xy_distance` (of the frame) is what the speaking face may be away from the data
     set's point. `min_side` and `min_face_px` in pixels of the source. Above `max_static_pct` a video counts as still;
-    frames that do change must come at `min_fps`. `reject_generated`: videos that say of themselves that a model made
-    them are refused, for a model trained on them learns the faults of others. `test_share` of the videos, drawn by a
-    hash of their id and `split_seed`, become the test split with all their clips.
+    frames that do change must come at `min_fps`. `min_speech_pct` of the time somebody speaks. Music: a voice detector
+    is sure of less than `min_voice_certainty` of what it takes for speech, or tones held at one pitch make up more than
+    `max_music_ratio` of the energy. Burned-in text: more than `max_text_area_pct` of the image by its strokes, or
+    `max_text_boxes_pct` by the boxes of a text detector, which are half as large again. `require`: roles without whose
+    score a clip that nothing refuses stays pending; with none of them what is there decides. `reject_generated`: videos
+    that say of themselves that a model made them are refused, for a model trained on them learns the faults of others.
+    `test_share` of the videos, drawn by a hash of their id and `split_seed`, become the test split with all clips.
     """
 
     min_seconds: float = 3.0
@@ -294,11 +310,14 @@ class SelectConfig:
     min_face_px: float = 32.0
     min_side: int = 256
     min_speech_pct: Percent = 30.0
+    min_voice_certainty: Share = 0.75
     max_music_ratio: float = 0.36
     max_text_area_pct: Percent = 0.7
+    max_text_boxes_pct: Percent = 1.0
     max_static_pct: Percent = 80.0
     min_fps: float = 20.0
     reject_generated: bool = True
+    require: tuple[Required, ...] = ("sync_scorer", "quality_scorer", "captioner")
     test_share: Share = 0.1
     split_seed: int = 0
 

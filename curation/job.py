@@ -13,7 +13,7 @@ from typing import Any
 from common.executors.config import ExecutorConfig
 from common.executors.flow import Flow, Step
 from common.executors.flow_run import run_flow
-from common.executors.stage import ROWS, Weights
+from common.executors.stage import ROWS
 from common.ledger.store import Ledger
 from common.runs import RunFolder, fingerprint, hash_path, plain
 from curation.config import ROLES, CaptionConfig, CurationConfig, SourcesConfig
@@ -28,7 +28,7 @@ from curation.sources.listing import list_sources
 from curation.stages.captions import caption_fields
 from curation.stages.cut import CutStage
 from curation.stages.probe import ProbeStage
-from curation.stages.scan import ScanStage
+from curation.stages.scan import scan_stage
 from curation.stages.shots import source_fields
 from curation.stages.tracks import TracksStage
 from curation.tables import write_tables
@@ -76,12 +76,11 @@ def curation_flow(config: CurationConfig, models: Models, run: RunFolder, remote
     """What a source goes through. With `remote` ones, or entries of a list that cannot be used, it is fetched first."""
     folder = Path(config.download.folder).expanduser() if config.download.folder else run.cache / VIDEOS
     per_frame = run.root / PER_FRAME
-    detector = Weights.of("face_detector", models.get("face_detector"))
     clips = partial(clips_of, config.captions, bool(models.get("captioner")))
     steps = [
         *(fetch_steps(config.download, folder) if remote else ()),
         Step(ProbeStage()),
-        Step(ScanStage(config.scan, detector, per_frame)),
+        Step(scan_stage(config.scan, models, per_frame)),
         Step(TracksStage(config.people, config.cut, per_frame), then=clips),
         Step(
             CutStage(run.clips),

@@ -54,6 +54,9 @@ class SourceRow(_ProbeFields, total=False):
     exit: str
     # of the scan: start times of shots in seconds, and the file of per-frame results
     cuts: list[float]
+    shot_ends: list[float]  # when the shot before each cut ends, where that is earlier: a dissolve, a fade
+    shot_judge: str
+    face_judge: str
     scan_file: str
     scan_sha256: str
     decision: str
@@ -102,6 +105,8 @@ class ClipRow(TypedDict, total=False):
     video_start_pts: float
     audio_start_pts: float
     shot_id: int
+    shot_judge: str
+    face_judge: str
     face_track_id: int | None
     n_faces_median: float
     face_px: float | None
@@ -136,12 +141,15 @@ class ClipRow(TypedDict, total=False):
     iqa_1to5: float
     ase_1to5: float
     iqa_variant: str
+    text_judge: str
     text_area_pct: float
     text_near_face_pct: float | None
     sharpness: float
     static_pct: float | None
+    speech_judge: str
     speech_pct: float
-    snr_db: float
+    voice_certainty: float | None
+    snr_db: float | None
     music_ratio: float
     clipping_pct: float
     loudness_lufs: float | None
@@ -167,7 +175,19 @@ class Scan(NamedTuple):
 
     `faces` [(seconds, [[x0, y0, x1, y1], ...]), ...] in pixels, for each frame that faces were looked for in; `motion`
     of every frame but the first, the largest change of a cell of a 32x32 grid of luma (0..255) since the frame before.
+    `points`, one list per entry of `faces`, has the five keypoints [x, y, ...] of each face; None from a detector that
+    has none to give.
     """
 
     faces: list[tuple[float, list[list[float]]]]
     motion: list[int]
+    points: list[list[list[float]]] | None = None
+
+    def with_points(self) -> list[tuple[float, list[list[float]]]]:
+        """`faces`, the keypoints of each after its box where there are any."""
+        if self.points is None:
+            return self.faces
+        return [
+            (time, [box + five for box, five in zip(boxes, points, strict=True)])
+            for (time, boxes), points in zip(self.faces, self.points, strict=True)
+        ]

@@ -23,7 +23,7 @@ def scoring_steps(config: CurationConfig, models: Mapping[str, Path | None], fol
     """The steps that fill in the fields of cut clip rows (files in `folder`, their tracks in `tracks`); those without
     weights are left out."""
     framed = partial(with_framing, config.framing)
-    steps = [Step(SpeechStage())]
+    steps = [Step(SpeechStage(Weights.of("speech_detector", models.get("speech_detector"))))]
     if model := models.get("active_speaker"):
         steps.append(Step(ActiveSpeakerStage(Weights.of("active_speaker", model), folder, tracks)))
     scorer = models.get("sync_scorer")
@@ -33,7 +33,8 @@ def scoring_steps(config: CurationConfig, models: Mapping[str, Path | None], fol
         steps.append(Step(sync, then=framed))
     if judges := framing_judges(models):
         steps.append(Step(FramingStage(config.framing, judges, folder, tracks)))
-    steps.append(Step(TextStage(config.text, folder, tracks)))
+    reader = Weights.of("text_detector", models.get("text_detector"))
+    steps.append(Step(TextStage(config.text, folder, tracks, reader)))
     if model := models.get("quality_scorer"):
         steps.append(Step(QualityStage(config.quality, Weights.of("quality_scorer", model), folder)))
     if model := models.get("captioner"):

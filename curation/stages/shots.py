@@ -19,15 +19,19 @@ STILL_CHANGE = 2  # of 255, in any cell of the scan's grid: what a good codec do
 
 
 def split_shots(
-    config: CutConfig, duration: float, cuts: Sequence[float], audio_span: Sequence[float] = ()
+    config: CutConfig,
+    duration: float,
+    cuts: Sequence[float],
+    audio_span: Sequence[float] = (),
+    shot_ends: Sequence[float] | None = None,
 ) -> list[tuple[int, float, float]]:
     """Shot number, start and end of each clip: seconds in whole milliseconds, its length a multiple of 40 ms.
 
-    Where `audio_span` gives the first and last moment with sound, no clip lies beyond: lips would move in silence.
+    Shots begin at `cuts`, and end there or at `shot_ends`: a dissolve belongs to neither. Where `audio_span` gives the
+    first and last moment with sound, no clip lies beyond: lips would move in silence.
     """
     least, most = audio_span or (0.0, duration)
-    edges = [0.0, *cuts, duration]
-    shots = enumerate(zip(edges, edges[1:], strict=False))
+    shots = enumerate(zip([0.0, *cuts], [*(cuts if shot_ends is None else shot_ends), duration], strict=True))
     pieces = (
         (shot, *piece)
         for shot, (begin, end) in shots
@@ -65,12 +69,15 @@ def source_fields(source: SourceRow) -> ClipRow:
         "audio_rate": source["audio_rate"],
         "video_start_pts": round(source["video_start"], 6),
         "audio_start_pts": round(source["audio_start"], 6),
+        "shot_judge": source.get("shot_judge", ""),
+        "face_judge": source.get("face_judge", ""),
     }
 
 
 class Piece(NamedTuple):
     """One clip to be: the fields of its own, which stand over those of `source_fields`, and the faces in it,
-    [(seconds on the clip's clock, [[x0, y0, x1, y1], ...]), ...] in pixels of the clip."""
+    [(seconds on the clip's clock, [[x0, y0, x1, y1], ...]), ...] in pixels of the clip; where keypoints are known, x
+    and y of the five follow the box."""
 
     row: ClipRow
     faces: list[tuple[float, list[list[float]]]]
@@ -82,7 +89,7 @@ def split_source(config: CutConfig, source: SourceRow, scan: Scan) -> list[Piece
     A source with `segments` (see `curation.sources.remote.remote_row`) hands on of each clip's segment `row_index` and
     the annotated point: `x`, `y` (fractions of the clip's frame) at `point_at` (seconds on the clip's clock).
     """
-    motion = np.asarray(scan.motion)
+    motion, seen = np.asarray(scan.motion), scan.with_points()
     # Times of the changes; the frames of a variable rate are a little off, which a share does not feel.
     shown = np.linspace(0, source["duration"], len(motion) + 1, endpoint=False)[1:]
     pieces: dict[str, Piece] = {}
@@ -101,7 +108,7 @@ def split_source(config: CutConfig, source: SourceRow, scan: Scan) -> list[Piece
             "crop": None,
             "size": None,
         }
-        faces = [(round(t - start, 4), boxes) for t, boxes in scan.faces if start <= t < end]
+        faces = [(round(t - start, 4), boxes) for t, boxes in seen if start <= t < end]
         piece = Piece(row, faces)
         pieces.setdefault(name, _with_segment(config, piece, segment, source) if segment else piece)
     return list(pieces.values())
@@ -118,7 +125,7 @@ def _spans(config: CutConfig, source: SourceRow) -> Iterator[tuple[int, float, f
             for first, last in split_span(config, begin, max(begin, end)):
                 yield bisect_right(cuts, first), first, last, segment
         return
-    for shot, first, last in split_shots(config, duration, cuts, audio_span):
+    for shot, first, last in split_shots(config, duration, cuts, audio_span, source.get("shot_ends")):
         if not segments or config.use_segments == "ignore":
             yield shot, first, last, None
             continue
@@ -139,14 +146,17 @@ def _with_segment(config: CutConfig, piece: Piece, segment: Segment, source: Sou
     if x is not None:
         x = (x * source["width"] - x0) / width
         y = (y * source["height"] - y0) / height
-    corner, scale = np.array([x0, y0] * 2), side / np.array([width, height] * 2)
-    moved = [(time, (np.reshape(boxes, (-1, 4)) - corner) * scale) for time, boxes in faces]
+    scale = side / np.array([width, height])
+    moved = [  # corners and keypoints alike
+        (time, ((np.reshape(boxes, (-1, 2)) - (x0, y0)) * scale).reshape(len(boxes), -1) if boxes else np.zeros((0, 4)))
+        for time, boxes in faces
+    ]
     square: ClipRow = {"crop": [x0, y0, width, height], "size": [side, side], "width": side, "height": side}
     cropped: ClipRow = {**row, "x": x, "y": y, "point_at": point_at, **square}
     return Piece(cropped, [(time, _inside(boxes, side)) for time, boxes in moved])
 
 
 def _inside(boxes: np.ndarray, side: int) -> list[list[float]]:
-    """Boxes (n, 4) whose middle lies in the crop."""
-    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    """Boxes (n, 4 or 14) whose middle lies in the crop."""
+    middles = (boxes[:, :2] + boxes[:, 2:4]) / 2
     return [[round(float(edge), 1) for edge in box] for box in boxes[((middles >= 0) & (middles < side)).all(axis=1)]]

@@ -3,7 +3,7 @@
 Every judge gives a value per face track; `choose_speaker` weighs them, and all later fields are about that face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -78,7 +78,7 @@ class LipsStage(Stage[ClipRow]):
     `speaker_fields` as far as is known. A clip without a face has none."""
 
     name = "lips"
-    version = "1"
+    version = "2"
     reads = (*READS, "x", "y", "point_at", "speaking_pct")
     config: SpeakerConfig
     folder: Path = no_effect()
@@ -90,7 +90,7 @@ class LipsStage(Stage[ClipRow]):
 
     def __call__(self, row: ClipRow) -> Outcome:
         """Kept whatever is found; rejected when the source's audio cannot be read."""
-        from perception.sync.lips import SIDE, lip_motion
+        from perception.sync.lips import SIDE, level_mouths, lip_motion
 
         tracks = read_tracks(self.tracks, row)
         if not tracks:
@@ -100,7 +100,13 @@ class LipsStage(Stage[ClipRow]):
         except MediaError as error:
             return Outcome(row["unit"], "rejected", error.kind, str(error))
         file = self.folder / f"{row['unit']}.mp4"
-        measured = [lip_motion(face_crops(file, track, SIDE), track_audio(track, wave)) for track in tracks]
+        measured = []
+        for track in tracks:
+            if track.points is None:
+                images = face_crops(file, track, SIDE)
+            else:
+                images = level_mouths(track_frames(file, track), track.points)
+            measured.append(lip_motion(images, track_audio(track, wave), self.config.lip_lead))
         lips = [[round(each.motion, 4), round(each.agreement, 4)] for each in measured]
         fields = speaker_fields(self.config, tracks, {**row, "lips": lips})
         return Outcome(row["unit"], "kept", outputs={"lips": lips} | fields)
@@ -151,8 +157,12 @@ def face_crops(file: Path, track: Track, side: int) -> np.ndarray:
     """The face of one track (n, side, side, 3), read frame by frame: a clip of large frames would fill the memory."""
     from perception.faces.crop import crop_track
 
-    frames = islice(decode_video(file), track.start_frame, track.stop_frame)
-    return crop_track(frames, track.boxes, side)  # type: ignore[arg-type]  # it only iterates over them
+    return crop_track(track_frames(file, track), track.boxes, side)  # type: ignore[arg-type]  # it only iterates
+
+
+def track_frames(file: Path, track: Track) -> Iterator[np.ndarray]:
+    """The frames in which a face is seen, one after the other."""
+    return islice(decode_video(file), track.start_frame, track.stop_frame)
 
 
 def track_audio(track: Track, wave: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ SYNC_SCORES = ("sync_c", "sync_d", "sync_offset")
 LIPS = ("lip_motion", "lip_agreement")
 """What `lips` of a clip row holds per track."""
 
-_STORED = ("clip_id", "track_id", "video_id", "start_frame", "stop_frame", "detections", "boxes")
+_STORED = ("clip_id", "track_id", "video_id", "start_frame", "stop_frame", "detections", "boxes", "points")
 _FILE_SCHEMA = pa.schema([TRACK_SCHEMA.field(name) for name in _STORED])
 
 
@@ -50,7 +50,7 @@ class TracksStage(Stage[SourceRow]):
     name = "tracks"
     version = "1"
     reads = ("unit", "sha256", "scan_sha256", "cuts", "duration", "width", "height", "segments", "row_index")
-    reads_if_set = ("audio_span",)
+    reads_if_set = ("audio_span", "shot_ends")
     config: PeopleConfig
     cut: CutConfig
     folder: Path = no_effect()
@@ -78,6 +78,8 @@ def clip_fields(piece: Piece, tracks: Sequence[Track], size: tuple[int, int]) ->
     digest = hashlib.sha256()
     for track in tracks:
         digest.update(f"{track.start_frame} {track.detections}".encode() + track.boxes.astype("<f4").tobytes())
+        if track.points is not None:
+            digest.update(track.points.astype("<f4").tobytes())
     return dict(piece.row) | {
         "tracks_sha256": digest.hexdigest(),
         "people": people_fields(tracks, row),
@@ -96,6 +98,7 @@ def write_source_tracks(folder: Path, video_id: str, pieces: Sequence[Piece], tr
             "stop_frame": track.stop_frame,
             "detections": track.detections,
             "boxes": track.boxes.tolist(),
+            "points": None if track.points is None else track.points.reshape(-1, 10).tolist(),
         }
         for piece, of_clip in zip(pieces, tracks, strict=True)
         for number, track in enumerate(of_clip)
@@ -112,11 +115,13 @@ def write_source_tracks(folder: Path, video_id: str, pieces: Sequence[Piece], tr
 
 def read_tracks(folder: Path, row: ClipRow) -> list[Track]:
     """The face tracks of a clip, in their order. Raises FileNotFoundError."""
-    return [
-        Track(each["start_frame"], np.asarray(each["boxes"], np.float32).reshape(-1, 4), each["detections"])
-        for each in read_source_tracks(folder / row["tracks_file"])
-        if each["clip_id"] == row["unit"]
-    ]
+    return [_track(each) for each in read_source_tracks(folder / row["tracks_file"]) if each["clip_id"] == row["unit"]]
+
+
+def _track(row: Mapping[str, Any]) -> Track:
+    points = row.get("points")  # of a detector that has some
+    five = None if points is None else np.asarray(points, np.float32).reshape(-1, 5, 2)
+    return Track(row["start_frame"], np.asarray(row["boxes"], np.float32).reshape(-1, 4), row["detections"], five)
 
 
 @lru_cache(maxsize=4)  # the clips of a source come one after the other
@@ -152,9 +157,9 @@ def find_tracks(config: PeopleConfig, piece: Piece) -> list[Track]:
     The SyncNet reference asks for an overlap of 0.5 between neighbouring frames; ours lie a fifth of a second apart.
     """
     frames = round(piece.row["duration"] * FPS)
-    looks: list[np.ndarray] = [np.zeros((0, 4), np.float32)] * frames
+    looks: list[np.ndarray] = [np.zeros((0, 4))] * frames
     for seconds, boxes in piece.faces:
-        looks[min(round(seconds * FPS), frames - 1)] = np.asarray(boxes, np.float32).reshape(-1, 4)
+        looks[min(round(seconds * FPS), frames - 1)] = np.asarray(boxes)
     gap = round(config.max_gap * FPS)
     looked = np.array([min(round(seconds * FPS), frames - 1) for seconds, _ in piece.faces])
     tracks = [_to_ends(track, frames, gap) for track in track_faces(looks, config.min_overlap, gap)]
@@ -171,7 +176,10 @@ def _to_ends(track: Track, frames: int, gap: int) -> Track:
     before = track.start_frame if track.start_frame <= gap else 0
     after = frames - track.stop_frame if frames - track.stop_frame <= gap else 0
     boxes = np.pad(track.boxes, ((before, after), (0, 0)), mode="edge")
-    return Track(track.start_frame - before, boxes, track.detections)
+    points = track.points
+    if points is not None:
+        points = np.pad(points, ((before, after), (0, 0), (0, 0)), mode="edge")
+    return Track(track.start_frame - before, boxes, track.detections, points)
 
 
 def people_fields(tracks: Sequence[Track], row: Mapping[str, Any], speaker: int = 0) -> dict[str, Any]:

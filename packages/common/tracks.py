@@ -11,6 +11,7 @@ from common.ledger.tables import check_table_format, write_sorted
 from common.parquet import read_batches
 
 TEXT, INT, REAL = pa.string(), pa.int64(), pa.float64()
+POINTS = pa.list_(pa.list_(pa.float32(), 10))
 BOXES = pa.list_(pa.list_(pa.float32(), 4))
 
 # What each field means, with its unit; a judge that was not asked, or that could not be, leaves null.
@@ -22,6 +23,11 @@ TRACK_FIELDS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("stop_frame", INT, "one past the last such frame"),
     ("detections", INT, "frames in which the face was detected; boxes in between are interpolated"),
     ("boxes", BOXES, "x0, y0, x1, y1 in pixels of the clip's frame, for every frame from start_frame on"),
+    (
+        "points",
+        POINTS,
+        "x and y of eyes, nose and mouth corners, left as seen first, for every frame; null: not looked for",
+    ),
     ("is_speaker", pa.bool_(), "whether this face is taken for the one that speaks"),
     ("asd_speaking_pct", REAL, "percent of its frames in which the active-speaker network sees it speak"),
     ("sync_c", REAL, "SyncNet confidence against the source's audio"),

@@ -149,7 +149,27 @@ def _captioner(path: Path, earlier: Earlier) -> Loaded:
 def _face_detector(path: Path, earlier: Earlier) -> Loaded:
     from perception.faces.detect import load_face_detector
 
-    return Loaded(path, load_face_detector(path), _onnx_tensors(sorted(path.glob("*.onnx"))))
+    files = [path] if path.is_file() else sorted(path.glob("*.onnx"))
+    return Loaded(path, load_face_detector(path), _onnx_tensors(files))
+
+
+def _speech_detector(path: Path, earlier: Earlier) -> Loaded:
+    from perception.speech.silero import load_voice_detector
+
+    return Loaded(path, load_voice_detector(path), _onnx_tensors([path]))
+
+
+def _text_detector(path: Path, earlier: Earlier) -> Loaded:
+    from perception.text import load_text_detector
+
+    return Loaded(path, load_text_detector(path), _onnx_tensors([path]))
+
+
+def _shot_detector(path: Path, earlier: Earlier) -> Loaded:
+    from perception.shots import load_shot_net
+
+    net = load_shot_net(path)
+    return Loaded(path, net, net.state_dict().values())
 
 
 def _face_identity(path: Path, earlier: Earlier) -> Loaded:
@@ -197,6 +217,9 @@ LOADERS: Mapping[str, Callable[[Path, Earlier], Loaded]] = {
     "adapter": _adapter,
     "audio_encoder": _audio_encoder,
     "face_detector": _face_detector,
+    "speech_detector": _speech_detector,
+    "shot_detector": _shot_detector,
+    "text_detector": _text_detector,
     "active_speaker": _active_speaker,
     "sync_scorer": _sync_scorer,
     "pose": _pose,

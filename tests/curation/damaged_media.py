@@ -39,6 +39,8 @@ CUT = CutConfig(min_seconds=0.4, max_seconds=1.0)
 class NoFaces:
     """A detector that finds nothing, at no cost."""
 
+    name = "none"
+
     def detect(self, frame: np.ndarray) -> list[Face]:
         """No faces."""
         return []

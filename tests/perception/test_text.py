@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from miniature.world.clips import draw_clip
-from perception.text import nearness, text_lines, text_mask
+from perception.text import load_text_detector, nearness, text_boxes, text_lines, text_mask
+from tests.perception.judged_material import LINES, STYLES, astronaut, captioned, covered, judge
 
 
 def _picture(text: str, at: tuple[int, int], scale: float = 1.0, lamp: int = 80) -> np.ndarray:
@@ -65,3 +66,25 @@ def test_nearness_in_closed_form() -> None:
     assert weight[30, 50] == 1
     assert weight[59, 50] == pytest.approx(np.exp(-19.5 / 20))
     assert weight[59, 79] == pytest.approx(np.exp(-np.hypot(19.5, 19.5) / 20))
+
+
+def test_a_line_is_sure_low_and_slender() -> None:
+    heat = np.zeros((480, 640), np.float32)
+    heat[400:420, 100:400] = 0.9  # a line
+    heat[50:70, 100:400] = 0.5  # no sure one
+    heat[100:200, 100:600] = 0.9  # too high
+    heat[250:290, 100:190] = 0.9  # not slender
+    (box,) = text_boxes(heat)
+    x0, y0, x1, y1 = (*box.min(axis=0), *box.max(axis=0))
+    # d = 1.6 * 300 * 20 / (2 * 320) = 15 px further out on every side.
+    assert [x0, y0, x1, y1] == pytest.approx([85, 385, 414, 434], abs=2)
+
+
+def test_captions_of_three_scripts_are_found_from_12_pixels_on_and_nothing_else() -> None:
+    detector, plain = load_text_detector(judge("text_detector")), astronaut()[20:500, 20:500]
+    assert not detector.mask(plain).any()
+    drawn = zip(LINES.values(), (12, 20, 40), STYLES, strict=False)
+    for text, height, style in drawn:
+        frame, box = captioned(plain, text, height, style)
+        mask = detector.mask(frame)
+        assert covered(mask, box) > 0.8 and mask.sum() < 2.2 * (box[2] - box[0]) * (box[3] - box[1])

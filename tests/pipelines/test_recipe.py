@@ -1,8 +1,9 @@
 import pytest
 
 from common.recipe import RecipeError, dump_recipe, load_recipe
-from miniature.weights import WEIGHT_PATHS
+from miniature.weights import WEIGHT_PATHS, model_paths
 from omniavatar.config import PUBLISHED_NEGATIVE_PROMPT
+from perception.packaged import packaged_weights
 from pipelines.recipe import RECIPES, Recipe, read_recipe
 from pipelines.roles import MODEL_ROLES
 
@@ -18,11 +19,14 @@ def test_every_shipped_recipe_is_read_and_written_back_the_same(name, tmp_path):
 def test_the_demo_finds_every_shipped_model_and_knows_every_role():
     paths = read_recipe("demo").model_paths()
     assert list(paths) == list(MODEL_ROLES) and set(WEIGHT_PATHS) <= set(MODEL_ROLES)
-    assert {role for role, path in paths.items() if path and path.exists()} == set(WEIGHT_PATHS)
+    carried = set(packaged_weights()) - {"text_detector"}  # which the recipe takes away
+    assert {role for role, path in paths.items() if path and path.exists()} == set(WEIGHT_PATHS) | carried
+    assert all(paths[role] == path for role, path in model_paths().items())
 
 
 def test_the_folder_recipe_needs_no_weights():
-    assert set(read_recipe("folder").model_paths().values()) == {None}
+    paths = {role: path for role, path in read_recipe("folder").model_paths().items() if path}
+    assert paths == packaged_weights()
 
 
 def test_an_override_wins_and_a_wrong_key_names_the_nearest():

@@ -67,9 +67,10 @@ def no_effect(**options: Any) -> Any:
     return dataclasses.field(metadata={_NO_EFFECT: True}, **options)
 
 
-def loaded() -> Any:
+def loaded(**options: Any) -> Any:
     """A dataclass field that `load` fills, in the worker: a network, a detector."""
-    return dataclasses.field(init=False, repr=False, compare=False, metadata={_NO_EFFECT: True, _LOADED: True})
+    metadata = {_NO_EFFECT: True, _LOADED: True}
+    return dataclasses.field(init=False, repr=False, compare=False, metadata=metadata, **options)
 
 
 class Stage(Generic[Row]):

@@ -12,11 +12,13 @@ MAX_GAP = 25  # frames without a detection inside one track
 @dataclass(frozen=True)
 class Track:
     """One face over time: `boxes` (n, 4) float32 x0, y0, x1, y1 for every frame from `start_frame` on, interpolated
-    where the face was not detected; `detections` counts the frames where it was."""
+    where the face was not detected; `detections` counts the frames where it was; `points` (n, 5, 2) float32 the
+    keypoints, as `perception.faces.detect.Face` has them, where the detector has any."""
 
     start_frame: int
     boxes: np.ndarray
     detections: int
+    points: np.ndarray | None = None
 
     @property
     def stop_frame(self) -> int:
@@ -35,7 +37,8 @@ def track_faces(
     max_gap: int = MAX_GAP,
     min_detections: int = 1,
 ) -> list[Track]:
-    """Join face boxes (k, 4) of successive frames into tracks, the one seen most often first.
+    """Join face boxes (k, 4) of successive frames into tracks, the one seen most often first; keypoints may follow each
+    box (k, 14).
 
     A box joins the track whose last box it overlaps most, if that intersection over union exceeds `min_overlap` and
     the last one lies at most `max_gap` frames back. A frame that was not looked at is an empty array. Rule of
@@ -43,9 +46,11 @@ def track_faces(
     """
     tracks: list[list[tuple[int, np.ndarray]]] = []
     for number, boxes in enumerate(boxes_per_frame):
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        boxes = np.asarray(boxes, np.float32)
+        boxes = boxes.reshape(len(boxes), -1) if boxes.size else np.zeros((0, 4), np.float32)
         alive = [track for track in tracks if number - track[-1][0] <= max_gap]
-        overlaps = overlap(np.stack([track[-1][1] for track in alive]), boxes) if alive else np.zeros((0, len(boxes)))
+        last = [track[-1][1][:4] for track in alive]
+        overlaps = overlap(np.stack(last), boxes[:, :4]) if alive else np.zeros((0, len(boxes)))
         free = set(range(len(boxes)))
         # The best pair first; each track and each box is used once.
         while overlaps.size and overlaps.max() > min_overlap:
@@ -68,9 +73,10 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _filled(track: list[tuple[int, np.ndarray]]) -> Track:
-    """Boxes for every frame between the first and the last detection, linear in between."""
+    """Boxes and keypoints for every frame between the first and the last detection, linear in between."""
     seen = np.array([number for number, _ in track])
     corners = np.stack([box for _, box in track])
     frames = np.arange(seen[0], seen[-1] + 1)
-    boxes = np.stack([np.interp(frames, seen, corners[:, side]) for side in range(4)], axis=1)
-    return Track(int(seen[0]), boxes.astype(np.float32), len(track))
+    values = np.stack([np.interp(frames, seen, column) for column in corners.T], axis=1).astype(np.float32)
+    points = values[:, 4:].reshape(-1, 5, 2) if values.shape[1] > 4 else None
+    return Track(int(seen[0]), values[:, :4], len(track), points)

@@ -1,12 +1,17 @@
-"""Speech and music detection from energy and pitch, without any model."""
+"""Speech and music: by a voice detector's probabilities where there is one, else from energy and pitch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import binary_closing, gaussian_filter1d
 
 from common.constants import AUDIO_RATE
+from perception.speech import silero
+
+if TYPE_CHECKING:
+    from perception.speech.silero import VoiceDetector
 
 HOP = 256  # 16 ms
 WINDOW = 1024  # 64 ms: partials of a voice or an instrument stand apart in the spectrum
@@ -16,61 +21,93 @@ SILENCE_DB = -50.0  # full scale; below this nobody is heard
 AUDIBLE_BELOW_PEAK_DB = 35.0
 PITCH_LAGS = (40, 229)  # samples: 400 Hz down to 70 Hz
 VOICED = 0.5  # normalised autocorrelation at the pitch
-PAUSE_FRAMES = 18  # consonants and pauses up to 0.3 s belong to the voice around them
+PAUSE_SECONDS = 0.3  # consonants and pauses up to it belong to the voice around them
 
 PARTIALS = 12  # strongest spectral peaks looked at in a frame
 STEADY_CENTS = 8.0  # a played note stays this close to its pitch, a spoken one hardly ever
 STEADY_FRAMES = 16  # for at least 0.26 s
 CLIPPED = 0.999
 
+# Of a voice detector's probabilities.
+SPOKEN, CERTAIN = 0.5, 0.9
+LOUD, PAUSE = 0.8, 0.2  # frames that the level of the voice, and of what lies behind it, are taken from
+LEAST_FRAMES = 5  # of each
+LEAST_POWER = 1e-12
+
 
 @dataclass(frozen=True)
 class SpeechStats:
     """What a clip's audio is made of.
 
-    `speech_pct` 0..100 share of the time with a voice-like audio; `snr_db` level of that audio over the quietest tenth
-    of the clip (a lower bound where nobody pauses); `music_ratio` 0..1 share of the tonal energy held at one pitch;
-    `clipping_pct` 0..100 share of samples at full scale; `silent` when nothing reaches -50 dB of full scale.
+    `speech_pct` 0..100 share of the time with speech; `snr_db` level of the voice over what is heard in its pauses,
+    None without enough of either (without a detector: over the quietest tenth, a lower bound where nobody pauses);
+    `certainty` 0..1 share of the speech that the detector is sure of, which music around a voice lowers, None without a
+    detector or without speech; `music_ratio` 0..1 share of the tonal energy held at one pitch; `clipping_pct` 0..100
+    share of samples at full scale; `silent` when nothing reaches -50 dB of full scale.
     """
 
     speech_pct: float
-    snr_db: float
+    snr_db: float | None
     music_ratio: float
     clipping_pct: float
     silent: bool
+    certainty: float | None = None
 
 
-def speech_activity(wave: np.ndarray) -> SpeechStats:
+def speech_activity(wave: np.ndarray, detector: "VoiceDetector | None" = None) -> SpeechStats:
     """Measure mono audio (n,) float32 in [-1, 1] at 16 kHz; shorter than 64 ms counts as silent.
 
-    A voice is audible audio with a pitch of 70 to 400 Hz (peak of the autocorrelation), short breaks included. Notes
-    have one too: music is told from speech by partials that stay within 8 cents for 0.26 s or more, as a voice glides.
+    Without a detector a voice is audible audio with a pitch of 70 to 400 Hz (peak of the autocorrelation). Short breaks
+    belong to the voice either way. Notes have a pitch, too: music is told from speech by partials that stay within 8
+    cents for 0.26 s or more, as a voice glides.
     """
     clipping = 100.0 * float(np.mean(np.abs(wave) >= CLIPPED)) if len(wave) else 0.0
-    if len(wave) < WINDOW:
-        return SpeechStats(0.0, 0.0, 0.0, clipping, True)
-    spectrum = _power_spectrum(wave)
+    spectrum = _power_spectrum(wave) if len(wave) >= WINDOW else np.zeros((1, WINDOW // 2 + 1))
     level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
     peak, noise = float(np.percentile(level, 95)), float(np.percentile(level, 10))
     if peak < SILENCE_DB:
-        return SpeechStats(0.0, 0.0, 0.0, clipping, True)
+        return SpeechStats(0.0, None if detector else 0.0, 0.0, clipping, True)
+    music = _steady_share(spectrum)
+    if detector is not None:
+        voice = detector.probabilities(wave)
+        spoken = voice > SPOKEN
+        certainty = float(np.sum(voice > CERTAIN) / np.sum(spoken)) if spoken.any() else None
+        speech = _without_pauses(spoken, silero.HOP)
+        return SpeechStats(
+            100.0 * float(speech.mean()), _level_over_pauses(wave, voice), music, clipping, False, certainty
+        )
     voiced = _voiced(spectrum, level, peak)
-    speech = _without_pauses(voiced)
     loud = float(10 * np.log10(np.mean(10 ** (level[voiced] / 10)))) if voiced.any() else noise
-    return SpeechStats(100.0 * float(speech.mean()), loud - noise, _steady_share(spectrum), clipping, False)
+    return SpeechStats(100.0 * float(_without_pauses(voiced).mean()), loud - noise, music, clipping, False)
 
 
-def speech_at(wave: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+def _level_over_pauses(wave: np.ndarray, voice: np.ndarray) -> float | None:
+    """Level in dB of the voice alone over what is heard in its pauses; None for less than 0.16 s of either."""
+    padded = np.pad(np.asarray(wave, np.float64), (0, len(voice) * silero.HOP - len(wave)))
+    power = np.square(padded).reshape(-1, silero.HOP).mean(axis=1)
+    loud, pauses = power[voice > LOUD], power[voice < PAUSE]
+    if min(len(loud), len(pauses)) < LEAST_FRAMES:
+        return None
+    background = max(float(np.median(pauses)), LEAST_POWER)
+    # The voice comes on top of the background; where it is lost in it, -10 dB stands for any less.
+    return float(10 * np.log10(max((float(loud.mean()) - background) / background, 0.1)))
+
+
+def speech_at(wave: np.ndarray, seconds: np.ndarray, detector: "VoiceDetector | None" = None) -> np.ndarray:
     """Whether somebody speaks at each of `seconds` (n,) of mono audio at 16 kHz, by the rule of `speech_activity`.
 
     What is not speech is thus a pause of 0.3 s or more; beyond the ends of the audio nobody speaks.
     """
     if len(wave) < WINDOW:
         return np.zeros(len(seconds), bool)
-    spectrum = _power_spectrum(wave)
-    level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
-    speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
-    window = np.round((np.asarray(seconds) * AUDIO_RATE - WINDOW / 2) / HOP).astype(int)
+    if detector is not None:
+        speech = _without_pauses(detector.probabilities(wave) > SPOKEN, silero.HOP)
+        window = np.floor(np.asarray(seconds) * AUDIO_RATE / silero.HOP).astype(int)
+    else:
+        spectrum = _power_spectrum(wave)
+        level = 10 * np.log10(spectrum.sum(axis=1) + 10 ** (FLOOR_DB / 10))
+        speech = _without_pauses(_voiced(spectrum, level, float(np.percentile(level, 95))))
+        window = np.round((np.asarray(seconds) * AUDIO_RATE - WINDOW / 2) / HOP).astype(int)
     inside = (np.asarray(seconds) >= 0) & (np.asarray(seconds) < len(wave) / AUDIO_RATE)
     return inside & speech[np.clip(window, 0, len(speech) - 1)]
 
@@ -80,8 +117,9 @@ def _voiced(spectrum: np.ndarray, level: np.ndarray, peak: float) -> np.ndarray:
     return (level > max(peak - AUDIBLE_BELOW_PEAK_DB, SILENCE_DB)) & (_periodicity(spectrum) > VOICED)
 
 
-def _without_pauses(voiced: np.ndarray) -> np.ndarray:
-    return binary_closing(np.pad(voiced, PAUSE_FRAMES), np.ones(PAUSE_FRAMES + 1))[PAUSE_FRAMES:-PAUSE_FRAMES]
+def _without_pauses(voiced: np.ndarray, hop: int = HOP) -> np.ndarray:
+    pause = int(PAUSE_SECONDS * AUDIO_RATE / hop)
+    return binary_closing(np.pad(voiced, pause), np.ones(pause + 1))[pause:-pause]
 
 
 def _power_spectrum(wave: np.ndarray) -> np.ndarray:

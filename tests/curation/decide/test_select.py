@@ -62,12 +62,16 @@ def test_generated_videos_are_kept_where_the_recipe_says_so() -> None:
         ({"n_faces_median": 2.0}, "several_faces"),
         ({"speech_pct": 4.0, "sync_c": 0.4}, "no_speech"),
         ({"music_ratio": 0.7, "sync_c": 0.4}, "music"),
+        ({"voice_certainty": 0.74, "sync_c": 0.4}, "music"),
+        ({"voice_certainty": 0.74, "music_ratio": None}, "music"),
         ({"sync_c": 3.9}, "low_sync"),
         ({"sync_offset": 4}, "low_sync"),
         ({"sync_offset": -4, "sync_offset_applied": 4}, "low_sync"),
         ({"iqa_1to5": 2.5}, "low_quality"),
         ({"dup_group": "c0"}, "duplicate"),
         ({"text_area_pct": 0.71}, "burned_in_text"),
+        ({"text_area_pct": 0.71, "text_judge": "strokes"}, "burned_in_text"),
+        ({"text_area_pct": 1.01, "text_judge": "pp-ocr"}, "burned_in_text"),
         (APART, "dubbed"),
         (APART | {"sync_c": 2.1}, "low_sync"),
         (APART | {"lip_motion": 0.3}, "off_screen_speaker"),
@@ -101,6 +105,7 @@ def test_one_fault_is_refused_for_one_reason(changes: dict, reason: str) -> None
         {"sync_offset_first": 4, "sync_drift": -4, "sync_drift_c": 3.9},
         {"lip_motion": 0.1},
         {"asd_speaking_pct": 25.0, "xy_agreement": 0.15, "text_area_pct": 0.7},
+        {"voice_certainty": 0.75, "text_area_pct": 1.0, "text_judge": "pp-ocr"},
         {"asd_speaking_pct": None, "xy_agreement": None, "text_area_pct": None, "lip_motion": None},
     ],
 )
@@ -126,6 +131,20 @@ def test_where_nobody_speaks_nobody_is_the_wrong_one() -> None:
 def test_missing_scores_wait_for_their_weights() -> None:
     assert decide(**NO_SCORES) == ("pending", ["needs sync_scorer", "needs quality_scorer"])
     assert decide(caption=None) == ("pending", ["needs captioner"])
+
+
+def test_only_the_scores_that_are_required_are_waited_for() -> None:
+    assert decide(replace(CONFIG, require=()), **NO_SCORES, caption=None) == ("kept", [])
+    assert decide(replace(CONFIG, require=("quality_scorer",)), **NO_SCORES) == ("pending", ["needs quality_scorer"])
+    assert decide(replace(CONFIG, require=()), **NO_SCORES, speech_pct=3.0) == ("rejected", ["no_speech"])
+    assert decide(replace(CONFIG, require=()), iqa_1to5=1.0) == ("rejected", ["low_quality"])  # where it is known
+    with duckdb.connect() as connection:
+        connection.register("clips", table([GOOD | NO_SCORES]))
+        waiting, kept = (
+            connection.sql(yield_sql(replace(CONFIG, require=require), {"max_faces": [1]})).fetchall()[0]
+            for require in (CONFIG.require, ())
+        )
+    assert (waiting[1], waiting[3]) == (0, 1) and (kept[1], kept[3]) == (1, 0)  # clips, pending clips
 
 
 def test_a_refusal_does_not_wait_for_weights() -> None:

@@ -9,16 +9,18 @@ import pytest
 from scenedetect import detect
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector
+from skimage import data
 
 from common.executors.stage import Weights
 from common.media.video import decode_stored
 from common.media.write import write_video
 from curation.config import ScanConfig
 from curation.stages import scan as module
-from curation.stages.scan import ScanStage, find_cuts, read_scan, small_frame
+from curation.stages.scan import ScanStage, find_cuts, read_scan, scan_stage, small_frame
 from miniature.world.clips import draw_clip
 from perception.faces.detect import load_face_detector
 from tests.curation.conftest import FACE, Talk, draw_talk, write_talk
+from tests.perception.judged_material import judge, transition
 
 
 @pytest.fixture
@@ -142,3 +144,43 @@ def test_both_readers_scan_alike(scan, tmp_path: Path) -> None:
     # Luma made again from RGB is not the stored luma to the bit.
     still = [np.array(found["motion"]) <= 2 for found in (ours, by_decord)]
     assert np.mean(still[0] == still[1]) > 0.97
+
+
+def moving(picture: np.ndarray, count: int) -> np.ndarray:
+    """A camera that goes slowly over a picture (n, 90, 160, 3)."""
+    large = cv2.resize(picture, (240, 135), interpolation=cv2.INTER_AREA)
+    return np.stack([large[20 + n // 8 : 110 + n // 8, 10 + n // 2 : 170 + n // 2] for n in range(count)])
+
+
+def test_a_dissolve_and_a_cut_are_found_by_the_network_and_trimmed(tmp_path: Path) -> None:
+    """Frames 22 to 38 dissolve; at frame 70 there is a cut."""
+    scenes = [moving(picture, count) for picture, count in ((data.coffee(), 38), (data.chelsea(), 48))]
+    frames = transition(*scenes, "dissolve", 16)
+    frames = np.concatenate([frames, moving(data.rocket(), 28)])
+    write_video(tmp_path / "three.mp4", frames, None)
+    row = {"unit": "three", "path": str(tmp_path / "three.mp4"), "sha256": "x"}
+    found, models = {}, {"shot_detector": judge("shot_detector")}
+    for shots in ("content", "both"):
+        stage = scan_stage(ScanConfig(shots=shots, face_interval=100), models, tmp_path)
+        stage.load()
+        found[shots] = stage(row).outputs
+    assert found["content"]["cuts"] == [2.8] and "shot_ends" not in found["content"]
+    ends, cuts = found["both"]["shot_ends"], found["both"]["cuts"]
+    assert len(cuts) == 2 and ends[1] == cuts[1] == 2.8
+    assert ends[0] == pytest.approx(22 / 25, abs=0.17) and cuts[0] == pytest.approx(38 / 25, abs=0.17)
+    assert found["both"]["shot_judge"] == "both"
+
+
+def test_a_network_that_is_asked_for_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scan.shots is transnet and the recipe has no shot_detector"):
+        scan_stage(ScanConfig(shots="transnet"), {}, tmp_path)
+    named = {"shot_detector": tmp_path / "net.pth"}
+    (tmp_path / "net.pth").write_bytes(b"weights")
+    plain, asked = (scan_stage(ScanConfig(shots=shots), named, tmp_path) for shots in ("content", "both"))
+    assert "shot_detector" not in plain.models and asked.models["shot_detector"]
+
+
+def test_keypoints_go_with_their_faces(scan, tmp_path: Path) -> None:
+    seen = scan(write_talk(tmp_path / "one.mp4", draw_talk(1, 0.6)))
+    assert seen["face_judge"] == "insightface" and seen["shot_judge"] == "content"
+    assert len(seen["points"]) == len(seen["faces"]) and all(len(five) == 10 for (five,) in seen["points"])

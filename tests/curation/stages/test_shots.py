@@ -34,6 +34,13 @@ def test_shots_are_kept_apart() -> None:
     assert split_shots(CONFIG, 5.0, [1.0, 1.48]) == [(0, 0.0, 1.0), (1, 1.0, 1.48), (2, 1.48, 5.0)]
 
 
+def test_what_dissolves_belongs_to_neither_shot() -> None:
+    ends = [3.2, 6.0]
+    assert split_shots(CONFIG, 9.0, [3.6, 6.0], (), ends) == [(0, 0.0, 3.2), (1, 3.6, 6.0), (2, 6.0, 9.0)]
+    (first, second) = clip_rows(CONFIG, source(cuts=[4.0], shot_ends=[3.4], shot_judge="both"))
+    assert (first["t_end"], second["t_start"]) == (3.4, 4.0) and first["shot_judge"] == "both"
+
+
 @pytest.mark.parametrize(("length", "pieces"), [(20.0, 1), (20.04, 2), (40.0, 2), (41.0, 3), (100.0, 5)])
 def test_a_long_shot_is_cut_into_equal_pieces(length: float, pieces: int) -> None:
     cut = split_shots(CONFIG, length, [])

@@ -18,7 +18,8 @@ def test_the_piece_decides_not_the_whole(tmp_path: Path) -> None:
     assert silent["loudness_lufs"] is None and -40 < spoken["loudness_lufs"] < -5
     assert silent["silence_start"] == silent["silence_end"] == 2.96 and spoken["silence_start"] < 0.1
     assert set(spoken) == {
-        "speech_pct", "snr_db", "music_ratio", "clipping_pct", "loudness_lufs", "silence_start", "silence_end",
+        "speech_judge", "speech_pct", "voice_certainty", "snr_db", "music_ratio", "clipping_pct", "loudness_lufs",
+        "silence_start", "silence_end",
     }  # fmt: skip
 
 

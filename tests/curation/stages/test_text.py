@@ -40,7 +40,7 @@ def measure(tmp_path: Path) -> Callable[..., dict]:
 
 
 def test_subtitles_are_found_and_a_plain_picture_has_none(measure: Callable[..., dict]) -> None:
-    assert measure(None) == {"text_area_pct": 0.0, "text_near_face_pct": 0.0}
+    assert measure(None) == {"text_judge": "strokes", "text_area_pct": 0.0, "text_near_face_pct": 0.0}
     assert 2 < measure(92)["text_area_pct"] < 9
 
 

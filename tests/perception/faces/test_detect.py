@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from insightface.data import get_object
 from scipy.spatial.transform import Rotation
+from skimage import data
 
 from perception.faces.detect import FaceDetectorError, load_face_detector
 from tests.drawn_face_pack import write_face_pack
+from tests.perception.judged_material import astronaut, judge, rolled, with_face_of
 from tests.perception.small_networks import write_constant
 
 
@@ -130,3 +132,34 @@ def test_the_cascade_finds_a_face_in_any_size_of_picture(side: int) -> None:
 def test_the_cascade_finds_nothing_in_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
     assert load_face_detector(None).detect(noise) == []
+
+
+def test_centerface_finds_a_face_upright_rolled_and_small() -> None:
+    detector, cascade, portrait = load_face_detector(judge("face_detector")), load_face_detector(None), astronaut()
+    (face,) = detector.detect(portrait)
+    assert face.box.dtype == np.float32 and face.score > 0.8
+    assert face.box == pytest.approx([184, 65, 269, 176], abs=6)  # looked at
+    points = face.keypoints
+    assert points is not None and ((points > face.box[:2]) & (points < face.box[2:])).all()
+    eyes, nose, mouth = points[:2], points[2], points[3:]
+    assert eyes[0, 0] < nose[0] < eyes[1, 0] and mouth[0, 0] < mouth[1, 0]
+    assert eyes[:, 1].max() < nose[1] < mouth[:, 1].min()
+    turned = [rolled(portrait, degrees) for degrees in (-40, -20, 20, 40)]
+    assert [len(detector.detect(frame)) for frame in turned] == [1] * 4
+    assert not cascade.detect(turned[0]) and not cascade.detect(turned[3])
+    for seed in range(4):
+        picture, box = with_face_of(portrait, face.box, 40, seed)
+        (small,) = detector.detect(picture)
+        assert small.box == pytest.approx(box, abs=6)
+
+
+def test_centerface_finds_none_where_there_is_none() -> None:
+    detector = load_face_detector(judge("face_detector"))
+    noise = np.random.default_rng(2).integers(0, 256, (120, 300, 3)).astype(np.uint8)
+    assert detector.detect(noise) == detector.detect(np.asarray(data.coffee())) == []
+
+
+def test_a_file_that_is_no_centerface_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(FaceDetectorError, match="x.onnx is not a readable ONNX network.*InsightFace pack"):
+        load_face_detector(tmp_path / "x.onnx")

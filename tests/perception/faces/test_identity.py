@@ -11,8 +11,9 @@ from insightface.utils.face_align import norm_crop
 from onnx import helper
 from skimage.transform import SimilarityTransform
 
+from perception.faces.align import TEMPLATE, align_face, similarity
 from perception.faces.detect import Face
-from perception.faces.identity import TEMPLATE, FaceIdentity, align_face, largest_face, load_face_identity, similarity
+from perception.faces.identity import FaceIdentity, largest_face, load_face_identity
 from perception.onnx_nets import OnnxError
 from tests.perception.small_networks import write_constant, write_network
 

@@ -18,12 +18,13 @@ from transformers import (
 
 from common.runs import read_json, write_json
 from miniature.weights import model_paths
+from perception.packaged import packaged_weights
 from pipelines.models.check import UNUSABLE
 from pipelines.models.loaders import LOADERS, Loaded
 from pipelines.roles import MODEL_ROLES
 from tests.perception.small_networks import write_constant
 
-SHIPPED = model_paths()
+SHIPPED = packaged_weights() | model_paths()
 
 
 def _load(role, path, *before):
