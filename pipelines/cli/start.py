@@ -4,6 +4,7 @@ Imports nothing but the standard library before the check: the package it is abo
 """
 
 import atexit
+import gc
 import importlib.util
 import os
 import signal
@@ -62,7 +63,10 @@ def main() -> None:
     if problem:
         sys.exit(f"error: {problem}")
     import_module("common.process.offline").stay_offline()
-    import_module("pipelines.cli.main").main()
+    gc.disable()  # what is imported now stays, and would be searched for garbage again and again
+    command_line = import_module("pipelines.cli.main")
+    gc.enable()
+    command_line.main()
 
 
 if __name__ == "__main__":

@@ -69,12 +69,14 @@ class Host:
         """Load the models of a step; returns the steps whose models are held. Others are released, the oldest first,
         where all would be more than `HELD_BYTES`."""
         stage = self.flow.steps[step].stage
+        before = len(self._runners)
         self._runners.pop(step, None)
         sizes = {number: self.flow.steps[number].stage.weight_bytes for number in self._runners}
         while sizes and sum(sizes.values()) + stage.weight_bytes > HELD_BYTES:
             oldest = next(iter(sizes))
             del sizes[oldest], self._runners[oldest]
-        gc.collect()  # free them before the next ones are read
+        if len(self._runners) < before:
+            gc.collect()  # free them before the next ones are read
         # A copy: what it loads is released with the runner.
         own: Any = copy.copy(stage.in_lane(self.lane) if stage.lanes else stage)
         if self.exchange is not None:

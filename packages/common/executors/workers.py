@@ -3,6 +3,7 @@
 A worker runs the tasks of a `common.executors.host.Host`, one unit at a time; it may have more waiting.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -135,6 +136,7 @@ _host: Any = None  # of this spawned process
 
 
 def _enter_process() -> None:
+    gc.disable()  # until the first models are loaded: imports make many objects, which all stay
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the pool is the parallelism
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole process group: no traceback
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -155,9 +157,13 @@ def _start(host: Any) -> None:
 
 def _load(step: int) -> list[int]:
     assert _host is not None
-    return _host.load(step)
+    try:
+        return _host.load(step)
+    finally:
+        gc.enable()
 
 
 def _run(tasks: Sequence[Any]) -> list[Any]:
     assert _host is not None
+    gc.enable()
     return _host.run(tasks)
