@@ -160,7 +160,7 @@ def _compare_neighbours(
     (k,) uint64, each as earlier * n + later; returns how many clips had more neighbours than are compared."""
     place = ordered >> np.uint64(ROW_BITS)  # key and length
     row = (ordered & np.uint64((1 << ROW_BITS) - 1)).view(np.int64)
-    frames = images[row].T.copy()
+    frames = [images[row, number] for number in range(FRAMES)]
     apart = round(1000 * config.max_seconds_apart)
     alive = np.flatnonzero(place[1:] - place[:-1] <= apart)
     for step in range(1, MOST_COMPARED + 1):
