@@ -77,7 +77,7 @@ def _join(address: str) -> None:
         raise StageError(
             f"Ray at '{address}' cannot be joined ({reason}). Check that it runs there, and that the head, the nodes, "
             f"`ray job submit` and this command have the same authentication: {MODE}=token and a {TOKEN_PATH} with the "
-            f"same token (here {MODE} is {mode or 'not set'}, {f'with the token of {token}' if token else 'no token'}). "
+            f"same token (here {MODE} is {mode or 'not set'}, {f'the token is of {token}' if token else 'no token'}). "
             "executor.ray_address=local starts a private Ray."
         ) from error
 
