@@ -31,7 +31,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     variables = environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
     # Our modules are not on the search path: the job brings them.
     others = [folder for folder in sys.path if folder and not Path(folder).is_relative_to(ROOT)]
-    head = variables | {"PYTHONPATH": os.pathsep.join(others)}
+    # Ray installs a wheel of a job with all that it requires, unless pip is told that this is there.
+    head = variables | {"PYTHONPATH": os.pathsep.join(others), "PIP_NO_DEPS": "1"}
     # The path of its sockets may have 107 letters.
     session = Path(f"/tmp/rj{os.getpid()}")
     options = [f"--port={port}", "--num-cpus=2", f"--dashboard-port={dashboard}", f"--temp-dir={session}"]

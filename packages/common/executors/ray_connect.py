@@ -33,8 +33,8 @@ _own_token = secrets.token_hex(32)  # of the private Rays of this process
 def connect_ray(config: ExecutorConfig) -> None:
     """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError.
 
-    Left to itself, each entry point of Ray decides for itself whether to send a token. Here a cluster is joined with the
-    token of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or else of ~/.ray/auth_token where there is one, unless
+    Left to itself, each entry point of Ray decides for itself whether to send a token. Here a cluster is joined with
+    the token of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or else of ~/.ray/auth_token where there is one, unless
     RAY_AUTH_MODE says otherwise. A private Ray has a token of its own and touches none of these.
     """
     refuse_telemetry()
