@@ -156,8 +156,14 @@ def run_steps(context: Context, steps: Sequence[Step], first: str = "", last: st
 
 def step_seconds(run: RunFolder) -> dict[str, float]:
     """Seconds each finished step took, summed over interrupted tries."""
+    return {name: result["seconds"] for name, result in step_results(run).items()}
+
+
+def step_results(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Seconds and figures of each finished step of a run, whichever command finished it."""
     marks = sorted(path for path in _marks(run).glob("*.json") if not path.name.startswith("."))
-    return {path.stem: read_json(path, "seconds")["seconds"] for path in marks}
+    read = {path.stem: read_json(path, "seconds") for path in marks}
+    return {name: {"seconds": mark["seconds"], "figures": mark.get("figures", {})} for name, mark in read.items()}
 
 
 def _place(steps: Sequence[Step], name: str) -> int:

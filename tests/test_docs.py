@@ -1,11 +1,15 @@
 """The documentation against the tree: launch scripts parse, paths exist, commands have their options, examples run."""
 
+import ast
+import json
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import jsonschema
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -14,7 +18,9 @@ from torch.distributed.run import get_args_parser
 
 from common.query import run_query
 from curation.reporting.summary import SOURCES_SCHEMA
+from pipelines.cli.failures import BUG_EXIT, ERROR_EXIT, USAGE_EXIT
 from pipelines.cli.main import app
+from pipelines.dag import STEPS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -157,3 +163,52 @@ def test_the_stage_of_the_page_on_stages_works(tmp_path: Path) -> None:
     names: dict[str, object] = {"__name__": "contrast"}
     exec(stage + "\n" + test, names)
     names["test_contrast"](tmp_path)  # type: ignore[operator]
+
+
+def test_the_ray_job_is_what_kuberay_takes_and_starts_curation() -> None:
+    job = yaml.safe_load((DOCS / "rayjob.yaml").read_text())
+    schema = json.loads((ROOT / "tests/assets/rayjob.schema.json").read_text())
+    jsonschema.validate(job, schema)
+    cluster = job["spec"]["rayClusterSpec"]
+    cluster["headGroupSpec"]["templte"] = {}  # a misspelled field is refused, as by kubectl
+    with pytest.raises(jsonschema.ValidationError, match="templte"):
+        jsonschema.validate(job, schema)
+    program, verb, *words = shlex.split(job["spec"]["entrypoint"])
+    known = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    options = {option for parameter in known.params for option in parameter.opts}
+    assert program == "omniavatar" and {word for word in words if word.startswith("--")} <= options
+    assert "mirror=s3://" in job["spec"]["entrypoint"] and cluster["authOptions"]["mode"] == "token"
+    assert cluster["rayVersion"] == version("ray")
+    pods = [group["template"]["spec"] for group in cluster["workerGroupSpecs"]] + [
+        cluster["headGroupSpec"]["template"]["spec"]
+    ]
+    wait = int(yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
+    assert all(wait < pod["terminationGracePeriodSeconds"] for pod in pods)
+    for pod in pods:
+        (container,) = pod["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted["runs"] == "/runs" and mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", ["dagster_assets.py", "airflow_dag.py"])
+def test_the_examples_for_schedulers_run_the_steps_there_are(name: str) -> None:
+    """Read without being imported: Dagster and Airflow are no libraries of the project."""
+    tree = ast.parse((DOCS / name).read_text())
+    assigned = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert ast.literal_eval(assigned["STEPS"]) == tuple(step.name for step in STEPS)
+    assert set(ast.literal_eval(assigned["FINAL_CODES"])) == {ERROR_EXIT, USAGE_EXIT, BUG_EXIT}
+    (words,) = [
+        node.value.elts
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "words" and "'run'" in ast.unparse(node)
+    ]
+    run = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    known = {option for parameter in run.params for option in parameter.opts}
+    used = {word.value for word in words if isinstance(word, ast.Constant) and word.value.startswith("--")}
+    assert {"--from", "--to", "--json"} <= used <= known

@@ -19,7 +19,7 @@ from pipelines.cli.options import (
     not_a_folder,
     within,
 )
-from pipelines.cli.output import show
+from pipelines.cli.output import report, show
 
 app = typer.Typer()
 
@@ -69,14 +69,18 @@ def plan(
     if run:
         with hold_run(run, "omniavatar plan"):
             save_plan(RunFolder(run), forecast)
+    report(plan=forecast)
     show("\n".join(forecast.lines()))
 
 
 @app.command(rich_help_panel=RUN)
 def status(run: ExistingRunOption = Path("runs/demo")) -> None:
     """Progress of a run, stage by stage: during the run from another terminal, or after a crash."""
-    from common.executors.status import status_lines
+    from common.executors.status import read_status, status_lines
+    from common.query import run_query
+    from common.runs import RunFolder
 
+    report(stages=read_status(RunFolder(run)), failures=run_query(run, "failures"))
     show("\n".join(status_lines(run)))
 
 
@@ -95,12 +99,14 @@ def show_yield(
 ) -> None:
     """Clips and hours that other thresholds would keep, and what each rule rejects, from the stored scores."""
     from common.outputs import check_output_file, run_files
-    from curation.decide.yields import GRID, draw_yield, hours_lines, parse_axis, yield_lines, yield_table
+    from curation.decide.yields import GRID, draw_yield, hours_lines, hours_rows, parse_axis, yield_lines, yield_table
 
     if plot:
         check_output_file(plot, (".png", ".svg"), run_files(run))
     select = _thresholds(recipe, preset, settings)
     table = yield_table(run, select, dict(map(parse_axis, grid)) if grid else GRID)
+    hours = [{"hours": hours, "what": what} for hours, what in hours_rows(run, select)]
+    report(thresholds=table, hours=hours)
     show("\n".join([*yield_lines(table), "", *hours_lines(run, select)]))
     if plot:
         draw_yield(table, plot)
@@ -122,7 +128,9 @@ def reselect(
 
     select = _thresholds(recipe, preset, settings)
     with hold_run(run, "omniavatar reselect"):
-        show("\n".join(decide_again(select, RunFolder(run), test_list).lines()))
+        summary = decide_again(select, RunFolder(run), test_list)
+    report(summary=summary)
+    show("\n".join(summary.lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -148,6 +156,7 @@ def split(
     check_output_file(out, inputs=run_files(run))
     with hold_run(run, "omniavatar split"):
         write_split(out, draw_split(run / "clips.parquet", count, seed, "clip" if by_clip else "video"))
+    report(written=out)
     show(out)
 
 
@@ -169,7 +178,9 @@ def freeze(
     chosen = read_recipe(recipe, tuple(settings or ()))
     with hold_run(run, "omniavatar freeze"):
         header = write_version(RunFolder(run), chosen.curation.rules, run / "versions", chosen.executor, contents)
-    show(run / "versions" / f"{header['name']}.parquet")
+    version = run / "versions" / f"{header['name']}.parquet"
+    report(version=version, header=header)
+    show(version)
 
 
 @app.command(rich_help_panel=CURATE)
@@ -180,7 +191,9 @@ def diff(
     """Compare two versions of a data set: clips added, removed and changed, and the rules that changed."""
     from curation.dataset.difference import compare
 
-    show("\n".join(compare(old, new).lines()))
+    difference = compare(old, new)
+    report(difference=difference)
+    show("\n".join(difference.lines()))
 
 
 @app.command(rich_help_panel=CURATE)
@@ -202,6 +215,7 @@ def rebuild(
     chosen = read_recipe(recipe, tuple(settings or ()))
     with hold_run(run, "omniavatar rebuild"):
         rebuilt = make_again(version, RunFolder(run), chosen.executor, chosen.curation.download, videos)
+    report(version=rebuilt.name, clips=rebuilt.table)
     show("\n".join(rebuilt.lines()))
 
 

@@ -22,7 +22,7 @@ from pipelines.cli.options import (
     pairs,
     within,
 )
-from pipelines.cli.output import show
+from pipelines.cli.output import JsonOption, report, show
 
 SETS = Path("runs") / "sets"
 
@@ -56,7 +56,9 @@ def sweep(
     command = f"omniavatar sweep {file} --out {out}"
     with hold_run(out, command):
         failed = [] if table_only else run_sweep(config, out, executor)
-        show(write_results(config, Places(out.resolve()), results or out / "results", command))
+        table = write_results(config, Places(out.resolve()), results or out / "results", command)
+    report(table=table, failed=[{"unit": outcome.unit, "message": outcome.message} for outcome in failed])
+    show(table)
     for outcome in failed:
         show(f"{outcome.unit}: {outcome.message}")
     if failed:
@@ -80,6 +82,7 @@ def evaluate_step(
     retry: RetryOption = False,
     force: ForceOption = False,
     verbose: VerboseOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """The eval step of a recipe: videos to metrics and the report; the commands below work on any folder of videos."""
     if context.invoked_subcommand is not None:
@@ -131,6 +134,7 @@ def draw_test_set(
     write_test_set(path, chosen)
     if split:
         write_split(split, held_out(chosen))
+    report(test_set=chosen.name, clips=len(chosen.clips), sha256=chosen.sha256, written=path)
     show(f"{chosen.name}: {len(chosen.clips)} clips, {chosen.sha256}\n{path}")
 
 
@@ -185,6 +189,7 @@ def import_list(
     folders = {method: Path(folder) for method, folder in named}
     with hold_run(run, "omniavatar eval import"):
         counts = import_videos(file, RunFolder(run), folders)
+    report(videos=counts)
     show(", ".join(f"{method} {count}" for method, count in counts.items()))
 
 
@@ -201,7 +206,9 @@ def plan_videos(recipe: RecipeOption = "demo", run: RunOption = None, settings: 
     read_manifest(folder)  # a wrong folder is reported before torch is imported
     from eval.plan import plan_evaluation, plan_lines
 
-    show("\n".join(plan_lines(plan_evaluation(chosen.eval, models, folder))))
+    planned = plan_evaluation(chosen.eval, models, folder)
+    report(plan=planned)
+    show("\n".join(plan_lines(planned)))
 
 
 @eval_app.command("run")
@@ -228,7 +235,9 @@ def judge_videos(
             # Only the judges: the recipe's other models had no part in videos that were made elsewhere.
             save_provenance(folder, dump_recipe(chosen), {role: path for role in ROLES if (path := models[role])})
         evaluate(chosen.eval, models, folder, chosen.executor)
-        show(write_report(folder, {}))
+        page = write_report(folder, {})
+    report(run=folder.root, report=page, scores=folder.report / "scores.json")
+    show(page)
 
 
 @eval_app.command("report")
@@ -242,7 +251,9 @@ def write_page(run: Annotated[Path, typer.Option("--run", help="a judged run fol
     from eval.reporting.report import write_report
 
     with hold_run(run, "omniavatar eval report"):
-        show(write_report(RunFolder(run), {}))
+        page = write_report(RunFolder(run), {})
+    report(run=run, report=page)
+    show(page)
 
 
 @eval_app.command("compare")
@@ -266,6 +277,7 @@ def compare_runs(
 
     metrics = [name for name, metric in METRICS.items() if metric.shown or all_metrics]
     differences = compare_methods(tables, methods, (a, b), metrics, read_groups(runs[0]), runs)
+    report(differences=differences)
     show("\n".join(difference_lines(differences)))
 
 
@@ -285,4 +297,6 @@ def result_card(
 
     read_metrics(RunFolder(run))  # a wrong folder is reported before anything is written there
     with hold_run(run, "omniavatar eval card"):
-        show(write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None))
+        card = write_card(RunFolder(run), read_test_set(find_list(test_set)) if test_set else None)
+    report(card=card)
+    show(card)

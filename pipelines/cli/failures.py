@@ -5,9 +5,10 @@ import select
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 import typer
@@ -17,6 +18,7 @@ from common.errors import UserError, damaged, needs_extra, write_traceback
 from common.process.signals import UNFINISHED, Stopped, stop_signals, stop_that_came
 from common.runs import disk_guard
 from common.untrusted.text import printable
+from pipelines.cli.output import JSON, forget_result, json_line
 
 ERROR_EXIT, USAGE_EXIT = 1, 2
 BUG_EXIT = 70  # EX_SOFTWARE of sysexits.h
@@ -26,6 +28,18 @@ PATH_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectory
 
 logs_folder: ContextVar[Path | None] = ContextVar("logs_folder", default=None)
 """Folder for the traceback of a bug: the logs of the run at work, set as soon as it is known."""
+_said: ContextVar[str] = ContextVar("said", default="")  # the sentence that the command ended with
+
+
+def end_command(command: Callable[[], object], words: Sequence[str]) -> int:
+    """`run_command`, and with --json among the words of the command line its end as the last line of the output."""
+    forget_result()
+    code = run_command(command)
+    if JSON not in words:
+        return code
+    verb = " ".join(takewhile(lambda word: not word.startswith("-"), words))
+    line = json_line(verb, code, _said.get())
+    return run_command(lambda: print(line)) or code
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -36,6 +50,7 @@ def run_command(command: Callable[[], object]) -> int:
     tracebacks.
     """
     logs_folder.set(None)
+    _said.set("")
     try:
         with stop_signals(), disk_guard():
             code = command()
@@ -151,6 +166,7 @@ def _end_bug(error: Exception) -> int:
 def _end(sentence: str, code: int, error: BaseException | None = None) -> int:
     if error is not None and "--verbose" in sys.argv:
         traceback.print_exception(error)
+    _said.set(sentence)
     if sentence and sys.stderr is not None:
         sys.stderr.write(printable(sentence) + "\n")
     return code

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.cli.failures import logs_folder
 from pipelines.cli.options import existing_run
+from pipelines.cli.output import report as report_result
 from pipelines.cli.output import show
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
     from common.runs import save_provenance
     from common.storage import Mirror
     from pipelines.cli.summary import closing_words
-    from pipelines.dag import STEPS, Context, run_steps, used_roles
+    from pipelines.dag import STEPS, Context, run_steps, step_results, used_roles
 
     mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
     if mirror:
@@ -54,6 +55,7 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
     page = folder.report / "index.html"
     if not _is_newest(page, folder):  # plots and metrics load torch and matplotlib
         page = report(context)
+    report_result(run=folder.root, report=page, steps=step_results(folder))
     show("\n".join([*closing_words(folder), str(page)]))
 
 

@@ -9,7 +9,7 @@ import typer
 from common.progress import setup_logging
 from pipelines.cli.flow import run_flow
 from pipelines.cli.options import GENERATE, RecipeOption, RetryOption, RunOption, SetOption, VerboseOption, within
-from pipelines.cli.output import show
+from pipelines.cli.output import report, show
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -91,6 +91,7 @@ def generate(
     from pipelines.generate.animate import animate
 
     animate(request, inputs, chosen.generate, weights, out, cache, preset, measure=measure)
+    report(video=out, settings=out.with_suffix(".json"))
     show(out)
 
 
@@ -110,9 +111,11 @@ def _plan(
     if gpu == "all":
         forecasts = [forecast_video(config, networks, device, host, seconds, size) for device in DEVICES]
         forecasts.sort(key=lambda each: (each.device.memory, each.device.flops))
+        report(plans=forecasts)
         return show("\n".join(table_lines(forecasts)))
     device = named_device(gpu) if gpu else local_device()
     forecast = forecast_video(config, networks, device, host, seconds, size)
+    report(plans=[forecast])
     show("\n".join(plan_lines(forecast, config, networks, host)))
 
 
@@ -140,6 +143,8 @@ def _make_list(
     with hold_run(out, "omniavatar generate --list"):
         outcomes = animate_list(requested, chosen.generate, weights, out, chosen.executor, preset, measure=measure)
     bad = [outcome for outcome in outcomes if outcome.state != "kept"]
+    failed = [{"unit": outcome.unit, "state": outcome.state, "message": outcome.message} for outcome in bad]
+    report(videos=len(outcomes) - len(bad), failed=failed, results=out / RESULTS)
     show("\n".join(f"{outcome.unit}: {outcome.state}: {outcome.message}" for outcome in bad))
     show(f"{len(outcomes) - len(bad)} of {len(outcomes)} made; {out / RESULTS}")
     if bad:
@@ -210,4 +215,5 @@ def calibrate(
     models = load_avatar(weights, chosen.generate)
     found = calibrate(models, requests, chosen.generate, tried)
     if models.rank == 0:
+        report(calibration=found)
         show("\n".join(found.lines()))

@@ -11,7 +11,7 @@ from common.process.offline import go_online
 from common.progress import setup_logging
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
-from pipelines.cli.failures import prepare_streams, run_command
+from pipelines.cli.failures import end_command, prepare_streams
 from pipelines.cli.flow import run_flow
 from pipelines.cli.generate import app as generate_command
 from pipelines.cli.options import (
@@ -33,7 +33,7 @@ from pipelines.cli.options import (
     pairs,
     within,
 )
-from pipelines.cli.output import show
+from pipelines.cli.output import add_json, report, show
 from pipelines.cli.rehearse import app as rehearse_command
 from pipelines.cli.shards import app as shards_commands
 from pipelines.cli.watch import app as watch_command
@@ -126,6 +126,7 @@ def train(
     device = named_device(gpu) if gpu else this_device()
     shards = (run or Path("runs") / chosen.name) / "shards"
     forecast = make_plan(replace(chosen.train, model=model), ranks or chosen.ranks, device, shards=shards)
+    report(plan=forecast)
     show("\n".join(plan_lines(forecast)))
 
 
@@ -152,7 +153,9 @@ def query(
     named = dict(pairs([*(values or ()), *(words or ())], "NAME=VALUE", "NAME=VALUE", "omniavatar query clip id=ID"))
     if missing := sorted(set(QUERIES[sql].values) - set(named)) if sql in QUERIES else []:
         raise typer.BadParameter(f"'{sql}' asks about one {missing[0]}; write omniavatar query {sql} {missing[0]}=...")
-    show("\n".join(table_lines(run_query(run, sql, named, write))))
+    table = run_query(run, sql, named, write)
+    report(columns=table.column_names, rows=table)
+    show("\n".join(table_lines(table)))
 
 
 @app.command(rich_help_panel=RUN)
@@ -163,6 +166,7 @@ def db(
     from common.query import write_database
 
     database = write_database(run)
+    report(database=database)
     show(f"{database}\nopen it with any DuckDB client, e.g.: duckdb -readonly {database.resolve()}")
 
 
@@ -188,6 +192,7 @@ def list_models(
 
         named = read_recipe(recipe, tuple(settings or ())).named_models()
     published = read_published()
+    report(entries=published, recipe=named)
     show("\n".join([*role_lines(published, named), "", *entry_lines(published)]))
 
 
@@ -210,7 +215,9 @@ def fetch_models(
     published = read_published()
     entries = {name: published[name] for name in choose(names, published)}
     show("\n".join(licence_lines(entries)), flush=True)
-    show("\n".join(recipe_lines(fetch(entries, to, accept))))
+    fetched = fetch(entries, to, accept)
+    report(models=fetched)
+    show("\n".join(recipe_lines(fetched)))
 
 
 @models_app.command("check")
@@ -224,6 +231,7 @@ def check_models(
     from pipelines.recipe import read_recipe
 
     findings = check(read_recipe(recipe, tuple(settings or ())).named_models(), content)
+    report(roles=findings)
     show("\n".join(line for finding in findings for line in finding.lines()))
     if any(finding.problems for finding in findings):
         raise typer.Exit(1)
@@ -247,7 +255,9 @@ def export_model(
     from pipelines.recipe import read_recipe
 
     paths = read_recipe(recipe, tuple(settings or ())).named_models()
-    show("\n".join([*export(role, layout, paths, to, getattr(torch, dtype) if dtype else None).lines(), str(to)]))
+    exported = export(role, layout, paths, to, getattr(torch, dtype) if dtype else None)
+    report(written=to)
+    show("\n".join([*exported.lines(), str(to)]))
 
 
 @model_commands.command(rich_help_panel=MODELS)
@@ -268,18 +278,20 @@ def miniature(
         from pipelines.small_world import train_everything
 
         train_everything(out, scale)
+    report(written=out)
     show(out)
 
 
 app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
 for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands, rehearse_command):
     app.add_typer(commands)
+add_json(app)
 
 
 def main() -> None:
     """Entry point of the command line; see `pipelines.cli.failures` for how errors end it."""
     prepare_streams()
-    sys.exit(run_command(_invoke))
+    sys.exit(end_command(_invoke, sys.argv[1:]))
 
 
 def _invoke() -> object:

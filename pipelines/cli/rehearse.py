@@ -8,7 +8,7 @@ import typer
 
 from common.progress import setup_logging
 from pipelines.cli.options import MODELS, RecipeOption, SetOption, VerboseOption, not_a_file, within
-from pipelines.cli.output import show
+from pipelines.cli.output import report, show
 
 STEPS = ("generate", "latents", "train")
 
@@ -62,6 +62,7 @@ def rehearse(
         content = run_rehearsal(chosen, options, partial(show, flush=True))
         content["outlook"] = outlook(chosen, content, seconds)
         write_json(folder / RESULTS, content)
+    report(results=folder / RESULTS, **content)
     show("\n".join([*table_lines(content), *outlook_lines(chosen, content, seconds), str(folder / RESULTS)]))
     if any(row["state"] != "passed" for row in content["stages"].values()):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ import typer
 
 from common.progress import setup_logging
 from pipelines.cli.options import ExistingRunOption, RecipeOption, SetOption, existing_run, within
-from pipelines.cli.output import show
+from pipelines.cli.output import report, show
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
@@ -33,6 +33,7 @@ def verify(
 
     folder = RunFolder(run)
     verdict = verify_shards(folder)
+    report(shards=verdict)
     show("\n".join(verdict.lines()))
     if images and not verdict.bad:
         show("\n".join(_sheet(folder, images, seed, recipe, settings)))
@@ -96,7 +97,9 @@ def forecast(
         encoders = load_encoders(models, config.references, config.audio, *place)
         speed = measure(encoders, config.buckets[0])
     widths = read_widths(named["text_encoder"], named["audio_encoder"])
-    show("\n".join(make_forecast(lengths, config, widths, speed).lines(workers)))
+    made = make_forecast(lengths, config, widths, speed)
+    report(forecast=made)
+    show("\n".join(made.lines(workers)))
 
 
 def _kept_lengths(run: Path) -> "list[Length]":

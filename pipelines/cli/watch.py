@@ -17,7 +17,7 @@ from pipelines.cli.options import (
     not_a_folder,
     pairs,
 )
-from pipelines.cli.output import show
+from pipelines.cli.output import report, show
 
 app = typer.Typer()
 
@@ -43,6 +43,7 @@ def watch(
     models = chosen.model_paths((*BASE_ROLES, "sync_scorer", "face_detector"))
     require(models, BASE_ROLES)
     sample_exports(chosen.samples, chosen.generate, models, folder, stop=lambda: once)
+    report(written=folder.report / "training.png")
     show(folder.report / "training.png")
 
 
@@ -70,4 +71,5 @@ def curves(
     target = out or RunFolder(run).report / "training.png"
     check_output_file(target, (".png",))
     draw_training_curves(RunFolder(run), target, {name: RunFolder(folder) for name, folder in others.items()})
+    report(written=target)
     show(target)

@@ -14,6 +14,7 @@ from common.runs import RunFolder
 
 LAUNCHER = "OMNIAVATAR_LAUNCHER"
 """Environment variable with the process id of `training.launch.local`; unset under torchrun and when run by hand."""
+AGENT = "TORCHELASTIC_RUN_ID"  # set by torchrun, whose agent is the parent of its ranks
 STALLED = 76
 """Exit code of a rank that found another one hanging; after it and after UNFINISHED a training is to be run again."""
 
@@ -28,13 +29,14 @@ def save_on_signal() -> None:
 
 
 def exit_with_launcher() -> None:
-    """Exit as soon as the launcher is gone: an orphan must not write to the run folder of the next attempt."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None:
+    """Exit as soon as the launcher, ours or an agent of torchrun, is gone: an orphan must not write to the run folder
+    of the next attempt, nor keep the ranks of other machines waiting."""
+    launcher = int(os.environ.get(LAUNCHER) or (os.getppid() if AGENT in os.environ else 0))
+    if not launcher:
         return
 
     def watch() -> None:
-        while os.getppid() == int(launcher):
+        while os.getppid() == launcher:
             time.sleep(0.2)
         os._exit(1)
 

@@ -33,8 +33,8 @@ _own_token = secrets.token_hex(32)  # of the private Rays of this process
 def connect_ray(config: ExecutorConfig) -> None:
     """Join the cluster of `config`, or start a private one; no-op when connected. Raises StageError.
 
-    Left to itself, each entry point of Ray decides for itself whether to send a token. Here a cluster is joined with the
-    token of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or else of ~/.ray/auth_token where there is one, unless
+    Left to itself, each entry point of Ray decides for itself whether to send a token. Here a cluster is joined with
+    the token of RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or else of ~/.ray/auth_token where there is one, unless
     RAY_AUTH_MODE says otherwise. A private Ray has a token of its own and touches none of these.
     """
     refuse_telemetry()
@@ -77,7 +77,7 @@ def _join(address: str) -> None:
         raise StageError(
             f"Ray at '{address}' cannot be joined ({reason}). Check that it runs there, and that the head, the nodes, "
             f"`ray job submit` and this command have the same authentication: {MODE}=token and a {TOKEN_PATH} with the "
-            f"same token (here {MODE} is {mode or 'not set'}, {f'with the token of {token}' if token else 'no token'}). "
+            f"same token (here {MODE} is {mode or 'not set'}, {f'the token is of {token}' if token else 'no token'}). "
             "executor.ray_address=local starts a private Ray."
         ) from error
 

@@ -34,7 +34,9 @@ def ray_node(*options: str, variables: dict[str, str]) -> Iterator[subprocess.Po
     """`ray start OPTIONS` until the block ends, with everything that it started."""
     command = [*RAY, "start", *options, "--block", "--disable-usage-stats"]
     with open(os.devnull, "wb") as nowhere:
-        node = subprocess.Popen(command, env=variables, stdout=nowhere, stderr=nowhere, start_new_session=True)
+        node = subprocess.Popen(
+            command, env=variables, cwd=variables["HOME"], stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
     try:
         yield node
     finally:
