@@ -94,10 +94,10 @@ def test_a_job_is_stopped_and_goes_on_when_submitted_again(
     job(cluster, "stop", "first")
     log = job(cluster, "logs", "first").stdout.strip().splitlines()
     assert log[-1].startswith("stopped by SIGTERM: ") and log[-1].endswith("run the same command again to go on"), log
-    assert "STOPPED" in job(cluster, "status", "first").stdout
+    assert record(cluster, "first")["status"] == "STOPPED"
     assert not (run / "clips.parquet").exists()
     assert submit(cluster, "again", wheel, run) == 0
-    assert "SUCCEEDED" in job(cluster, "status", "again").stdout
+    assert record(cluster, "again")["status"] == "SUCCEEDED"
     assert run_here(*CURATE, "--run", alone := tmp_path / "alone").returncode == 0
     assert (run / "clips.parquet").read_bytes() == (alone / "clips.parquet").read_bytes()
     assert submit(cluster, "once-more", wheel, run) == 0  # nothing is left to do
