@@ -18,8 +18,8 @@ from tests.common.executors.ray_head import RAY, environment, free_port, ray_nod
 from tests.pipelines.command_line import run_here
 
 ROOT = Path(__file__).parents[2]
-CURATE = ["curate", "--recipe", "demo", "--set", "small_world.clean=12", "--set", "executor.workers=2"]
-pytestmark = pytest.mark.soak
+CURATE = ["curate", "--recipe", str(ROOT / "tests" / "tiny.yaml"), "--set", "executor.workers=2"]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

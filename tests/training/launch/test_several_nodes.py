@@ -21,7 +21,7 @@ from training.config import CheckpointConfig, TrainConfig
 from training.train import train
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
-STEPS = 40
+STEPS = 30
 
 
 @pytest.fixture
@@ -70,11 +70,13 @@ def test_a_rank_and_an_agent_of_torchrun_are_killed(alone: bytes, run: RunFolder
     port = free_port()
     # As docs/launch.md says: else a new group finds the addresses of the old one in the store of the first agent.
     variables = environment(tmp_path, OMP_NUM_THREADS="1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    first, second = agent(run, port, variables), agent(run, port, variables)
+    first = agent(run, port, variables)
+    wait_for_port(port, first)  # the one that keeps the rendezvous; without it the others end
+    second = agent(run, port, variables)
     try:
         wait_for_step(run, 3)
         wait_for_rank(second.pid, "training.train").kill()
-        wait_for_step(run, 15)
+        wait_for_step(run, 10)
         orphan = wait_for_rank(second.pid, "training.train")
         second.kill()  # the agent alone: its rank ends by itself
         second.wait()
@@ -133,7 +135,7 @@ def test_a_worker_and_a_node_of_ray_are_killed(alone: bytes, run: RunFolder, tmp
         try:
             wait_for_step(run, 3)
             wait_for_rank(lost.pid, "RayTrainWorker").kill()
-            wait_for_step(run, 15)
+            wait_for_step(run, 10)
             kill_tree(lost.pid)
             nodes.enter_context(ray_node(*options, variables=variables))
             assert driver.wait(500) == 0, (run.root / "driver.log").read_text()[-3000:]
