@@ -126,7 +126,9 @@ def cluster(folder: Path) -> Iterator[tuple[str, dict[str, str], list[str]]]:
 
 def test_a_worker_and_a_node_of_ray_are_killed(alone: bytes, run: RunFolder, tmp_path: Path) -> None:
     with cluster(tmp_path) as (address, variables, options), ExitStack() as nodes:
-        nodes.enter_context(ray_node(*options, variables=variables))
+        kept = nodes.enter_context(ray_node(*options, variables=variables))
+        wait_for_rank(kept.pid, "raylet")
+        time.sleep(5)  # two that start at once on one machine take each other's names
         lost = nodes.enter_context(ray_node(*options, variables=variables))
         (tmp_path / "launch.py").write_text(LAUNCH)
         command = [sys.executable, str(tmp_path / "launch.py"), str(run.root), address]
