@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.common.executors.ray_head import RAY, environment, free_port, ray_node, wait_for_port
@@ -109,7 +109,12 @@ def test_a_drained_job_ends_with_75_which_only_its_record_holds(
     run = tmp_path / "run"
     assert submit(cluster, "drained", wheel, run, "--no-wait") == 0
     wait_for_work(cluster, "drained", run)
-    os.kill(int(record(cluster, "drained")["driver_info"]["pid"]), signal.SIGTERM)
+    (driver,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (words := process.info["cmdline"] or [])[1:3] == ["-m", "pipelines.cli.start"] and str(run) in words
+    ]
+    driver.terminate()
     while record(cluster, "drained")["status"] == "RUNNING":
         time.sleep(0.3)
     assert record(cluster, "drained")["driver_exit_code"] == 75
