@@ -70,6 +70,7 @@ def test_the_kubernetes_job_meets_at_its_own_service_and_starts_torchrun() -> No
     assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["selector"] == {"job-name": name}
     assert spec["completions"] == spec["parallelism"] == int(options.nnodes)
     assert options.shutdown_timeout < pod["terminationGracePeriodSeconds"]
+    assert {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"} in pod["containers"][0]["env"]
 
 
 def test_every_command_of_the_page_exists() -> None:

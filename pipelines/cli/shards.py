@@ -97,9 +97,9 @@ def forecast(
         encoders = load_encoders(models, config.references, config.audio, *place)
         speed = measure(encoders, config.buckets[0])
     widths = read_widths(named["text_encoder"], named["audio_encoder"])
-    forecast = make_forecast(lengths, config, widths, speed)
-    report(forecast=forecast)
-    show("\n".join(forecast.lines(workers)))
+    size = make_forecast(lengths, config, widths, speed)
+    report(forecast=size)
+    show("\n".join(size.lines(workers)))
 
 
 def _kept_lengths(run: Path) -> "list[Length]":

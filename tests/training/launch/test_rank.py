@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from common.runs import RunFolder
-from training.launch.rank import LAUNCHER, report_failure
+from training.launch.rank import AGENT, LAUNCHER, report_failure
 
 ORPHAN = "from training.launch.rank import exit_with_launcher; import time; exit_with_launcher(); time.sleep(60)"
 LAUNCH = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {ORPHAN!r}], env=os.environ | {{"{LAUNCHER}": str(os.getpid())}})
+child = subprocess.Popen([sys.executable, "-c", {ORPHAN!r}], env=os.environ | {{sys.argv[1]: str(os.getpid())}})
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -23,9 +23,11 @@ def is_alive(pid: int) -> bool:
     return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_a_rank_does_not_outlive_a_killed_launcher() -> None:
+@pytest.mark.parametrize("variable", [LAUNCHER, AGENT], ids=["ours", "torchrun"])
+def test_a_rank_does_not_outlive_a_killed_launcher(variable: str) -> None:
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
-    with subprocess.Popen([sys.executable, "-c", LAUNCH], env=paths, stdout=subprocess.PIPE, text=True) as launcher:
+    command = [sys.executable, "-c", LAUNCH, variable]
+    with subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
         orphan = int(launcher.stdout.readline())
         time.sleep(0.5)
