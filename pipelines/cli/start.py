@@ -18,6 +18,7 @@ OWN_PACKAGES = (
     "perception",
     "omniavatar",
     "miniature",
+    "audioavatar",
     "curation",
     "latents",
     "training",
