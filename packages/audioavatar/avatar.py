@@ -22,8 +22,8 @@ FORMAT = "audioavatar-1"
 
 @dataclass(frozen=True)
 class Mouth:
-    """`centre` (2,) in px of the world, `half_width` px, `tilt` radians clockwise, and `line` (P, 2), points between the
-    closed lips from corner to corner."""
+    """`centre` (2,) in px of the world, `half_width` px, `tilt` radians clockwise, and `line` (P, 2), points
+    between the closed lips from corner to corner."""
 
     centre: Tensor
     half_width: float
@@ -111,4 +111,6 @@ def load_avatar(folder: Path | str) -> Avatar:
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not an avatar ({error}); build it again with `omniavatar avatar build`.") from error
+        raise InputError(
+            f"{path} is not an avatar ({error}); build it again with `omniavatar avatar build`."
+        ) from error

@@ -88,13 +88,14 @@ def _mouth_pixels(lab: np.ndarray, skin: np.ndarray, nose: np.ndarray, corners: 
     down = (y - centre[1]) * axis[0] - (x - centre[0]) * axis[1]
     reach = 0.75 * float(np.linalg.norm(centre - nose))
     window = (np.abs(along) < 1.3 * half) & (np.abs(down) < min(reach, 0.85 * half))
-    # Redder or darker than skin; lighter is a reflection or a tooth.
-    difference = np.clip(lab[..., 1] - skin[1], 0, None) + 0.7 * np.clip(skin[0] - lab[..., 0] - 4, 0, None)
+    difference = np.clip(lab[..., 1] - skin[1], 0, None)  # redder than skin
     values = difference[window]
     scale = max(float(values.max()), 1e-3)
     level, _ = cv2.threshold((values / scale * 255).astype(np.uint8)[None], 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     mask = (window & (difference > 0.85 * level / 255 * scale)).astype(np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    # What lies between the lips, teeth or the dark of the mouth, belongs to them.
+    tall = 2 * max(1, round(0.2 * half)) + 1
+    mask = cv2.morphologyEx(np.pad(mask, tall), cv2.MORPH_CLOSE, np.ones((tall, 3), np.uint8))[tall:-tall, tall:-tall]
     _, pieces, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     if len(statistics) < 2:
         return window & (np.abs(down) < 0.3 * half)

@@ -40,17 +40,27 @@ def grabcut_matte(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     body = (below > -0.1) & (np.abs(x - centre) < reach)
     core = (below > 0.25) & (np.abs(x - centre) < 0.5 * reach)
     labels = np.full((height, width), cv2.GC_BGD, np.uint8)
-    labels[(head < 0.75**2) | ((below > -0.3) & (np.abs(x - centre) < 1.35 * reach + 0.2 * face_w))] = cv2.GC_PR_BGD
-    labels[(head < 0.55**2) | body] = cv2.GC_PR_FGD
+    labels[(head < 0.85**2) | ((below > -0.3) & (np.abs(x - centre) < 1.35 * reach + 0.2 * face_w))] = cv2.GC_PR_BGD
+    labels[(head < 0.58**2) | body] = cv2.GC_PR_FGD
     labels[(head < 0.42**2) | core] = cv2.GC_FGD
     margin = max(1, round(0.02 * width))
     side = np.zeros_like(labels, bool)
     side[:, :margin] = side[:, -margin:] = side[:margin] = True
     labels[side & (y < y1) & (labels != cv2.GC_FGD)] = cv2.GC_BGD
-    models = np.zeros((1, 65)), np.zeros((1, 65))
+    mask = _grabcut(image, labels)
+    # The head once more by itself: what stands beside the body often has the colour of the hair.
+    rows = slice(0, min(height, int(y1 + 0.1 * face_h)))
+    columns = slice(max(0, int(centre - 1.2 * face_w)), min(width, int(centre + 1.2 * face_w) + 1))
+    labels[head > 0.75**2] = cv2.GC_BGD
+    mask[rows, columns] |= _grabcut(image[rows, columns], labels[rows, columns])
+    return _one_piece(mask, centre, (y0 + y1) / 2)
+
+
+def _grabcut(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    labels, models = labels.copy(), (np.zeros((1, 65)), np.zeros((1, 65)))
     cv2.setRNGSeed(0)  # its clusters start at random
     cv2.grabCut(np.ascontiguousarray(image[..., ::-1]), labels, None, *models, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
-    return _one_piece((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD), (x0 + x1) / 2, (y0 + y1) / 2)
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
 def _one_piece(mask: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -66,7 +76,7 @@ def _one_piece(mask: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def inflated_depth(image: np.ndarray, mask: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Relief of the silhouette blown up like a cushion: an ellipse over the distance to its edge, up to half a face.
+    """Relief of the silhouette blown up like a cushion: a sine of the distance to its edge, up to half a face.
 
     Crude: noses and chins are flat. A network's depth is better; see `Depth`.
     """
@@ -75,7 +85,8 @@ def inflated_depth(image: np.ndarray, mask: np.ndarray, box: np.ndarray) -> np.n
     padded = np.pad(mask.astype(np.uint8), ((1, round(radius)), (1, 1)), mode="edge")
     padded[0] = padded[:, 0] = padded[:, -1] = 0
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1 : 1 + len(mask), 1:-1]
-    height = 0.7 * radius * np.sqrt(1 - (1 - np.clip(distance / radius, 0, 1)) ** 2)
+    # An ellipse would stand upright at the edge, where its particles would come apart when seen from the side.
+    height = 0.6 * radius * np.sin(np.pi / 2 * np.clip(distance / radius, 0, 1))
     return -cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(0.5, 0.06 * radius))
 
 
