@@ -90,7 +90,8 @@ class Avatar:
         tensors |= {"mouth.centre": self.mouth.centre, "mouth.line": self.mouth.line}
         tensors["mouth.frame"] = torch.tensor([self.mouth.half_width, self.mouth.tilt], dtype=torch.float64)
         with atomic_write(path) as temporary:
-            save_file(tensors, temporary, {"format": FORMAT, "about": json.dumps({"builder": self.builder})})
+            # One key: safetensors writes several in any order, and the same avatar is to give the same bytes.
+            save_file(tensors, temporary, {"about": json.dumps({"format": FORMAT, "builder": self.builder})})
         return path
 
 
@@ -101,13 +102,14 @@ def load_avatar(folder: Path | str) -> Avatar:
         raise MissingFileError(f"There is no {FILE} in {folder}; make one with `omniavatar avatar build`.")
     try:
         with safe_open(path, "pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.get("format") != FORMAT:
             raise InputError(f"{path} has the format {about.get('format')!r}; expected {FORMAT!r}.")
         half_width, tilt = tensors["mouth.frame"].tolist()
         mouth = Mouth(tensors["mouth.centre"], half_width, tilt, tensors["mouth.line"])
         particles = Particles(**{field.name: tensors[field.name] for field in fields(Particles)})
-        return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], json.loads(about["about"])["builder"])
+        return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], about["builder"])
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise

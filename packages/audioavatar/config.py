@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Backend = Literal["auto", "torch", "gsplat"]
+Driver = Literal["ridge", "tcn", "generator"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,84 @@ class ReliefConfig:
     keep_lip_line: bool = False
     steps: int = 120
     rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The fit of one clip; lengths in px of the avatar's picture.
+
+    First head and mouth fields (`field_*`), begun with lips `start_open` px apart; then stages of the particles around
+    the mouth, each steps, blur of the comparison, diffusion of the steps, rate of shifts and rate of growth. Prices are
+    relative to the mean absolute error of a pixel, weighted 4 at the mouth.
+    """
+
+    field_steps: int = 16
+    field_blur: float = 1.5
+    head_rate: float = 0.15
+    field_rate: float = 0.35
+    start_open: float = 1.0
+    particle_stages: tuple[tuple[int, float, float, float, float], ...] = (
+        (12, 1.0, 6.0, 0.25, 0.04),
+        (18, 0.0, 1.0, 0.12, 0.03),
+    )
+    arap: float = 0.03
+    locality: float = 0.009
+    smooth: float = 0.002
+    growth: float = 0.01
+    hinge: float = 0.02
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Sampling of the teacher's clips; the defaults suit the small world's weights."""
+
+    longest_side: int = 64
+    chunk_frames: int = 49
+    shift: float = 1.5
+    steps: int = 10
+    text_guidance: float = 1.0
+    audio_guidance: float = 2.5
+
+
+@dataclass(frozen=True)
+class TcnConfig:
+    """The convolutional baseline from audio to motion; `noise` in standard deviations of the features."""
+
+    width: int = 64
+    steps: int = 300
+    rate: float = 3e-3
+    weight_decay: float = 0.02
+    noise: float = 0.1
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The motion diffusion transformer: its size, training, and sampling in windows of frames.
+
+    `guidance` 1 is what was trained, more follows the audio more; `noise` in standard deviations of the features.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    window: int = 48
+    overlap: int = 12
+    steps: int = 1500
+    rate: float = 2e-3
+    weight_decay: float = 0.02
+    noise: float = 0.1
+    audio_drop: float = 0.1
+    velocity: float = 0.5
+    sampling_steps: int = 10
+    guidance: float = 1.5
+
+
+@dataclass(frozen=True)
+class SayConfig:
+    """A talk: its longest side in px, seed of the motion, and swing of the camera to both sides in degrees, there and
+    back in `turn_frames`."""
+
+    longest_side: int = 128
+    seed: int = 0
+    turntable: float = 0.0
+    turn_frames: int = 100
