@@ -35,12 +35,12 @@ class Mouth:
         return (xy - self.centre) @ self._axes().T / self.half_width
 
     def to_world(self, vector: Tensor) -> Tensor:
-        """Vectors (..., 2) in the mouth's axes and half widths as px of the world."""
-        return vector @ self._axes() * self.half_width
+        """Vectors (..., 2) along and across the mouth, in px -> along x and y of the world."""
+        return vector @ self._axes()
 
     def from_world(self, vector: Tensor) -> Tensor:
         """The inverse of `to_world`."""
-        return vector @ self._axes().T / self.half_width
+        return vector @ self._axes().T
 
     def below_line(self, xy: Tensor) -> Tensor:
         """How far points (..., 2) lie below the lip line, in px; it goes on straight beyond the corners."""
@@ -70,6 +70,11 @@ class Avatar:
     def size(self) -> tuple[int, int]:
         """Width and height of the picture the avatar was built from, as it was built."""
         return self.backdrop.shape[1], self.backdrop.shape[0]
+
+    @property
+    def unit(self) -> float:
+        """A quarter of the face's width in px: motion measured in it carries over from one face to another."""
+        return float(self.face[2] - self.face[0]) / 4
 
     @property
     def camera(self) -> Camera:

@@ -104,14 +104,14 @@ class GeneratorConfig:
     heads: int = 4
     window: int = 48
     overlap: int = 12
-    steps: int = 1500
+    steps: int = 800
     rate: float = 2e-3
     weight_decay: float = 0.02
     noise: float = 0.1
     audio_drop: float = 0.1
     velocity: float = 0.5
     sampling_steps: int = 10
-    guidance: float = 1.5
+    guidance: float = 1.25
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,6 @@ def lip_gap(avatar: Avatar, motion: Motion) -> Tensor:
     """How far the lips are apart (T,), in px beyond the picture's: lower less upper lip, over the middle half of the
     mouth."""
     part, across = avatar.particles.part, avatar.mouth.local(avatar.particles.mean[:, :2])[:, 0]
-    down = avatar.mouth.from_world(motion.shift)[..., 1] * avatar.mouth.half_width
+    down = avatar.mouth.from_world(motion.shift)[..., 1]
     lower, upper = ((part == lip) & (across.abs() < 0.5) for lip in (Part.LOWER_LIP, Part.UPPER_LIP))
     return down[:, lower].mean(1) - down[:, upper].mean(1)

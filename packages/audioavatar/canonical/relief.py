@@ -167,7 +167,7 @@ def _sheets(mouth: Mouth, z: np.ndarray, config: ReliefConfig) -> Particles:
             torch.arange(top, bottom, step), torch.arange(-half, half + step / 2, step), indexing="ij"
         )
         keep = (x / (half + step / 2)) ** 2 + (y / 0.62) ** 2 * (part == Part.CAVITY) < 1
-        place = mouth.centre + mouth.to_world(torch.stack([x[keep], y[keep]], dim=1))
+        place = mouth.centre + mouth.half_width * mouth.to_world(torch.stack([x[keep], y[keep]], dim=1))
         column, row = (place + torch.tensor([z.shape[1] / 2, z.shape[0] / 2])).numpy().astype(int).T
         depth = torch.from_numpy(z[row.clip(0, z.shape[0] - 1), column.clip(0, z.shape[1] - 1)])
         mean = torch.cat([place, (depth + behind * mouth.half_width)[:, None]], dim=1)

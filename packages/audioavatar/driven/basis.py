@@ -20,7 +20,8 @@ _NEAREST = 4
 @dataclass(frozen=True)
 class MouthBasis:
     """`place` (M, 2) in mouth coordinates and `part` (M,) of the particles it is known at; `mean` (M, 4) and
-    `components` (K, M, 4): shift along and across the mouth in half widths, growth in x and y. `scale` (K,) is the
+    `components` (K, M, 4): shift along and across the mouth in
+    quarters of the face's width, growth in x and y. `scale` (K,) is the
     standard deviation of each coefficient, `kept` the share of the variance that K components hold."""
 
     place: Tensor
@@ -63,7 +64,7 @@ def coefficients(basis: MouthBasis, avatar: Avatar, motion: Motion) -> Tensor:
 
 
 def _rows(avatar: Avatar, motion: Motion, chosen: Tensor) -> Tensor:
-    shift = avatar.mouth.from_world(motion.shift[:, chosen])
+    shift = avatar.mouth.from_world(motion.shift[:, chosen]) / avatar.unit
     return torch.cat([shift, motion.growth[:, chosen]], dim=-1).flatten(1)
 
 
@@ -94,7 +95,7 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
     distance[kind[:, None] != source] = torch.inf
     near, index = distance.topk(min(_NEAREST, len(basis.part)), largest=False)
     spacing = 0.5  # half widths: farther away the motion fades
-    weight = torch.where(near.isfinite(), 1 / (near + 0.02), 0.0)
+    weight = torch.where(near.isfinite(), 1 / (near + 0.005), 0.0)
     total = weight.sum(1, keepdim=True)
     fade = (-(near[:, :1] / spacing).square()).exp()
     weight = torch.where(total > 0, weight / total.clamp_min(1e-12), 0.0) * torch.where(total > 0, fade, 0.0)
@@ -104,7 +105,7 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
 
     def carried(values: Tensor) -> Tensor:
         mixed = (values[..., index, :] * weight[..., None]).sum(-2)
-        return torch.cat([avatar.mouth.to_world(mixed[..., :2]), mixed[..., 2:]], dim=-1)
+        return torch.cat([avatar.mouth.to_world(mixed[..., :2]) * avatar.unit, mixed[..., 2:]], dim=-1)
 
     return BoundBasis(carried(basis.mean), carried(basis.components), basis.scale)
 

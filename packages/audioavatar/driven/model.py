@@ -23,7 +23,7 @@ from common.runs import atomic_write
 
 FORMAT = "audioavatar-motion-model-1"
 COMPONENTS = 16
-HEAD = 3  # channels of the generator after those of the mouth: shift in half widths of the mouth, tilt in radians
+HEAD = 3  # channels of the generator after those of the mouth: shift in quarters of the face's width, tilt in radians
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class MotionModel:
         mouth, head = channels[:, : len(self.basis)], channels[:, len(self.basis) :]
         if head.shape[1] == 0:
             return bind(self.basis, avatar).motion(mouth)
-        half = avatar.mouth.half_width
-        return bind(self.basis, avatar).motion(mouth, head * torch.tensor([half, half, 1.0]))
+        return bind(self.basis, avatar).motion(mouth, head * torch.tensor([avatar.unit, avatar.unit, 1.0]))
 
     def save(self, path: Path | str) -> None:
         """Write everything to one safetensors file."""
@@ -82,8 +81,7 @@ def fit_motion_model(
         return MotionModel(basis, fit_ridge(audio, mouth), features)
     if driver == "tcn":
         return MotionModel(basis, fit_tcn(audio, mouth, tcn, seed), features)
-    half = avatar.mouth.half_width
-    heads = [motion.head / torch.tensor([half, half, 1.0]) for motion, _ in clips]
+    heads = [motion.head / torch.tensor([avatar.unit, avatar.unit, 1.0]) for motion, _ in clips]
     channels = [torch.cat(pair, dim=1) for pair in zip(mouth, heads, strict=True)]
     return MotionModel(basis, fit_generator(audio, channels, generator, seed), features, generator)
 

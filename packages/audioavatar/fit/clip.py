@@ -161,7 +161,7 @@ def _prices(
 ) -> Tensor:
     """What distortion costs: neighbourhoods, jerks, growth, and a lower lip above the upper one."""
     moved = rest + motion.shift
-    down = avatar.mouth.from_world(moved)[..., 1] * avatar.mouth.half_width
+    down = avatar.mouth.from_world(moved)[..., 1]
     upper, lower = pairs
     crossed = (down[:, upper] - down[:, lower]).clamp_min(0).square().mean() if len(upper) else moved.new_zeros(())
     return (

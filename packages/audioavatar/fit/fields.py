@@ -30,4 +30,4 @@ def mouth_fields(avatar: Avatar) -> Tensor:
     teeth = (part == Part.TEETH).to(up)
     zero = torch.zeros_like(up)
     local = torch.stack([torch.stack(pair, dim=-1) for pair in ((zero, up), (zero, down), (out, zero), (zero, teeth))])
-    return mouth.to_world(local) / mouth.half_width
+    return mouth.to_world(local)
