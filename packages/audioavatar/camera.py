@@ -31,9 +31,9 @@ class Camera:
         x, y = width / self.width, height / self.height
         return replace(self, width=width, height=height, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y)
 
-    def cropped(self, left: int, top: int, width: int, height: int) -> "Camera":
+    def cropped(self, x: int, y: int, width: int, height: int) -> "Camera":
         """A window of the same picture."""
-        return replace(self, width=width, height=height, cx=self.cx - left, cy=self.cy - top)
+        return replace(self, width=width, height=height, cx=self.cx - x, cy=self.cy - y)
 
     def turned(self, yaw: float, pitch: float = 0.0, pivot: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> "Camera":
         """The camera moved on a sphere around `pivot`, by degrees to the right and upwards."""

@@ -4,7 +4,7 @@ A plain Euclidean graph ties the upper to the lower lip and finger to finger; ri
 speech and hands consist of.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ _APART = (
 )
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """`index` (N, k) of the neighbours and `weight` (N, k) of the edges, rows of which sum to 1, or to 0 for a particle
     without neighbours; an edge of weight 0 is none."""
 

@@ -135,8 +135,8 @@ def quaternion_of(rotation: Tensor) -> Tensor:
     return torch.cat([half.cos(), rotation / 2 * torch.sinc(half / torch.pi)], dim=-1)
 
 
-def quaternion_product(left: Tensor, right: Tensor) -> Tensor:
-    """Hamilton product (..., 4): the rotation `right`, then `left`."""
-    w, v = left[..., :1], left[..., 1:]
-    u, r = right[..., :1], right[..., 1:]
+def quaternion_product(second: Tensor, first: Tensor) -> Tensor:
+    """Hamilton product (..., 4): the rotation `first`, then `second`."""
+    w, v = second[..., :1], second[..., 1:]
+    u, r = first[..., :1], first[..., 1:]
     return torch.cat([w * u - (v * r).sum(-1, keepdim=True), w * r + u * v + torch.linalg.cross(v, r)], dim=-1)

@@ -109,5 +109,5 @@ def render_frames(
         )
         angle = config.turntable * float(np.sin(2 * np.pi * t / config.turn_frames))
         seen = camera.turned(angle, 0.0, pivot) if config.turntable else camera
-        picture = render(frame, seen, raster, backdrop)[0]
-        yield (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        image = render(frame, seen, raster, backdrop)[0]
+        yield (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

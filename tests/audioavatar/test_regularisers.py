@@ -16,8 +16,8 @@ def points(count: int = 500, seed: int = 0) -> Tensor:
 
 
 def edge_energy(mean: Tensor) -> Tensor:
-    index, weight = neighbour_graph(mean)
-    return (weight * (mean[index] - mean[:, None]).square().sum(-1)).sum(1).mean()
+    graph = neighbour_graph(mean)
+    return (graph.weight * (mean[graph.index] - mean[:, None]).square().sum(-1)).sum(1).mean()
 
 
 def test_rigid_motion_costs_nothing_scale_its_closed_form_and_a_mirror_image_much() -> None:

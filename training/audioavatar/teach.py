@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class OmniAvatarTeacher:
     @classmethod
     def from_pretrained(cls, weights: dict[str, Path], config: TeacherConfig = TeacherConfig()) -> "OmniAvatarTeacher":
         """Load the roles of generation; raises what `OmniAvatarPipeline.from_pretrained` raises."""
-        settings = {
+        settings: dict[str, Any] = {
             "longest_side": config.longest_side, "chunk_frames": config.chunk_frames, "shift": config.shift,
             "steps": config.steps, "text_guidance": config.text_guidance, "audio_guidance": config.audio_guidance,
         }  # fmt: skip

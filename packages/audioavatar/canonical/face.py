@@ -107,10 +107,10 @@ def _mouth_pixels(lab: np.ndarray, skin: np.ndarray, nose: np.ndarray, corners: 
 def _lip_line(mouth: np.ndarray, dark: np.ndarray) -> np.ndarray:
     """Nine points between the lips: a parabola through the dark pixels, from end to end of the mouth."""
     rows, columns = np.nonzero(mouth)
-    left, right = columns.min() + 0.5, columns.max() + 0.5
+    start, end = columns.min() + 0.5, columns.max() + 0.5
     dark_rows, dark_columns = np.nonzero(dark)
-    middle = (left + right) / 2
+    middle = (start + end) / 2
     degree = 2 if len(np.unique(dark_columns)) >= 5 else 0
-    curve = np.polyfit((dark_columns + 0.5 - middle) / (right - left), dark_rows + 0.5, degree)
-    x = np.linspace(left, right, 9)
-    return np.stack([x, np.polyval(curve, (x - middle) / (right - left))], axis=1).astype(np.float32)
+    curve = np.polyfit((dark_columns + 0.5 - middle) / (end - start), dark_rows + 0.5, degree)
+    x = np.linspace(start, end, 9)
+    return np.stack([x, np.polyval(curve, (x - middle) / (end - start))], axis=1).astype(np.float32)

@@ -57,9 +57,11 @@ def grabcut_matte(image: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _grabcut(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    labels, models = labels.copy(), (np.zeros((1, 65)), np.zeros((1, 65)))
+    labels, behind, person = labels.copy(), np.zeros((1, 65)), np.zeros((1, 65))
+    unused = (0, 0, 1, 1)  # the rectangle of its other way to begin
     cv2.setRNGSeed(0)  # its clusters start at random
-    cv2.grabCut(np.ascontiguousarray(image[..., ::-1]), labels, None, *models, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    cv2.grabCut(bgr, labels, unused, behind, person, _ITERATIONS, cv2.GC_INIT_WITH_MASK)
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 

@@ -10,7 +10,8 @@ from audioavatar.particles import Part, Particles, regions, round_particles
 
 # Part: centre, half axes, colour, particles per area relative to the body's (8 for hands, 16 for faces, twice that at
 # mouth and lids: the densities of every builder).
-_SOLIDS: tuple[tuple[int, tuple[float, ...], tuple[float, ...], tuple[float, ...], float], ...] = (
+Solid = tuple[int, tuple[float, ...], tuple[float, ...], tuple[float, ...], float]
+_SOLIDS: tuple[Solid, ...] = (
     (Part.BODY, (0, 22, 0), (13, 11, 6), (0.20, 0.35, 0.75), 1),
     (Part.NECK, (0, 10, 0), (3.5, 5, 3.5), (0.75, 0.55, 0.45), 1),
     (Part.HAIR, (0, -13, 2), (9.5, 7, 8), (0.30, 0.18, 0.10), 4),
@@ -38,23 +39,23 @@ def procedural_avatar(count: int = 400, seed: int = 0) -> Particles:
     generator = torch.Generator().manual_seed(seed)
     solids = [*_SOLIDS, *_fingers()]
     head = (Part.FACE_UPPER, *_HEAD, _FACE_DENSITY)
-    wanted = torch.tensor([solid[4] * _area(solid[2]) for solid in (*solids, head)])
-    counts = (wanted / wanted.sum() * count).round().clamp_min(3).int().tolist()
+    shares = torch.tensor([solid[4] * _area(solid[2]) for solid in (*solids, head)])
+    counts = (shares / shares.sum() * count).round().clamp_min(3).int().tolist()
     means, colours, parts = [], [], []
     for (part, centre, axes, colour, _), number in zip((*solids, head), counts, strict=True):
         points = torch.tensor(centre, dtype=torch.float32) + _surface(torch.tensor(axes), number, generator)
-        labels = torch.full((number,), int(part))
+        kind = torch.full((number,), int(part))
         if part == Part.FACE_UPPER:
-            labels[points[:, 1] > _LIP_LINE] = Part.FACE_LOWER
+            kind[points[:, 1] > _LIP_LINE] = Part.FACE_LOWER
         shade = 1 + 0.12 * torch.randn(number, 1, generator=generator)
         means.append(points)
         colours.append((torch.tensor(colour) * shade).clamp(0, 1))
-        parts.append(labels)
-    mean, part = torch.cat(means), torch.cat(parts)
+        parts.append(kind)
+    mean, labels = torch.cat(means), torch.cat(parts)
     spacing = {0: 1.6, 1: 0.8, 2: 0.8}  # by region: coarse where few particles are
     factor = (400 / max(count, 1)) ** 0.5
-    deviation = torch.tensor([spacing[r] for r in regions(part).tolist()])[:, None] * factor
-    return round_particles(mean, deviation.expand(-1, 3), torch.cat(colours), part, 0.9)
+    deviation = torch.tensor([spacing[r] for r in regions(labels).tolist()])[:, None] * factor
+    return round_particles(mean, deviation.expand(-1, 3), torch.cat(colours), labels, 0.9)
 
 
 def motion_basis(particles: Particles) -> dict[str, Tensor]:
@@ -93,8 +94,8 @@ def _front(z: Tensor) -> Tensor:
     return (-z / 8).clamp(0, 1)
 
 
-def _fingers() -> list[tuple[int, tuple[float, ...], tuple[float, ...], tuple[float, ...], float]]:
-    fingers = []
+def _fingers() -> list[Solid]:
+    fingers: list[Solid] = []
     for side, first in ((-1, Part.LEFT_FINGER_1), (1, Part.RIGHT_FINGER_1)):
         for number in range(5):
             centre = (side * (16 + 1.25 * (number - 2)), 30 - 0.3 * abs(number - 2), -2)

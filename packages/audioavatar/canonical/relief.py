@@ -5,6 +5,7 @@ lips, and there is no back.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -187,7 +188,8 @@ def _refined(
     inside = mask.float()
     colour, scale = particles.colour.clone().requires_grad_(), particles.log_scale.clone().requires_grad_()
     visible = ~torch.isin(particles.part, torch.tensor([int(part) for part in SHEETS]))[:, None]
-    optimiser = torch.optim.Adam([{"params": [colour]}, {"params": [scale], "lr": config.rate / 2}], lr=config.rate)
+    groups: list[dict[str, Any]] = [{"params": [colour]}, {"params": [scale]}]
+    optimiser = torch.optim.Adam(groups, lr=config.rate)
     raster = RasterConfig(backend="torch")
     for step in range(config.steps):
         for group, rate in zip(optimiser.param_groups, (config.rate, config.rate / 2), strict=True):
@@ -198,8 +200,8 @@ def _refined(
             log_scale=torch.where(visible, scale, particles.log_scale),
         )
         colours, coverage = layers(current, camera, raster)
-        picture = colours[0] + (1 - coverage[0, ..., None]) * backdrop
-        error = (picture - target).abs().sum(-1)
+        image_now = colours[0] + (1 - coverage[0, ..., None]) * backdrop
+        error = (image_now - target).abs().sum(-1)
         # Outside, nothing may be covered: compared by colour, the rim would take that of the backdrop.
         loss = (error * inside + coverage[0] * (1 - inside)).sum() / inside.sum()
         # Sizes may not run away: a particle that covers others is a spike from the side.

@@ -55,6 +55,10 @@ class MotionTransformer(nn.Module):
 
     def __init__(self, features: int, channels: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.audio_mean: Tensor
+        self.audio_deviation: Tensor
         for name, size in (("", channels), ("audio_", features)):
             self.register_buffer(f"{name}mean", torch.zeros(size))
             self.register_buffer(f"{name}deviation", torch.ones(size))
@@ -67,7 +71,7 @@ class MotionTransformer(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
         self.exit = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
-        self.width = width
+        self.width, self.heads = width, heads
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio features (B, T, D) -> (B, T, W), once per clip."""

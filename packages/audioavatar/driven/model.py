@@ -110,20 +110,16 @@ def load_motion_model(path: Path | str) -> MotionModel:
 
 def _sizes(net: Tcn | MotionTransformer) -> dict[str, int]:
     if isinstance(net, Tcn):
-        return {
-            "features": len(net.mean),
-            "components": net.layers[-1].out_channels,
-            "width": net.layers[0].out_channels,
-        }
-    heads = net.blocks[0].attention.num_heads
+        return {"features": len(net.mean), "components": net.components, "width": net.width}
     sizes = {"features": len(net.audio_mean), "channels": len(net.mean), "width": net.width}
-    return sizes | {"layers": len(net.blocks), "heads": heads}
+    return sizes | {"layers": len(net.blocks), "heads": net.heads}
 
 
 def _net(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Ridge | Tcn | MotionTransformer:
     if about["driver"] == "ridge":
-        known = {field.name for field in fields(Ridge)}
-        return Ridge(**{name: value for name, value in state.items() if name in known}, **about["numbers"])
+        names = {field.name for field in fields(Ridge)}
+        arrays: dict[str, Any] = {name: value for name, value in state.items() if name in names}
+        return Ridge(**arrays, **about["numbers"])
     net = Tcn(**about["size"]) if about["driver"] == "tcn" else MotionTransformer(**about["size"])
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)

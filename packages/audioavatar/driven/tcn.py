@@ -16,6 +16,9 @@ class Tcn(nn.Module):
 
     def __init__(self, features: int, components: int, width: int) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.width, self.components = width, components
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(features))
         self.layers = nn.Sequential(

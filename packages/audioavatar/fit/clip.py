@@ -67,8 +67,8 @@ def fit_clip(avatar: Avatar, frames: Tensor, config: FitConfig = FitConfig()) ->
     motion = Motion(head, shift, torch.zeros_like(shift))
     motion = _fit_particles(avatar, _mouth_window(avatar, whole), motion, shares, config)
     with torch.no_grad():
-        picture = render(pose(avatar, motion, shares), avatar.camera, _RASTER, avatar.backdrop)
-        psnr = -10 * float((picture - target).square().mean().log10())
+        image = render(pose(avatar, motion, shares), avatar.camera, _RASTER, avatar.backdrop)
+        psnr = -10 * float((image - target).square().mean().log10())
         distortion = float(
             arap(avatar.particles.mean[:, :2] + motion.shift, avatar.particles.mean[:, :2], avatar.graph)
         )
@@ -92,11 +92,11 @@ def _mouth_window(avatar: Avatar, whole: _Window) -> _Window:
     """The mouth with what moves along with it, from below the nose to the chin."""
     width, height = avatar.size
     half, (x, y) = avatar.mouth.half_width, (avatar.mouth.centre + torch.tensor([width / 2, height / 2])).tolist()
-    left, right = max(0, round(x - 2.1 * half)), min(width, round(x + 2.1 * half))
-    top, bottom = max(0, round(y - 1.4 * half)), min(height, round(y + 2.0 * half))
-    rows, columns = slice(top, bottom), slice(left, right)
+    x0, x1 = max(0, round(x - 2.1 * half)), min(width, round(x + 2.1 * half))
+    y0, y1 = max(0, round(y - 1.4 * half)), min(height, round(y + 2.0 * half))
+    rows, columns = slice(y0, y1), slice(x0, x1)
     return _Window(
-        whole.camera.cropped(left, top, right - left, bottom - top),
+        whole.camera.cropped(x0, y0, x1 - x0, y1 - y0),
         whole.target[:, rows, columns],
         whole.backdrop[rows, columns],
         whole.weight[rows, columns],
@@ -198,14 +198,14 @@ def _second_difference(values: Tensor) -> Tensor:
     return values.diff(n=2, dim=0).square().mean() if len(values) > 2 else values.new_zeros(())
 
 
-def _blurred(pictures: Tensor, deviation: float) -> Tensor:
-    """Pictures (T, H, W, 3) through a Gaussian of `deviation` px; 0 leaves them."""
+def _blurred(images: Tensor, deviation: float) -> Tensor:
+    """Images (T, H, W, 3) through a Gaussian of `deviation` px; 0 leaves them."""
     if deviation == 0:
-        return pictures
+        return images
     reach = max(1, round(2.5 * deviation))
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation).square())
     kernel = (kernel / kernel.sum()).reshape(1, 1, -1)
-    planes = pictures.permute(0, 3, 1, 2)
+    planes = images.permute(0, 3, 1, 2)
     for axis in (2, 3):
         moved = planes.transpose(axis, 3)
         shape = moved.shape

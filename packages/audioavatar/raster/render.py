@@ -46,12 +46,12 @@ def _by_gsplat(particles: Particles, camera: Camera, config: RasterConfig) -> tu
     quaternion, scale = (
         each.expand(*mean.shape[:2], each.shape[-1]) for each in (particles.quaternion, particles.log_scale.exp())
     )
-    pictures = [
+    images = [
         rasterization(
             mean[t], quaternion[t], scale[t], particles.opacity.sigmoid(), particles.colour, view[None], lens[None],
             camera.width, camera.height, near_plane=config.near, eps2d=config.blur,
         )[:2]
         for t in range(len(mean))
     ]  # fmt: skip
-    colours, coverages = zip(*pictures, strict=True)
+    colours, coverages = zip(*images, strict=True)
     return torch.cat(colours), torch.cat(coverages)[..., 0]

@@ -37,11 +37,11 @@ def composite(splats: Splats, width: int, height: int, config: RasterConfig) -> 
     """
     conic = _conic(splats.covariance)
     # Frame by frame: the pairs of one frame stay in the processor's cache, those of many do not (3 times as slow).
-    pictures = [
+    images = [
         _Composite.apply(*arrays, width, height, config)
         for arrays in zip(splats.centre, conic, splats.opacity, splats.colour, splats.depth, strict=True)
     ]
-    colours, coverages = zip(*pictures, strict=True)
+    colours, coverages = zip(*images, strict=True)
     return torch.stack(colours), torch.stack(coverages)
 
 
@@ -138,19 +138,19 @@ class _Composite(torch.autograd.Function):
             weight.new_zeros(height * width).index_add_(0, pairs.pixel, weight * _take(each, splat))
             for each in colour.T
         ]
-        picture = torch.stack(planes, dim=-1).reshape(height, width, -1)
+        image = torch.stack(planes, dim=-1).reshape(height, width, -1)
         coverage = weight.new_zeros(height * width).index_add_(0, pairs.pixel, weight).reshape(height, width)
-        ctx.save_for_backward(conic, opacity, colour, picture, coverage, *pairs, splat, before, weight, start, segment)
+        ctx.save_for_backward(conic, opacity, colour, image, coverage, *pairs, splat, before, weight, start, segment)
         ctx.alpha_max = config.alpha_max
-        return picture, coverage
+        return image, coverage
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, picture_grad: Tensor, coverage_grad: Tensor) -> tuple[Tensor | None, ...]:
-        conic, opacity, colour, picture, coverage, *rest = ctx.saved_tensors
+    def backward(ctx: Any, image_grad: Tensor, coverage_grad: Tensor) -> tuple[Tensor | None, ...]:
+        conic, opacity, colour, image, coverage, *rest = ctx.saved_tensors
         pairs, (splat, before, weight, start, segment) = Pairs(*rest[:8]), rest[8:]
-        grads = picture_grad.reshape(-1, colour.shape[-1]).T
-        total = (picture_grad * picture).sum(-1).reshape(-1) + (coverage_grad * coverage).reshape(-1)
+        grads = image_grad.reshape(-1, colour.shape[-1]).T
+        total = (image_grad * image).sum(-1).reshape(-1) + (coverage_grad * coverage).reshape(-1)
         shade = _take(coverage_grad.reshape(-1), pairs.pixel)
         for grad, shades in zip(grads, colour.T, strict=True):
             shade = shade + _take(grad, pairs.pixel) * _take(shades, splat)
