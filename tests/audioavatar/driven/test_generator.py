@@ -47,7 +47,7 @@ def test_the_schedule_goes_from_all_signal_to_none() -> None:
 
 @pytest.fixture(scope="module")
 def net() -> MotionTransformer:
-    return fit_generator(*linear_world(8, 40, 0), SMALL)
+    return fit_generator(*linear_world(12, 40, 0), SMALL)
 
 
 def normalised_error(net: MotionTransformer, audio: Tensor, motion: Tensor) -> float:

@@ -10,7 +10,7 @@ from audioavatar.driven.ridge import fit_ridge
 from audioavatar.driven.tcn import fit_tcn
 from miniature.world.clips import draw_clip
 
-CONFIG = TcnConfig(width=24, steps=150, rate=1e-2)
+CONFIG = TcnConfig(width=16, steps=100, rate=1.5e-2)
 
 
 def world(clips: int, seed: int, frames: int = 40) -> tuple[list[Tensor], list[Tensor]]:

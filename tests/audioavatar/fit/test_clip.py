@@ -15,7 +15,7 @@ from audioavatar.particles import Part
 from audioavatar.raster.render import render
 from common.errors import InputError
 
-FRAMES = 6
+FRAMES = 4
 PHOTOMETRIC = replace(
     FitConfig(), arap=0, locality=0, smooth=0, growth=0, hinge=0, field_steps=0, start_open=0,
     particle_stages=((12, 1.0, 0.0, 0.25, 0.04), (18, 0.0, 0.0, 0.12, 0.03)),
@@ -41,7 +41,7 @@ def filmed(avatar: Avatar, motion: Motion) -> Tensor:
 def fits(avatar: Avatar) -> tuple[Motion, ClipFit, ClipFit]:
     truth = talking(avatar)
     frames = filmed(avatar, truth)
-    return truth, fit_clip(avatar, frames, FitConfig(field_steps=30)), fit_clip(avatar, frames, PHOTOMETRIC)
+    return truth, fit_clip(avatar, frames, FitConfig(field_steps=24)), fit_clip(avatar, frames, PHOTOMETRIC)
 
 
 def error(avatar: Avatar, fit: ClipFit, truth: Motion) -> float:
