@@ -73,8 +73,9 @@ class Avatar:
 
     @property
     def unit(self) -> float:
-        """A quarter of the face's width in px: motion measured in it carries over from one face to another."""
-        return float(self.face[2] - self.face[0]) / 4
+        """A quarter of the face's width in px, less with a small mouth: motion measured in it carries over from one
+        face to another."""
+        return min(float(self.face[2] - self.face[0]) / 4, 1.15 * self.mouth.half_width)
 
     @property
     def camera(self) -> Camera:

@@ -40,8 +40,8 @@ class ReliefConfig:
     dark_lips: float = 0.72
     teeth_above_line: float = 0.2
     keep_lip_line: bool = False
-    steps: int = 120
-    rate: float = 0.02
+    steps: int = 80
+    rate: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,11 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class SayConfig:
-    """A talk: its longest side in px, seed of the motion, and swing of the camera to both sides in degrees, there and
-    back in `turn_frames`."""
+    """A talk: its longest side in px, seed and `strength` of the mouth's motion, and swing of the camera to both sides
+    in degrees, there and back in `turn_frames`."""
 
     longest_side: int = 128
     seed: int = 0
+    strength: float = 1.0
     turntable: float = 0.0
     turn_frames: int = 100

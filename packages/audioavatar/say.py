@@ -84,7 +84,9 @@ class AudioAvatar:
             spoken = decode_audio(audio)[0]
         features = audio_features(spoken.wave, self.motion.features, self.encoder)  # type: ignore[arg-type]
         with torch.inference_mode():
-            return Talk(self.avatar, self.motion.drive(self.avatar, features, config.seed), spoken, config)
+            driven = self.motion.drive(self.avatar, features, config.seed)
+        motion = Motion(driven.head, config.strength * driven.shift, config.strength * driven.growth)
+        return Talk(self.avatar, motion, spoken, config)
 
 
 def build(image: np.ndarray | Path | str, face_detector: Path | str | None, config: ReliefConfig) -> Avatar:

@@ -61,6 +61,9 @@ def say(
         Path | None, typer.Option(help="folder for canonical.ply and motion.safetensors as well", callback=not_a_file)
     ] = None,
     every_frame: Annotated[bool, typer.Option("--ply-frames", help="with --ply: a .ply of every frame, too")] = False,
+    strength: Annotated[
+        float, typer.Option(help="of the mouth's motion; faces with small mouths need less", callback=within(0))
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="another seed, another motion")] = 0,
     recipe: RecipeOption = "demo",
     settings: SetOption = None,
@@ -81,7 +84,7 @@ def say(
     from audioavatar.say import SHIPPED_MOTION, AudioAvatar
 
     speaker = AudioAvatar.load(avatar, paths["audio_encoder"], motion or SHIPPED_MOTION)
-    talk = speaker.say(audio, SayConfig(longest_side=size, seed=seed, turntable=turntable))
+    talk = speaker.say(audio, SayConfig(longest_side=size, seed=seed, strength=strength, turntable=turntable))
     talk.save(out)
     if ply is not None:
         write_motion(talk.avatar, talk.motion, ply)

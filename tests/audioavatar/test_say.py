@@ -40,14 +40,14 @@ def test_the_lips_follow_a_voice_never_trained_on(speaker: AudioAvatar, voice: D
 
 
 def test_a_talk_is_a_marked_video_of_the_audios_length(speaker: AudioAvatar, voice: DrawnClip, tmp_path: Path) -> None:
-    talk = speaker.say(voice.audio, SayConfig(longest_side=96))
+    talk = speaker.say(audio := voice.audio[: 640 * 14], SayConfig(longest_side=96))
     talk.save(tmp_path / "a.mp4")
     index = probe(tmp_path / "a.mp4")
     assert (index.width, index.height) == (96, 96) and is_generated(tmp_path / "a.mp4")
-    speaker.say(voice.audio, SayConfig(longest_side=96)).save(tmp_path / "b.mp4")
+    speaker.say(audio, SayConfig(longest_side=96)).save(tmp_path / "b.mp4")
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     frames = np.stack(list(talk.frames()))
-    assert frames.shape == (30, 96, 96, 3) and float(np.abs(np.diff(frames.astype(int), axis=0)).max()) > 40
+    assert frames.shape == (14, 96, 96, 3) and float(np.abs(np.diff(frames.astype(int), axis=0)).max()) > 40
 
 
 def test_a_turntable_shows_other_sides_and_comes_back(speaker: AudioAvatar, voice: DrawnClip) -> None:

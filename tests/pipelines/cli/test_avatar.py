@@ -19,9 +19,9 @@ def test_build_and_say(tmp_path: Path) -> None:
     assert built.returncode == 0 and "particles" in built.stdout, built
     assert (tmp_path / "A" / "canonical.ply").stat().st_size > 50_000
     files = ["--avatar", tmp_path / "A", "--audio", tmp_path / "voice.wav", "--out", tmp_path / "talk.mp4"]
-    done = run_here("avatar", "say", *files, "--turntable", 10, "--ply", tmp_path / "ply", "--ply-frames")
+    done = run_here("avatar", "say", *files, "--turntable", 10, "--ply", tmp_path / "ply", "--ply-frames", "--size", 64)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(tmp_path / "talk.mp4"), done
-    assert probe(tmp_path / "talk.mp4").width == 128
+    assert probe(tmp_path / "talk.mp4").width == 64
     assert (
         len(list((tmp_path / "ply" / "frames").glob("*.ply"))) == 10 and (tmp_path / "ply/motion.safetensors").exists()
     )
