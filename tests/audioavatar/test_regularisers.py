@@ -53,7 +53,7 @@ def test_one_moved_point_costs_and_pulls_on_its_neighbourhood_alone() -> None:
     moved.requires_grad_()
     energy = arap(moved, mean, graph)
     energy.backward()
-    assert float(energy) > 0 and moved.grad is not None
+    assert energy.item() > 0 and moved.grad is not None
     touched = set(moved.grad[0].norm(dim=1).gt(1e-12).nonzero()[:, 0].tolist())
     near = {7, *graph.index[7].tolist(), *(graph.index == 7).nonzero()[:, 0].tolist()}
     around = near | {i for n in near for i in graph.index[n].tolist()}
