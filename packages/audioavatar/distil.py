@@ -31,8 +31,8 @@ def clean_estimate(output: Tensor, z: Tensor, alpha: float, sigma: float, parame
 def distillation_gradient(teacher: Tensor, reference: Tensor, weight: float) -> Tensor:
     """w (eps_teacher - eps_reference), through neither of which a gradient goes.
 
-    SDS where the reference is the noise that was added, VSD where it is the estimate of a network trained on the current
-    renders.
+    SDS where the reference is the noise that was added, VSD where it is the estimate of a network trained on the
+    current renders.
     """
     return weight * (teacher - reference).detach()
 

@@ -47,8 +47,8 @@ def embedding_loss(audio: Tensor, motion: Tensor, kappa: Tensor | float = KAPPA,
     """L_sim = L_frame + lambda L_patch of clips (C, T, E); frames beside a positive are no negatives."""
     clips, frames, _ = audio.shape
     loss = contrast(audio.flatten(0, 1), motion.flatten(0, 1), kappa, near_frames(clips, frames))
-    windows = [torch.cat([patches(clip) for clip in each]) for each in (audio, motion)]
-    return loss + patch_weight * contrast(*windows, kappa)
+    spoken, moved = (torch.cat([patches(clip) for clip in each]) for each in (audio, motion))
+    return loss + patch_weight * contrast(spoken, moved, kappa)
 
 
 def retrieval(audio: Tensor, motion: Tensor) -> float:
