@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "common": 0,
     "perception": 1, "omniavatar": 1,
-    "miniature": 2, "curation": 2, "latents": 2,
+    "miniature": 2, "audioavatar": 2, "curation": 2, "latents": 2,
     "training": 3, "eval": 3,
     "pipelines": 4,
 }  # fmt: skip

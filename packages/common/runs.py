@@ -28,6 +28,7 @@ OWN_FOLDERS = (
     "perception",
     "omniavatar",
     "miniature",
+    "audioavatar",
     "curation",
     "latents",
     "training",

@@ -9,6 +9,7 @@ import typer
 
 from common.process.offline import go_online
 from common.progress import setup_logging
+from pipelines.cli.avatar import app as avatar_commands
 from pipelines.cli.data import app as data_commands
 from pipelines.cli.evaluate import app as eval_commands
 from pipelines.cli.failures import end_command, prepare_streams
@@ -283,7 +284,16 @@ def miniature(
 
 
 app.add_typer(shards_commands, name="shards", rich_help_panel=TRAIN)
-for commands in (data_commands, watch_command, generate_command, eval_commands, model_commands, rehearse_command):
+groups = (
+    data_commands,
+    watch_command,
+    generate_command,
+    avatar_commands,
+    eval_commands,
+    model_commands,
+    rehearse_command,
+)
+for commands in groups:
     app.add_typer(commands)
 add_json(app)
 

@@ -19,6 +19,7 @@ OWN_PACKAGES = (
     "perception",
     "omniavatar",
     "miniature",
+    "audioavatar",
     "curation",
     "latents",
     "training",

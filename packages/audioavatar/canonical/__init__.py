@@ -1,0 +1,1 @@
+"""Builders of the canonical avatar: analytic, and from one picture."""

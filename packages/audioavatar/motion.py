@@ -1,0 +1,65 @@
+"""Motion of an avatar over T frames: the head as a whole, and what each particle does relative to it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audioavatar.avatar import Avatar
+from audioavatar.particles import Part, Particles
+
+BODY_SHARE = 0.4  # of the head's motion, by which the body follows it
+_NECK = 0.35  # heights of the face over which the one becomes the other
+
+
+@dataclass(frozen=True)
+class Motion:
+    """`head` (T, 3): shift in x and y in px, and tilt in radians, clockwise as seen; `shift` (T, N, 2) px and `growth`
+    (T, N, 2) of the log scales in x and y, both as if the head were still."""
+
+    head: Tensor
+    shift: Tensor
+    growth: Tensor
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+
+def still(avatar: Avatar, frames: int) -> Motion:
+    """No motion at all."""
+    count = len(avatar.particles)
+    return Motion(torch.zeros(frames, 3), torch.zeros(frames, count, 2), torch.zeros(frames, count, 2))
+
+
+def head_shares(avatar: Avatar) -> Tensor:
+    """How far each particle belongs to the head (N,): 1 above the chin, 0 on the body, between them on the neck."""
+    y = avatar.particles.mean[:, 1] + avatar.size[1] / 2
+    top, bottom = float(avatar.face[1]), float(avatar.face[3])
+    return 1 - ((y - bottom + 0.05 * (bottom - top)) / (_NECK * (bottom - top))).clamp(0, 1)
+
+
+def pose(avatar: Avatar, motion: Motion, shares: Tensor | None = None) -> Particles:
+    """The particles of every frame. `shares` as of `head_shares`, for who poses one avatar many times."""
+    shares = head_shares(avatar) if shares is None else shares
+    mean = avatar.particles.mean
+    x0, _, x1, y1 = avatar.face.tolist()
+    # The head tilts about the neck.
+    pivot = mean.new_tensor([(x0 + x1) / 2 - avatar.size[0] / 2, y1 - avatar.size[1] / 2])
+    x, y = (mean[:, :2] + motion.shift - pivot).unbind(-1)
+    angle = motion.head[:, 2, None] * shares
+    sin, less = angle.sin(), angle.cos() - 1
+    turn = torch.stack([less * x - sin * y, sin * x + less * y], dim=-1)
+    follow = BODY_SHARE + (1 - BODY_SHARE) * shares
+    # As an offset, not as a place: no motion is to leave every bit as it is.
+    shift = motion.shift + turn + follow[:, None] * motion.head[:, None, :2]
+    flat = torch.zeros_like(shift[..., :1])
+    return avatar.particles.moved(torch.cat([shift, flat], dim=-1), growth=torch.cat([motion.growth, flat], dim=-1))
+
+
+def lip_gap(avatar: Avatar, motion: Motion) -> Tensor:
+    """How far the lips are apart (T,), in px beyond the picture's: lower less upper lip, over the middle half of the
+    mouth."""
+    part, across = avatar.particles.part, avatar.mouth.local(avatar.particles.mean[:, :2])[:, 0]
+    down = avatar.mouth.from_world(motion.shift)[..., 1]
+    lower, upper = ((part == lip) & (across.abs() < 0.5) for lip in (Part.LOWER_LIP, Part.UPPER_LIP))
+    return down[:, lower].mean(1) - down[:, upper].mean(1)

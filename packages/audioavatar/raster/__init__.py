@@ -1,0 +1,1 @@
+"""Rasteriser of 3D Gaussian particles: projection, compositing, and gsplat where there is CUDA."""

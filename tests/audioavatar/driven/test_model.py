@@ -1,0 +1,64 @@
+"""Motion models as files: the same motion after saving, whatever drives them; other files are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from audioavatar.avatar import Avatar
+from audioavatar.config import Driver, GeneratorConfig, TcnConfig
+from audioavatar.driven.generator import MotionTransformer
+from audioavatar.driven.model import fit_motion_model, load_motion_model, with_sampling
+from audioavatar.fit.fields import mouth_fields
+from audioavatar.motion import Motion, lip_gap
+from common.errors import InputError, MissingFileError
+
+QUICK = GeneratorConfig(width=16, layers=1, heads=2, window=16, overlap=4, steps=5, sampling_steps=3)
+
+
+def spoken(avatar: Avatar, seed: int, frames: int = 24) -> tuple[Motion, torch.Tensor]:
+    """Motion of a mouth that opens as the first of three features says, of a head that nods with the second."""
+    features = torch.rand(frames, 3, generator=torch.Generator().manual_seed(seed))
+    fields = torch.stack([2 * features[:, 0], 2 * features[:, 0], features[:, 2], 0 * features[:, 0]], dim=1)
+    shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
+    head = torch.stack([0 * features[:, 1], features[:, 1], 0 * features[:, 1]], dim=1)
+    return Motion(head, shift, torch.zeros_like(shift)), features
+
+
+@pytest.mark.parametrize("driver", ["ridge", "tcn", "generator"])
+def test_saved_and_read_it_moves_the_same(avatar: Avatar, tmp_path: Path, driver: Driver) -> None:
+    clips = [spoken(avatar, seed) for seed in range(4)]
+    model = fit_motion_model(avatar, clips, "logmel", driver, tcn=TcnConfig(width=8, steps=5), generator=QUICK)
+    model.save(tmp_path / "motion.safetensors")
+    again = load_motion_model(tmp_path / "motion.safetensors")
+    _, features = spoken(avatar, 9, frames=30)
+    first, second = model.drive(avatar, features), again.drive(avatar, features)
+    assert (
+        again.features == "logmel" and torch.equal(first.shift, second.shift) and torch.equal(first.head, second.head)
+    )
+    again.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "motion.safetensors").read_bytes()
+    generated = isinstance(model.net, MotionTransformer)
+    other = model.drive(avatar, features, seed=1)
+    assert torch.equal(other.shift, first.shift) != generated  # only the generator has another way to say it
+    assert bool(first.head.any()) == generated
+
+
+def test_ridge_drives_the_lips_of_the_avatar(avatar: Avatar) -> None:
+    model = fit_motion_model(avatar, [spoken(avatar, seed) for seed in range(6)], "logmel", "ridge")
+    motion, features = spoken(avatar, 9)
+    gaps = torch.stack([lip_gap(avatar, motion), lip_gap(avatar, model.drive(avatar, features))])
+    assert float(torch.corrcoef(gaps)[0, 1]) > 0.95
+
+
+def test_sampling_can_be_changed_and_other_files_are_refused(avatar: Avatar, tmp_path: Path) -> None:
+    model = fit_motion_model(avatar, [spoken(avatar, 0)], "logmel", "ridge")
+    assert with_sampling(model, guidance=3.0).sampling.guidance == 3.0
+    with pytest.raises(MissingFileError, match="no motion model"):
+        load_motion_model(tmp_path / "nowhere")
+    path = avatar.save(tmp_path)
+    with pytest.raises(InputError, match="expected 'audioavatar-motion-model-1'"):
+        load_motion_model(path)
+    path.write_bytes(b"not a tensor file")
+    with pytest.raises(InputError, match="is not a motion model"):
+        load_motion_model(path)

@@ -1,0 +1,1 @@
+"""Training of the second system: teacher videos, fits, motion from audio."""
