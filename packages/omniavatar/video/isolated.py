@@ -60,7 +60,8 @@ class _Child:
                 self.process = self._start()
             answer: list[Any] | UserError | None = None
             try:
-                answer = _ask(self.process, {"function": function, "path": str(path), "seconds": TIME_LIMIT})
+                request = {"function": function, "path": str(path), "folder": os.getcwd(), "seconds": TIME_LIMIT}
+                answer = _ask(self.process, request)
             except (EOFError, BrokenPipeError):
                 raise self._death(path, self.process.wait()) from None
             finally:
@@ -156,6 +157,7 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])  # not handled: it ends native code as well
         module, _, name = request["function"].partition(":")
         parts: Sequence[Any] = ()
+        os.chdir(request["folder"])  # which the command may have changed since this process started
         try:
             parts = getattr(import_module(module), name)(request["path"])
             reply: dict[str, Any] = {"parts": [_described(part) for part in parts]}

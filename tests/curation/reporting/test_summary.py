@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.clips import write_clips
 from common.runs import RunFolder
-from curation.reporting.summary import summarise, write_sources
+from curation.reporting.summary import summarise, write_source_part, write_sources
 
 CLIP = {
     "video_id": "v",
@@ -25,7 +25,8 @@ def test_what_was_not_judged_is_said_with_what_it_would_add(tmp_path: Path) -> N
         CLIP | {"clip_id": "d", "decision": "pending", "reasons": ["needs captioner"]},
     ]
     write_clips(run.clips_parquet, rows)
-    write_sources(run, [{"unit": "v", "path": "v.mp4"}], rows)
+    write_source_part(tmp_path / "listed.parquet", [(0, {"unit": "v", "path": "v.mp4"})])
+    write_sources(run, [tmp_path / "listed.parquet"])
     summary = summarise(run)
     assert summary.unjudged == {"sync_scorer": 1, "quality_scorer": 2} and summary.pending_roles == {"captioner": 1}
     assert summary.judges == {"speech": "silero", "face": "cascade and centerface"}

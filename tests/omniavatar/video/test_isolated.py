@@ -20,6 +20,10 @@ def arrays(path: str) -> tuple[object, ...]:
     return np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2], np.zeros((0, 3), np.uint8), 48_000, path
 
 
+def number(path: str) -> list[int]:
+    return [int(Path(path).read_text())]
+
+
 def crash(path: str) -> None:
     """What a decoder does to its process."""
     if path == "hang":
@@ -62,6 +66,15 @@ def test_one_child_serves_until_it_crashes(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DecoderStoppedError, match="hang was not decoded within 1.5 s"):
         decode(f"{HERE}:crash", "hang")
     assert process() != first
+
+
+def test_a_relative_path_is_of_the_folder_that_the_caller_is_in_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode(f"{HERE}:arrays", "a")
+    (tmp_path / "face.txt").write_text("7")
+    monkeypatch.chdir(tmp_path)
+    assert decode(f"{HERE}:number", "face.txt") == [7]
 
 
 def test_a_child_that_died_between_two_files_is_replaced() -> None:
