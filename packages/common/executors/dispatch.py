@@ -21,7 +21,7 @@ from typing import Any
 
 from common.executors.flow import HELD_BYTES, UNPLACED, Done, Flow, Task, failed_row, recorded, result_line, unpacked
 from common.executors.retry import RetryPolicy
-from common.executors.stage import LoadBug, StageError
+from common.executors.stage import LoadBug, StageError, WorkersLostError
 from common.executors.workers import Worker
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import DIED, TIMED_OUT, Last, Outcome, clean, ledger_line
@@ -328,7 +328,7 @@ class Dispatcher:
         self._watch()
         slot.starts += 1
         if slot.starts >= MOST_STARTS:
-            raise StageError(f"Workers cannot start: one after the other {_death_reason(worker)}.")
+            raise WorkersLostError(f"Workers cannot start: one after the other {_death_reason(worker)}.")
         self._replace(slot)
 
     def _died(self, slot: Slot, error_class: str) -> None:
@@ -342,9 +342,8 @@ class Dispatcher:
         self._replace(slot)
         if not first.tasks and first.step not in self._means:
             name = self.flow.steps[first.step].stage.name
-            self._break(
-                first, StageError(f"Stage '{name}' cannot start: its worker died loading its models: it {why}.")
-            )
+            sentence = f"Stage '{name}' cannot start: its worker died loading its models: it {why}."
+            self._break(first, WorkersLostError(sentence))
         for hand_out in reversed(handed[1:]):
             for task in reversed(hand_out.tasks):
                 self._queue(task, first=True)

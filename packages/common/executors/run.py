@@ -34,7 +34,7 @@ from common.executors.ray_cluster import (
 )
 from common.executors.ray_connect import connect_ray
 from common.executors.retry import RetryPolicy, record_unsettled
-from common.executors.stage import Stage, StageError
+from common.executors.stage import Stage, StageError, WorkersLostError
 from common.executors.status import StageHeartbeat
 from common.executors.workers import InProcessWorker, ProcessWorker, Worker
 from common.ledger.store import STATES, Last, Ledger, Outcome, StageLedger, State, Unit, key_table
@@ -198,7 +198,7 @@ def run_tasks(
         dispatcher = Dispatcher(flow, policy, slots, record, iter(tasks), watch, generation, at_rest)
         with draining(partial(dispatcher.stop, config.stop_seconds), config.stop_seconds):
             dispatcher.run()
-    except StageError:
+    except WorkersLostError:
         if config.kind == "ray":
             check_ray(names, config, patience=2 * SETTLE_SECONDS)
         raise

@@ -37,6 +37,10 @@ class StageError(UserError, RuntimeError):
     """A stage cannot run at all: its models do not load or its units are malformed."""
 
 
+class WorkersLostError(StageError):
+    """Workers end before they can work: a stage's models do not fit, or the machines are gone."""
+
+
 class LoadBug(RuntimeError):
     """A stage cannot run at all, for a reason that is no fault of the user's."""
 
