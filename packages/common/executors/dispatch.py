@@ -85,6 +85,9 @@ class Record:
     def finished(self, root: str) -> None:
         """All rows that came of a listed row have left."""
 
+    def flush(self) -> None:
+        """What came back together has been told: write it down."""
+
     def watch(self, slots: Sequence[Slot]) -> None:
         """Nothing has ended for a while."""
 
@@ -123,6 +126,14 @@ class Dispatcher:
     def run(self) -> None:
         """Run until no row is left, or until what is in hand is done after `stop`. Raises DiskFullError, what `watch`
         raises, and at the end the error of a step that could not start."""
+        try:
+            self._loop()
+        finally:
+            self.record.flush()
+        for error in self.broken.values():
+            raise error
+
+    def _loop(self) -> None:
         while time.monotonic() < self._ends:
             resting = self._at_rest is not None and time.monotonic() - self._rested > REST_SECONDS
             if resting and self._at_rest is not None and not any(slot.handed for slot in self.slots):
@@ -147,8 +158,7 @@ class Dispatcher:
             # The end that woke us may be of a worker that was stopped meanwhile, or not yet of the first hand-out.
             while slot.handed and slot.handed[0].future.done():
                 self._take_back(slot)
-        for error in self.broken.values():
-            raise error
+                self.record.flush()
 
     def stop(self, seconds: float) -> None:
         """Give nothing more out, and wait at most so long for what is in hand."""

@@ -161,6 +161,7 @@ class FlowRecord(Record):
         self._generation = generation
         self._open: dict[str, tuple[str, dict[str, list[Any]]]] = {}  # unit of a listed row, and what came of it
         self._counts = [_counts(log) for log in logs]
+        self._lines: dict[StageLedger, list[bytes]] = {}  # noted and not written
 
     @contextmanager
     def shown(self, label: str, total: int, done: int) -> Iterator[None]:
@@ -194,15 +195,15 @@ class FlowRecord(Record):
             self._counts[task.step][task.last.state] -= 1
 
     def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
-        """Write the row of an attempt."""
-        self._logs[step].append_lines(line)
+        """Note the row of an attempt."""
+        self._lines.setdefault(self._logs[step], []).append(line)
         if not again:
             self._counts[step][last.state] += 1
         self._heartbeats[step].beat()
 
     def result(self, task: Task, line: bytes, last: Last, stage: str) -> None:
-        """Write a row as it left."""
-        self._results.append_lines(line)
+        """Note a row as it left."""
+        self._lines.setdefault(self._results, []).append(line)
         if last.state in ("pending", "failed"):
             self._open[task.root][1]["unsettled"].append([stage, last.state, last.attempt, last.error_class])
 
@@ -212,15 +213,22 @@ class FlowRecord(Record):
         self._open[task.root][1]["products"] += [[path.removeprefix(root), size] for path, size in products]
 
     def finished(self, root: str) -> None:
-        """Write down that nothing is left to do of a listed row."""
+        """Note that nothing is left to do of a listed row."""
         unit, of_row = self._open.pop(root)
         states = {state for _, state, _, _ in of_row["unsettled"]}
         state: State = "pending" if "pending" in states else "failed" if states else "kept"
         for stage, *last in of_row["unsettled"]:
             self.unsettled.setdefault(stage, []).append(Last(*last))
         outcome = Outcome(unit, state, outputs=of_row, attempt=self._generation)
-        self._finished.append_lines(ledger_line((unit, root), FINISHED, self._print, outcome))
+        line = ledger_line((unit, root), FINISHED, self._print, outcome)
+        self._lines.setdefault(self._finished, []).append(line)
         self._bar.update(1, ", ".join(f"{name} {count}" for name, count in sorted(self._counts[-1].items()) if count))
+
+    def flush(self) -> None:
+        """Write the noted rows, in one write each file: those of stages first, then what says that they are all."""
+        lines, self._lines = self._lines, {}
+        for log in sorted(lines, key=lambda log: (log is self._finished, log is self._results)):
+            log.append_lines(b"".join(lines[log]))
 
     def watch(self, slots: Sequence[Slot]) -> None:
         """Say how many workers there are, and how many rest."""

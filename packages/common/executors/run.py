@@ -107,7 +107,7 @@ class StageRecord(Record):
         self._name, self._log, self._counts, self._done = stage.name, log, counts, done
         self._bar: ProgressBar[Unit] = progress(total, stage.name)
         self._heartbeat = StageHeartbeat(log.folder, stage.name, stage.fingerprint, total, counts)
-        self._stack = ExitStack()
+        self._stack, self._lines = ExitStack(), list[bytes]()
 
     def __enter__(self) -> "StageRecord":
         self._log.lock()
@@ -120,14 +120,20 @@ class StageRecord(Record):
         self._stack.__exit__(*error)
 
     def ended(self, step: int, line: bytes, last: Last, again: bool) -> None:
-        """Write the row of an attempt."""
-        self._log.append_lines(line)
+        """Note the row of an attempt."""
+        self._lines.append(line)
         if not again:
             self._counts[last.state] += 1
             counted = sorted(self._counts.items())
             self._bar.update(1, ", ".join(f"{state} {count}" for state, count in counted if count))
         self._heartbeat.note = ""
         self._heartbeat.beat()
+
+    def flush(self) -> None:
+        """Write the noted rows, in one write."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._log.append_lines(b"".join(lines))
 
     def watch(self, slots: Sequence[Slot]) -> None:
         """Say where all workers rest."""
