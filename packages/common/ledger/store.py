@@ -35,7 +35,6 @@ SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, 
 LEDGER_FORMAT = 2  # of the ledger folder
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
 FLOW = "flow"  # folder in that of the ledger, for what flows record (`common.executors.flow_run`)
-WRITE_MEMORY = "400MB"  # of DuckDB while rows are merged
 JOURNAL = "worker"  # and a number, in the names of files that workers write
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 
@@ -245,7 +244,6 @@ class StageLedger:
         # Sorted by unit, so that a lookup reads only the row groups whose min/max range holds the unit.
         sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
         with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
-            connection.execute(f"SET memory_limit = '{WRITE_MEMORY}'")  # the rest spills; a run goes on beside it
             form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
             connection.execute(f"COPY ({sql}) TO {sql_path(temporary)} ({form})")
 
