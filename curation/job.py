@@ -5,8 +5,9 @@ duplicates -> select
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def curate(
     rows = run_flow(flow, listed, Ledger(run.ledger), executor, "sources", at_rest)
     judged, listing = run.cache / "judged.parquet", run.cache / "listed.parquet"
     run.cache.mkdir(parents=True, exist_ok=True)
-    write_part(judged, (row for source, row in rows.rows() if row["unit"] != source))
-    write_source_part(listing, enumerate(_sources(rows.rows(), gone)))
+    write_part(judged, (row for _, row in rows.rows("unit <> listed")))
+    sources_left = (row for _, row in rows.rows("unit = listed"))
+    write_source_part(listing, enumerate(chain(sources_left, gone)))
     run_id = fingerprint([plain(config), {role: _hash(models.get(role)) for role in ROLES}])
     versions = {step.stage.name: step.stage.fingerprint for step in flow.steps}
     summary = write_tables(config, run, [judged], [listing], run_id, versions, references)
@@ -89,8 +91,10 @@ def curation_flow(config: CurationConfig, models: Models, run: RunFolder, remote
         ),
         *scoring_steps(config, models, run.clips, per_frame),
     ]
+    # Of what the steps make of rows; thresholds and copies are for later.
+    settings = {"cut": config.cut, "captions": config.captions, "framing": config.framing}
     most_bytes = round(config.download.most_ahead_gb * 1e9)
-    return Flow(tuple(steps), settings=config.rules, most_bytes=most_bytes)
+    return Flow(tuple(steps), settings=settings, most_bytes=most_bytes)
 
 
 def clips_of(config: CaptionConfig, captioner: bool, source: Row) -> list[Row]:
@@ -108,13 +112,6 @@ def cut_clip(folder: str, clip: Row) -> Row:
     """The row of a clip that was cut, with the fields about faces."""
     people = clip.pop("people")
     return clip | {"cut_sha256": clip["sha256"], "bytes_uri": f"{folder}/{clip['unit']}.mp4"} | people
-
-
-def _sources(rows: Iterable[tuple[str, Row]], gone: Iterable[Row]) -> Iterator[Row]:
-    for source, row in rows:
-        if row["unit"] == source:
-            yield row
-    yield from gone
 
 
 def _hash(path: Path | None) -> str:

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import UserError
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path
-from common.ordered import write_ordered
+from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path, write_ordered
 from common.parquet import check_parquet, read_batches, read_table
 from common.runs import read_json, temporary_beside, write_json
 

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from common.clips import CLIP_SCHEMA
 from common.errors import MissingFileError
-from common.ledger.tables import batches, check_table_format, connection_beside, sql_path
-from common.ordered import write_ordered
+from common.ledger.tables import batches, check_table_format, connection_beside, sql_path, write_ordered
 from common.parquet import check_parquet
 from common.progress import duration_text
 from common.runs import RunFolder, atomic_write

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import MissingFileError, UserError
-from common.ledger.tables import BATCH_ROWS, check_table_format, write_sorted
-from common.ordered import write_ordered
+from common.ledger.tables import BATCH_ROWS, check_table_format, write_ordered, write_sorted
 from common.parquet import read_batches
 
 GROUP_ROWS = 65_536  # of the file's row groups, which are read or passed over as a whole

@@ -359,6 +359,9 @@ class Dispatcher:
                 self._queue(task, first=True)
         limit = self.flow.steps[first.step].stage.timeout_seconds if first.step != UNPLACED else 0.0
         reason = f"over {limit:g} s; stopped" if error_class == TIMED_OUT else f"it {why}"
+        if first.step == UNPLACED and first.tasks[0].alone:
+            unit = first.tasks[0].unit
+            raise WorkersLostError(f"Workers die reading what is recorded of '{unit}': one after the other {why}.")
         rest, in_work = self._take_over(first, journal)
         for task in reversed(rest):
             self._queue(task._replace(alone=in_work is None), first=True)

@@ -132,13 +132,13 @@ class FlowRows:
                    FROM ({results}) l JOIN ({finished}) f ON l.input_hash = f.input_hash AND l.attempt = f.attempt
                    JOIN keys ON keys.unit = f.unit AND keys.input_hash = f.input_hash"""
 
-    def rows(self) -> Iterator[tuple[str, Row]]:
-        """(listed unit, row) of each, in the order of the list and then of units; memory holds one batch."""
+    def rows(self, where: str = "true") -> Iterator[tuple[str, Row]]:
+        """(listed unit, row) of each for which `where` holds ("unit = listed": the listed rows themselves), by the
+        place in the list and then by unit; memory holds one batch."""
         with connection_beside(self.folder) as connection:
             connection.register("keys", self.keys)
-            for batch in batches(
-                connection.sql(f"SELECT listed, outputs FROM ({self.sql()}) ORDER BY position, unit"), rows=4096
-            ):
+            chosen = f"SELECT listed, outputs FROM ({self.sql()}) WHERE {where} ORDER BY position, unit"
+            for batch in batches(connection.sql(chosen), rows=4096):
                 for listed, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield listed, json.loads(outputs)
 
@@ -293,7 +293,8 @@ def _recorded(
     folder: Path, logs: Sequence[StageLedger], keys: pa.Table, skip: np.ndarray
 ) -> Iterator[tuple[int, Recorded]]:
     """What the stages have recorded of the listed rows that are not skipped and of the rows that came of them, with the
-    position in the list, in its order. Sorted out of core: all may have to be read after a change of a setting."""
+    position in the list, in its order. Sorted out of core: all may have to be read after a change of a setting. Rows
+    whose names DuckDB's JSON does not take (not UTF-8) are done again."""
     files = [log.files() for log in logs]
     if not any(files):
         return
@@ -303,7 +304,7 @@ def _recorded(
     )
     sql = f"""
         WITH rows AS ({rows}), todo AS (SELECT position, unit FROM keys),
-        born AS (SELECT position, unnest(json_extract_string(outputs, '$.{ROWS}[*].unit')) AS unit
+        born AS (SELECT position, unnest(TRY(json_extract_string(outputs, '$.{ROWS}[*].unit'))) AS unit
                  FROM todo JOIN rows USING (unit) WHERE contains(outputs, '"{ROWS}"')),
         wanted AS (SELECT position, unit FROM todo UNION SELECT position, unit FROM born)
         SELECT position, step, {columns} FROM wanted JOIN rows USING (unit) ORDER BY position"""

@@ -26,7 +26,7 @@ from common.executors.flow import (
 from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import ROWS, Stage
-from common.ledger.store import PAUSE, Last, Outcome, journal_file, ledger_line
+from common.ledger.store import PAUSE, Last, Outcome, clean, journal_file, ledger_line
 from common.runs import disk_guard
 from common.storage import StorageError
 
@@ -101,7 +101,7 @@ class Host:
 
     def _run(self, task: Task) -> Done:
         row = unpacked(task.row)
-        if any(record[:3] == (task.step, task.unit, task.input_hash) for record in task.recorded):
+        if any(record[:3] == (task.step, clean(task.unit), task.input_hash) for record in task.recorded):
             return self._advance(task, row, task.step, Done())
         if task.step == UNPLACED:
             return self._advance(task, row, 0, Done())
@@ -136,7 +136,7 @@ class Host:
         for record in task.recorded:
             of_child.setdefault(record.unit, []).append(record)
         for child in following:
-            records = tuple(of_child.get(child["unit"], ()))
+            records = tuple(of_child.get(clean(child["unit"]), ()))
             if FILES in row:
                 child = child | {FILES: row[FILES]}
             done = self._advance(task._replace(recorded=records), child, step + 1, done)
@@ -151,7 +151,7 @@ class Host:
             if at.passes is not None and at.passes(row):
                 continue
             digest = at.stage.input_hash(row)
-            record = next((r for r in task.recorded if r[:3] == (number, row["unit"], digest)), None)
+            record = next((r for r in task.recorded if r[:3] == (number, clean(row["unit"]), digest)), None)
             if record is None:
                 return self._wait(task, row, number, digest, None, done)
             last = Last(record.state, record.attempt, record.error_class, record.worker_crashes)

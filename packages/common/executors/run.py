@@ -5,7 +5,6 @@ only; pixels stay in files. This process holds the rows that are in flight, not 
 """
 
 import os
-import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from common.errors import BusyError
 from common.executors.config import ExecutorConfig
 from common.executors.dispatch import Dispatcher, Record, Slot
 from common.executors.exchange import Exchange
-from common.executors.flow import UNPLACED, Flow, Step, Task
+from common.executors.flow import UNPLACED, Flow, Step, Task, packed
 from common.executors.host import Host
 from common.executors.ray_cluster import (
     SETTLE_SECONDS,
@@ -269,7 +268,7 @@ def _count(pool: _Pool, config: ExecutorConfig, later: int) -> int:
 
 
 def _task(row: Unit, digest: str, last: Last | None, policy: RetryPolicy) -> Task:
-    return Task(0, row["unit"], row["unit"], digest, pickle.dumps(row), last, policy.spent(last))
+    return Task(0, row["unit"], row["unit"], digest, packed(row), last, policy.spent(last))
 
 
 def _lost_products(

@@ -78,28 +78,28 @@ def write_sorted(
             with pq.ParquetWriter(unsorted, schema, compression="zstd") as writer:
                 for piece in pieces:
                     writer.write_batch(piece)
-        with (
-            connection_beside(path.parent) as connection,
-            atomic_write(path) as temporary,
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-        ):
+        with connection_beside(path.parent) as connection:
             ordered = connection.sql(f"FROM read_parquet({sql_path(unsorted)}) ORDER BY {order}")
-            for group in _row_groups(check(batches(ordered, schema, group_rows)), schema, group_rows):
-                writer.write_table(group)
+            write_ordered(path, check(batches(ordered, schema, group_rows)), schema, group_rows)
     finally:
         unsorted.unlink(missing_ok=True)
 
 
-def _row_groups(ordered: Iterator[pa.RecordBatch], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """The rows in groups whose size depends on nothing but their number: DuckDB's batches depend on its threads."""
+def write_ordered(path: Path, ordered: Iterable[pa.RecordBatch], schema: pa.Schema, group_rows: int) -> None:
+    """Write batches to a Parquet file as they come, in row groups of `group_rows` whatever the batches; equal rows give
+    equal bytes. Memory holds one group and one batch. Raises DiskFullError, and what the batches raise, which leaves
+    the old file."""
     waiting: list[pa.RecordBatch] = []
-    for batch in ordered:
-        waiting.append(batch)
-        while sum(len(each) for each in waiting) >= rows:
-            table = pa.Table.from_batches(waiting)
-            yield table[:rows].combine_chunks()
-            waiting = table[rows:].to_batches()
-    yield pa.Table.from_batches(waiting, schema).combine_chunks()
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for batch in ordered:
+            waiting.append(batch)
+            if sum(map(len, waiting)) >= group_rows:
+                table = pa.Table.from_batches(waiting, schema)
+                whole = len(table) // group_rows * group_rows
+                for begin in range(0, whole, group_rows):
+                    writer.write_table(table[begin : begin + group_rows].combine_chunks())
+                waiting = table[whole:].to_batches()
+        writer.write_table(pa.Table.from_batches(waiting, schema).combine_chunks())
 
 
 def check_table_format(file: Path, schema: pa.Schema) -> None:

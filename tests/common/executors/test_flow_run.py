@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def split(log: Path, row: Row) -> Outcome:
-    with open(log, "a") as file:
+    with open(log, "a", errors="backslashreplace") as file:
         file.write(f"split:{row['unit']}\n")
     time.sleep(row.get("sleep", 0.0))
     if row.get("kind") == "raise":
@@ -52,7 +52,7 @@ def split(log: Path, row: Row) -> Outcome:
 
 
 def judge(log: Path, stage: str, row: Row) -> Outcome:
-    with open(log, "a") as file:
+    with open(log, "a", errors="backslashreplace") as file:
         file.write(f"{stage}:{row['unit']}\n")
     time.sleep(row.get("sleep", 0.0))
     if row.get("kind") == "die":
@@ -150,6 +150,16 @@ def test_a_second_run_does_nothing_and_a_change_only_what_depends_on_it(
     before = calls(tmp_path)
     assert list(go(tmp_path, sources(9), executor, judge_version="2").rows()) == first
     assert {line.split(":")[0] for line in calls(tmp_path)[len(before) :]} == {"judge"}
+
+
+def test_names_that_are_no_utf_8_are_found_again(tmp_path: Path) -> None:
+    listed = [{"unit": "caf\udce9", "children": 2}]
+    rows = go(tmp_path, listed)
+    assert [row["unit"] for _, row in rows.rows("unit = listed")] == ["caf\udce9"]
+    assert len(list(rows.rows("unit <> listed"))) == 2
+    before = calls(tmp_path)
+    go(tmp_path, listed, judge_version="2")
+    assert "split" not in {line.split(":")[0] for line in calls(tmp_path)[len(before) :]}
 
 
 def test_a_lost_product_is_made_again_and_a_moved_run_knows_its_own(tmp_path: Path) -> None:
