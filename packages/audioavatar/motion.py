@@ -1,5 +1,6 @@
 """Motion of an avatar over T frames: the head as a whole, and what each particle does relative to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,11 @@ class Motion:
 
     def __len__(self) -> int:
         return len(self.head)
+
+
+def concatenate(motions: Sequence[Motion]) -> Motion:
+    """One motion after the other."""
+    return Motion(*(torch.cat(parts) for parts in zip(*(vars(motion).values() for motion in motions), strict=True)))
 
 
 def still(avatar: Avatar, frames: int) -> Motion:

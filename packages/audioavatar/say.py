@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from audioavatar.avatar import Avatar, load_avatar
 from audioavatar.canonical.face import largest_face
 from audioavatar.canonical.relief import relief_avatar
-from audioavatar.config import RasterConfig, ReliefConfig, SayConfig
-from audioavatar.driven.features import audio_features
+from audioavatar.config import ReliefConfig, SayConfig
 from audioavatar.driven.model import MotionModel, load_motion_model
-from audioavatar.motion import Motion, head_shares, pose
-from audioavatar.particles import Particles
-from audioavatar.raster.render import render
+from audioavatar.frames import FrameRenderer
+from audioavatar.live import AvatarStream, MotionStream
+from audioavatar.motion import Motion, concatenate
 from common.constants import AUDIO_RATE
+from common.errors import InputError
 from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
 from omniavatar.video.inputs import AudioInput, decode_audio, decode_image
 from omniavatar.video.video_file import settings_mark, write_avatar_video
@@ -41,7 +39,7 @@ class Talk:
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames, uint8 RGB (H, W, 3), one after the other."""
-        return render_frames(self.avatar, self.motion, self.config)
+        return FrameRenderer(self.avatar, self.config).frames(self.motion)
 
     def save(self, path: Path | str, made_with: Mapping[str, Any] | None = None) -> None:
         """Write an mp4 with the audio, marked as generated. Raises what `write_video` raises."""
@@ -76,40 +74,27 @@ class AudioAvatar:
         return cls(load_avatar(folder), load_motion_model(motion), load_audio_encoder(audio_encoder))
 
     def say(self, audio: np.ndarray | Path | str, config: SayConfig = SayConfig()) -> Talk:
-        """Audio (mono 16 kHz array, or file) -> what the avatar does."""
+        """Audio (mono 16 kHz array, or file) -> what the avatar does. Raises InputError for audio without a sample."""
         if isinstance(audio, np.ndarray):
             wave = audio.astype(np.float32)
             spoken = AudioInput(wave, wave, AUDIO_RATE)
         else:
             spoken = decode_audio(audio)[0]
-        features = audio_features(spoken.wave, self.motion.features, self.encoder)  # type: ignore[arg-type]
-        with torch.inference_mode():
-            driven = self.motion.drive(self.avatar, features, config.seed)
-        motion = Motion(driven.head, config.strength * driven.shift, config.strength * driven.growth)
-        return Talk(self.avatar, motion, spoken, config)
+        if not len(spoken.wave):
+            raise InputError("The audio is empty; expected mono samples at 16 kHz.")
+        stream = MotionStream(self.avatar, self.motion, self.encoder, config)
+        stream.take(spoken.wave)
+        return Talk(self.avatar, concatenate([*stream.blocks(), *stream.finish()]), spoken, config)
+
+    def stream(self, config: SayConfig | None = None, *, seed: int = 0) -> AvatarStream:
+        """The same for audio that arrives piece by piece: the frames of `say`, 160 ms after their audio.
+
+        `seed` where no config has one.
+        """
+        return AvatarStream(self.avatar, self.motion, self.encoder, config or SayConfig(seed=seed))
 
 
 def build(image: np.ndarray | Path | str, face_detector: Path | str | None, config: ReliefConfig) -> Avatar:
     """The canonical avatar of a portrait: RGB array or file. Raises InputError, FaceDetectorError."""
     pixels = image if isinstance(image, np.ndarray) else decode_image(image)[0]
     return relief_avatar(pixels, largest_face(pixels, load_face_detector(face_detector)), config)
-
-
-@torch.inference_mode()
-def render_frames(
-    avatar: Avatar, motion: Motion, config: SayConfig, raster: RasterConfig = RasterConfig()
-) -> Iterator[np.ndarray]:
-    """Frames of a motion, uint8 RGB, over the picture's backdrop; the camera swings by `turntable` degrees."""
-    camera = avatar.camera.scaled(config.longest_side / max(avatar.size))
-    backdrop = F.interpolate(avatar.backdrop.permute(2, 0, 1)[None], (camera.height, camera.width), mode="bilinear")
-    backdrop, shares = backdrop[0].permute(1, 2, 0), head_shares(avatar)
-    pivot = (float(avatar.mouth.centre[0]), float(avatar.mouth.centre[1]), float(avatar.particles.mean[:, 2].mean()))
-    posed = pose(avatar, motion, shares)
-    for t in range(len(motion)):
-        frame = Particles(
-            posed.mean[t], posed.quaternion[t], posed.log_scale[t], posed.opacity, posed.colour, posed.part
-        )
-        angle = config.turntable * float(np.sin(2 * np.pi * t / config.turn_frames))
-        seen = camera.turned(angle, 0.0, pivot) if config.turntable else camera
-        image = render(frame, seen, raster, backdrop)[0]
-        yield (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -5,9 +5,9 @@ import pytest
 
 from audioavatar.avatar import Avatar
 from audioavatar.config import ReliefConfig
-from audioavatar.say import build
+from audioavatar.say import AudioAvatar, build
 from miniature.weights import model_paths
-from miniature.world.clips import draw_clip
+from miniature.world.clips import DrawnClip, draw_clip
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +20,17 @@ def portrait() -> np.ndarray:
 def avatar(portrait: np.ndarray) -> Avatar:
     """Its avatar, colours refined."""
     return build(portrait, model_paths()["face_detector"], ReliefConfig())
+
+
+@pytest.fixture(scope="session")
+def speaker(avatar: Avatar, tmp_path_factory: pytest.TempPathFactory) -> AudioAvatar:
+    """The avatar, saved and read again, with the shipped motion."""
+    folder = tmp_path_factory.mktemp("avatar")
+    avatar.save(folder)
+    return AudioAvatar.load(folder, model_paths()["audio_encoder"])
+
+
+@pytest.fixture(scope="session")
+def voice() -> DrawnClip:
+    """30 frames of a voice never trained on."""
+    return draw_clip(1_000_101, 1.2)

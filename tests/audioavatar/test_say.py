@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from audioavatar.avatar import Avatar
 from audioavatar.config import ReliefConfig, SayConfig
 from audioavatar.motion import lip_gap
 from audioavatar.say import SHIPPED_MOTION, AudioAvatar, build
@@ -15,18 +14,6 @@ from common.media.index import probe
 from common.media.marks import is_generated
 from miniature.weights import model_paths
 from miniature.world.clips import DrawnClip, draw_clip
-
-
-@pytest.fixture(scope="module")
-def voice() -> DrawnClip:
-    return draw_clip(1_000_101, 1.2)
-
-
-@pytest.fixture(scope="module")
-def speaker(avatar: Avatar, tmp_path_factory: pytest.TempPathFactory) -> AudioAvatar:
-    folder = tmp_path_factory.mktemp("avatar")
-    avatar.save(folder)
-    return AudioAvatar.load(folder, model_paths()["audio_encoder"])
 
 
 def test_the_lips_follow_a_voice_never_trained_on(speaker: AudioAvatar, voice: DrawnClip) -> None:

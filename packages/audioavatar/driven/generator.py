@@ -163,6 +163,17 @@ def sample_motion(net: MotionTransformer, features: Tensor, config: GeneratorCon
     return motion * net.deviation + net.mean
 
 
+@torch.no_grad()
+def continue_motion(
+    net: MotionTransformer, features: Tensor, before: Tensor, first: int, config: GeneratorConfig, seed: int = 0
+) -> Tensor:
+    """One window of motion (T, C) from its features (T, D): it begins with `before` (P, C), and its first frame has
+    the number `first` among all that the seed gives noise for."""
+    noise = torch.stack([frame_noise(seed, first + t, len(net.mean)) for t in range(len(features))])
+    motion = denoise(net, features, noise, (before - net.mean) / net.deviation, config) * net.deviation + net.mean
+    return torch.cat([before, motion[len(before) :]])
+
+
 def frame_noise(seed: int, frame: int, channels: int) -> Tensor:
     """The noise (C,) that a frame is made from."""
     return torch.randn(channels, generator=torch.Generator().manual_seed(seed * 1_000_003 + frame))

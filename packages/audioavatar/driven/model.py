@@ -1,7 +1,7 @@
 """Motion model: a basis of mouth motion and what drives it from audio, as one file; binds to any avatar."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from audioavatar.avatar import Avatar
 from audioavatar.config import Driver, GeneratorConfig, TcnConfig
 from audioavatar.driven.basis import MouthBasis, bind, coefficients, principal_components
-from audioavatar.driven.generator import MotionTransformer, fit_generator, sample_motion
+from audioavatar.driven.generator import MotionTransformer, continue_motion, fit_generator, sample_motion
 from audioavatar.driven.ridge import Ridge, fit_ridge
 from audioavatar.driven.tcn import Tcn, fit_tcn
 from audioavatar.motion import Motion
@@ -35,17 +35,34 @@ class MotionModel:
     features: str
     sampling: GeneratorConfig = GeneratorConfig()
 
+    @property
+    def channels(self) -> int:
+        """Of the driver: coefficients of the basis, and the head where it is driven."""
+        return len(self.basis) + HEAD * isinstance(self.net, MotionTransformer)
+
     def drive(self, avatar: Avatar, features: Tensor, seed: int = 0) -> Motion:
-        """Audio features (T, D) -> the avatar's motion. Regression keeps the head still; the generator moves it, and
-        another `seed` moves everything otherwise."""
+        """Audio features (T, D) of a whole clip -> the avatar's motion. Regression keeps the head still; the generator
+        moves it, and another `seed` moves everything otherwise."""
         if isinstance(self.net, MotionTransformer):
-            channels = sample_motion(self.net, features, self.sampling, seed)
-        else:
-            channels = self.net(features)
-        mouth, head = channels[:, : len(self.basis)], channels[:, len(self.basis) :]
-        if head.shape[1] == 0:
-            return bind(self.basis, avatar).motion(mouth)
-        return bind(self.basis, avatar).motion(mouth, head * torch.tensor([avatar.unit, avatar.unit, 1.0]))
+            return self.bound(avatar)(sample_motion(self.net, features, self.sampling, seed))
+        return self.bound(avatar)(self.net(features))
+
+    def window(self, features: Tensor, before: Tensor, first: int, seed: int = 0) -> Tensor:
+        """Features (T, D) of a window whose first frame has the number `first` -> its channels (T, C), of which those
+        that are known, `before` (P, C), stay as they are; `sampling.window` frames are what the generator knows."""
+        if isinstance(self.net, MotionTransformer):
+            return continue_motion(self.net, features, before, first, self.sampling, seed)
+        return torch.cat([before, self.net(features)[len(before) :]])
+
+    def bound(self, avatar: Avatar) -> Callable[[Tensor], Motion]:
+        """A function from channels (T, C) to the motion of an avatar."""
+        basis, unit = bind(self.basis, avatar), torch.tensor([avatar.unit, avatar.unit, 1.0])
+
+        def motion(channels: Tensor) -> Motion:
+            mouth, head = channels[:, : len(self.basis)], channels[:, len(self.basis) :]
+            return basis.motion(mouth, head * unit if head.shape[1] else None)
+
+        return motion
 
     def save(self, path: Path | str) -> None:
         """Write everything to one safetensors file."""
