@@ -1,8 +1,8 @@
 """Import of another system's videos into a run folder: a list in, a manifest out.
 
 The list is CSV, JSON lines or a JSON array with `method`, `clip_id` and `video`, and where there are any `reference`
-(the real video), `audio`, `image` (the input picture), `group` (video or speaker), `role` (see `eval.manifest`) and
-`seed`; paths are relative to the list.
+(the real video), `audio`, `image` (the input picture), `group` (video or speaker), `role`, of an avatar `motion`,
+`motion_reference`, `turned` (see `eval.manifest`), and `seed`; paths are relative to the list.
 A list without `method` and `video`, such as `clips.csv` of a test set's inputs, is combined with the folders in which
 methods have written their `<clip_id>.mp4`.
 """
@@ -20,7 +20,7 @@ from eval.manifest import OPTIONAL_COLUMNS, TRUTH, ManifestError
 from eval.sets.catalog import TEST_SET_FILE, read_test_set, write_test_set
 
 REQUIRED = ("method", "clip_id", "video")
-PATHS = ("video", "reference", "audio", "image")
+PATHS = ("video", "reference", "audio", "image", "motion", "motion_reference", "turned")
 COLUMNS = (*REQUIRED, "reference", "audio", "seed", "role", *OPTIONAL_COLUMNS)
 
 

@@ -20,7 +20,7 @@ from common.query import METRICS_SCHEMA
 from common.runs import RunFolder, atomic_write, fingerprint, sha256_file, write_json
 from common.untrusted.sidecars import read_sidecar
 from eval.config import ROLES, EvalConfig
-from eval.features.extract import ExtractStage, load_arrays
+from eval.features.extract import INPUTS, ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.features.records import NO_WEIGHTS, ClipFeatures, Features, Record
 from eval.manifest import FLOOR, arrange, read_manifest, read_roles, video_name
@@ -35,6 +35,7 @@ REFERENCE = "reference"
 # Extractors that run on a real video that others are compared with, on an input image, and on the demo.
 OF_REFERENCE = ("fid", "fvd", "fvd_slow", "identity", "pose")
 OF_IMAGE = ("identity",)
+OF_TURNED = ("identity",)
 OF_DEMO = ("sync",)
 DEMO_LEAVES_OUT = ("by_window", "window_start")
 
@@ -76,7 +77,8 @@ def _eval_table(
     records: list[Record] = []
     for row in rows:
         real, image = features.get(_reference_name(row), Features()), features.get(_image_name(row), Features())
-        clip = ClipFeatures(features[video_name(row)], real, image, _seams(Path(run.root) / row["video"]))
+        turned = features.get(_turned_name(row), Features())
+        clip = ClipFeatures(features[video_name(row)], real, image, _seams(Path(run.root) / row["video"]), turned)
         records += clip_records(row, clip, ready, protocol)
     first_seed = {(row["method"], row["clip_id"]): row for row in reversed(rows)}
     return EvalTable(
@@ -111,22 +113,35 @@ def _image_name(row: dict) -> str:
     return f"picture/{row['image']}"  # a unit's name in the ledger: another one would extract again
 
 
+def _turned_name(row: dict) -> str:
+    return f"turned/{row['turned']}"
+
+
 def units_of(run: RunFolder, rows: list[dict]) -> list[dict]:
-    """The units of work: videos of the manifest, real videos and input images they are compared with, and the demo."""
+    """The units of work: videos of the manifest, the videos and input images they are compared with, and the demo."""
     everything = tuple(extractor.name for extractor in EXTRACTORS)
-    units = [_unit(run, video_name(row), row["video"], everything, row["audio"], row["reference"]) for row in rows]
+    units = [
+        _unit(
+            run, video_name(row), row["video"], everything, audio=row["audio"], real=row["reference"],
+            motion=row["motion"], motion_reference=row["motion_reference"],
+        )
+        for row in rows
+    ]  # fmt: skip
     others: dict[str, tuple[str, tuple[str, ...]]] = {
         _reference_name(row): (row["reference"], OF_REFERENCE) for row in rows if row["reference"]
     }
     others |= {_image_name(row): (row["image"], OF_IMAGE) for row in rows if row["image"]}
+    others |= {_turned_name(row): (row["turned"], OF_TURNED) for row in rows if row["turned"]}
     return units + _demo_unit(run) + [_unit(run, name, *what) for name, what in sorted(others.items())]
 
 
-def _unit(run: RunFolder, name: str, video: str, extractors: tuple[str, ...], audio: str = "", real: str = "") -> dict:
+def _unit(run: RunFolder, name: str, video: str, extractors: tuple[str, ...], **others: str) -> dict:
     """One unit for the executor; an absent file has an empty hash and fails there, as a row."""
-    unit = {"unit": name, "video": video, "audio": audio, "real": real, "extractors": list(extractors)}
-    paths = {kind: Path(run.root) / path for kind, path in (("video", video), ("audio", audio), ("real", real))}
-    return unit | {f"{kind}_sha256": sha256_file(path) if path.is_file() else "" for kind, path in paths.items()}
+    files = dict.fromkeys(INPUTS, "") | {"video": video, **others}
+    paths = {kind: Path(run.root) / path for kind, path in files.items() if path}
+    hashes = {kind: sha256_file(path) if path.is_file() else "" for kind, path in paths.items()}
+    unit = {"unit": name, **files, "extractors": list(extractors)}
+    return unit | {f"{kind}_sha256": hashes.get(kind, "") for kind in INPUTS}
 
 
 def _seams(video: Path) -> tuple[int, ...]:
@@ -141,7 +156,7 @@ def _demo_unit(run: RunFolder) -> list[dict]:
     if not (run.videos / "demo.mp4").exists():
         return []
     video = str((run.videos / "demo.mp4").relative_to(run.root))
-    return [_unit(run, DEMO, video, OF_DEMO, video)]
+    return [_unit(run, DEMO, video, OF_DEMO, audio=video)]
 
 
 def _demo_sync(features: Features, ready: set[str]) -> dict:

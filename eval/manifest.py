@@ -9,8 +9,10 @@ from common.parquet import read_schema, read_table
 from common.runs import RunFolder
 
 COLUMNS = ("method", "clip_id", "video", "reference", "audio", "seed")
-# `image`: the input picture of a video; `group`: clips of one video or speaker, which are not independent.
-OPTIONAL_COLUMNS = ("image", "group")
+# `image`: the input picture of a video; `group`: clips of one video or speaker, which are not independent. Of avatars:
+# `motion`, how the particles move (audioavatar.export); `motion_reference`, how they moved in a fit of the real video;
+# `turned`, the same talk before a camera that swings.
+OPTIONAL_COLUMNS = ("image", "group", "motion", "motion_reference", "turned")
 # Real videos are methods too: TRUTH is the ceiling of every metric, FLOOR holds other real clips.
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
 # What the optional column `role` may say of a method: the system under test, the same system driven by the audio of

@@ -29,6 +29,7 @@ from eval.features.records import Arrays, UnscorableError
 from perception.features.nets import FeatureError
 from perception.sync.syncnet import SyncNetError
 
+INPUTS = ("video", "audio", "real", "motion", "motion_reference")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 logger = logging.getLogger(__name__)
 
@@ -37,14 +38,15 @@ logger = logging.getLogger(__name__)
 class ExtractStage(Stage[dict[str, Any]]):
     """Over the videos of one run (`eval.job.units_of`): fills the cache; `files` names the file of each extractor.
 
-    A unit names `video audio real`, each with its hash `video_sha256 ...`, and `extractors`, those that are to look
-    at it; of these only run what the protocol asks for, weights allow and, audio or real being "", needs neither.
+    A unit names `video audio real motion motion_reference`, each with its hash `video_sha256 ...`, and `extractors`,
+    those that are to look at it; of these only run what the protocol asks for, weights allow and none of whose inputs
+    is "".
     """
 
     name = "eval"
     pool = "gpu"
     version = "2"
-    reads = ("video_sha256", "audio_sha256", "real_sha256", "extractors")
+    reads = (*(f"{kind}_sha256" for kind in INPUTS), "extractors")
     config: FeatureConfig
     judges: tuple[Weights, ...]
     root: Path = no_effect()
@@ -97,17 +99,18 @@ class ExtractStage(Stage[dict[str, Any]]):
 
 
 def decode_for_metrics(root: Path, unit: Mapping[str, str]) -> DecodedVideo:
-    """Decode the `video` and `audio` of a unit (paths below `root`, "" for none), and prepare its `real` video.
+    """Decode the `video` and `audio` of a unit (paths below `root`, "" for none), and prepare its other files.
 
     Raises MediaError.
     """
     wave = read_audio_track(root / unit["audio"]) if unit["audio"] else np.zeros(0, np.float32)
     frames = _read_frames(root / unit["video"])
+    motion = tuple(root / unit[kind] if unit[kind] else None for kind in ("motion", "motion_reference"))
     if not unit["real"]:
-        return DecodedVideo(frames, wave)
+        return DecodedVideo(frames, wave, motion=motion)
     if unit["real_sha256"] == unit["video_sha256"]:
-        return DecodedVideo(frames, wave, lambda: frames)
-    return DecodedVideo(frames, wave, partial(_real_frames, root / unit["real"], unit["real_sha256"]))
+        return DecodedVideo(frames, wave, lambda: frames, motion)
+    return DecodedVideo(frames, wave, partial(_real_frames, root / unit["real"], unit["real_sha256"]), motion)
 
 
 def read_audio_track(path: Path) -> np.ndarray:

@@ -39,11 +39,13 @@ def no_real_video(reason: str = "") -> np.ndarray:
 @dataclass(frozen=True)
 class DecodedVideo:
     """One decoded video: frames (T, H, W, 3) uint8 RGB at 25 fps and the audio `wave` (n,) at 16 kHz to judge them
-    against. `real()` gives the frames of the real video they are paired with, or raises UnscorableError."""
+    against. `real()` gives the frames of the real video they are paired with, or raises UnscorableError; `motion` are
+    the files of an avatar's motion and of the one to hold it against, or None."""
 
     frames: np.ndarray
     wave: np.ndarray
     real: Callable[[], np.ndarray] = field(default=no_real_video)
+    motion: tuple[Path | None, ...] = (None, None)
     _faces: dict[int, Sequence[Face]] = field(default_factory=dict, repr=False)
 
     def faces(self, detector: FaceDetector, every: int = 1) -> Mapping[int, Sequence[Face]]:
@@ -64,7 +66,8 @@ class Extractor:
     DecodedVideo to arrays.
 
     It cannot run without the roles it `needs`, `uses` others when they are there, depends on `settings` of the
-    configuration and on what it `reads` of a unit: its video, audio, real. `only` names the protocol it belongs to.
+    configuration and on what it `reads` of a unit: its video, audio, real video, motion. `only` names the protocol it
+    belongs to.
     """
 
     name: str
@@ -179,6 +182,18 @@ def _load_fidelity(config: FeatureConfig, models: Models) -> Extract:
     return lambda video: asdict(fidelity(video.frames, video.real()))
 
 
+def _load_particles(config: FeatureConfig, models: Models) -> Extract:
+    from eval.features.particles import particle_motion
+
+    return lambda video: particle_motion(video.motion[0])
+
+
+def _load_trajectories(config: FeatureConfig, models: Models) -> Extract:
+    from eval.features.particles import trajectory_error
+
+    return lambda video: trajectory_error(*video.motion)
+
+
 def one_frame_per_second(count: int, fps: float = 25.0) -> list[int]:
     """Indices int(fps * i), i below floor(count / fps), as the video loader of Q-Align takes them; at least the first.
 
@@ -216,4 +231,6 @@ EXTRACTORS = (
     Extractor("course", "1", _load_course),
     Extractor("background", "1", _load_background, uses=_FACES),
     Extractor("fidelity", "1", _load_fidelity, reads=("video", "real")),
+    Extractor("particles", "1", _load_particles, reads=("motion",)),
+    Extractor("trajectories", "1", _load_trajectories, reads=("motion", "motion_reference")),
 )

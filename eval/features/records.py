@@ -18,7 +18,7 @@ from common.errors import UserError
 Arrays = dict[str, np.ndarray]
 WHOLE_SET = ""
 NO_WEIGHTS = "skipped: no weights"
-NOT_NAMED = "skipped: the manifest names no sound or no real video"
+NOT_NAMED = "skipped: the manifest names no sound, no real video or no motion"
 
 
 class UnscorableError(UserError, ValueError):
@@ -64,13 +64,14 @@ class Features:
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """All that a metric of one clip may read: features of the video, of its real video and of the input image, and the
-    frames at which chunks were joined."""
+    """All that a metric of one clip may read: features of the video, of its real video, of the input image, of the same
+    talk before a camera that turns, and the frames at which chunks were joined."""
 
     own: Features
     real: Features = Features()
     image: Features = Features()
     seams: tuple[int, ...] = ()
+    turned: Features = Features()
 
 
 @dataclass(frozen=True)

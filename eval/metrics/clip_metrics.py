@@ -11,6 +11,7 @@ from eval.features.records import NO_WEIGHTS, SET_METRICS, ClipFeatures, Metric,
 from eval.metrics.beats import alignment_excess, beat_alignment, motion_beats
 from eval.metrics.body import BodyMotion, HandScores, body_motion, hand_scores, joint_runs
 from eval.metrics.drift import ColourDrift, IdentityDrift, identity_drift, judge_colours
+from eval.metrics.jerk import fast_share
 from eval.metrics.likeness import Likeness, first_face, likeness
 from eval.metrics.lips import confidence_of, silent_lips
 from eval.metrics.seam import SeamJumps, seam_jumps
@@ -90,6 +91,18 @@ def _likeness_to_truth(clip: ClipFeatures) -> Value:
     return csim.mean, csim.frames
 
 
+def _likeness_of_views(clip: ClipFeatures) -> Value:
+    if "identity" not in clip.turned.arrays and not clip.turned.failure:
+        raise UnscorableError("skipped: the manifest names no video from a camera that turns")
+    csim = likeness(clip.own.of("identity")["embeddings"], clip.turned.of("identity")["embeddings"])
+    return csim.mean, csim.frames
+
+
+def _fast_jerk(clip: ClipFeatures) -> Value:
+    motion = clip.own.of("particles")
+    return fast_share(motion["jerk_power"], motion["frequency"]), int(motion["frames"])
+
+
 def _fidelity(name: str, clip: ClipFeatures) -> Value:
     values = clip.own.of("fidelity")[name]
     return float(values.mean()), len(values)
@@ -142,6 +155,8 @@ def _file_only(label: str, better: int, extractor: str, of: Callable[[ClipFeatur
 
 _SYNC = ("sync_c", "sync_d", "offset_zero", "sync_c_valid", "sync_offset")
 _sync = {name: partial(_stored, "sync", name, "windows") for name in _SYNC}
+_particles = {name: partial(_stored, "particles", name, "frames") for name in ("arap", "jerk")}
+_trajectory = {name: partial(_stored, "trajectories", name, "frames") for name in ("error", "share")}
 CLIP_METRICS = {
     "sync_c": Metric("Sync-C", +1, "sync", of=_sync["sync_c"]),
     "sync_d": Metric("Sync-D", -1, "sync", of=_sync["sync_d"]),
@@ -158,6 +173,7 @@ CLIP_METRICS = {
     "sync_offset": _file_only("Offset, frames", 0, "sync", _sync["sync_offset"]),
     "csim_truth": _file_only("CSIM to the real frames", +1, "identity", _likeness_to_truth),
     "csim_low": _file_only("CSIM, 5th percentile", +1, "identity", partial(_likeness, lambda csim: csim.low)),
+    "csim_views": _file_only("CSIM, camera turned to not turned", +1, "identity", _likeness_of_views),
     "face_coverage": _file_only("Frames with a face", +1, "identity", partial(_likeness, lambda csim: csim.coverage)),
     "lip_dynamics": _file_only("Lips while speaking", 0, "lips", _lip_dynamics),
     "silent_lips": _file_only("Lips in silence", -1, "lips", _silent_lips),
@@ -181,5 +197,10 @@ CLIP_METRICS = {
     "seam_p_latent": _file_only(
         "Jump at joins, p among frames that begin a latent", 0, "course", partial(_seam, lambda jumps: jumps.p_latent)
     ),
+    "arap": _file_only("ARAP residual, px^2", -1, "particles", _particles["arap"]),
+    "jerk": _file_only("Jerk of particles, px per cubed frame", 0, "particles", _particles["jerk"]),
+    "jerk_fast": _file_only("Jerk above 10 Hz, share of its power", 0, "particles", _fast_jerk),
+    "trajectory": _file_only("2D error of untracked particles, px", -1, "trajectories", _trajectory["error"]),
+    "trajectory_share": _file_only("2D error by distance from rest", -1, "trajectories", _trajectory["share"]),
 }  # fmt: skip
 METRICS = SET_METRICS | CLIP_METRICS

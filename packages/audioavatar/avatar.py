@@ -1,6 +1,7 @@
 """The canonical avatar: particles, their picture's size, what is behind them, and where the mouth is; as one file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -91,14 +92,29 @@ class Avatar:
         """Write `folder`/avatar.safetensors, whole or not at all; returns its path."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in vars(self.particles).items()}
-        tensors |= {"backdrop": self.backdrop, "face": self.face}
-        tensors |= {"mouth.centre": self.mouth.centre, "mouth.line": self.mouth.line}
-        tensors["mouth.frame"] = torch.tensor([self.mouth.half_width, self.mouth.tilt], dtype=torch.float64)
         with atomic_write(path) as temporary:
             # One key: safetensors writes several in any order, and the same avatar is to give the same bytes.
-            save_file(tensors, temporary, {"about": json.dumps({"format": FORMAT, "builder": self.builder})})
+            save_file(
+                avatar_tensors(self), temporary, {"about": json.dumps({"format": FORMAT, "builder": self.builder})}
+            )
         return path
+
+
+def avatar_tensors(avatar: Avatar) -> dict[str, Tensor]:
+    """An avatar as named tensors, without the name of its builder."""
+    mouth = avatar.mouth
+    tensors = {name: tensor.contiguous() for name, tensor in vars(avatar.particles).items()}
+    tensors |= {"backdrop": avatar.backdrop, "face": avatar.face}
+    tensors |= {"mouth.centre": mouth.centre, "mouth.line": mouth.line}
+    return tensors | {"mouth.frame": torch.tensor([mouth.half_width, mouth.tilt], dtype=torch.float64)}
+
+
+def avatar_from(tensors: Mapping[str, Tensor], builder: str) -> Avatar:
+    """The inverse of `avatar_tensors`; other tensors are ignored. Raises KeyError for one that is missing."""
+    half_width, tilt = tensors["mouth.frame"].tolist()
+    mouth = Mouth(tensors["mouth.centre"], half_width, tilt, tensors["mouth.line"])
+    particles = Particles(**{field.name: tensors[field.name] for field in fields(Particles)})
+    return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], builder)
 
 
 def load_avatar(folder: Path | str) -> Avatar:
@@ -112,10 +128,7 @@ def load_avatar(folder: Path | str) -> Avatar:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.get("format") != FORMAT:
             raise InputError(f"{path} has the format {about.get('format')!r}; expected {FORMAT!r}.")
-        half_width, tilt = tensors["mouth.frame"].tolist()
-        mouth = Mouth(tensors["mouth.centre"], half_width, tilt, tensors["mouth.line"])
-        particles = Particles(**{field.name: tensors[field.name] for field in fields(Particles)})
-        return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], about["builder"])
+        return avatar_from(tensors, about["builder"])
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise

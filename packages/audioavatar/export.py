@@ -1,21 +1,26 @@
-"""Standard 3DGS .ply files of particles, one per frame or the canonical one, and a motion file beside it."""
+"""Standard 3DGS .ply files of particles, one per frame or the canonical one, and files of motion."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import Avatar, avatar_from, avatar_tensors
 from audioavatar.motion import Motion, pose
 from audioavatar.particles import Particles
 from common.constants import FPS
+from common.errors import InputError, MissingFileError
 from common.runs import atomic_write
 
 SH_0 = 0.28209479177387814
 """The spherical harmonic of degree 0: viewers show 0.5 + SH_0 * f_dc."""
+TALK = "audioavatar-talk-1"
 _SCALAR = "<f4"
 _NAMES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
@@ -73,3 +78,42 @@ def write_motion(avatar: Avatar, motion: Motion, folder: Path | str) -> tuple[Pa
     with atomic_write(moving) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, about)
     return canonical, moving
+
+
+@dataclass(frozen=True)
+class TalkFile:
+    """An avatar with its motion; `tracked` (N,) bool marks the particles whose place was given to a fit."""
+
+    avatar: Avatar
+    motion: Motion
+    tracked: Tensor | None = None
+
+
+def write_talk(talk: TalkFile, path: Path | str) -> None:
+    """Write an avatar and its motion as one safetensors file, which evaluation reads beside the video."""
+    tensors = {f"avatar.{name}": tensor for name, tensor in avatar_tensors(talk.avatar).items()}
+    tensors |= {f"motion.{name}": tensor for name, tensor in vars(talk.motion).items()}
+    if talk.tracked is not None:
+        tensors["tracked"] = talk.tracked
+    about = {"about": json.dumps({"format": TALK, "builder": talk.avatar.builder})}
+    with atomic_write(Path(path)) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, about)
+
+
+def read_talk(path: Path | str) -> TalkFile:
+    """Read what `write_talk` wrote. Raises FileNotFoundError, or InputError for another file."""
+    if not Path(path).is_file():
+        raise MissingFileError(f"There is no file of a talk at {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if about.get("format") != TALK:
+                raise InputError(f"{path} has the format {about.get('format')!r}; expected {TALK!r}.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        named = {name.removeprefix("avatar."): tensor for name, tensor in tensors.items()}
+        motion = {name.removeprefix("motion."): each for name, each in tensors.items() if name.startswith("motion.")}
+        return TalkFile(avatar_from(named, about["builder"]), Motion(**motion), tensors.get("tracked"))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a file of a talk ({error}).") from error

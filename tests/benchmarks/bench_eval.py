@@ -11,7 +11,7 @@ from common.executors.stage import Weights
 from common.media.write import write_video
 from common.runs import sha256_file
 from eval.config import FeatureConfig
-from eval.features.extract import ExtractStage, load_arrays
+from eval.features.extract import INPUTS, ExtractStage, load_arrays
 from eval.features.extractors import EXTRACTORS
 from eval.metrics.clip_metrics import METRICS
 from miniature.weights import model_paths
@@ -51,8 +51,10 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 def _unit(folder: Path, number: int) -> dict:
     own = str(folder / f"{number}.mp4")
-    names = {"video": own, "audio": own, "real": str(folder / f"{(number + 1) % CLIPS}.mp4")}
-    return {"unit": str(number)} | names | {f"{kind}_sha256": sha256_file(Path(path)) for kind, path in names.items()}
+    other = str(folder / f"{(number + 1) % CLIPS}.mp4")
+    names = dict.fromkeys(INPUTS, "") | {"video": own, "audio": own, "real": other}
+    hashes = {f"{kind}_sha256": sha256_file(Path(path)) if path else "" for kind, path in names.items()}
+    return {"unit": str(number)} | names | hashes
 
 
 def _pass(units: list[dict], extractors: Sequence[str]) -> dict[str, np.ndarray]:

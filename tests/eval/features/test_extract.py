@@ -16,6 +16,7 @@ from common.runs import sha256_file
 from eval.config import FeatureConfig
 from eval.features import extract
 from eval.features.extract import (
+    INPUTS,
     ExtractStage,
     decode_for_metrics,
     is_lost,
@@ -42,7 +43,7 @@ class Counting:
 
 
 def unit_of(video: str, real: str = "", sha: str = "r") -> dict[str, str]:
-    return {"video": video, "audio": "", "real": real, "video_sha256": "v", "real_sha256": sha}
+    return dict.fromkeys(INPUTS, "") | {"video": video, "real": real, "video_sha256": "v", "real_sha256": sha}
 
 
 def test_each_frame_is_searched_once() -> None:
@@ -89,7 +90,7 @@ def test_a_clip_without_a_value_is_stored_with_its_reason(tmp_path: Path) -> Non
 def unit(tmp_path: Path) -> dict:
     """Two seconds of noise, its own real video."""
     write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8), None)
-    names = {"video": "a.mp4", "audio": "", "real": "a.mp4"}
+    names = dict.fromkeys(INPUTS, "") | {"video": "a.mp4", "real": "a.mp4"}
     hashes = {f"{kind}_sha256": sha256_file(tmp_path / path) if path else "" for kind, path in names.items()}
     return {"unit": "a", **names, **hashes, "extractors": ["course", "fidelity", "sound", "fid"]}
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from eval.config import ROLES, FeatureConfig, SyncRules
-from eval.features.extract import run_extractor
+from eval.features.extract import INPUTS, run_extractor
 from eval.features.extractors import EXTRACTORS, DecodedVideo, frame_choice
 from miniature.weights import model_paths
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 
 BY_NAME = {extractor.name: extractor for extractor in EXTRACTORS}
 HASHES = {role: role for role in ROLES if role != "face_detector"}
-UNIT = {"video_sha256": "v", "audio_sha256": "s", "real_sha256": "r"}
+UNIT = {f"{kind}_sha256": kind for kind in INPUTS}
+OF_PARTICLES = {"particles", "trajectories"}  # of an avatar: test_particles.py
 CONFIG = FeatureConfig()
 
 
@@ -27,7 +28,8 @@ def changed(config: FeatureConfig = CONFIG, hashes: dict[str, str] | None = None
 
 def test_each_key_depends_on_what_its_extractor_depends_on_and_on_nothing_else() -> None:
     assert changed() == set()
-    assert changed(video_sha256="w") == set(BY_NAME) - {"sound"}
+    assert changed(video_sha256="w") == set(BY_NAME) - {"sound"} - OF_PARTICLES
+    assert changed(motion_sha256="n") == OF_PARTICLES and changed(motion_reference_sha256="n") == {"trajectories"}
     assert changed(audio_sha256="t") == {"sync", "sound"} and changed(real_sha256="t") == {"fidelity"}
     assert changed(hashes={"face_detector": "e"}) == {"sync", "identity", "lips", "background"}
     assert changed(hashes={"sync_scorer": "e"}) == {"sync"} and changed(hashes={"pose": "e"}) == {"pose"}
@@ -42,7 +44,7 @@ def test_only_missing_weights_stop_an_extractor() -> None:
     assert BY_NAME["sync"].missing({"sync_scorer": "c"}) == []
     assert BY_NAME["identity"].missing({"face_detector": "e"}) == ["face_identity"]
     assert [name for name, extractor in BY_NAME.items() if not extractor.missing({})] == [
-        "lips", "sound", "course", "background", "fidelity",
+        "lips", "sound", "course", "background", "fidelity", "particles", "trajectories",
     ]  # fmt: skip
 
 
@@ -61,12 +63,12 @@ def outputs() -> dict[str, dict[str, Any]]:
     video = DecodedVideo(clip.frames, clip.audio, lambda: clip.frames)
     config, models = FeatureConfig(protocol="strict", identity_every=5), model_paths()
     ready = [e for e in EXTRACTORS if not e.missing(dict.fromkeys(models, "x")) and e.name != "quality"]
-    return {e.name: run_extractor(e.load(config, models), video) for e in ready}
+    return {e.name: run_extractor(e.load(config, models), video) for e in ready if e.name not in OF_PARTICLES}
 
 
 def test_every_extractor_with_weights_gives_its_arrays(outputs: dict[str, dict[str, Any]]) -> None:
     assert {str(arrays["status"]) for arrays in outputs.values()} == {"ok"}
-    assert set(BY_NAME) - set(outputs) == {"pose", "quality"}
+    assert set(BY_NAME) - set(outputs) == {"pose", "quality"} | OF_PARTICLES
     identity = outputs["identity"]
     assert identity["embeddings"].shape == (15, 512) and float(identity["fps"]) == 5
     assert len(outputs["lips"]["changes"]) == len(outputs["course"]["jumps"]) - 1 == 73
