@@ -79,7 +79,7 @@ class ScoreConfig:
 class EvalConfig:
     """What is measured of videos, and how the numbers are summed up.
 
-    `reported` names tables of `paper_tables.csv` whose row "Ours" the report shows apart from its own numbers.
+    `reported` names tables of `paper_tables.csv` of which the report shows the two systems apart from its own numbers.
     """
 
     features: FeatureConfig = FeatureConfig()

@@ -30,7 +30,7 @@ from eval.scoring.scores import score_methods
 
 logger = logging.getLogger(__name__)
 
-DEMO = "demo"
+DEMOS = ("demo", "demo_avatar")  # the long video of the report, and that of the second system
 REFERENCE = "reference"
 # Extractors that run on a real video that others are compared with, on an input image, and on the demo.
 OF_REFERENCE = ("fid", "fvd", "fvd_slow", "identity", "pose")
@@ -65,8 +65,9 @@ def evaluate(
         pq.write_table(table, temporary, compression="zstd")
     provenance = {"config": asdict(config), "models": stage.models, "manifest": fingerprint(rows), "roles": roles}
     write_json(run.report / "scores.json", scores | provenance)
-    if DEMO in features:
-        write_json(run.report / "demo_sync.json", _demo_sync(features[DEMO], ready))
+    for name in DEMOS:
+        if name in features:
+            write_json(run.report / f"{name}_sync.json", _demo_sync(features[name], ready))
     return table
 
 
@@ -118,7 +119,7 @@ def _turned_name(row: dict) -> str:
 
 
 def units_of(run: RunFolder, rows: list[dict]) -> list[dict]:
-    """The units of work: videos of the manifest, the videos and input images they are compared with, and the demo."""
+    """The units of work: videos of the manifest, the videos and input images they are compared with, and the demos."""
     everything = tuple(extractor.name for extractor in EXTRACTORS)
     units = [
         _unit(
@@ -132,7 +133,7 @@ def units_of(run: RunFolder, rows: list[dict]) -> list[dict]:
     }
     others |= {_image_name(row): (row["image"], OF_IMAGE) for row in rows if row["image"]}
     others |= {_turned_name(row): (row["turned"], OF_TURNED) for row in rows if row["turned"]}
-    return units + _demo_unit(run) + [_unit(run, name, *what) for name, what in sorted(others.items())]
+    return units + _demo_units(run) + [_unit(run, name, *what) for name, what in sorted(others.items())]
 
 
 def _unit(run: RunFolder, name: str, video: str, extractors: tuple[str, ...], **others: str) -> dict:
@@ -151,12 +152,11 @@ def _seams(video: Path) -> tuple[int, ...]:
     return tuple(start for start in starts if isinstance(start, int) and 0 < start < 2**31)
 
 
-def _demo_unit(run: RunFolder) -> list[dict]:
-    """The long video of the report, judged against its own audio track: the driving audio may begin earlier."""
-    if not (run.videos / "demo.mp4").exists():
-        return []
-    video = str((run.videos / "demo.mp4").relative_to(run.root))
-    return [_unit(run, DEMO, video, OF_DEMO, audio=video)]
+def _demo_units(run: RunFolder) -> list[dict]:
+    """The long videos of the report, judged against their own audio track: the driving audio may begin earlier."""
+    files = {name: run.videos / f"{name}.mp4" for name in DEMOS}
+    paths = {name: str(file.relative_to(run.root)) for name, file in files.items() if file.exists()}
+    return [_unit(run, name, video, OF_DEMO, audio=video) for name, video in paths.items()]
 
 
 def _demo_sync(features: Features, ready: set[str]) -> dict:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.errors import InputError
 from common.ranges import Count, Positive
 from omniavatar.config import Request
 
@@ -28,11 +29,28 @@ class DrawnConfig:
 METHOD_ROLES = {"adapter": "judged", "swapped_audio": "swapped", "base": "control"}
 GENERATED = tuple(METHOD_ROLES)
 JUDGED = GENERATED[0]
+# Methods of the second system, for `videos.methods`: an avatar of the same picture says the same voice, or another's.
+AVATAR, SWAPPED_AVATAR = "avatar", "swapped_avatar"
+
+
+@dataclass(frozen=True)
+class AvatarsConfig:
+    """Avatars of the second system, built at no more than `size` px with `steps` of refinement of their colours; the
+    longest side of the long video's in px, and the swing of the camera to both sides in degrees."""
+
+    size: Count = 96
+    steps: int = 40
+    longest_side: Count = 128
+    turntable: float = 15.0
 
 
 @dataclass(frozen=True)
 class VideosConfig:
-    """`clips` held-out clips of `frames` video frames (4n), made `batch` at a time; `floor` real clips of training."""
+    """`clips` held-out clips of `frames` video frames (4n), made `batch` at a time; `floor` real clips of training.
+
+    With `avatars`, an avatar of the long video's portrait says its voice, too; with the methods `avatar` and
+    `swapped_avatar` avatars of the clips say theirs.
+    """
 
     clips: int = 24
     frames: Count = 48
@@ -40,6 +58,11 @@ class VideosConfig:
     floor: int = 24
     methods: tuple[str, ...] = GENERATED
     long: Request | None = None
+    avatars: AvatarsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.avatars is None and {AVATAR, SWAPPED_AVATAR} & set(self.methods):
+            raise InputError("videos.methods has avatars but videos.avatars is not set; add e.g. avatars: {steps: 40}.")
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,15 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_it_ends_in_a_video_with_sound_and_a_report(undisturbed):
     video = undisturbed / "videos" / "demo.mp4"
     generated = {path.parent.name for path in (undisturbed / "videos").rglob("*.mp4") if is_generated(path)}
-    assert generated == {"videos", "adapter", "swapped_audio", "base"}  # not what was filmed or drawn
+    assert generated == {"videos", "turned", "adapter", "swapped_audio", "base"}  # not what was filmed or drawn
     facts = probe(video)
     assert facts.has_audio and facts.fps == 25 and facts.duration == pytest.approx(6.0, abs=0.05)
     assert len(read_json(undisturbed / "videos" / "demo.json")["chunk_starts"]) >= 3
     assert abs(read_audio(video)).max() > 0.1
     page = (undisturbed / "report" / "index.html").read_text()
+    avatar, turned = (probe(undisturbed / "videos" / name) for name in ("demo_avatar.mp4", "turned/demo_avatar.mp4"))
+    assert avatar.frames == turned.frames == facts.frames and avatar.has_audio
+    assert "The second system says the same" in page and "avatar, the camera swings" in page
     assert "data:video/mp4;base64," in page and "<script src" not in page and 'href="http' not in page
 
 

@@ -12,7 +12,7 @@ from eval.manifest import Methods
 from eval.reporting.card import write_card
 from eval.reporting.gallery import gallery
 from eval.reporting.report_extra import drift, further_metrics, paper_numbers
-from eval.reporting.sections import demo, funnel, number, provenance, results, strips, sync_facts, training
+from eval.reporting.sections import avatar, demo, funnel, number, provenance, results, strips, sync_facts, training
 from eval.reporting.summary import read_optional, scored_methods, summarize, swapped_key
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,6 +35,7 @@ def write_report(run: RunFolder, summary: Mapping[str, Any]) -> Path:
         methods=methods,
         sync_facts=sync_facts(complete, methods),
         demo=demo(run),
+        avatar=avatar(run),
         drift=drift(run),
         funnel=funnel(run, complete),
         strips=strips(run),

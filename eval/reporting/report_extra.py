@@ -9,8 +9,8 @@ from eval.metrics.clip_metrics import METRICS
 from eval.reporting.reported import METRIC_IDS, read_reported
 from eval.reporting.summary import read_optional
 
-# The row of a paper's table that is its own system.
-PAPER_ROW = "Ours"
+# The rows of papers' tables that are one of the two systems.
+PAPER_ROWS = ("Ours", "AudioAvatar (Ours)", "OmniAvatar")
 # Part of a video's own description -> its figures: name, label, unit, digits.
 DRIFT = {
     "colour": (
@@ -78,10 +78,16 @@ def further_metrics(run: RunFolder) -> dict[str, Any] | None:
 
 
 def paper_numbers(run: RunFolder) -> dict[str, Any] | None:
-    """What papers print for their own system in the tables of `eval.reported`: `metrics` (labels) and `rows` (table,
-    values); None without such a table. Never one column with ours: other clips, other frames."""
+    """What papers print for the two systems in the tables of `eval.reported`: `metrics` (labels) and `rows` (table and,
+    but for "Ours", method; values); None without such a table. Never one column with ours: other clips, other
+    frames."""
     config = (read_optional(run.report / "scores.json") or {}).get("config", {})
-    tables = {table: read_reported(table)[PAPER_ROW] for table in config.get("reported", ())}
+    tables = {
+        table if method == "Ours" else f"{table}: {method}": values
+        for table in config.get("reported", ())
+        for method, values in read_reported(table).items()
+        if method in PAPER_ROWS
+    }
     if not tables:
         return None
     metrics = [name for name in METRIC_IDS.values() if any(name in values for values in tables.values())]

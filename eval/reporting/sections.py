@@ -72,6 +72,20 @@ def demo(run: RunFolder) -> dict[str, Any] | None:
     }
 
 
+def avatar(run: RunFolder) -> dict[str, Any] | None:
+    """The second system's video of the same picture and voice, from the front and from a camera that swings."""
+    front, turned = run.videos / "demo_avatar.mp4", run.videos / "turned" / "demo_avatar.mp4"
+    if not front.exists():
+        return None
+    videos = [("from the front", front)] + ([("the camera swings", turned)] if turned.exists() else [])
+    return {
+        "videos": [(label, data_uri(path.read_bytes(), "video/mp4"), frame_strip(path, 1)) for label, path in videos],
+        "facts": probe(front),
+        "sync": read_optional(run.report / "demo_avatar_sync.json") or {"status": "not run"},
+        "teacher": read_optional(run.report / "demo_sync.json") or {"status": "not run"},
+    }
+
+
 def funnel(run: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bars from sources to kept clips, and the reasons of refusal with their counts."""
     if summary["clips"] is None:

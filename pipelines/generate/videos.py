@@ -33,8 +33,9 @@ from omniavatar.video.chunks import ClipRequest
 from omniavatar.video.inputs import read_request
 from omniavatar.video.target import check_target
 from omniavatar.video.video_file import settings_mark, write_avatar_video
-from pipelines.config import METHOD_ROLES, VideosConfig
+from pipelines.config import AVATAR, METHOD_ROLES, SWAPPED_AVATAR, VideosConfig
 from pipelines.generate.animate import animate, clip_seed, model_paths, opening
+from pipelines.generate.avatars import make_avatars, talk_files
 from pipelines.models.lock import model_hash
 
 TRUTH, FLOOR = "ground_truth", "real_vs_real"
@@ -75,6 +76,9 @@ def make_videos(
     others = _long_enough(run, "train", config)[: config.floor]
     write_real(run, test, TRUTH, config.frames)
     write_real(run, others, FLOOR, config.frames)
+    if config.avatars is not None:
+        talks = {name: _requests(test) for name in config.methods if name in (AVATAR, SWAPPED_AVATAR)}
+        make_avatars(config.avatars, talks, config.long, config.frames, sampling.seed, models, run, executor)
     units = plan_units(config, test)
     stage = VideosStage(sampling, config.frames, _weights(models), run.root, config.batch)
     outcomes = run_stage(stage, units, Ledger(run.ledger), executor)
@@ -92,10 +96,10 @@ def plan_units(config: VideosConfig, test: Sequence[Mapping[str, Any]]) -> list[
     for clip in test:
         sizes[clip["height"], clip["width"]].append(clip)
     units = []
-    for method in config.methods:
+    for method in (name for name in config.methods if name not in (AVATAR, SWAPPED_AVATAR)):
         for (height, width), clips in sorted(sizes.items()):
             for start in range(0, len(clips), config.batch):
-                rows = [_request(clip, clips[(i + 1) % len(clips)]) for i, clip in enumerate(clips)]
+                rows = _requests(clips)
                 name = f"{method}/{height}x{width}/{start:05d}"
                 units.append({"unit": name, "method": method, "clips": rows[start : start + config.batch]})
     return units
@@ -166,6 +170,10 @@ class VideosStage(Stage[dict[str, Any]]):
         return {folder / f"{clip['clip_id']}.mp4": None for clip in row["clips"]}
 
 
+def _requests(clips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [_request(clip, clips[(i + 1) % len(clips)]) for i, clip in enumerate(clips)]
+
+
 def _request(clip: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = {"clip_id": clip["clip_id"], "sha256": clip["sha256"], "caption": clip["caption"] or ""}
     others = {"other_clip_id": other["clip_id"], "other_sha256": other["sha256"]}
@@ -199,13 +207,19 @@ def write_manifest(
     for method in (TRUTH, *config.methods, FLOOR):
         for clip in others if method == FLOOR else test:
             real = f"videos/{FLOOR if method == FLOOR else TRUTH}/{clip['clip_id']}.mp4"
-            video = f"videos/{method}/{clip['clip_id']}.mp4"
+            files = talk_files(run, f"{method}/{clip['clip_id']}")
+            kinds = ("video", "turned", "motion") if method in (AVATAR, SWAPPED_AVATAR) else ("video",)
+            named = dict.fromkeys(("turned", "motion"), "")
+            named |= {kind: str(files[kind].relative_to(run.root)) for kind in kinds}
             rows.append(
                 {"method": method, "clip_id": clip["clip_id"], "group": clip["video_id"]}
                 | {"role": METHOD_ROLES.get(method, "")}
-                | {"video": video, "reference": real, "audio": real}
+                | {"reference": real, "audio": real, **named}
             )
-    table = pa.Table.from_pylist([row | {"seed": seed, "sha256": sha256_file(run.root / row["video"])} for row in rows])
+    for row in rows:  # no hash: no avatar could be built, which evaluation counts as a failure
+        path = run.root / row["video"]
+        row |= {"seed": seed, "sha256": sha256_file(path) if path.is_file() else ""}
+    table = pa.Table.from_pylist(rows)
     with atomic_write(run.videos / "manifest.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     methods = table["method"].to_pylist()

@@ -35,9 +35,13 @@ def test_the_paper_has_columns_of_its_own(tmp_path):
     run = RunFolder(tmp_path)
     write_json(run.report / "scores.json", {"methods": {}, "config": {"reported": []}})
     assert paper_numbers(run) is None
-    tables = ["OmniAvatar Table 2", "OmniAvatar Table 3"]
+    tables = ["OmniAvatar Table 2", "OmniAvatar Table 3", "AudioAvatar main"]
     write_json(run.report / "scores.json", {"methods": {}, "config": {"reported": tables}})
     found = paper_numbers(run)
-    assert found["metrics"] == ["FID", "FVD", "Sync-C", "Sync-D", "IQA", "ASE"]
-    assert dict(found["rows"])["OmniAvatar Table 2"] == [67.6, 664.0, 7.12, 8.05, 3.75, 2.25]
-    assert dict(found["rows"])["OmniAvatar Table 3"][0] is None
+    assert found["metrics"] == ["FID", "FVD", "Sync-C", "Sync-D", "IQA", "ASE", "CSIM", "SSIM", "PSNR", "HKC"]
+    rows = dict(found["rows"])
+    assert rows["OmniAvatar Table 2"][:6] == [67.6, 664.0, 7.12, 8.05, 3.75, 2.25]
+    assert rows["OmniAvatar Table 3"][0] is None
+    ours, theirs = (rows[f"AudioAvatar main: {method}"] for method in ("AudioAvatar (Ours)", "OmniAvatar"))
+    assert ours == [12.4, 240, 7.20, 5.42, 4.22, 2.83, 0.551, 0.742, 18.30, 0.897] and theirs[2] == 6.40
+    assert len(rows) == 4
