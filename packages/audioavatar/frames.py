@@ -44,4 +44,4 @@ class FrameRenderer:
             posed.mean[0], posed.quaternion[0], posed.log_scale[0], posed.opacity, posed.colour, posed.part
         )
         image = render(frame, self.view(number), self.raster, self._backdrop)[0]
-        return (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -171,3 +171,17 @@ def test_cost_is_bounded_in_pairs_and_seconds() -> None:
     assert best < 0.6
     few = round_particles(mean[:1000] * 0.5, 0.9, mean[:1000], torch.zeros(1000), 0.95)
     assert count_pairs(project(few, frontal_camera(64, 64), 0.3, 0.01), 64, 64, RasterConfig()) < 60_000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="gsplat composites on CUDA only, and there is none here")
+def test_pictures_and_gradients_are_those_of_gsplat() -> None:
+    pytest.importorskip("gsplat", reason="gsplat is not installed")
+    images, gradients = [], []
+    for backend in ("torch", "gsplat"):
+        particles = cloud(300, 64, dtype=torch.float32).to("cuda")
+        mean = particles.mean.clone().requires_grad_()
+        image = render(replace(particles, mean=mean), frontal_camera(64, 64), RasterConfig(backend=backend))
+        images.append(image)
+        gradients.extend(torch.autograd.grad((image * image.detach().flip(1)).sum(), mean))
+    assert float((images[0] - images[1]).abs().max()) < 2e-3
+    assert float(torch.nn.functional.cosine_similarity(*(each.flatten() for each in gradients), dim=0)) > 0.999

@@ -11,6 +11,7 @@ from pipelines.gpu_drill.rows import ROWS
 
 ROOT = Path(__file__).parents[3]
 NOT_YET = "is not in this version of the project"
+NO_GSPLAT = ("needs the package gsplat, which is not installed", "gsplat composites on CUDA only")
 
 
 def test_every_row_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_every_row_runs_on_a_cpu_at_tiny_sizes(tmp_path: Path) -> None:
     report = Report.load(tmp_path / FILE)
     assert code == 0 and report.tracebacks == {} and report.running is None
     left_out = [row for row in report.rows if row["state"] == "left out"]
-    assert all(row["note"].endswith(NOT_YET) for row in left_out)
+    assert all(row["note"].endswith((NOT_YET, *NO_GSPLAT)) for row in left_out)
     assert report.ended() | {row["row"] for row in left_out} == {row.name for row in ROWS}
     # On the CPU itself float32 is the reference, bfloat16 and 8 bits are not, and all aims of correctness are met.
     assert report.find("correct_vae", "decode float32 error") == 0
