@@ -5,7 +5,7 @@ so their bytes do not depend on the distribution of work. A killed job resumes a
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -46,6 +46,7 @@ ReadClip = Callable[[Clip], tuple[np.ndarray, np.ndarray]]
 """From a clip row (with "path") to frames (N, H, W, 3) uint8 RGB at 25 fps and wave (samples,) float32 at 16 kHz."""
 
 VERSION = "2"
+CLIP_COLUMNS = ("clip_id", "video_id", "split", "caption", "sha256")
 
 
 def read_clip(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +56,7 @@ def read_clip(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 def encode_clips(
     config: LatentsConfig,
-    clips: Sequence[Clip],
+    clips: Iterable[Clip],
     models: Mapping[str, Path],
     run: RunFolder,
     executor: ExecutorConfig,
@@ -63,9 +64,10 @@ def encode_clips(
 ) -> list[Outcome]:
     """Encode clip rows into `run.shards`; a clip that fails is a ledger row and is left out of the shards.
 
-    Rows need clip_id, video_id, split, caption, and sha256 (any text that identifies the content; when it changes, the
-    clip is encoded again). `read` turns a row into frames and audio, so clips need not be files; it must be picklable.
-    Files are `clips/<clip_id>.mp4`. Raises FileNotFoundError or CheckpointError for the encoders, DiskFullError.
+    Rows need CLIP_COLUMNS; sha256 is any text that identifies the content: when it changes, the clip is encoded again.
+    They are held meanwhile, so of a large table give no more columns. `read` turns a row into frames and audio, so
+    clips need not be files; it must be picklable. Files are `clips/<clip_id>.mp4`. Raises FileNotFoundError or
+    CheckpointError for the encoders, DiskFullError.
     """
     hashes = encoder_hashes(models, run.cache / HASHES)
     stage = make_stage(config, {role: Path(models[role]) for role in hashes}, hashes, run, executor, read)

@@ -45,14 +45,15 @@ def curate(context: Context) -> Mapping[str, Any]:
 
 def latents(context: Context) -> Mapping[str, Any]:
     """Kept clips -> shards."""
-    from common.clips import read_clips
-    from latents.job import encode_clips
+    from common.clips import stream_clips
+    from latents.job import CLIP_COLUMNS, encode_clips
 
     recipe, run = context.recipe, context.run
     models = require(context.models, ENCODER_ROLES)
-    kept = [row for row in read_clips(run.clips_parquet) if row["decision"] == "kept"]
+    clips = stream_clips(run.clips_parquet, (*CLIP_COLUMNS, "decision"))
+    kept = (row for row in clips if row.pop("decision") == "kept")
     outcomes = encode_clips(recipe.latents, kept, models, run, recipe.executor)
-    return {"clips": len(kept), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
+    return {"clips": len(outcomes), "encoded": sum(outcome.state == "kept" for outcome in outcomes)}
 
 
 def train(context: Context) -> Mapping[str, Any]:

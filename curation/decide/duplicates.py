@@ -35,6 +35,7 @@ LENGTH_BITS, ROW_BITS = 20, 28
 SEARCH_MEMORY = "256MB"  # of DuckDB, which holds on to it while the arrays are searched
 BATCH = 16_384  # clips whose curves are hashed at once
 CHUNK = 1 << 18  # pairs compared at once
+REFERENCES = 10_000  # compared with all clips at a time, 7 KB each
 OVERLAP = pa.schema([("clip_id", pa.string()), ("test_overlap", pa.string())])
 
 
@@ -238,39 +239,65 @@ def find_overlaps(
 
     `table` has clip_id, cut_sha256, hashes and loudness, references have the fields of `FINGERPRINT`. A clip overlaps
     when the bytes are equal, or one of its frames looks like one of the reference's and their loudness curves agree
-    over `min_overlap` s at some shift. Every frame is compared with every reference: 3 ms for a reference and 100,000
-    clips.
+    over `min_overlap` s at some shift. Frames are compared when a quarter of their hashes differs in at most two bits:
+    so it is wherever at most eleven of 64 differ, and in 97 % of those that differ in twelve.
     """
     copies = {row["cut_sha256"]: row["unit"] for row in reversed(references)}
-    looks = [np.array([int(digits, 16) for digits in row["hashes"]], np.uint64) for row in references]
-    rows = connection.sql(f"SELECT clip_id, cut_sha256, hashes, loudness FROM {table}")
-    found: list[tuple[str, str]] = []
-    for batch in rows.to_arrow_reader(BATCH) if references else ():
-        found += _overlaps_of(config, batch, references, copies, looks)
-    return pa.table([[clip for clip, _ in found], [unit for _, unit in found]], OVERLAP)
+    frames = ", ".join(f"('0x' || hashes[{frame + 1}])::UBIGINT AS h{frame}" for frame in range(FRAMES))
+    sql = f"SELECT clip_id, cut_sha256, {frames}, loudness FROM {table}"
+    found: dict[str, str] = {}
+    for begin in range(0, len(references), REFERENCES):
+        some = references[begin : begin + REFERENCES]
+        looks = np.array([[int(digits, 16) for digits in row["hashes"]] for row in some], np.uint64)
+        shelves = [shelve(keys) for keys in quarters(looks)]
+        for batch in connection.sql(sql).to_arrow_reader(BATCH):
+            clips = batch["clip_id"].to_pylist()
+            for clip, digest in zip(clips, batch["cut_sha256"].to_pylist(), strict=True):
+                if digest in copies:
+                    found[clip] = copies[digest]
+            hashes = np.stack([batch[f"h{frame}"].to_numpy() for frame in range(FRAMES)], axis=1)
+            # By reference, so that a clip gets the first of those that it overlaps.
+            for number, clip in look_alike(config.max_overlap_bits, looks, shelves, hashes):
+                if clips[clip] not in found:
+                    curve = batch["loudness"][clip].as_py()
+                    best = best_overlap(some[number]["loudness"], curve, config.min_overlap)
+                    if best >= config.min_overlap_correlation:
+                        found[clips[clip]] = some[number]["unit"]
+    return pa.table([list(found), list(found.values())], OVERLAP)
 
 
-def _overlaps_of(
-    config: DuplicatesConfig,
-    batch: pa.RecordBatch,
-    references: Sequence[Mapping],
-    copies: Mapping[str, str],
-    looks: Sequence[np.ndarray],
-) -> Iterator[tuple[str, str]]:
-    clips = batch["clip_id"].to_pylist()
-    found: dict[int, str] = {
-        number: copies[digest] for number, digest in enumerate(batch["cut_sha256"].to_pylist()) if digest in copies
-    }
-    digits = batch["hashes"].flatten().to_pylist()
-    hashes = np.array([int(each, 16) for each in digits], np.uint64).reshape(len(clips), -1)
-    for reference, own in zip(references, looks, strict=True):
-        different = np.min([np.bitwise_count(hashes ^ one).min(axis=1, initial=64) for one in own], axis=0)
-        for number in np.flatnonzero(different <= config.max_overlap_bits).tolist():
-            if number not in found:
-                curve = batch["loudness"][number].as_py()
-                if best_overlap(reference["loudness"], curve, config.min_overlap) >= config.min_overlap_correlation:
-                    found[number] = reference["unit"]
-    return ((clips[number], unit) for number, unit in found.items())
+def quarters(hashes: np.ndarray) -> np.ndarray:
+    """The four quarters of hashes of any shape, (4, n) uint16."""
+    return np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4).T
+
+
+def shelve(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of keys (n,) uint16, and of those that differ in one or two bits, sorted by key; and where in them
+    each key begins, (2^16 + 1,)."""
+    changes = {1 << one | 1 << two for one in range(16) for two in range(16)}
+    near = np.concatenate([keys, *(keys ^ np.uint16(change) for change in sorted(changes))])
+    order = np.argsort(near, kind="stable")
+    return (order % len(keys)).astype(np.int32), np.searchsorted(near[order], np.arange((1 << 16) + 1))
+
+
+def look_alike(
+    most_bits: int, looks: np.ndarray, shelves: Sequence[tuple[np.ndarray, np.ndarray]], hashes: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """(reference, clip), in this order, where one of the frames `looks` (r, frames) differs from one of `hashes`
+    (n, frames) in at most `most_bits`."""
+    found = [np.zeros(0, np.int64)]
+    theirs, own = looks.ravel(), hashes.ravel()
+    for (places, begins), keys in zip(shelves, quarters(hashes), strict=True):
+        many = begins[keys.astype(np.int64) + 1] - begins[keys]
+        ends = np.cumsum(many)
+        for first in range(0, int(ends[-1]) if len(ends) else 0, CHUNK):
+            pair = np.arange(first, min(first + CHUNK, int(ends[-1])))
+            frame = np.searchsorted(ends, pair, "right")
+            other = places[begins[keys[frame]] + pair - (ends - many)[frame]]
+            near = np.bitwise_count(theirs[other] ^ own[frame]) <= most_bits
+            found.append(np.unique((other[near] // FRAMES).astype(np.int64) * len(hashes) + frame[near] // FRAMES))
+    for code in np.unique(np.concatenate(found)).tolist():
+        yield divmod(code, len(hashes))
 
 
 def best_overlap(first: Sequence[int], second: Sequence[int], seconds: float) -> float:

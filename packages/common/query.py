@@ -18,6 +18,7 @@ from common.errors import MissingFileError, UserError
 from common.ledger.jsonlines import JsonLines
 from common.ledger.store import clean, ledger_files, ledger_sql
 from common.ledger.tables import (
+    MEMORY_LIMIT,
     NO_EXTENSIONS,
     check_table_format,
     connection_beside,
@@ -81,7 +82,8 @@ def connect(run_root: Path | str) -> duckdb.DuckDBPyConnection:
     long as it is up to date. Raises MissingFileError for an absent run.
     """
     root = _existing(run_root)
-    connection = duckdb.connect(config=NO_EXTENSIONS | {"temp_directory": plain_path(root / "cache" / "duckdb")})
+    settings = NO_EXTENSIONS | {"memory_limit": MEMORY_LIMIT, "temp_directory": plain_path(root / "cache" / "duckdb")}
+    connection = duckdb.connect(config=settings)
     _create_views(connection, root, _attach_copy(connection, root))
     return connection
 

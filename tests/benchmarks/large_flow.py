@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from common.ledger.store import FLOW, Ledger, Outcome
 from tests.common.executors.function_stage import FunctionStage
 
 CLIPS, STAGES = 9, 4
+KILL_AT = 0.98  # of the sources: the run is killed then, and goes on
 VALUES = [round(0.123456 * number, 6) for number in range(240)]  # 2.4 KB of JSON
 Row = dict[str, Any]
 
@@ -106,19 +108,20 @@ def work(folder: Path, clips: int, executor: ExecutorConfig) -> None:
     figures = {
         "seconds": round(time.monotonic() - begun, 1),
         "driver_cpu": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-        "driver_mb": after.ru_maxrss // 1024,
         "listed": rows.keys.num_rows,
     }
     print(json.dumps(figures), flush=True)
 
 
 def run(folder: Path, clips: int, kind: str, kill_at: int = 0) -> dict[str, Any]:
-    """One run, with the CPU seconds of all its processes; with `kill_at` killed when so many sources are finished."""
+    """One run, with the CPU seconds of all its processes, the peak memory of the driver and when the first source was
+    finished; with `kill_at` killed when so many are."""
     command = [sys.executable, "-m", "tests.benchmarks.large_flow", "--work", "--clips", str(clips)]
     command += ["--executor", kind, "--folder", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    root, cpu, first, begun = psutil.Process(process.pid), dict[int, float](), 0.0, time.monotonic()
-    lines = folder / "ledger" / FLOW
+    finished = Finished(folder / "ledger" / FLOW)
+    before, first, peak, begun = finished.count(), 0.0, 0.0, time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    root, cpu = psutil.Process(process.pid), dict[int, float]()
     while process.poll() is None:
         for each in [root, *_children(root)]:
             try:
@@ -126,14 +129,43 @@ def run(folder: Path, clips: int, kind: str, kill_at: int = 0) -> dict[str, Any]
             except psutil.Error:
                 continue
             cpu[each.pid] = spent.user + spent.system
-        if not first and any(file.stat().st_size for file in lines.glob("results-*.jsonl")):
+        peak = max(peak, _peak_mb(process.pid))
+        done = finished.count()
+        if not first and done > before:
             first = time.monotonic() - begun
-        if kill_at and _finished(lines) >= kill_at:
+        if kill_at and done >= kill_at:
             process.send_signal(signal.SIGKILL)
-        time.sleep(0.1)
+        time.sleep(0.2)
     out, _ = process.communicate()
+    if process.returncode and not kill_at:
+        raise SystemExit(f"the run ended with {process.returncode}")
     figures = json.loads(out) if out else {"seconds": round(time.monotonic() - begun, 1)}
-    return figures | {"all_cpu": round(sum(cpu.values()), 1), "first_left_s": round(first, 2)}
+    more = {"peak_mb": round(peak), "all_cpu": round(sum(cpu.values()), 1), "first_finished_s": round(first, 1)}
+    return figures | more | {"finished_before": before}
+
+
+class Finished:
+    """Counts the sources that the journal of a flow has as finished, reading what was added since."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._read, self._count = folder, 0, 0
+
+    def count(self) -> int:
+        """How many there are now; when they are being merged, how many there were."""
+        for file in self._folder.glob("finished-*.jsonl"):
+            with suppress(FileNotFoundError), open(file, "rb") as lines:
+                lines.seek(self._read)
+                added = lines.read()
+                self._read, self._count = self._read + len(added), self._count + added.count(b"\n")
+        return self._count
+
+
+def _peak_mb(process: int) -> float:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -141,10 +173,6 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
-
-
-def _finished(folder: Path) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("finished-*.jsonl"))
 
 
 def measure_overlap(folder: Path, kind: str, units: int) -> None:
@@ -183,16 +211,15 @@ def main() -> None:
     if options.overlap:
         measure_overlap(options.folder, options.executor, options.units)
         return
-    passed = options.clips // CLIPS + options.clips * STAGES
+    sources = options.clips // CLIPS
+    passed = sources + options.clips * STAGES
     print(f"{options.clips} clips, {options.executor}, {os.cpu_count()} cores", flush=True)
-    whole = run(options.folder, options.clips, options.executor)
-    print("whole run:", whole, f"{1000 * whole['all_cpu'] / passed:.3f} ms of CPU per unit x stage", flush=True)
+    killed = run(options.folder, options.clips, options.executor, int(KILL_AT * sources))
+    print("killed near the end:", killed, flush=True)
+    after = run(options.folder, options.clips, options.executor)
+    print("gone on:", after, flush=True)
     print("all done already:", run(options.folder, options.clips, options.executor), flush=True)
-    shutil.rmtree(options.folder)
-    options.folder.mkdir()
-    half = options.clips // CLIPS // 2
-    print("killed half way:", run(options.folder, options.clips, options.executor, half), flush=True)
-    print("gone on:", run(options.folder, options.clips, options.executor), flush=True)
+    print(f"{1000 * (killed['all_cpu'] + after['all_cpu']) / passed:.3f} ms of CPU per unit x stage", flush=True)
     shutil.rmtree(options.folder)
 
 

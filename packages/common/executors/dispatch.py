@@ -6,7 +6,6 @@ are given out many at a time. A worker that dies or exceeds the time limit is re
 hand, each of them runs alone next time, and only a unit that a worker dies on alone is to blame.
 """
 
-import json
 import logging
 import math
 import socket
@@ -23,7 +22,7 @@ from common.executors.flow import HELD_BYTES, UNPLACED, Done, Flow, Task, failed
 from common.executors.retry import RetryPolicy
 from common.executors.stage import LoadBug, StageError, WorkersLostError
 from common.executors.workers import Worker
-from common.ledger.jsonlines import JsonLines
+from common.ledger.jsonlines import JsonLines, json_bytes
 from common.ledger.store import DIED, TIMED_OUT, Last, Outcome, clean, ledger_line
 from common.process.signals import STOP_SIGNALS
 
@@ -119,6 +118,9 @@ class Dispatcher:
         self._dropped: set[str] = set()  # listed rows of which some stopped at a broken step
         self._fetched: Counter[str] = Counter()  # bytes that steps with lanes have fetched for an unfinished listed row
         self._weights = [step.stage.weight_bytes for step in flow.steps]
+        self._lanes = [bool(step.stage.lanes) for step in flow.steps]
+        self._singly = [bool(step.stage.lanes or step.stage.timeout_seconds) for step in flow.steps]
+        self._workers = Counter(step for slot in slots for step in slot.steps)
         self._means: dict[int, float] = {}  # seconds per unit
         self._next: Task | None = None  # taken from the source, without room yet
         self._dry = False
@@ -167,6 +169,7 @@ class Dispatcher:
     def add(self, slot: Slot) -> None:
         """Use another worker from now on."""
         self.slots.append(slot)
+        self._workers.update(slot.steps)
 
     def _start(self, slot: Slot) -> Worker:
         slot.worker = slot.create()
@@ -207,32 +210,37 @@ class Dispatcher:
 
     def _size(self, step: int, worker: Worker | None = None) -> int:
         """How many units of a step are given out at a time."""
-        if step == UNPLACED:
+        if worker is not None and not worker.ahead:
             return 1
-        stage = self.flow.steps[step].stage
+        if step == UNPLACED:
+            return MOST_UNITS
         mean = self._means.get(step)
-        if mean is None or stage.timeout_seconds or stage.lanes or (worker is not None and not worker.ahead):
+        if mean is None or self._singly[step]:
             return 1
         return max(1, min(MOST_UNITS, int(HAND_OUT_SECONDS / max(mean, 1e-6))))
 
     def _has_room(self, step: int) -> bool:
-        return len(self._queues[step]) < MOST_UNITS + MOST_WAITING * self._size(step) * self._workers(step)
-
-    def _workers(self, step: int) -> int:
-        return sum(step in slot.steps for slot in self.slots)
+        waiting = len(self._queues[step])
+        if step == UNPLACED:  # they bring what is recorded of them, which may be much
+            return waiting < 2 * MOST_UNITS
+        return waiting < MOST_UNITS or waiting < MOST_UNITS + MOST_WAITING * self._size(step) * self._workers[step]
 
     def _held_back(self, step: int) -> bool:
         """Whether too much waits after a step to give out more of it."""
-        later = [number for number in range(step + 1, len(self.flow.steps)) if number not in self.broken]
-        if step >= 0 and self.flow.steps[step].stage.lanes:
-            waiting = sum(len(self._queues[number]) for number in later)
+        later = range(step + 1, len(self.flow.steps))
+        if step >= 0 and self._lanes[step]:
+            waiting = sum(len(self._queues[number]) for number in later if number not in self.broken)
             too_much = 0 < self.flow.most_bytes < self._fetched.total()
             return too_much or waiting > MOST_FETCHED
-        return not all(len(self._queues[number]) < MOST_UNITS or self._has_room(number) for number in later)
+        return any(not self._has_room(number) and number not in self.broken for number in later)
 
     def _give(self, slot: Slot) -> None:
         """Give a slot as much as it may have in hand."""
-        while not slot.resting and (step := self._choose(slot)) is not None:
+        while not slot.resting:
+            if slot.worker is not None and len(slot.handed) > slot.worker.ahead:
+                return
+            if (step := self._choose(slot)) is None:
+                return
             worker = slot.worker or self._start(slot)
             if not worker.started.done():
                 return
@@ -242,10 +250,11 @@ class Dispatcher:
             if error is not None:
                 raise error
             size = self._size(step, worker)
-            if slot.handed and (len(slot.handed) > worker.ahead or not self._may_run_ahead(slot, step, size)):
+            if slot.handed and not self._may_run_ahead(slot, step, size):
                 return
-            queue, tasks = self._queues[step], list[Task]()
-            while queue and len(tasks) < size and not (tasks and (queue[0].alone or tasks[0].alone)):
+            queue, tasks, many = self._queues[step], list[Task](), 0
+            while queue and many < size and not (tasks and (queue[0].alone or tasks[0].alone)):
+                many += 1 + len(queue[0].recorded)  # what is recorded is gone through as well
                 tasks.append(queue.popleft())
             try:
                 if step != UNPLACED and step not in slot.held:
@@ -271,9 +280,9 @@ class Dispatcher:
         """Whether a slot that has something in hand may be given more: not long units, which another worker may be free
         for sooner, and not before its worker has proved that it can load."""
         first = slot.handed[0].step
-        short = all(self._means.get(n, math.inf) * size <= HAND_OUT_SECONDS for n in {first, step} - {UNPLACED})
+        short = all(self._means.get(n, math.inf) * size <= HAND_OUT_SECONDS for n in (first, step) if n != UNPLACED)
         alone = any(task.alone for task in slot.handed[0].tasks)
-        limited = any(n >= 0 and self.flow.steps[n].stage.timeout_seconds for n in (first, step))
+        limited = any(n >= 0 and self._singly[n] for n in (first, step))
         return short and not alone and not limited and not slot.lane and bool(slot.handed[0].tasks)
 
     def _choose(self, slot: Slot) -> int | None:
@@ -282,7 +291,7 @@ class Dispatcher:
         ready = [n for n in reversed(slot.steps) if self._queues[n] and n not in self.broken and not self._held_back(n)]
         held = sum(self._weights[n] for n in slot.held)
         fit = [n for n in ready if n == UNPLACED or n in slot.held or held + self._weights[n] <= HELD_BYTES]
-        urgent = [n for n in ready if len(self._queues[n]) >= MOST_UNITS and not self._has_room(n)]
+        urgent = [n for n in ready if n != UNPLACED and not self._has_room(n)]
         return next(iter(urgent or fit or ready), None)
 
     def _take_back(self, slot: Slot) -> None:
@@ -386,7 +395,7 @@ class Dispatcher:
                 record = recorded(hand_out.step, row)
                 last = Last(record.state, record.attempt, record.error_class)
                 again = self.policy.again(last, task.spent)
-                self.record.ended(hand_out.step, json.dumps(row, separators=(",", ":")).encode() + b"\n", last, again)
+                self.record.ended(hand_out.step, json_bytes(row) + b"\n", last, again)
                 task = task._replace(last=last) if again else task._replace(recorded=(record, *task.recorded))
             back.append(task)
         missing = tasks[len(back) :]

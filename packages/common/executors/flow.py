@@ -5,13 +5,13 @@ other rows do; a stage that returns `rows` sends each of them on. A row leaves a
 where a step says so. What the ledger knows of a row already is not done again.
 """
 
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from common.executors.stage import Stage
+from common.ledger.jsonlines import json_bytes
 from common.ledger.store import DIED, Last, Outcome, State, ledger_line, worker_crashes
 from common.runs import fingerprint, plain
 
@@ -127,6 +127,6 @@ def failed_row(row: Row, stage: str, outcome: Outcome) -> Row:
 
 def result_line(flow_print: str, root: str, row: Row, last: Last, generation: int) -> bytes:
     """The ledger's row of a row that has left a flow, under the input hash of the listed row that it came of."""
-    error, text = last.error_class, json.dumps(row)
+    error, text = last.error_class, json_bytes(row).decode()
     outcome = Outcome(row["unit"], last.state, attempt=generation, error_class=error, outputs_json=text)
     return ledger_line((row["unit"], root), RESULTS, flow_print, outcome)

@@ -6,7 +6,6 @@ hash of the listed row. A run that goes on asks `finished` alone about what is d
 stages have recorded, in the order of the list, as they are needed.
 """
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -27,6 +26,7 @@ from common.executors.retry import RetryPolicy, record_unsettled
 from common.executors.run import exchange_of, resting_note, run_tasks
 from common.executors.stage import ROWS, StageError, is_whole
 from common.executors.status import StageHeartbeat
+from common.ledger.jsonlines import json_value
 from common.ledger.store import (
     FLOW,
     Last,
@@ -140,7 +140,7 @@ class FlowRows:
             chosen = f"SELECT listed, outputs FROM ({self.sql()}) WHERE {where} ORDER BY position, unit"
             for batch in batches(connection.sql(chosen), rows=4096):
                 for listed, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    yield listed, json.loads(outputs)
+                    yield listed, json_value(outputs)
 
 
 class FlowRecord(Record):
@@ -278,7 +278,7 @@ def _finished(
         sql = f"SELECT position, outputs FROM keys JOIN ({rows}) USING (unit, input_hash) WHERE state <> 'pending'"
         for batch in batches(connection.sql(sql), rows=4096):
             for position, outputs in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                of_row = json.loads(outputs)
+                of_row = json_value(outputs)
                 lasts = [(stage, Last(*last)) for stage, *last in of_row["unsettled"]]
                 # What is exchanged need not be here; it is brought when all is done.
                 whole = exchange or all(is_whole(Path(root, path), size) for path, size in of_row["products"])

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from common.executors.flow import (
 from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import ROWS, Stage
+from common.ledger.jsonlines import json_value
 from common.ledger.store import PAUSE, Last, Outcome, clean, journal_file, ledger_line
 from common.runs import disk_guard
 from common.storage import StorageError
@@ -160,7 +160,7 @@ class Host:
                 record.state,
                 record.reason,
                 record.message,
-                json.loads(record.outputs),
+                json_value(record.outputs),
                 attempt=record.attempt,
             )
             lost = record.state == "kept" and not self._has_products(at.stage, row, outcome)
@@ -188,4 +188,4 @@ class Host:
 
 
 def _outputs(outcome: Outcome) -> dict[str, Any]:
-    return json.loads(outcome.outputs_json) if outcome.outputs_json else dict(outcome.outputs)
+    return json_value(outcome.outputs_json) if outcome.outputs_json else dict(outcome.outputs)

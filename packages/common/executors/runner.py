@@ -1,6 +1,5 @@
 """Runner: executes a loaded stage inside a worker, catches its errors and measures each unit."""
 
-import json
 import logging
 import os
 import resource
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from common.errors import UserError
 from common.executors.stage import LoadBug, Stage, StageError
+from common.ledger.jsonlines import json_bytes
 from common.ledger.store import PAUSE, Outcome, Unit
 from common.runs import DiskFullError, disk_guard, plain
 
@@ -68,9 +68,8 @@ def _serialised(outcome: Outcome, unit: Unit) -> Outcome:
     """The outcome with its outputs serialised to JSON in the worker, which saves the recording process this work."""
     if not isinstance(outcome, Outcome) or outcome.unit != unit["unit"]:
         raise TypeError(f"the stage returned {outcome!r} for the unit '{unit['unit']}'; expected an Outcome of it.")
-    outputs = plain(outcome.outputs)
-    control = {name: outputs[name] for name in (PAUSE,) if name in outputs}
-    return replace(outcome, outputs=control, outputs_json=json.dumps(outputs))
+    control = {name: plain(outcome.outputs[name]) for name in (PAUSE,) if name in outcome.outputs}
+    return replace(outcome, outputs=control, outputs_json=json_bytes(outcome.outputs).decode())
 
 
 def _caught(call: Callable[[], T]) -> tuple[T | None, BaseException | None]:

@@ -10,10 +10,31 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from common.errors import BusyError, damaged
 from common.runs import disk_guard, plain
 
 logger = logging.getLogger(__name__)
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as JSON on one line; of what `plain` reduces, its reduced form. NaN and infinities become null.
+
+    Raises TypeError for a value that has no JSON form.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME)
+    except orjson.JSONEncodeError:  # also text that is not UTF-8, and numbers of more than 64 bits
+        return json.dumps(plain(value), separators=(",", ":")).encode()
+
+
+def json_value(text: str | bytes) -> Any:
+    """What `json_bytes`, or an older version by way of `json`, has written."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 class JsonLines:
@@ -28,7 +49,7 @@ class JsonLines:
 
         Raises DiskFullError, and RuntimeError when another run is writing.
         """
-        return self.append_bytes(json.dumps(plain(row), separators=(",", ":")).encode() + b"\n")
+        return self.append_bytes(json_bytes(row) + b"\n")
 
     def append_bytes(self, lines: bytes) -> int:
         """Add whole lines, in one write; returns and raises as `append`."""

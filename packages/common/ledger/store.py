@@ -6,12 +6,12 @@ are merged into `.parquet`, which holds every unit once. Readers take the latest
 a run killed at any point loses no row and counts none twice.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pyarrow as pa
 
-from common.ledger.jsonlines import JsonLines
-from common.ledger.tables import BATCH_ROWS, batches, connection_beside, sql_path
+from common.ledger.jsonlines import JsonLines, json_bytes, json_value
+from common.ledger.tables import BATCH_ROWS, PIECE_MEMORY, batches, connection_beside, sql_path, write_by_pieces
 from common.parquet import check_parquet
-from common.runs import atomic_write, plain, read_format_version, write_format_version
+from common.runs import read_format_version, write_format_version
 
 logger = logging.getLogger(__name__)
 State = Literal["kept", "rejected", "failed", "pending"]
@@ -31,11 +31,13 @@ PAUSE = "pause_seconds"  # key of a pending outcome's outputs: how long to pause
 DIED, TIMED_OUT = "WorkerDied", "TimedOut"  # error classes of a unit whose worker was lost
 Unit = dict[str, Any]  # a row with a "unit" id
 Key = tuple[str, str]  # unit id, input hash
-SEAL_BYTES = 64 * 2**20  # size of `.jsonl` that is sealed: about 150,000 rows, read in a second
+SEAL_BYTES = 32 * 2**20  # size of `.jsonl` that is sealed: about 75,000 rows, read in half a second
 LEDGER_FORMAT = 2  # of the ledger folder
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
 FLOW = "flow"  # folder in that of the ledger, for what flows record (`common.executors.flow_run`)
 JOURNAL = "worker"  # and a number, in the names of files that workers write
+SAMPLE_ROWS, SAMPLE_BYTES = 4096, 2**20  # by which it is estimated how many bytes a row of a stage has
+ROW_BYTES = 300  # of a row beside its outputs
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
 
 LEDGER_SCHEMA = pa.schema(
@@ -218,6 +220,13 @@ class StageLedger:
             self._seal()
             recent = list(filter(_is_journal, recent))
         elif new:
+            if any(
+                file.suffix == ".parquet" for file in self.files()
+            ):  # many lines would be read once for each piece of the table
+                self._seal()
+                for file in filter(_is_journal, recent):
+                    file.unlink()
+                recent = [file for file in self.files() if file not in (self._parquet, self._lines.path)]
             self._write(self._parquet, self.files())
         for file in recent:
             file.unlink()
@@ -242,19 +251,18 @@ class StageLedger:
 
     def _write(self, target: Path, files: list[Path]) -> None:
         # Sorted by unit, so that a lookup reads only the row groups whose min/max range holds the unit.
-        sql = f"SELECT * FROM ({ledger_sql(files)}) ORDER BY unit, input_hash"
-        with connection_beside(self.folder) as connection, atomic_write(target) as temporary:
-            form = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {BATCH_ROWS}"
-            connection.execute(f"COPY ({sql}) TO {sql_path(temporary)} ({form})")
+        small = all(file.suffix == ".jsonl" for file in files)
+        width = _row_bytes(max(files, key=lambda file: file.stat().st_size))
+        write_by_pieces(target, partial(ledger_sql, files), LEDGER_SCHEMA, ("unit", "input_hash"), width, small)
 
 
 def ledger_line(key: Key, stage: str, fingerprint: str, outcome: Outcome) -> bytes:
     """A row of the ledger as a line of JSON; workers make them, so that the recording process has not to."""
     row = {name: clean(getattr(outcome, name)) for name in OUTCOME_FIELDS}
     row |= {"unit": clean(key[0]), "input_hash": key[1], "stage": stage, "fingerprint": fingerprint}
-    row |= {"outputs": outcome.outputs_json or json.dumps(plain(outcome.outputs))}
+    row |= {"outputs": outcome.outputs_json or json_bytes(outcome.outputs).decode()}
     row |= {"recorded": datetime.now(UTC).replace(tzinfo=None).isoformat()}
-    return json.dumps(plain(row), separators=(",", ":")).encode() + b"\n"
+    return json_bytes(row) + b"\n"
 
 
 def key_table(keys: Iterable[Key]) -> pa.Table:
@@ -284,64 +292,91 @@ def ledger_files(folder: Path | str, stage: str = "*", fingerprint: str = "*") -
     return [file for file in files if pattern.fullmatch(file.name)]
 
 
-def ledger_sql(files: list[Path]) -> str:
-    """A DuckDB query for the latest row of every unit, with the columns of LEDGER_SCHEMA even when there is no file."""
+def ledger_sql(files: list[Path], where: str = "true") -> str:
+    """A DuckDB query for the latest row of every unit, with the columns of LEDGER_SCHEMA even when there is no file.
+    `where` chooses among the units."""
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault(file.name.split(".")[0], []).append(file)
     columns = ", ".join(f"NULL::{SQL_TYPES[str(column.type)]} AS {column.name}" for column in LEDGER_SCHEMA)
-    parts = [part for group in groups.values() if (part := _stage_sql(group))]
+    parts = [part for group in groups.values() if (part := _stage_sql(group, where))]
     return " UNION ALL BY NAME ".join([f"SELECT {columns} WHERE false", *parts])
 
 
-def _stage_sql(files: list[Path]) -> str:
+def _stage_sql(files: list[Path], where: str) -> str:
     """A DuckDB query for the latest row of every unit of one stage and fingerprint; "" without rows.
 
-    The merged file holds every unit once and may be large, the recent files (segments and lines) are small. Only units
-    with a recent row need the window function; all other merged rows pass through an anti join.
+    The merged file holds every unit once and may be large; its rows of units without a later one pass through an anti
+    join. Of the segments, each of which holds a unit once, the latest rows are found by their keys alone, which cost
+    little beside the rows. Lines are few enough for a window function over whole rows.
     """
     parquet = [file for file in files if file.suffix == ".parquet"]
     lines = [file for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
     check_parquet(parquet, ("unit", "input_hash", "state", "attempt"))
-    merged = [
-        f"SELECT *, 0 AS written FROM read_parquet({sql_path(file)})" for file in parquet if not _is_segment(file)
-    ]
     # The order of writing decides which row of a unit is the latest, not its time: clocks may be set back.
-    later = [
-        f"SELECT *, {_number(file)} AS written FROM read_parquet({sql_path(file)})"
+    stored = {
+        file: f"SELECT *, {_number(file) if _is_segment(file) else 0} AS written "
+        f"FROM read_parquet({sql_path(file)}) WHERE {where}"
         for file in parquet
-        if _is_segment(file)
-    ]
+    }
+    merged = [sql for file, sql in stored.items() if not _is_segment(file)]
+    later = [sql for file, sql in stored.items() if _is_segment(file)]
+    begin = ""
+    if lines:
+        rows = _lines_sql(lines, " UNION ALL BY NAME ".join(stored.values()), where)
+        if not parquet:
+            return f"SELECT * EXCLUDE (written) FROM ({rows})"
+        begin, later = f"WITH lines AS MATERIALIZED ({rows})", [*later, "SELECT * FROM lines"]
+    if not later:
+        return f"SELECT * EXCLUDE (written) FROM ({merged[0]})" if merged else ""
+    recent = " UNION ALL BY NAME ".join(later)
+    latest = f"SELECT unit, input_hash, max(written) AS written FROM ({recent}) GROUP BY ALL"
+    rows = (
+        recent
+        if len(later) == 1
+        else f"SELECT * FROM ({recent}) SEMI JOIN ({latest}) USING (unit, input_hash, written)"
+    )
+    if merged:
+        keys = f"SELECT unit, input_hash FROM ({recent})"
+        rows = f"SELECT * FROM ({merged[0]}) ANTI JOIN ({keys}) USING (unit, input_hash) UNION ALL BY NAME {rows}"
+    return f"SELECT * FROM ({begin} SELECT * EXCLUDE (written) FROM ({rows}))"
+
+
+def _lines_sql(files: list[Path], stored: str, where: str) -> str:
+    """A query for the latest row of every unit in files of lines, with `written`, its place in the order of writing;
+    without what a worker has noted and the table of `stored` rows has, of the same or a later attempt."""
     columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
     options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
     # With ignore_errors, a line that is torn or no object is read as a row of NULLs.
-    later += [
-        f"""SELECT *, {_place(file)} AS written FROM read_json({sql_path(file)}, {options})
-            WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES}"""
-        for file in lines
-    ]
-    if not later:
-        return f"SELECT * EXCLUDE (written) FROM ({merged[0]})" if merged else ""
+    parts = []
+    for file in files:
+        part = f"""SELECT *, {_place(file)} AS written FROM read_json({sql_path(file)}, {options}) noted
+                   WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES} AND ({where})"""
+        if stored and _is_journal(file):
+            part += f""" AND NOT EXISTS (SELECT 1 FROM ({stored}) old WHERE old.unit = noted.unit
+                         AND old.input_hash = noted.input_hash AND old.attempt >= noted.attempt)"""
+        parts.append(part)
     last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY written DESC) = 1"
-    recent = " UNION ALL BY NAME ".join(later)
-    if not merged:
-        return f"SELECT * EXCLUDE (written) FROM ({recent}) {last}"
-    # First the merged rows of units without a recent row, then the latest row of each unit with one. MATERIALIZED: the
-    # recent files are read once instead of three times.
-    return f"""SELECT * EXCLUDE (written) FROM (
-        WITH merged AS ({merged[0]}), recent AS MATERIALIZED ({recent}), again AS (SELECT unit, input_hash FROM recent)
-        SELECT * FROM merged ANTI JOIN again USING (unit, input_hash)
-        UNION ALL BY NAME
-        SELECT * FROM (
-            SELECT * FROM recent UNION ALL BY NAME SELECT * FROM merged SEMI JOIN again USING (unit, input_hash)
-        ) {last})"""
+    return f"SELECT * FROM ({' UNION ALL BY NAME '.join(parts)}) {last}"
+
+
+def _row_bytes(file: Path) -> float:
+    """About how many bytes a row of a file of the ledger has, by its first ones."""
+    if file.suffix == ".jsonl":
+        with open(file, "rb") as lines:
+            begin = lines.read(SAMPLE_BYTES)
+        return len(begin) / max(1, begin.count(b"\n"))
+    sql = f"SELECT avg(strlen(outputs)) FROM (FROM read_parquet({sql_path(file)}) LIMIT {SAMPLE_ROWS})"
+    with connection_beside(file.parent, PIECE_MEMORY) as connection:
+        ((mean,),) = connection.execute(sql).fetchall()
+    return ROW_BYTES + (mean or 0.0)
 
 
 def worker_crashes(outputs: str | None) -> int:
     """Consecutive crashes that a lost worker's row counts; 0 for any other row, whose outputs are not read."""
     if outputs is None:
         return 0
-    counted = json.loads(outputs)
+    counted = json_value(outputs)
     return int(counted.get("worker_crashes", counted.get("deaths", 0)))  # "deaths": of older ledgers
 
 
@@ -375,4 +410,4 @@ def _number(segment: Path) -> int:
 
 def _outcome(row: dict[str, Any]) -> Outcome:
     values = {name: row[name] for name in OUTCOME_FIELDS}
-    return Outcome(**values | {"outputs": json.loads(row["outputs"])})
+    return Outcome(**values | {"outputs": json_value(row["outputs"])})

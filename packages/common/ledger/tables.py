@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,19 +29,21 @@ NO_EXTENSIONS: dict[str, str | bool | int | float | list[str]] = {
 }
 MEMORY_LIMIT = "768MB"  # of DuckDB itself; the rest spills to disk
 BATCH_ROWS = 65_536
+PIECE_MEMORY = "256MB"  # of DuckDB for a piece of a table
+PIECE_BYTES, GROUP_BYTES = 48 * 2**20, 6 * 2**20  # about so much text has a piece of a table, and a row group of it
 # Paths that DuckDB reads as they stand: it takes * ? [ ] for a pattern, \ for a separator, `a=1` for a column.
 PLAIN = re.compile(r"[\w /.,:@~+(){}'&!;$%-]*")
 
 
 @contextmanager
-def connection_beside(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
+def connection_beside(folder: Path, memory: str = MEMORY_LIMIT) -> "Iterator[duckdb.DuckDBPyConnection]":
     """An in-memory DuckDB that spills into `folder` instead of the current one when it exceeds its memory limit.
 
     Raises DamagedFileError where a query fails over a Parquet file of `folder` that cannot be read.
     """
     import duckdb  # workers import this module but never query
 
-    settings = NO_EXTENSIONS | {"memory_limit": MEMORY_LIMIT, "temp_directory": plain_path(folder / ".spill")}
+    settings = NO_EXTENSIONS | {"memory_limit": memory, "temp_directory": plain_path(folder / ".spill")}
     with duckdb.connect(config=settings) as connection:
         try:
             yield connection
@@ -83,6 +86,35 @@ def write_sorted(
             write_ordered(path, check(batches(ordered, schema, group_rows)), schema, group_rows)
     finally:
         unsorted.unlink(missing_ok=True)
+
+
+def write_by_pieces(
+    path: Path, query: Callable[[str], str], schema: pa.Schema, order: tuple[str, ...], width: float, small: bool
+) -> None:
+    """Write the rows of a query, sorted by the columns `order`, to a Parquet file. `width` is about how many bytes a
+    row has; `small` says that all of them fit into memory. Raises DiskFullError.
+
+    To sort wide rows DuckDB needs about as much memory as they have bytes. So they are sorted piece by piece, each a
+    range of the first column of `order`, of text: `query(where)` gives the rows for which `where` holds, and should
+    read no others.
+    """
+    key = order[0]
+    piece, group = (max(256, int(size / max(width, 1.0))) for size in (PIECE_BYTES, GROUP_BYTES))
+    group = min(group, BATCH_ROWS)
+    with connection_beside(path.parent, PIECE_MEMORY) as connection:
+        bounds: list[str] = []
+        if not small:
+            numbered = f"SELECT {key}, row_number() OVER (ORDER BY {key}) - 1 AS number FROM ({query('true')})"
+            firsts = f"SELECT DISTINCT {key} FROM ({numbered}) WHERE number > 0 AND number % {piece} = 0 ORDER BY {key}"
+            bounds = [quoted(first) for (first,) in connection.execute(firsts).fetchall()]
+
+        def pieces() -> Iterator[pa.RecordBatch]:
+            for low, high in pairwise(["", *bounds, ""]):
+                limits = [f"{key} >= {low}"] * bool(low) + [f"{key} < {high}"] * bool(high)
+                chosen = f"SELECT * FROM ({query(' AND '.join(limits) or 'true')}) ORDER BY {', '.join(order)}"
+                yield from batches(connection.sql(chosen), schema, group)
+
+        write_ordered(path, pieces(), schema, group)
 
 
 def write_ordered(path: Path, ordered: Iterable[pa.RecordBatch], schema: pa.Schema, group_rows: int) -> None:
