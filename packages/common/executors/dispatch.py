@@ -29,7 +29,7 @@ from common.process.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this process
-TICK_SECONDS = 1.0  # time without any result after which `watch` is called
+TICK_SECONDS, WATCH_SECONDS = 1.0, 5.0  # until `watch` is called: without any result, and anyway
 HAND_OUT_SECONDS, MOST_UNITS = 1.0, 32  # predicted length of what a worker is given at a time, and most units of it
 MOST_WAITING = 4  # hand-outs per worker that may wait at a step before those before it are held back
 REST_SECONDS = 300.0  # between two moments at which nothing is being written
@@ -62,6 +62,11 @@ class Slot:
     worker: Worker | None = None  # started when there is something for it
 
     @property
+    def started(self) -> bool:
+        """Whether it has a worker that can take units."""
+        return self.worker is not None and self.worker.started.done()
+
+    @property
     def resting(self) -> bool:
         """Whether it takes no units for a while."""
         return self.resumes > time.monotonic()
@@ -89,12 +94,12 @@ class Record:
         """What came back together has been told: write it down."""
 
     def watch(self, slots: Sequence[Slot]) -> None:
-        """Nothing has ended for a while."""
+        """Called now and then."""
 
 
 class Dispatcher:
     """Runs one flow. `source` gives the tasks that come from outside, each when there is room for it; `watch` is
-    called when nothing has ended for a while, or a worker has died, and raises what ends the run. `generation` is that
+    called now and then, and when a worker has died, and raises what ends the run. `generation` is that
     of the rows that leave. `at_rest` is called now and then, while no worker has anything in hand."""
 
     def __init__(
@@ -110,7 +115,7 @@ class Dispatcher:
     ) -> None:
         self.flow, self.policy, self.slots, self.record, self._source = flow, policy, slots, record, source
         self._watch, self._generation, self._at_rest = watch, generation, at_rest
-        self._rested = time.monotonic()
+        self._rested = self._watched = time.monotonic()
         self._ends = math.inf  # monotonic time at which a stop no longer waits for what is in hand
         self.broken: dict[int, BaseException] = {}  # steps that cannot start
         self._queues: dict[int, deque[Task]] = {n: deque() for n in range(UNPLACED, len(flow.steps))}
@@ -153,12 +158,18 @@ class Dispatcher:
             try:
                 slot = self._ended.get(timeout=self._quiet_seconds())
             except Empty:
-                self._watch()
+                self._look()
                 continue
+            if time.monotonic() - self._watched > WATCH_SECONDS:
+                self._look()
             # The end that woke us may be of a worker that was stopped meanwhile, or not yet of the first hand-out.
             while slot.handed and slot.handed[0].future.done():
                 self._take_back(slot)
                 self.record.flush()
+
+    def _look(self) -> None:
+        self._watched = time.monotonic()
+        self._watch()
 
     def stop(self, seconds: float) -> None:
         """Give nothing more out, and wait at most so long for what is in hand."""
