@@ -33,7 +33,7 @@ TICK_SECONDS, WATCH_SECONDS = 1.0, 5.0  # until `watch` is called: without any r
 HAND_OUT_SECONDS, MOST_UNITS = 1.0, 32  # predicted length of what a worker is given at a time, and most units of it
 MOST_WAITING = 4  # hand-outs per worker that may wait at a step before those before it are held back
 REST_SECONDS = 300.0  # between two moments at which nothing is being written
-MOST_STARTS = 3  # workers of a slot that may die in a row before they take anything
+MOST_STARTS = 3  # workers that may die in a row, of a slot before they take anything, or loading a step's models
 MOST_FETCHED = 10_000  # rows that may wait for a worker after a step with lanes, which waits for the network
 NEW_MEAN = 0.1  # weight of a new unit in the mean seconds of a step
 
@@ -125,6 +125,7 @@ class Dispatcher:
         self._fetched: Counter[str] = Counter()  # bytes that steps with lanes have fetched for an unfinished listed row
         self._weights = [step.stage.weight_bytes for step in flow.steps]
         self._means: dict[int, float] = {}  # seconds per unit
+        self._load_deaths: Counter[int] = Counter()  # of workers while they loaded the models of a step, in a row
         self._next: Task | None = None  # taken from the source, without room yet
         self._dry = False
 
@@ -310,6 +311,7 @@ class Dispatcher:
             raise cause
         elif not hand_out.tasks:
             slot.held = [step for step in hand_out.future.result() if step not in self.broken]
+            del self._load_deaths[hand_out.step]
         else:
             for task, done in zip(hand_out.tasks, hand_out.future.result(), strict=True):
                 self._take(slot, task, done)
@@ -361,10 +363,12 @@ class Dispatcher:
         first = handed[0]
         journal = worker.host.journal(first.step)
         self._replace(slot)
-        if not first.tasks and first.step not in self._means:
-            name = self.flow.steps[first.step].stage.name
-            sentence = f"Stage '{name}' cannot start: its worker died loading its models: it {why}."
-            self._break(first, WorkersLostError(sentence))
+        if not first.tasks:
+            self._load_deaths[first.step] += 1
+            if self._load_deaths[first.step] >= MOST_STARTS:
+                name = self.flow.steps[first.step].stage.name
+                sentence = f"Stage '{name}' cannot start: workers die loading its models, the last one {why}."
+                self._break(first, WorkersLostError(sentence))
         for hand_out in reversed(handed[1:]):
             for task in reversed(hand_out.tasks):
                 self._queue(task, first=True)

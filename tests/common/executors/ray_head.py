@@ -86,12 +86,13 @@ def _answer(variables: dict[str, str], path: str) -> dict[str, Any]:
 
 
 # Mounts a folder over another one, for the command that follows and what it starts.
-PRIVATELY = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"']
+PRIVATELY = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+PRIVATELY += ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"']
 
 
 class Cluster:
     """A head without cores, with a job server, and three nodes of one core each: one with a lane, one with a GPU by
-    name. With `shown`, every node has a folder of its own there, which lies in `folders`; needs root."""
+    name. With `shown`, every node has a folder of its own there, which lies in `folders`."""
 
     kinds = (["--resources={}"], ['--resources={"lane:web": 1}'], ["--num-gpus=1"])
 

@@ -86,6 +86,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import ray
+from common.executors.dispatch import Dispatcher
 from common.executors.run import ExecutorConfig, Ledger, StageError, run_stage
 from tests.common.executors.test_flow_run import go, sources
 from tests.common.executors.test_run import fetching, run
@@ -101,6 +102,11 @@ if __name__ == "__main__":
         assert ray.available_resources().get("lane:a", 1.0) == 1.0
         # What needs the GPU does not wait for the one core, which what goes before it has.
         assert len(list(go(folder / "flow", sources(9), ExecutorConfig("ray", 0, gpus_per_worker=1.0)).rows())) == 25
+        # One worker more than there is room for waits, so that an autoscaler sees what is wanted, and only one.
+        added, add = [], Dispatcher.add
+        Dispatcher.add = lambda self, slot: (added.append(slot), add(self, slot))
+        go(folder / "long", sources(12, 0.4), ExecutorConfig("ray", 0))
+        assert len(added) == 1
     try:
         run(folder, units, ExecutorConfig("ray", 2))
     except StageError as error:
