@@ -58,7 +58,7 @@ def run(folder: Path, recipe: Path) -> float:
     (folder / "token").write_text("0123456789abcdef" * 4)
     variables = environment(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
     session, port = Path(f"/tmp/ro{os.getpid()}"), free_port()
-    options = [f"--port={port}", f"--num-cpus={CORES + 1}", "--num-gpus=1", "--include-dashboard=false"]
+    options = [f"--port={port}", f"--num-cpus={CORES}", "--num-gpus=1", "--include-dashboard=false"]
     with ray_node("--head", *options, f"--temp-dir={session}", variables=variables) as head:
         wait_for_port(port, head)
         command = [sys.executable, "-m", "pipelines.cli.start", "curate", "--recipe", str(recipe)]
