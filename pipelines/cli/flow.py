@@ -1,5 +1,6 @@
 """Steps of a recipe from the command line, with the report and the closing summary."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,11 @@ from pipelines.cli.output import show
 
 if TYPE_CHECKING:
     from common.runs import RunFolder
+    from common.storage import Mirror
     from pipelines.dag import Context
     from pipelines.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def run_flow(
@@ -37,6 +41,7 @@ def run_flow(
 
 def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, force: bool) -> None:
     from common.hashes import HASHES, remembered_hash
+    from common.process.signals import Stopped
     from common.recipe import dump_recipe
     from common.runs import save_provenance
     from common.storage import Mirror
@@ -51,12 +56,27 @@ def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, for
     named = {role: path for role, path in models.items() if path}
     save_provenance(folder, dump_recipe(recipe), named, lambda path: remembered_hash(path, folder.cache / HASHES))
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
-    run_steps(context, STEPS, first, last, force)
+    try:
+        run_steps(context, STEPS, first, last, force)
+    except Stopped:
+        if mirror:  # this machine may be about to go
+            _push(mirror)
+        raise
     page = folder.report / "index.html"
     if not _is_newest(page, folder):  # plots and metrics load torch and matplotlib
         page = report(context)
     report_result(run=folder.root, report=page, steps=step_results(folder))
     show("\n".join([*closing_words(folder), str(page)]))
+
+
+def _push(mirror: "Mirror") -> None:
+    """Push, or say why that is not possible: the mirror then stands where it stood."""
+    from common.storage import StorageError
+
+    try:
+        mirror.push()
+    except StorageError as error:
+        logger.warning("what was done last is not in the mirror: %s", error)
 
 
 def _is_newest(page: Path, run: "RunFolder") -> bool:

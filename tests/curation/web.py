@@ -32,7 +32,8 @@ OK = Answer()
 class Web:
     """`bodies`: path -> (content type, bytes). `answers`: path -> answers in turn, the last one for ever after.
     `asked`: (path, first byte asked for, bytes to send), one for each GET; `clients` and `cookies`: who came with what.
-    Clients whose address is in `refused` get 429. Asked as a proxy, it answers for any host."""
+    Clients whose address is in `refused` get 429. Asked as a proxy, it answers for any host. `latency` seconds pass
+    before an answer, which comes at `bytes_per_second` (0: as fast as may be)."""
 
     address: str = ""
     refused: set[str] = field(default_factory=set)
@@ -41,6 +42,8 @@ class Web:
     bodies: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     asked: list[tuple[str, int, int]] = field(default_factory=list)
+    latency: float = 0.0
+    bytes_per_second: int = 0
 
     def add_video(self, name: str, body: bytes, *answers: Answer, seconds: float | None = None) -> str:
         """A page with a video in it, its length told if given; the answers are those of the media. Returns the page's
@@ -108,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: answer.after]
         # Before anything is sent: a test must not be faster than the count.
         web.asked.append((self.path, start, len(body)))
+        time.sleep(web.latency)
         self.send_response(206 if start else status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(length - start))
@@ -122,6 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
             for number in range(0, len(body), 100):
                 self.wfile.write(body[number : number + 100])
                 time.sleep(0.1)
+            return
+        if rate := self.server.web.bytes_per_second:
+            for start in range(0, len(body), step := max(1, rate // 20)):
+                self.wfile.write(body[start : start + step])
+                time.sleep(len(body[start : start + step]) / rate)
             return
         self.wfile.write(body)
         self.close_connection = trick in ("cut", "reset")

@@ -6,15 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.common.executors.ray_head import RAY, environment, free_port, ray_node, wait_for_port
+from tests.common.executors.ray_head import environment, free_port, job, job_record, ray_node, wait_for_port
 from tests.pipelines.command_line import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -51,10 +49,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def job(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RAY, "job", *words], env=variables, capture_output=True, text=True, timeout=300)
-
-
 def submit(
     variables: dict[str, str], name: str, wheel: Path, run: Path, *options: str, entry: Sequence[str] = CURATE
 ) -> int:
@@ -71,18 +65,9 @@ def wait_for_work(variables: dict[str, str], name: str, run: Path) -> None:
     """Until the job has recorded its first outcomes."""
     end = time.monotonic() + 180
     while not any((run / "ledger").glob("*.jsonl")):
-        ended = record(variables, name)["status"] not in ("PENDING", "RUNNING")
+        ended = job_record(variables, name)["status"] not in ("PENDING", "RUNNING")
         assert not ended and time.monotonic() < end, job(variables, "logs", name).stdout
         time.sleep(0.3)
-
-
-def record(variables: dict[str, str], name: str) -> dict[str, Any]:
-    """What the job server knows of a job."""
-    token = Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text()
-    address = f"{variables['RAY_API_SERVER_ADDRESS']}/api/jobs/{name}"
-    request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return dict(json.load(answer))
 
 
 def test_a_job_is_stopped_and_goes_on_when_submitted_again(
@@ -94,10 +79,10 @@ def test_a_job_is_stopped_and_goes_on_when_submitted_again(
     job(cluster, "stop", "first")
     log = job(cluster, "logs", "first").stdout.strip().splitlines()
     assert log[-1].startswith("stopped by SIGTERM: ") and log[-1].endswith("run the same command again to go on"), log
-    assert record(cluster, "first")["status"] == "STOPPED"
+    assert job_record(cluster, "first")["status"] == "STOPPED"
     assert not (run / "clips.parquet").exists()
     assert submit(cluster, "again", wheel, run) == 0
-    assert record(cluster, "again")["status"] == "SUCCEEDED"
+    assert job_record(cluster, "again")["status"] == "SUCCEEDED"
     assert run_here(*CURATE, "--run", alone := tmp_path / "alone").returncode == 0
     assert (run / "clips.parquet").read_bytes() == (alone / "clips.parquet").read_bytes()
     assert submit(cluster, "once-more", wheel, run) == 0  # nothing is left to do
@@ -115,8 +100,8 @@ def test_a_drained_job_ends_with_75_which_only_its_record_holds(
         if (words := process.info["cmdline"] or [])[1:3] == ["-m", "pipelines.cli.start"] and str(run) in words
     ]
     driver.terminate()
-    while record(cluster, "drained")["status"] == "RUNNING":
+    while job_record(cluster, "drained")["status"] == "RUNNING":
         time.sleep(0.3)
-    assert record(cluster, "drained")["driver_exit_code"] == 75
+    assert job_record(cluster, "drained")["driver_exit_code"] == 75
     assert submit(cluster, "wrong", wheel, run, entry=("curate", "--set", "curation.nothing=1")) == 1
-    assert record(cluster, "wrong")["driver_exit_code"] == 1
+    assert job_record(cluster, "wrong")["driver_exit_code"] == 1

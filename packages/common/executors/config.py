@@ -13,7 +13,8 @@ class ExecutorConfig:
 
     "process" with one worker runs in the calling process, with more on spawned processes. `ray_address`: "local"
     starts a private Ray on this machine, "auto" joins the cluster this machine belongs to; any other value is passed to
-    `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only, for stages with networks) may be fractions.
+    `ray.init`. `cpus_per_worker` and `gpus_per_worker` (Ray only, for stages with networks, whose workers then reserve
+    no core) may be fractions.
 
     A unit that fails is retried up to `retry_failed` times, one whose worker crashes up to `retry_crashes` times; the
     latter is then quarantined. Later runs skip both, unless `retry` grants them a fresh set of attempts.

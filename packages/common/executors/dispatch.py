@@ -28,11 +28,11 @@ from common.process.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 GROUP_SECONDS = 0.5  # between the signal to a worker and the same one to this process
-TICK_SECONDS = 1.0  # time without any result after which `watch` is called
+TICK_SECONDS, WATCH_SECONDS = 1.0, 5.0  # until `watch` is called: without any result, and anyway
 HAND_OUT_SECONDS, MOST_UNITS = 1.0, 32  # predicted length of what a worker is given at a time, and most units of it
 MOST_WAITING = 4  # hand-outs per worker that may wait at a step before those before it are held back
 REST_SECONDS = 300.0  # between two moments at which nothing is being written
-MOST_STARTS = 3  # workers of a slot that may die in a row before they take anything
+MOST_STARTS = 3  # workers that may die in a row, of a slot before they take anything, or loading a step's models
 MOST_FETCHED = 10_000  # rows that may wait for a worker after a step with lanes, which waits for the network
 NEW_MEAN = 0.1  # weight of a new unit in the mean seconds of a step
 
@@ -59,6 +59,11 @@ class Slot:
     resumes: float = 0.0  # monotonic time from which the slot takes units again
     starts: int = 0  # workers that died before they could take tasks, in a row
     worker: Worker | None = None  # started when there is something for it
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a worker that can take units."""
+        return self.worker is not None and self.worker.started.done()
 
     @property
     def resting(self) -> bool:
@@ -88,12 +93,12 @@ class Record:
         """What came back together has been told: write it down."""
 
     def watch(self, slots: Sequence[Slot]) -> None:
-        """Nothing has ended for a while."""
+        """Called now and then."""
 
 
 class Dispatcher:
     """Runs one flow. `source` gives the tasks that come from outside, each when there is room for it; `watch` is
-    called when nothing has ended for a while, or a worker has died, and raises what ends the run. `generation` is that
+    called now and then, and when a worker has died, and raises what ends the run. `generation` is that
     of the rows that leave. `at_rest` is called now and then, while no worker has anything in hand."""
 
     def __init__(
@@ -109,7 +114,7 @@ class Dispatcher:
     ) -> None:
         self.flow, self.policy, self.slots, self.record, self._source = flow, policy, slots, record, source
         self._watch, self._generation, self._at_rest = watch, generation, at_rest
-        self._rested = time.monotonic()
+        self._rested = self._watched = time.monotonic()
         self._ends = math.inf  # monotonic time at which a stop no longer waits for what is in hand
         self.broken: dict[int, BaseException] = {}  # steps that cannot start
         self._queues: dict[int, deque[Task]] = {n: deque() for n in range(UNPLACED, len(flow.steps))}
@@ -122,6 +127,7 @@ class Dispatcher:
         self._singly = [bool(step.stage.lanes or step.stage.timeout_seconds) for step in flow.steps]
         self._workers = Counter(step for slot in slots for step in slot.steps)
         self._means: dict[int, float] = {}  # seconds per unit
+        self._load_deaths: Counter[int] = Counter()  # of workers while they loaded the models of a step, in a row
         self._next: Task | None = None  # taken from the source, without room yet
         self._dry = False
 
@@ -155,12 +161,18 @@ class Dispatcher:
             try:
                 slot = self._ended.get(timeout=self._quiet_seconds())
             except Empty:
-                self._watch()
+                self._look()
                 continue
+            if time.monotonic() - self._watched > WATCH_SECONDS:
+                self._look()
             # The end that woke us may be of a worker that was stopped meanwhile, or not yet of the first hand-out.
             while slot.handed and slot.handed[0].future.done():
                 self._take_back(slot)
                 self.record.flush()
+
+    def _look(self) -> None:
+        self._watched = time.monotonic()
+        self._watch()
 
     def stop(self, seconds: float) -> None:
         """Give nothing more out, and wait at most so long for what is in hand."""
@@ -308,6 +320,7 @@ class Dispatcher:
             raise cause
         elif not hand_out.tasks:
             slot.held = [step for step in hand_out.future.result() if step not in self.broken]
+            del self._load_deaths[hand_out.step]
         else:
             for task, done in zip(hand_out.tasks, hand_out.future.result(), strict=True):
                 self._take(slot, task, done)
@@ -359,10 +372,12 @@ class Dispatcher:
         first = handed[0]
         journal = worker.host.journal(first.step)
         self._replace(slot)
-        if not first.tasks and first.step not in self._means:
-            name = self.flow.steps[first.step].stage.name
-            sentence = f"Stage '{name}' cannot start: its worker died loading its models: it {why}."
-            self._break(first, WorkersLostError(sentence))
+        if not first.tasks:
+            self._load_deaths[first.step] += 1
+            if self._load_deaths[first.step] >= MOST_STARTS:
+                name = self.flow.steps[first.step].stage.name
+                sentence = f"Stage '{name}' cannot start: workers die loading its models, the last one {why}."
+                self._break(first, WorkersLostError(sentence))
         for hand_out in reversed(handed[1:]):
             for task in reversed(hand_out.tasks):
                 self._queue(task, first=True)

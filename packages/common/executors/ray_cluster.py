@@ -1,6 +1,5 @@
 """Ray workers, and the room that the Ray cluster has for them."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,13 +14,12 @@ SETTLE_SECONDS, START_SECONDS = 5.0, 60.0  # how long to wait for resources for 
 
 class WorkerKind(NamedTuple):
     """What a worker reserves, of cores, GPUs and custom resources, and how many are wanted: `workers`, 0 for as many as
-    there is room for, but `at_least` so many."""
+    there is room for."""
 
     cpus: float
     gpus: float = 0.0
     resources: tuple[tuple[str, float], ...] = ()
     workers: int = 0
-    at_least: int = 1
 
 
 class RayWorker:
@@ -68,8 +66,8 @@ class RayWorker:
                 ray.kill(self._actor)
 
 
-def ray_room(kind: WorkerKind, taken: int, config: ExecutorConfig) -> int:
-    """Number of workers of this kind that the cluster has room for, beside `taken` others of a core each.
+def ray_room(kind: WorkerKind, config: ExecutorConfig) -> int:
+    """Number of workers of this kind that the cluster has room for.
 
     Waits a limited time for resources of actors that have just ended, or of other jobs. Raises StageError when there is
     no room for one.
@@ -77,21 +75,19 @@ def ray_room(kind: WorkerKind, taken: int, config: ExecutorConfig) -> int:
     import ray
 
     needs = {"CPU": kind.cpus, "GPU": kind.gpus} | dict(kind.resources)
-    others = {"CPU": taken * config.cpus_per_worker}
 
     def room(resources: Mapping[str, float]) -> int:
-        free = {name: resources.get(name, 0.0) - others.get(name, 0.0) for name in needs}
-        return min((int(free[name] / need + 1e-6) for name, need in needs.items() if need), default=sys.maxsize)
+        return min(int(resources.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need)
 
     offered = ray.cluster_resources()
     whole = min(room(offered), kind.workers or room(offered))
-    if whole < 1 or whole < kind.at_least:
+    if whole < 1:
         raise StageError(f"Ray at '{config.ray_address}' offers {offered}: no room for one worker; add nodes or GPUs.")
     started = time.monotonic()
     while True:
         free = min(whole, room(ray.available_resources()))
         waited = time.monotonic() - started
-        if free == whole or (free >= max(1, kind.at_least) and waited > SETTLE_SECONDS):
+        if free == whole or (free >= 1 and waited > SETTLE_SECONDS):
             return free
         if waited > START_SECONDS:
             raise StageError(
@@ -106,15 +102,6 @@ def ray_offers(resource: str) -> float:
     import ray
 
     return float(ray.cluster_resources().get(resource, 0.0))
-
-
-def ray_free(kind: WorkerKind) -> bool:
-    """Whether the cluster has room for one more worker of this kind now: a node has joined, or another job ended."""
-    import ray
-
-    free = ray.available_resources()
-    needs = {"CPU": kind.cpus, "GPU": kind.gpus} | dict(kind.resources)
-    return all(free.get(name, 0.0) >= need for name, need in needs.items())
 
 
 def check_ray(stages: str, config: ExecutorConfig, patience: float = 0.0) -> None:

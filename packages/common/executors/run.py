@@ -27,7 +27,6 @@ from common.executors.ray_cluster import (
     RayWorker,
     WorkerKind,
     check_ray,
-    ray_free,
     ray_offers,
     ray_room,
 )
@@ -41,7 +40,7 @@ from common.process.signals import draining
 from common.progress import ProgressBar, progress
 
 FAILED = STATES.index("failed")  # units with this state or a later one may run again
-GROW_SECONDS = 5.0  # between two looks for more room on the cluster
+GROW_SECONDS = 5.0  # between two looks whether one worker more may be of use
 
 
 def run_stage(stage: Stage[Any], units: Iterable[Unit], ledger: Ledger, executor: ExecutorConfig) -> list[Outcome]:
@@ -171,11 +170,10 @@ def run_tasks(
     if config.kind == "ray":
         connect_ray(config)
     pools = _pools(flow, config)
-    # Every pool gets one worker at least: those that come later are taken account of.
-    counts = [_count(pool, config, len(pools) - 1 - number) for number, pool in enumerate(pools)]
+    counts = [_count(pool, config) for pool in pools]
     alone = sum(counts) == 1 and not any(step.stage.timeout_seconds for step in flow.steps)
     slots: list[Slot] = []
-    begun, grown = 0, time.monotonic()  # workers so far, and when more were last looked for
+    begun, grown = 0, time.monotonic()  # workers so far, and when the last of them was added
 
     def create(number: int) -> Worker:
         nonlocal begun
@@ -194,7 +192,8 @@ def run_tasks(
             if not config.workers and time.monotonic() - grown > GROW_SECONDS:
                 grown = time.monotonic()
                 for number, pool in enumerate(pools):
-                    if not pool.lane and pool.kind.cpus and len(slots) < most and ray_free(pool.kind):
+                    own = [slot for slot in slots if slot.steps is pool.steps]
+                    if not pool.lane and len(slots) < most and all(slot.started for slot in own):
                         dispatcher.add(Slot(partial(create, number), pool.steps))
 
     try:
@@ -245,13 +244,14 @@ def _pools(flow: Flow, config: ExecutorConfig) -> list[_Pool]:
     if config.kind == "process" and config.workers == 1 and len(lanes) <= 1:  # this process does everything
         everything = [UNPLACED, *range(len(flow.steps))]
         return [_Pool(WorkerKind(config.cpus_per_worker, workers=1), everything, next(iter(lanes), ""))]
-    # A lane waits for the network most of the time, so it reserves no core.
+    # A lane waits for the network most of the time, so it reserves no core; nor does what reserves a GPU or the like:
+    # it would wait forever for the core of its machine, if a worker of the pool "cpu" has that.
     pools = [_Pool(WorkerKind(0.0, resources=_offered(f"lane:{lane}", config)), s, lane) for lane, s in lanes.items()]
-    for name, steps in sorted(by_pool.items(), reverse=True):  # "cpu" last: it gets what the others leave
+    for name, steps in sorted(by_pool.items(), key=lambda item: item[0] == "cpu"):
         own = _offered(f"pool:{name}", config) if name not in ("cpu", "gpu") else ()
-        cpus, gpus = 0.0 if own else config.cpus_per_worker, config.gpus_per_worker if name == "gpu" else 0.0
+        cpus, gpus = config.cpus_per_worker if name == "cpu" else 0.0, config.gpus_per_worker if name == "gpu" else 0.0
         pools.append(_Pool(WorkerKind(cpus, gpus, own, config.workers), steps))
-    pools[-1].steps.insert(0, UNPLACED)
+    pools[-1].steps.insert(0, UNPLACED)  # "cpu", if there is one
     return pools
 
 
@@ -259,11 +259,11 @@ def _offered(resource: str, config: ExecutorConfig) -> tuple[tuple[str, float], 
     return ((resource, 1.0),) if config.kind == "ray" and ray_offers(resource) else ()
 
 
-def _count(pool: _Pool, config: ExecutorConfig, later: int) -> int:
+def _count(pool: _Pool, config: ExecutorConfig) -> int:
     if pool.lane:
         return 1
     if config.kind == "ray":
-        return ray_room(pool.kind, later, config)
+        return ray_room(pool.kind, config)
     return config.workers or len(os.sched_getaffinity(0))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from common.executors import dispatch
 from common.executors.dispatch import GROUP_SECONDS, Dispatcher, Record, Slot
 from common.executors.flow import Done, Flow, Step, Task
 from common.executors.host import Host
@@ -114,6 +115,15 @@ def test_rows_finish_before_new_ones_begin() -> None:
     assert record.done == ["a", "b", "c"] and len(record.ends) == 9
 
 
+def test_the_cluster_is_watched_while_units_keep_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one has no second without a result."""
+    monkeypatch.setattr(dispatch, "WATCH_SECONDS", 0.0)
+    log, watched = list[str](), list[int]()
+    flow = Flow((Step(stage("one", log)),), keeps_rows=False)
+    play(flow, [{"unit": name} for name in "abc"], watch=lambda: watched.append(len(log)), worker=InProcessWorker)
+    assert watched == [1, 2, 3]
+
+
 def test_what_waits_after_a_step_holds_it_back() -> None:
     """Nobody ever does the second step: the first goes on only until enough waits there."""
 
@@ -164,17 +174,25 @@ def test_units_that_were_in_hand_with_the_fatal_one_are_not_blamed(tmp_path: Pat
 
 
 def test_a_step_whose_workers_die_loading_stops_only_what_needs_it() -> None:
+    """Three in a row: a single one may have been killed."""
+    loads: list[int] = []
+    fatal = 2
+
     class Deadly(Mortal):
         def load(self, step: int) -> "Future[list[int]]":
-            return dead() if step == 1 else super().load(step)
-
-        def submit(self, tasks: Sequence[Task]) -> "Future[list[Done]]":
-            return dead() if tasks[0].step == 1 else super().submit(tasks)
+            loads.append(step)
+            self.gone = step == 1 and loads.count(1) <= fatal
+            return dead() if self.gone else super().load(step)
 
     log: list[str] = []
     flow = Flow((Step(stage("one", log)), Step(stage("two", log))), keeps_rows=False)
-    with pytest.raises(StageError, match="Stage 'two' cannot start: its worker died loading its models"):
-        play(flow, [{"unit": name} for name in "abc"], [([0, 1], "")], worker=Deadly)
+    rows: list[Row] = [{"unit": name} for name in "abc"]
+    assert len(play(flow, rows, [([0, 1], "")], worker=Deadly).ends) == 6
+    loads.clear()
+    log.clear()
+    fatal = 3
+    with pytest.raises(StageError, match="Stage 'two' cannot start: workers die loading its models"):
+        play(flow, rows, [([0, 1], "")], worker=Deadly)
     assert sorted(log) == ["one a", "one b", "one c"]
 
 

@@ -86,17 +86,27 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import ray
+from common.executors.dispatch import Dispatcher
 from common.executors.run import ExecutorConfig, Ledger, StageError, run_stage
+from tests.common.executors.test_flow_run import go, sources
 from tests.common.executors.test_run import fetching, run
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    ray.init(address="local", num_cpus=1, resources={"lane:a": 1}, include_dashboard=False, log_to_driver=False)
+    offered = {"num_cpus": 1, "num_gpus": 1, "resources": {"lane:a": 1}}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, **offered)
     units = [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)]
     if sys.argv[2] == "room":
         config = ExecutorConfig("ray", 2)
         assert len(run(folder, units[:3], config)) == 3
         assert len(run_stage(fetching(folder, "a", "b"), units[:4], Ledger(folder / "ledger"), config)) == 4
         assert ray.available_resources().get("lane:a", 1.0) == 1.0
+        # What needs the GPU does not wait for the one core, which what goes before it has.
+        assert len(list(go(folder / "flow", sources(9), ExecutorConfig("ray", 0, gpus_per_worker=1.0)).rows())) == 25
+        # One worker more than there is room for waits, so that an autoscaler sees what is wanted, and only one.
+        added, add = [], Dispatcher.add
+        Dispatcher.add = lambda self, slot: (added.append(slot), add(self, slot))
+        go(folder / "long", sources(12, 0.4), ExecutorConfig("ray", 0))
+        assert len(added) == 1
     try:
         run(folder, units, ExecutorConfig("ray", 2))
     except StageError as error:

@@ -261,7 +261,7 @@ def test_a_stage_that_does_not_load_ends_the_run_with_its_reason(tmp_path: Path,
 
 
 def test_a_stage_that_dies_loading_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="died loading its models"):
+    with pytest.raises(StageError, match="die loading its models"):
         run_stage(FunctionStage("sync", "1", {}, {}, make_deadly), [{"unit": "a"}], Ledger(tmp_path), POOL)
 
 

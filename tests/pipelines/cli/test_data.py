@@ -1,5 +1,7 @@
 """The commands about curated data, as a user types them."""
 
+import os
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.clips import write_clips
+from common.ledger.store import Outcome
 from common.runs import RunFolder
 from curation.config import SelectConfig
 from curation.decide.yields import yield_table
 from curation.reporting.summary import SOURCES_SCHEMA
+from curation.rows import SourceRow
+from curation.stages.scan import ScanStage
 from tests.curation.decide.drawn_rows import draw_rows
 from tests.curation.frozen import make_run, write_videos
 from tests.pipelines.command_line import run_here
@@ -90,3 +95,23 @@ def test_another_machine_goes_on_from_the_mirror(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in ledgers[0]] == [
         file.read_bytes() for file in ledgers[1]
     ]  # nothing done twice
+
+
+def test_what_a_stopped_run_has_done_is_in_its_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "videos").mkdir()
+    source = f"sources.path={write_videos(tmp_path / 'videos')}"
+    mirror = f"mirror={(tmp_path / 'mirror').as_uri()}"
+    common = ("curate", "--recipe", "folder", "--set", source, "--set", mirror, "--set", "executor.workers=1")
+    scan, scanned = ScanStage.__call__, list[str]()
+
+    def stopped(stage: ScanStage, row: SourceRow) -> Outcome:
+        scanned.append(row["unit"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scan(stage, row)
+
+    monkeypatch.setattr(ScanStage, "__call__", stopped)
+    for here in ("first", "second", "third"):  # machines, each with one video more
+        assert run_here(*common, "--run", tmp_path / here).returncode == (0 if here == "third" else 75)
+        if here == "second":
+            monkeypatch.setattr(ScanStage, "__call__", scan)
+    assert len(scanned) == len(set(scanned)) == 2
