@@ -115,6 +115,82 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True)
+class EmbeddingConfig:
+    """The joint embedding: widths, training on `particles` of `clips` per step, and weights: `contrast` of L_sim, in it
+    `patch` of its windows, `rebuild` of L_rec. `noise` in standard deviations of the features."""
+
+    embedding: int = 16
+    width: int = 64
+    audio_width: int = 64
+    steps: int = 200
+    clips: int = 4
+    particles: int = 128
+    rate: float = 4e-3
+    weight_decay: float = 0.01
+    noise: float = 0.1
+    contrast: float = 0.05
+    patch: float = 1.0
+    rebuild: float = 1.0
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """The transformer that corrects face and hands: size, frames it attends to on both sides, training in windows;
+    `noise` in standard deviations of the features."""
+
+    width: int = 64
+    layers: int = 4
+    heads: int = 4
+    reach: int = 16
+    window: int = 48
+    steps: int = 200
+    rate: float = 2e-3
+    weight_decay: float = 0.02
+    noise: float = 0.1
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Score distillation: the method, range of tau (the upper end falls to `last_highest`), rank of the critic's LoRA,
+    its learning rate and its steps before each of the student's."""
+
+    method: Literal["vsd", "sds"] = "vsd"
+    lowest: float = 0.02
+    highest: float = 0.98
+    last_highest: float = 0.5
+    rank: int = 8
+    critic_rate: float = 1e-3
+    critic_steps: int = 1
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Joint training: steps, learning rate, frames rendered per step, and the weight of every term.
+
+    No term but L_simple pulls more than `most` times as hard as L1, measured every `log_every` steps. `own_samples`:
+    the generator starts from its own motion instead of the fitted one, so that nothing but the teacher says what is
+    right.
+    """
+
+    steps: int = 60
+    rate: float = 2e-4
+    window: int = 8
+    log_every: int = 10
+    most: float = 10.0
+    own_samples: bool = False
+    simple: float = 1.0
+    vsd: float = 0.05
+    traj: float = 1.0
+    l1: float = 1.0
+    ssim: float = 0.2
+    arap: float = 1.0
+    iso: float = 0.5
+    loc: float = 0.1
+    spec: float = 0.01
+    distil: DistilConfig = DistilConfig()
+
+
+@dataclass(frozen=True)
 class SayConfig:
     """A talk: its longest side in px, seed and `strength` of the mouth's motion, and swing of the camera to both sides
     in degrees, there and back in `turn_frames`."""

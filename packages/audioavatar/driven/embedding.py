@@ -1,11 +1,10 @@
-"""Joint embedding of audio and particle motion: contrast of frames and of windows, and the particle encoder E_X.
+"""Joint embedding of audio and particle motion: contrast of frames and of windows, retrieval, similarity by offset.
 
-No stage trains it yet; what it measures (retrieval, similarity by offset) needs no external network. Legend: B rows, T
-frames, N particles, E width of the embedding.
+What it measures needs no external network. Legend: B rows, T frames, E width of the embedding.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 PATCH, STRIDE = 8, 4  # frames
@@ -13,16 +12,23 @@ NEAR = 3  # frames around a positive that are too alike to be negatives
 KAPPA, LARGEST_KAPPA = 1 / 0.07, 100.0
 
 
-def contrast(audio: Tensor, motion: Tensor, kappa: Tensor | float = KAPPA, ignored: Tensor | None = None) -> Tensor:
+def contrast(
+    audio: Tensor,
+    motion: Tensor,
+    kappa: Tensor | float = KAPPA,
+    ignored: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """L_frame: mean cross-entropy of rows and columns of kappa times the cosines of pairs (B, E).
 
-    `ignored` (B, B) marks pairs that are neither positive nor negative.
+    `ignored` (B, B) marks pairs that are neither positive nor negative; `weight` (B,) is how much each row counts.
     """
     logits = similarities(audio, motion) * torch.as_tensor(kappa).clamp(max=LARGEST_KAPPA)
     if ignored is not None:
         logits = logits.masked_fill(ignored, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    both = (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2
+    return both.mean() if weight is None else (both * weight).sum() / weight.sum()
 
 
 def similarities(audio: Tensor, motion: Tensor) -> Tensor:
@@ -43,10 +49,18 @@ def near_frames(clips: int, frames: int) -> Tensor:
     return same & (apart <= NEAR) & (apart > 0)
 
 
-def embedding_loss(audio: Tensor, motion: Tensor, kappa: Tensor | float = KAPPA, patch_weight: float = 1.0) -> Tensor:
-    """L_sim = L_frame + lambda L_patch of clips (C, T, E); frames beside a positive are no negatives."""
+def embedding_loss(
+    audio: Tensor,
+    motion: Tensor,
+    kappa: Tensor | float = KAPPA,
+    patch_weight: float = 1.0,
+    frame_weight: Tensor | None = None,
+) -> Tensor:
+    """L_sim = L_frame + lambda L_patch of clips (C, T, E); frames beside a positive are no negatives, and `frame_weight`
+    (C, T) lets silent ones count less."""
     clips, frames, _ = audio.shape
-    loss = contrast(audio.flatten(0, 1), motion.flatten(0, 1), kappa, near_frames(clips, frames))
+    weight = None if frame_weight is None else frame_weight.flatten()
+    loss = contrast(audio.flatten(0, 1), motion.flatten(0, 1), kappa, near_frames(clips, frames), weight)
     spoken, moved = (torch.cat([patches(clip) for clip in each]) for each in (audio, motion))
     return loss + patch_weight * contrast(spoken, moved, kappa)
 
@@ -61,20 +75,3 @@ def similarity_by_offset(audio: Tensor, motion: Tensor, reach: int = 5) -> Tenso
     """Mean cosine (2 reach + 1,) of frames (T, E) with motion from `reach` frames earlier to `reach` later."""
     table = similarities(audio, motion)
     return torch.stack([table.diagonal(offset).mean() for offset in range(-reach, reach + 1)])
-
-
-class ParticleEncoder(nn.Module):
-    """E_X of one region: offsets of any number of particles to one vector per frame, in whatever order they come.
-
-    Each particle's place and offset go through the same layers and are pooled by attention.
-    """
-
-    def __init__(self, offsets: int, width: int = 128, out: int = 64) -> None:
-        super().__init__()
-        self.point = nn.Sequential(nn.Linear(3 + offsets, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
-        self.score, self.exit = nn.Linear(width, 1), nn.Linear(width, out)
-
-    def forward(self, place: Tensor, offset: Tensor) -> Tensor:
-        """Canonical places (N, 3) and offsets (T, N, K) -> (T, E)."""
-        hidden = self.point(torch.cat([place.expand(len(offset), -1, -1), offset], dim=-1))
-        return self.exit((self.score(hidden).softmax(dim=1) * hidden).sum(dim=1))

@@ -82,14 +82,14 @@ class MotionTransformer(nn.Module):
         """Standardised noisy motion (B, T, C), encoded audio (B, T, W), tau (B,) -> clean motion (B, T, C)."""
         hidden = self.entry(torch.cat([noisy, audio], dim=-1))
         position = torch.arange(noisy.shape[1], device=noisy.device)
-        hidden = hidden + _sinusoids(position / noisy.shape[1], self.width)
-        time = self.time(_sinusoids(tau, self.width))
+        hidden = hidden + sinusoids(position / noisy.shape[1], self.width)
+        time = self.time(sinusoids(tau, self.width))
         for block in self.blocks:
             hidden = block(hidden, time)
         return self.exit(hidden)
 
 
-def _sinusoids(position: Tensor, width: int) -> Tensor:
+def sinusoids(position: Tensor, width: int) -> Tensor:
     """Positions (...) in 0..1 -> (..., W)."""
     frequency = torch.exp(torch.linspace(0, math.log(1000), width // 2)).to(position.device)
     angle = 2 * math.pi * position[..., None].float() * frequency / 4

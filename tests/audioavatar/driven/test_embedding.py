@@ -1,4 +1,4 @@
-"""Contrast in closed form, retrieval and delays on a small world that is learnt, and the particle encoder."""
+"""Contrast in closed form, retrieval and delays on a small world that is learnt."""
 
 import math
 
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from audioavatar.driven.embedding import (
     LARGEST_KAPPA,
-    ParticleEncoder,
     contrast,
     embedding_loss,
     near_frames,
@@ -32,6 +31,10 @@ def test_swapping_the_sides_changes_nothing_and_ignored_pairs_count_for_nothing(
     assert float(contrast(a, b)) == pytest.approx(float(contrast(b, a)), rel=1e-12)
     mask = ~torch.eye(20, dtype=torch.bool)
     assert float(contrast(a, b, ignored=mask)) == pytest.approx(0, abs=1e-12)
+    silent = torch.cat([torch.ones(10), torch.zeros(10)]).double()
+    own = torch.cat([b[:10], torch.randn(10, 6, dtype=torch.float64)])
+    assert float(contrast(a, own, weight=silent)) != pytest.approx(float(contrast(a, own)))
+    assert float(contrast(a, b, weight=torch.full((20,), 3.0))) == pytest.approx(float(contrast(a, b)), rel=1e-12)
     near = near_frames(2, 10)
     assert near[4, 5:8].all() and not near[4, 4] and not near[4, 8] and not near[9, 10]
 
@@ -82,19 +85,3 @@ def test_shuffled_pairs_teach_nothing() -> None:
     listener, watcher = learnt(shuffled=True)
     found = retrieval(listener(audio).flatten(0, 1), watcher(motion).flatten(0, 1))
     assert found < 3 / 128 + 0.02
-
-
-def test_particles_may_come_in_any_order_and_number() -> None:
-    generator = torch.Generator().manual_seed(1)
-    encoder = ParticleEncoder(4)
-    place = torch.rand(400, 3, generator=generator)
-    mixing = torch.randn(3, 4, generator=generator)
-
-    def offsets(at: Tensor) -> Tensor:
-        return torch.stack([scale * (at @ mixing) for scale in (0.5, 1.0, -1.0)])
-
-    whole = encoder(place, offsets(place))
-    order = torch.randperm(400, generator=generator)
-    assert torch.allclose(encoder(place[order], offsets(place[order])), whole, atol=1e-5)
-    fewer = place[order[:200]]
-    assert torch.cosine_similarity(encoder(fewer, offsets(fewer)), whole).min().item() > 0.95

@@ -1,0 +1,126 @@
+"""Learnt space of motion: E_X and D of the joint embedding, in place of a linear basis, for any avatar.
+
+Legend: T frames, N particles of an avatar, P particles drawn for a step, E width of a region's embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from audioavatar.avatar import Avatar
+from audioavatar.config import EmbeddingConfig
+from audioavatar.driven.decoder import ParticleDecoder
+from audioavatar.driven.embedding import KAPPA, embedding_loss
+from audioavatar.driven.encoder import AudioEmbedding, ParticleEncoder
+from audioavatar.motion import Motion
+
+_OFFSETS = 4  # shift along and across the mouth in quarters of the face's width, growth in x and y
+
+
+class LearntSpace(nn.Module):
+    """Embedded motion (T, 3 E) of body, face and hands, and the embedding of audio that belongs to it."""
+
+    def __init__(self, features: int, config: EmbeddingConfig = EmbeddingConfig()) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.features, self.config = features, config
+        self.register_buffer("scale", torch.ones(_OFFSETS))  # of the offsets
+        self.encoder = ParticleEncoder(_OFFSETS, config.width, config.embedding)
+        self.decoder = ParticleDecoder(_OFFSETS, config.width, config.embedding)
+        self.audio = AudioEmbedding(features, config.audio_width, config.embedding)
+        self.motion_head = nn.Linear(3 * config.embedding, config.embedding)
+        self.log_kappa = nn.Parameter(torch.tensor(KAPPA).log())
+
+    def __len__(self) -> int:
+        return 3 * self.config.embedding
+
+    def sizes(self) -> dict[str, object]:
+        """What `LearntSpace(features, config)` takes."""
+        return {"features": self.features, "config": asdict(self.config)}
+
+    def encode(self, avatar: Avatar, motion: Motion) -> Tensor:
+        """Motion of any avatar -> (T, 3 E)."""
+        return self.encoder(particle_places(avatar), avatar.particles.part, _rows(avatar, motion) / self.scale)
+
+    def bind(self, avatar: Avatar) -> "BoundSpace":
+        """The decoder of one avatar's particles."""
+        return BoundSpace(self, avatar)
+
+
+class BoundSpace:
+    """Embedded motion as that of one avatar."""
+
+    def __init__(self, space: LearntSpace, avatar: Avatar) -> None:
+        self.space, self.avatar, self.place = space, avatar, particle_places(avatar)
+
+    def motion(self, embedded: Tensor, head: Tensor | None = None) -> Motion:
+        """Embedded motion (T, 3 E), and the head's motion (T, 3) or none -> the avatar's."""
+        rows = self.space.decoder(embedded, self.place, self.avatar.particles.part) * self.space.scale
+        head = rows.new_zeros(len(rows), 3) if head is None else head
+        return Motion(head, self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit, rows[..., 2:])
+
+
+def particle_places(avatar: Avatar) -> Tensor:
+    """Where particles are in coordinates of the mouth, (N, 3), about -1 to 1 over the face."""
+    mean = avatar.particles.mean
+    return torch.cat([avatar.mouth.local(mean[:, :2]) / 4, mean[:, 2:] / (4 * avatar.unit)], dim=1)
+
+
+def _rows(avatar: Avatar, motion: Motion) -> Tensor:
+    return torch.cat([avatar.mouth.from_world(motion.shift) / avatar.unit, motion.growth], dim=-1)
+
+
+def fit_space(
+    clips: Sequence[tuple[Avatar, Motion, Tensor]], config: EmbeddingConfig = EmbeddingConfig(), seed: int = 0
+) -> tuple[LearntSpace, list[dict[str, float]]]:
+    """Train on fitted motions of any avatars with the audio features (T, D) of each, all of one length: L_sim + L_rec.
+
+    Returns the space and the losses of every step. A step sees some particles of some clips.
+    """
+    rows = [_rows(avatar, motion) for avatar, motion, _ in clips]
+    places = [(particle_places(avatar), avatar.particles.part) for avatar, _, _ in clips]
+    features = torch.stack([each for _, _, each in clips])
+    loudness = _activity(features)
+    history = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        space = LearntSpace(features.shape[-1], config)
+        moving = torch.cat([each.flatten(0, 1)[each.flatten(0, 1).abs().sum(1) > 1e-4] for each in rows])
+        space.scale.copy_(moving.square().mean(0).sqrt().clamp_min(1e-4))
+        optimiser = torch.optim.AdamW(space.parameters(), lr=config.rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.rate, total_steps=config.steps)
+        for _ in range(config.steps):
+            chosen = torch.randperm(len(clips))[: config.clips].tolist()
+            embedded, errors = [], []
+            for number in chosen:
+                place, part = places[number]
+                points = _drawn(rows[number], config.particles)
+                offset = rows[number][:, points] / space.scale
+                x = space.encoder(place[points], part[points], offset)
+                errors.append((space.decoder(x, place[points], part[points]) - offset).square().mean())
+                embedded.append(x)
+            noise = config.noise * features[chosen].std(dim=(0, 1)) * torch.randn_like(features[chosen])
+            spoken, moved = space.audio(features[chosen] + noise), space.motion_head(torch.stack(embedded))
+            similar = embedding_loss(spoken, moved, space.log_kappa.exp(), config.patch, loudness[chosen])
+            rebuilt = torch.stack(errors).mean()
+            optimiser.zero_grad()
+            (config.contrast * similar + config.rebuild * rebuilt).backward()
+            optimiser.step()
+            schedule.step()
+            history.append({"similar": float(similar.detach()), "rebuilt": float(rebuilt.detach())})
+    return space.eval().requires_grad_(False), history
+
+
+def _drawn(rows: Tensor, count: int) -> Tensor:
+    """Indices of `count` particles, three quarters of them by how much they move in the clip."""
+    moved = rows.square().sum((0, 2)).sqrt() + 1e-6
+    by_motion = torch.multinomial(moved, min(3 * count // 4, len(moved)))
+    return torch.cat([by_motion, torch.randint(0, len(moved), (count - len(by_motion),))])
+
+
+def _activity(features: Tensor) -> Tensor:
+    """How much each frame (C, T) counts in the contrast: those alike to their clip's median, which are silent, least."""
+    away = (features - features.median(dim=1, keepdim=True).values).norm(dim=-1)
+    return 0.25 + (away / away.mean()).clamp(max=1.5)

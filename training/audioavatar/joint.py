@@ -1,0 +1,207 @@
+"""Joint training: a generator's clean motion is decoded and rendered, and every term of the loss reaches it at once.
+
+L_simple + 0.05 L_vsd + L_traj + L1 + 0.2 (1 - SSIM) + L_arap + 0.5 L_iso + 0.1 L_loc + 0.01 L_spec, gradients through
+the window's frames; what each term pulls with is logged. Legend: T frames, N particles, C channels of motion.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audioavatar.config import JointConfig
+from audioavatar.distil.procedural_clips import to_teacher
+from audioavatar.distil.score import Distillation
+from audioavatar.distil.teacher import VideoTeacher
+from audioavatar.driven.generator import MotionTransformer, kept_signal
+from audioavatar.driven.refinement import Refiner
+from audioavatar.graph import Graph
+from audioavatar.regularisers import arap, isometry, locality, spectral, trajectory
+
+logger = logging.getLogger(__name__)
+
+TERMS = ("simple", "vsd", "traj", "l1", "ssim", "arap", "iso", "loc", "spec")
+
+
+class Subject(Protocol):
+    """Who is rendered: channels of motion to offsets of particles, and those to pictures and to places in them."""
+
+    rest: Tensor  # (N, D) canonical places
+    region: Tensor  # (N,)
+    graph: Graph
+    diagonal: float  # of the picture, px
+
+    def offsets(self, channels: Tensor) -> Any:
+        """(T, C) -> the motion as `shift`, `video` and `tracks` take it."""
+        ...
+
+    def shift(self, motion: Any) -> Tensor:
+        """Offsets (T, N, D) of the particles, px, without the head's motion."""
+        ...
+
+    def video(self, motion: Any) -> Tensor:
+        """Frames (T, H, W, 3) in 0..1."""
+        ...
+
+    def tracks(self, motion: Any) -> Tensor:
+        """Where particles are seen, (T, N, 2) px."""
+        ...
+
+
+@dataclass(frozen=True)
+class JointClip:
+    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should follow,
+    `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
+
+    features: Tensor
+    channels: Tensor
+    tracks: Tensor
+    frames: Tensor
+    image: Tensor
+    condition: Any = None
+
+
+def train_joint(
+    net: MotionTransformer,
+    subject: Subject,
+    clips: Sequence[JointClip],
+    teacher: VideoTeacher | None,
+    config: JointConfig = JointConfig(),
+    seed: int = 0,
+    refiner: Refiner | None = None,
+) -> list[dict[str, float]]:
+    """Train `net` in place on clips of one length; returns the loss of every term and, every `log_every` steps, the
+    norm of its weighted gradient in the channels of motion, by which terms compare.
+
+    Without a teacher, or with weight 0, there is no distillation. A refiner is applied before decoding and stays.
+    """
+    random = torch.Generator().manual_seed(seed)
+    distillation = Distillation(teacher, config.distil, seed) if teacher is not None and config.vsd else None
+    parts = [_parts(clip, teacher if distillation else None, config.window) for clip in clips]
+    weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
+    scale = dict.fromkeys(TERMS, 1.0)
+    optimiser = torch.optim.Adam(net.requires_grad_(True).parameters(), lr=config.rate)
+    history = []
+    for step in range(config.steps):
+        number = int(torch.randint(len(clips), (), generator=random))
+        part = parts[number][int(torch.randint(len(parts[number]), (), generator=random))]
+        simple, predicted = _predict(net, clips[number], config, random)
+        channels = predicted * net.deviation + net.mean
+        terms = _terms(subject, clips[number], part, _refined(refiner, channels, clips[number])[part.window])
+        video = terms.pop("video")
+        if distillation:
+            terms["vsd"] = distillation.loss(torch.cat([part.lead, to_teacher(video)], 2), part.condition, step / config.steps)
+        used = {name: weights[name] * term for name, term in terms.items() if weights[name]}
+        record = {"step": step, "simple": float(simple.detach())}
+        record |= {name: float(term.detach()) for name, term in terms.items()}
+        if step % config.log_every == 0:
+            norms = _norms({"simple": config.simple * simple, **used}, predicted)
+            scale |= {name: _limit(norm, norms.get("l1", 0.0), config.most) for name, norm in norms.items()}
+            record |= {f"pull_{name}": norm for name, norm in norms.items()}
+        optimiser.zero_grad()
+        loss = config.simple * simple
+        for name, term in used.items():
+            loss = loss + scale[name] * term
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        history.append(record)
+    net.requires_grad_(False)
+    logger.info("joint training, the last step: %s", {name: round(value, 5) for name, value in history[-1].items()})
+    return history
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Frames of a clip that are rendered together: what comes before them, (1, 3, L, H, W), and their condition."""
+
+    window: slice
+    lead: Tensor
+    condition: Any
+
+
+def _parts(clip: JointClip, teacher: VideoTeacher | None, size: int) -> list[_Part]:
+    """The whole windows of a clip."""
+    whole = to_teacher(torch.cat([clip.image[None], clip.frames]))
+    parts = []
+    for start in range(0, len(clip.frames) - size + 1, size):
+        lead, condition = 0, None
+        if teacher is not None:
+            lead, condition = teacher.part(clip.condition, start, start + size, whole)
+        before = whole[:, :, start + 1 - lead : start + 1]
+        parts.append(_Part(slice(start, start + size), before, condition))
+    return parts
+
+
+def _predict(
+    net: MotionTransformer, clip: JointClip, config: JointConfig, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """L_simple with its term of velocities, and the clean motion (T, C), standardised, predicted at a random tau."""
+    fitted = (clip.channels - net.mean) / net.deviation
+    encoded = net.encode(clip.features[None])
+    tau = torch.rand(1, generator=random)
+    first, noise = (torch.randn(fitted.shape, generator=random)[None] for _ in range(2))
+    clean = fitted[None]
+    if config.own_samples:
+        with torch.no_grad():
+            clean = net(first, encoded, torch.ones(1))
+    kept = kept_signal(tau)
+    predicted = net(kept.sqrt() * clean + (1 - kept).sqrt() * noise, encoded, tau)[0]
+    simple = (predicted - fitted).square().mean() + 0.5 * (predicted - fitted).diff(dim=0).square().mean()
+    return simple, predicted
+
+
+def _refined(refiner: Refiner | None, channels: Tensor, clip: JointClip) -> Tensor:
+    if refiner is None:
+        return channels
+    return refiner(channels[None], clip.features[None], torch.arange(len(channels)))[0]
+
+
+def _terms(subject: Subject, clip: JointClip, part: _Part, channels: Tensor) -> dict[str, Tensor]:
+    """Every term of the rendered window but that of the teacher, and its `video` (T, H, W, 3)."""
+    motion = subject.offsets(channels)
+    shift, video = subject.shift(motion), subject.video(motion)
+    target = clip.frames[part.window]
+    moved = subject.rest + shift
+    tracks, followed = subject.tracks(motion) / subject.diagonal, clip.tracks[part.window] / subject.diagonal
+    return {
+        "traj": trajectory(followed, tracks, reduction="mean"),
+        "l1": (video - target).abs().mean(),
+        "ssim": 1 - structural_similarity(video, target),
+        "arap": arap(moved, subject.rest, subject.graph),
+        "iso": isometry(moved, subject.graph),
+        "loc": locality(shift, subject.graph),
+        "spec": spectral(shift, subject.region),
+        "video": video,
+    }
+
+
+def _norms(terms: Mapping[str, Tensor], motion: Tensor) -> dict[str, float]:
+    """The norm of each term's gradient in the predicted motion."""
+    return {
+        name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()
+    }
+
+
+def _limit(norm: float, l1: float, most: float) -> float:
+    """What to multiply a term by, so that it pulls at most `most` times as hard as L1, where there is L1."""
+    return min(1.0, most * l1 / norm) if l1 and norm else 1.0
+
+
+def structural_similarity(first: Tensor, second: Tensor, side: int = 7) -> Tensor:
+    """Mean SSIM of frames (T, H, W, 3) in 0..1 in square windows, with a gradient."""
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, side, 1)
+
+    a, b = first.permute(0, 3, 1, 2), second.permute(0, 3, 1, 2)
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = mean(a * a) - mean_a.square(), mean(b * b) - mean_b.square()
+    both = mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    upper = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    return (upper / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))).mean()
