@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import pyarrow.parquet as pq
@@ -161,7 +162,11 @@ def test_what_is_left_is_that_of_an_undisturbed_run(
     assert products(run) == undisturbed
     units, seconds = begun(run), recorded(run)
     assert not set(units[before:]) & set(known)
-    again = sum((count - 1) * seconds[unit] for unit, count in Counter(units).items())
+    # What is begun again comes first on new workers, whose first units pay for imports: a lost one cost the stage's mean.
+    of_stage: dict[str, list[float]] = {}
+    for unit, spent in seconds.items():
+        of_stage.setdefault(unit.split()[0], []).append(spent)
+    again = sum((count - 1) * fmean(of_stage[unit.split()[0]]) for unit, count in Counter(units).items())
     print(
         f"{name}: {len(units)} units begun, {len(units) - len(set(units))} of them again, {again:.2f} CPU s of "
         f"{sum(seconds.values()):.1f} ({again / sum(seconds.values()):.2%})"
