@@ -162,7 +162,7 @@ def test_what_is_left_is_that_of_an_undisturbed_run(
     assert products(run) == undisturbed
     units, seconds = begun(run), recorded(run)
     assert not set(units[before:]) & set(known)
-    # What is begun again comes first on new workers, whose first units pay for imports: a lost one cost the stage's mean.
+    # What is begun again comes first on new workers, whose first units pay for imports; a lost one cost the mean.
     of_stage: dict[str, list[float]] = {}
     for unit, spent in seconds.items():
         of_stage.setdefault(unit.split()[0], []).append(spent)
