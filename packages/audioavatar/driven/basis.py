@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.motion import Motion
 from audioavatar.particles import Part
 
@@ -76,11 +76,13 @@ class BoundBasis:
     components: Tensor
     scale: Tensor
 
-    def motion(self, coefficient: Tensor, head: Tensor | None = None) -> Motion:
-        """Coefficients (T, K) in standard deviations, and the head's motion (T, 3) or none -> the avatar's."""
+    def motion(self, coefficient: Tensor, head: Tensor | None = None, gesture: Tensor | None = None) -> Motion:
+        """Coefficients (T, K) in standard deviations, the head's motion (T, 3) and gestures (T, G) or none -> the
+        avatar's."""
         values = self.mean + torch.einsum("tk,knd->tnd", coefficient * self.scale, self.components)
         head = values.new_zeros(len(values), 3) if head is None else head
-        return Motion(head, values[..., :2], values[..., 2:])
+        gesture = values.new_zeros(len(values), len(GESTURES)) if gesture is None else gesture
+        return Motion(head, values[..., :2], values[..., 2:], gesture)
 
 
 def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:

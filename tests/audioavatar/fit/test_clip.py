@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.config import FitConfig
 from audioavatar.fit.clip import ClipFit, fit_clip
 from audioavatar.fit.fields import FIELDS, mouth_fields
@@ -29,7 +29,7 @@ def talking(avatar: Avatar) -> Motion:
     opening = 3 * (1 - (6.28 * t).cos()) / 2
     fields = torch.stack([opening, opening, 0.8 * (5 * t).sin(), 0.3 * opening], dim=1)
     shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
-    return Motion(head, shift, torch.zeros_like(shift))
+    return Motion(head, shift, torch.zeros_like(shift), torch.zeros(FRAMES, len(GESTURES)))
 
 
 def filmed(avatar: Avatar, motion: Motion) -> Tensor:
