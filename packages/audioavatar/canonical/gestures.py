@@ -17,7 +17,8 @@ from audioavatar.particles import Part, Particles, join, round_particles
 
 UNLIKE_SKIN = 18.0  # distance in Lab from which a pixel is not skin
 _LIKE_SKIN = 14.0
-_BROW = (0.33, 0.10, 0.16)  # distances of the eyes: brows above the eyes; reach of their motion up, and down
+BROW = 1.22  # radii of an eye that brows lie above it
+_BROW_REACH = (0.10, 0.16)  # distances of the eyes: reach of their motion, up and down
 _SHOULDER, _ELBOW = (0.62, 0.42), (0.80, -0.10)  # widths and heights of the face: from its middle, below chin and hand
 _ELBOW_SHARE = 0.3  # of the hand's way that the elbow goes
 LID_DEPTH, EYE_DEPTH, LIMB_DEPTH = 0.3, 1.2, -3.0
@@ -129,8 +130,8 @@ def gesture_offsets(
     face = torch.isin(part, torch.tensor([int(Part.FACE_UPPER), int(Part.HAIR)]))
     lift = torch.zeros(len(particles))
     for ex, ey in parts.eyes:
-        above = float(ey) - _BROW[0] * apart - xy[:, 1]
-        reach = torch.where(above > 0, _BROW[1], _BROW[2]) * apart
+        above = float(ey) - BROW * parts.eye_radius - xy[:, 1]
+        reach = torch.where(above > 0, *_BROW_REACH) * apart
         lift = torch.maximum(lift, (-(above / reach).square() - ((xy[:, 0] - float(ex)) / (0.36 * apart)).pow(4)).exp())
     offsets[1, :, 1] = -lift * face
     hands = (Part.LEFT_HAND, Part.LEFT_ARM), (Part.RIGHT_HAND, Part.RIGHT_ARM)

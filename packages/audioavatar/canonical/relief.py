@@ -15,7 +15,7 @@ from torch import Tensor
 from audioavatar.avatar import Avatar, Mouth
 from audioavatar.camera import Camera, frontal_camera
 from audioavatar.canonical.face import FaceParts, face_parts
-from audioavatar.canonical.gestures import EYE_DEPTH, EYE_MARGIN, LIMB_DEPTH, UNLIKE_SKIN, Limb
+from audioavatar.canonical.gestures import BROW, EYE_DEPTH, EYE_MARGIN, LIMB_DEPTH, UNLIKE_SKIN, Limb
 from audioavatar.canonical.gestures import covered_body, eye_openings, eyelids, find_limbs, gesture_offsets
 from audioavatar.canonical.matte import Depth, Matte, filled_backdrop, grabcut_matte, inflated_depth
 from audioavatar.config import RasterConfig, ReliefConfig
@@ -126,12 +126,14 @@ def _surface(
 
 
 def _fine_area(shape: tuple[int, ...], parts: FaceParts) -> np.ndarray:
-    """Mask (H, W) of what moves most: mouth with a margin, and eyes."""
+    """Mask (H, W) of what moves most: mouth with a margin, eyes and brows."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) + 0.5
     half, (cx, cy) = parts.mouth_half_width, parts.mouth_centre
     area = ((x - cx) / (1.35 * half)) ** 2 + ((y - cy) / (0.95 * half)) ** 2 < 1
     for ex, ey in parts.eyes:
         area |= ((x - ex) / (1.35 * parts.eye_radius)) ** 2 + ((y - ey) / parts.eye_radius) ** 2 < 1
+        brow = ey - BROW * parts.eye_radius
+        area |= ((x - ex) / (1.1 * parts.eye_radius)) ** 2 + ((y - brow) / (0.6 * parts.eye_radius)) ** 2 < 1
     return area
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from audioavatar.avatar import Avatar, part_of
 from audioavatar.camera import Camera
 from audioavatar.config import FitConfig, RasterConfig
-from audioavatar.fit.fields import mouth_fields, stretch
+from audioavatar.fit.fields import field_slopes, mouth_fields, stretch
 from audioavatar.fit.tracks import Tracker, Tracks, flow_tracks
 from audioavatar.graph import Graph, laplacian, neighbour_graph
 from audioavatar.motion import Motion, head_shares, pose
@@ -111,7 +111,7 @@ def _fit_fields(
     avatar: Avatar, window: _Window, shares: Tensor, tracks: Tracks, config: FitConfig
 ) -> tuple[Motion, Tensor]:
     """Head, gestures and fields (T, 4) of the mouth by Adam on a blurred picture; the mouth begins a little open."""
-    frames, basis = len(window.target), mouth_fields(avatar)
+    frames, basis, slopes = len(window.target), mouth_fields(avatar), field_slopes(avatar)
     # Everything in px: a tilt by what it moves the top of the head, lids by what closes them.
     head_units = torch.tensor([1.0, 1.0, 1 / float(avatar.face[3] - avatar.face[1])])
     gesture_units = torch.tensor([_LIDS] + [1.0] * (len(avatar.gestures) - 1))
@@ -126,7 +126,7 @@ def _fit_fields(
 
     def motion() -> Motion:
         shift = torch.einsum("tf,fnd->tnd", fields, basis)
-        return Motion(head * head_units, shift, stretch(avatar, fields), gesture * gesture_units)
+        return Motion(head * head_units, shift, stretch(slopes, fields), gesture * gesture_units)
 
     for _ in range(config.field_steps):
         current = motion()

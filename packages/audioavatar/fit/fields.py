@@ -42,9 +42,8 @@ def mouth_fields(avatar: Avatar) -> Tensor:
     return mouth.to_world(local)
 
 
-def stretch(avatar: Avatar, fields: Tensor) -> Tensor:
-    """How much amounts (T, 4) of the fields pull particles apart, as growth (T, N, 2) of log scales that closes the
-    gaps: a stretch is followed, a squeeze is not."""
+def field_slopes(avatar: Avatar) -> Tensor:
+    """How the fields change with the place (4, N, 2, 2): of each offset in x and y, along x and y."""
     step, mean = 0.5, avatar.particles.mean
     slopes = []
     for axis in (0, 1):
@@ -55,6 +54,12 @@ def stretch(avatar: Avatar, fields: Tensor) -> Tensor:
             for sign in (1, -1)
         )
         slopes.append((ahead - behind) / (2 * step))
+    return torch.stack(slopes, dim=-1)
+
+
+def stretch(slopes: Tensor, fields: Tensor) -> Tensor:
+    """How much amounts (T, 4) of the fields pull particles apart, as growth (T, N, 2) of log scales that closes the
+    gaps: a stretch is followed, a squeeze is not."""
     # Rows of the gradient of the deformation: its lengths are what a round particle becomes.
-    gradient = torch.einsum("tf,fnda->tnda", fields, torch.stack(slopes, dim=-1)) + torch.eye(2)
+    gradient = torch.einsum("tf,fnda->tnda", fields, slopes) + torch.eye(2)
     return gradient.square().sum(-1).log().clamp(0, _LARGEST) / 2
