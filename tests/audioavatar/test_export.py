@@ -1,6 +1,7 @@
 """3DGS files: the header and numbers that viewers expect."""
 
 from dataclasses import replace
+
 import numpy as np
 import torch
 from safetensors.torch import load_file

@@ -93,7 +93,9 @@ def _along(points: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return tuple(np.take_along_axis(np.stack(each), nearest, axis=0)[0] for each in (distances, places))  # type: ignore[return-value]
 
 
-def lids(opening: np.ndarray, colour: np.ndarray, lash: np.ndarray, spacing: float, left: bool) -> tuple[Particles, Tensor]:
+def lids(
+    opening: np.ndarray, colour: np.ndarray, lash: np.ndarray, spacing: float, left: bool
+) -> tuple[Particles, Tensor]:
     """Folded lids of one eye with opening (4,): particles at rest in x and y (z is 0), and their way (N, 2) to where
     they meet, at half the eye's height."""
     cx, cy, half_w, half_h = (float(v) for v in opening)
@@ -186,5 +188,3 @@ def eyelids(
         groups.append(Particles(**{**vars(group), "mean": mean}))
         ways.append(way)
     return join(*groups), torch.cat(ways)
-
-

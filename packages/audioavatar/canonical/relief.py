@@ -15,8 +15,19 @@ from torch import Tensor
 from audioavatar.avatar import Avatar, Mouth
 from audioavatar.camera import Camera, frontal_camera
 from audioavatar.canonical.face import FaceParts, face_parts
-from audioavatar.canonical.gestures import BROW, EYE_DEPTH, EYE_MARGIN, LIMB_DEPTH, UNLIKE_SKIN, Limb
-from audioavatar.canonical.gestures import covered_body, eye_openings, eyelids, find_limbs, gesture_offsets
+from audioavatar.canonical.gestures import (
+    BROW,
+    EYE_DEPTH,
+    EYE_MARGIN,
+    LIMB_DEPTH,
+    UNLIKE_SKIN,
+    Limb,
+    covered_body,
+    eye_openings,
+    eyelids,
+    find_limbs,
+    gesture_offsets,
+)
 from audioavatar.canonical.matte import Depth, Matte, filled_backdrop, grabcut_matte, inflated_depth
 from audioavatar.config import RasterConfig, ReliefConfig
 from audioavatar.fit.fields import CAVITY_REACH

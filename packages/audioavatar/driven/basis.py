@@ -15,6 +15,8 @@ from audioavatar.particles import Part
 
 _REACH = (2.3, -1.5, 2.2)  # half widths of the mouth: to both sides, up, down
 _NEAREST = 4
+_SKIN = 100  # kinds of skin begin here
+_CHEEK = 0.2  # half widths of the face over which motion fades to its sides
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
     side, top, bottom = _REACH
     outside = (place[:, 0].abs() > side) | (place[:, 1] < top) | (place[:, 1] > bottom)
     weight[outside & (near[:, 0] > spacing / 2)] = 0
+    # The cheeks of a narrower face are its outline, which stays where it is when somebody speaks.
+    left, _, right, _ = (avatar.face - avatar.size[0] / 2).tolist()
+    beside = (2 * avatar.particles.mean[:, 0] - left - right).abs() / (right - left)
+    weight *= torch.where(kind >= _SKIN, ((1 - beside) / _CHEEK).clamp(0, 1), 1.0)[:, None]
 
     def carried(values: Tensor) -> Tensor:
         mixed = (values[..., index, :] * weight[..., None]).sum(-2)
@@ -115,4 +121,4 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
 def _kinds(part: Tensor, below: Tensor) -> Tensor:
     """Lips, teeth and the dark of the mouth by label, all skin alike, by side of the line."""
     inner = torch.isin(part, torch.tensor([Part.UPPER_LIP, Part.LOWER_LIP, Part.TEETH, Part.CAVITY]))
-    return torch.where(inner, part, 100 + below.long())
+    return torch.where(inner, part, _SKIN + below.long())

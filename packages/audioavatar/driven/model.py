@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from audioavatar.avatar import GESTURES, Avatar
+from audioavatar.avatar import Avatar
 from audioavatar.config import Driver, GeneratorConfig, TcnConfig
 from audioavatar.driven.basis import MouthBasis, bind, coefficients, principal_components
 from audioavatar.driven.generator import MotionTransformer, continue_motion, fit_generator, sample_motion
