@@ -48,8 +48,8 @@ def eye_openings(image: np.ndarray, unlike_skin: np.ndarray, parts: FaceParts) -
         row, column = int(ey.clip(0, len(image) - 1)), int(ex.clip(0, image.shape[1] - 1))
         seen = (pieces == pieces[row, column]) & near if pieces[row, column] else near
         rows, columns = np.nonzero(seen)
-        left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
-        found.append([(left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2])
+        x0, x1, y0, y1 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
+        found.append([(x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2])
     return np.array(found, np.float32)
 
 
@@ -94,10 +94,10 @@ def _along(points: np.ndarray, path: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def lids(
-    opening: np.ndarray, colour: np.ndarray, lash: np.ndarray, spacing: float, left: bool
+    opening: np.ndarray, colour: np.ndarray, lash: np.ndarray, spacing: float, side: int
 ) -> tuple[Particles, Tensor]:
-    """Folded lids of one eye with opening (4,): particles at rest in x and y (z is 0), and their way (N, 2) to where
-    they meet, at half the eye's height."""
+    """Folded lids of an eye with opening (4,), on the `side` 0, the left as seen, or 1: particles at rest in x and y (z
+    is 0), and their way (N, 2) to where they meet, at half the eye's height."""
     cx, cy, half_w, half_h = (float(v) for v in opening)
     reach_w, reach_h = half_w + _LID_MARGIN * spacing, half_h + _LID_MARGIN * spacing
     y, x = torch.meshgrid(
@@ -111,7 +111,7 @@ def lids(
     rest = torch.where(upper, -fold, fold)
     meeting = y.abs() <= 0.5 * spacing
     tint = torch.where(meeting[:, None], torch.from_numpy(lash), torch.from_numpy(colour))
-    parts = (Part.LEFT_UPPER_LID, Part.LEFT_LOWER_LID) if left else (Part.RIGHT_UPPER_LID, Part.RIGHT_LOWER_LID)
+    parts = (Part.LEFT_UPPER_LID, Part.LEFT_LOWER_LID) if side == 0 else (Part.RIGHT_UPPER_LID, Part.RIGHT_LOWER_LID)
     label = torch.where(upper, int(parts[0]), int(parts[1]))
     # What lies nearer to the edge of the lid lies deeper in its fold.
     depth = 0.02 * (1 - (y.abs() / reach_h)).clamp(0, 1)
@@ -170,7 +170,7 @@ def eyelids(
 ) -> tuple[Particles, Tensor]:
     """Both eyes' folded lids in the world, behind the skin of relief `depth` (H, W), and their way (N, 2)."""
     groups, ways = [], []
-    for opening, left in zip(openings, (True, False), strict=True):
+    for side, opening in enumerate(openings):
         cx, cy, half_w, half_h = (float(v) for v in opening)
         window = image[max(0, int(cy - half_h)) : int(cy + half_h) + 1, max(0, int(cx - half_w)) : int(cx + half_w) + 1]
         # Skin from below the eye, where no brow is.
@@ -179,7 +179,7 @@ def eyelids(
         pixels = window.reshape(-1, 3)
         dark = pixels[pixels.sum(1).argsort()[: max(1, len(pixels) // 8)]].mean(0) / 255
         lash = 0.5 * dark + 0.5 * skin
-        group, way = lids(opening, skin.astype(np.float32), lash.astype(np.float32), spacing, left)
+        group, way = lids(opening, skin.astype(np.float32), lash.astype(np.float32), spacing, side)
         places = torch.stack([group.mean[:, :2], group.mean[:, :2] + way]).numpy().astype(int)
         columns, rows = (places[..., axis].clip(0, depth.shape[1 - axis] - 1) for axis in (0, 1))
         # Behind the skin both where the lids are folded and where they meet.

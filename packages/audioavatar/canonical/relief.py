@@ -126,8 +126,8 @@ def _surface(
     seen = np.zeros(len(x), bool)
     for cx, cy, half_w, half_h in openings:
         seen |= ((x - cx) / (half_w + EYE_MARGIN)) ** 2 + ((y - cy) / (half_h + EYE_MARGIN)) ** 2 < 1
-    limb = (part >= Part.LEFT_ARM) & (part <= Part.RIGHT_HAND)
-    layer = torch.from_numpy(np.where(seen, EYE_DEPTH, 0.0).astype(np.float32)) + LIMB_DEPTH * limb
+    before = (part >= Part.LEFT_ARM) & (part <= Part.RIGHT_HAND)
+    layer = torch.from_numpy(np.where(seen, EYE_DEPTH, 0.0).astype(np.float32)) + LIMB_DEPTH * before
     mean = camera.back_project(torch.from_numpy(np.stack([x, y], axis=1)), torch.from_numpy(sample(z)) + layer)
     round_ones = round_particles(mean, 1.0, colour, part, config.opacity)
     deviation = torch.from_numpy(spacing) * config.deviation

@@ -107,8 +107,8 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
     outside = (place[:, 0].abs() > side) | (place[:, 1] < top) | (place[:, 1] > bottom)
     weight[outside & (near[:, 0] > spacing / 2)] = 0
     # The cheeks of a narrower face are its outline, which stays where it is when somebody speaks.
-    left, _, right, _ = (avatar.face - avatar.size[0] / 2).tolist()
-    beside = (2 * avatar.particles.mean[:, 0] - left - right).abs() / (right - left)
+    x0, _, x1, _ = (avatar.face - avatar.size[0] / 2).tolist()
+    beside = (2 * avatar.particles.mean[:, 0] - x0 - x1).abs() / (x1 - x0)
     weight *= torch.where(kind >= _SKIN, ((1 - beside) / _CHEEK).clamp(0, 1), 1.0)[:, None]
 
     def carried(values: Tensor) -> Tensor:

@@ -159,8 +159,8 @@ def _begin(avatar: Avatar, tracks: Tracks, shares: Tensor, frames: int) -> tuple
             near = tracks.visible[t]
             design = columns[:, near].flatten(1).T
             ridge = 0.1 * torch.eye(size)
-            wanted = (tracks.position[t, near] - rest[near]).flatten()
-            found[t] = torch.linalg.solve(design.T @ design + ridge, design.T @ wanted)
+            offset = (tracks.position[t, near] - rest[near]).flatten()
+            found[t] = torch.linalg.solve(design.T @ design + ridge, design.T @ offset)
         found[:, 2] *= 0.01
     return found[:, :3], found[:, 3:]
 

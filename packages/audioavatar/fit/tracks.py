@@ -58,15 +58,15 @@ class ExactTracker:
 def flow_tracks(avatar: Avatar, frames: Tensor) -> Tracks:
     """Tracks by optical flow (Farneback 2003) from frame to frame, begun in the avatar's own picture.
 
-    A track is lost for good where the flow there and back misses its beginning by more than `ROUND_TRIP` px.
+    A track ends where the flow there and back misses its beginning by more than `ROUND_TRIP` px.
     """
     index = _tracked(avatar, EVERY)
     point, _ = avatar.camera.project(avatar.particles.mean[index])
     with torch.no_grad():
         own = render(avatar.particles, avatar.camera, RasterConfig(backend="torch"), avatar.backdrop)[0]
-    pictures = [_grey((own.clamp(0, 1) * 255).numpy()), *(_grey(frame) for frame in frames.numpy())]
+    images = [_grey((own.clamp(0, 1) * 255).numpy()), *(_grey(frame) for frame in frames.numpy())]
     place, alive, positions, visible = point.numpy(), np.ones(len(index), bool), [], []
-    for before, after in zip(pictures[:-1], pictures[1:], strict=True):
+    for before, after in zip(images[:-1], images[1:], strict=True):
         moved = place + _sampled(_flow(before, after), place)
         returned = moved + _sampled(_flow(after, before), moved)
         alive = alive & (np.linalg.norm(returned - place, axis=1) < ROUND_TRIP)

@@ -17,8 +17,8 @@ from common.errors import InputError
 
 FRAMES = 4
 PHOTOMETRIC = replace(
-    FitConfig(), arap=0, locality=0, smooth=0, growth=0, hinge=0, field_steps=0, start_open=0,
-    particle_stages=((12, 1.0, 0.0, 0.25, 0.04), (18, 0.0, 0.0, 0.12, 0.03)),
+    FitConfig(), arap=0, locality=0, smooth=0, growth=0, hinge=0, trajectory=0, isometry=0, spectral=0, field_steps=0,
+    start_open=0, particle_stages=((12, 1.0, 0.0, 0.25, 0.04), (18, 0.0, 0.0, 0.12, 0.03)),
 )  # fmt: skip
 
 
