@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def fit_clips(avatar: Avatar, folder: Path, clips: Sequence[Path], out: Path, co
             result = fit_clip(avatar, read_clip(clip).frames, config)
             about = {"made_of": key, "psnr": round(result.psnr, 2), "arap": round(result.arap, 4)}
             logger.info("fit of %s: %.1f dB, distortion %.3f px^2", clip.stem, result.psnr, result.arap)
-            tensors = {"head": result.motion.head, "shift": result.motion.shift, "growth": result.motion.growth}
+            tensors = vars(result.motion)
             with atomic_write(path) as temporary:
                 save_file(
                     {name: value.contiguous() for name, value in tensors.items()},
@@ -61,7 +61,7 @@ def _about(path: Path) -> dict[str, Any]:
 def read_motion(path: Path) -> Motion:
     """A motion that `fit_clips` wrote."""
     with safe_open(path, "pt") as file:
-        return Motion(*(file.get_tensor(name) for name in ("head", "shift", "growth")))
+        return Motion(**{field.name: file.get_tensor(field.name) for field in fields(Motion)})
 
 
 def train_motion(
@@ -79,6 +79,6 @@ def train_motion(
         wave = read_clip(clip).wave.numpy()
         pairs.append((read_motion(fit), audio_features(wave, "wav2vec2", encoder)))
     frames = min(min(len(motion), len(features)) for motion, features in pairs)
-    cut = [(Motion(m.head[:frames], m.shift[:frames], m.growth[:frames]), features[:frames]) for m, features in pairs]
+    cut = [(Motion(*(each[:frames] for each in vars(m).values())), features[:frames]) for m, features in pairs]
     with torch.random.fork_rng(devices=[]):
         return fit_motion_model(avatar, cut, "wav2vec2", driver, seed, generator=generator)
