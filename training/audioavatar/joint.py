@@ -33,8 +33,8 @@ TERMS = ("simple", "vsd", "traj", "l1", "ssim", "arap", "iso", "loc", "spec")
 
 @dataclass(frozen=True)
 class JointClip:
-    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should follow,
-    `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
+    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should
+    follow, `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
 
     features: Tensor
     channels: Tensor
@@ -212,9 +212,7 @@ def _terms(subject: Subject, clip: JointClip, part: _Part, channels: Tensor) -> 
 
 def _norms(terms: Mapping[str, Tensor], motion: Tensor) -> dict[str, float]:
     """The norm of each term's gradient in the predicted motion."""
-    return {
-        name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()
-    }
+    return {name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()}
 
 
 def _limit(norm: float, l1: float, most: float) -> float:

@@ -14,7 +14,6 @@ from common.runs import atomic_write
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a note, one key of metadata: safetensors writes several in any order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         values = {name: value.detach().contiguous() for name, value in tensors.items()}
         save_file(values, temporary, {"about": json.dumps(note, sort_keys=True)})

@@ -56,9 +56,7 @@ class AvatarSubject:
 
     def video(self, motion: Motion) -> Tensor:
         """As of Subject, from the picture's own view."""
-        return render(
-            pose(self.avatar, motion, self.shares), self.avatar.camera, self.raster, self.avatar.backdrop
-        )
+        return render(pose(self.avatar, motion, self.shares), self.avatar.camera, self.raster, self.avatar.backdrop)
 
     def tracks(self, motion: Motion) -> Tensor:
         """As of Subject."""

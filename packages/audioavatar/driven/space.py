@@ -131,6 +131,6 @@ def fit_space(
 
 
 def _activity(features: Tensor) -> Tensor:
-    """How much each frame (C, T) counts in the contrast: those alike to their clip's median, which are silent, least."""
+    """How much each frame (C, T) counts in the contrast: those like their clip's median, which are silent, least."""
     away = (features - features.median(dim=1, keepdim=True).values).norm(dim=-1)
     return 0.25 + (away / away.mean()).clamp(max=1.5)

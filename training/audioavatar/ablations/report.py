@@ -29,7 +29,6 @@ METRICS = {
 def write_report(rows: Path, results: Path) -> None:
     """Read every `rows`/*.json there is -> `results`: table.parquet, table.md, plots/rows.png."""
     found = sorted((json.loads(file.read_text("utf-8")) for file in rows.glob("*.json")), key=lambda row: row["seed"])
-    results.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(
         [
             {"row": row["row"], "seed": row["seed"], "metric": name, "value": float(row[name])}
@@ -70,6 +69,5 @@ def _plot(found: list[dict[str, float]], names: list[str], path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.set_title(METRICS[metric], fontsize=9)
     figure.axes[0].invert_yaxis()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

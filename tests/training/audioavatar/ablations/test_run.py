@@ -1,4 +1,4 @@
-"""Ablations at the smallest sizes: every row and its scores, what rows share is made once, the report of what there is."""
+"""Ablations at the smallest sizes: every row is scored, what rows share is made once, what there is gets reported."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from audioavatar.config import (
     RefinementConfig,
 )
 from miniature.world.clips import HELD_OUT_SEED
-from training.audioavatar.ablate import ROWS, AblationConfig, run_ablations
+from training.audioavatar.ablations.run import ROWS, run_ablations
+from training.audioavatar.ablations.world import AblationConfig
 
 TINY = AblationConfig(
     people=(HELD_OUT_SEED, HELD_OUT_SEED + 7),
@@ -39,7 +40,9 @@ def test_every_row_is_scored_and_what_they_share_is_made_once(tmp_path: Path) ->
     assert (tmp_path / "results" / "plots" / "rows.png").stat().st_size > 1000
     parts = [file.name for file in (tmp_path / "out" / "parts").iterdir()]
     # Of eight rows: embeddings whole, without patches, of one person; generators of these and of the components.
-    assert sum(name.startswith("embed") for name in parts) == 3 and sum(name.startswith("motion") for name in parts) == 4
+    assert (
+        sum(name.startswith("embed") for name in parts) == 3 and sum(name.startswith("motion") for name in parts) == 4
+    )
     assert sum(name.startswith("joint") for name in parts) == len(ROWS)
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.is_file()}
     run_ablations(tmp_path / "out", None, TINY, 1)
