@@ -14,10 +14,11 @@ QUICK = EmbeddingConfig(embedding=8, width=32, audio_width=16, steps=60, clips=3
 
 
 def spoken(avatar: Avatar, seed: int, frames: int = 16) -> tuple[Avatar, Motion, torch.Tensor]:
-    """Motion of a mouth by four fields, each of which one of the features says."""
+    """Motion of a mouth that opens as the first of four features says."""
     raw = torch.rand(frames + 2, 4, generator=torch.Generator().manual_seed(seed))
-    features = raw.unfold(0, 3, 1).mean(-1) * 2
-    shift = torch.einsum("tf,fnd->tnd", 2 * features - 1, mouth_fields(avatar))
+    features = raw.unfold(0, 3, 1).mean(-1) * 4 - 2
+    opening = torch.tensor([1.0, 1.0, 0.0, 0.0]) * features[:, :1]
+    shift = torch.einsum("tf,fnd->tnd", opening, mouth_fields(avatar))
     return avatar, Motion(torch.zeros(frames, 3), shift, torch.zeros_like(shift)), features
 
 

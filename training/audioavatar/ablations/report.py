@@ -27,14 +27,17 @@ METRICS = {
 
 
 def write_report(rows: Path, results: Path) -> None:
-    """Read every `rows`/*.json there is -> `results`: table.parquet, table.md, plots/rows.png."""
+    """Read every `rows`/*.json there is -> `results`: table.parquet, table.md, plots/rows.png.
+
+    A score that a row does not have, such as the retrieval of one without embedding, is null there and left out here.
+    """
     found = sorted((json.loads(file.read_text("utf-8")) for file in rows.glob("*.json")), key=lambda row: row["seed"])
     table = pa.Table.from_pylist(
         [
             {"row": row["row"], "seed": row["seed"], "metric": name, "value": float(row[name])}
             for row in found
             for name in sorted(row)
-            if isinstance(row[name], int | float) and name != "seed" and np.isfinite(row[name])
+            if isinstance(row[name], int | float) and name != "seed"
         ]
     )
     with atomic_write(results / "table.parquet") as temporary:
@@ -43,7 +46,7 @@ def write_report(rows: Path, results: Path) -> None:
     lines = [f"| row | seeds | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 2) + "|"]
     for name in names:
         own = [row for row in found if row["row"] == name]
-        cells = [_cell([row[metric] for row in own if np.isfinite(row[metric])]) for metric in METRICS]
+        cells = [_cell([row[metric] for row in own if row[metric] is not None]) for metric in METRICS]
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     with atomic_write(results / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
