@@ -4,7 +4,7 @@ Legend: T frames, N particles of an avatar, P particles drawn for a step, E widt
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from audioavatar.config import EmbeddingConfig
 from audioavatar.driven.decoder import ParticleDecoder
 from audioavatar.driven.embedding import KAPPA, embedding_loss
 from audioavatar.driven.encoder import AudioEmbedding, ParticleEncoder
-from audioavatar.motion import Motion
+from audioavatar.motion import Motion, still
 
 _REACH = (0.6, -0.4, 0.6)  # of the mouth in places: to both sides, up, down
 _OFFSETS = 4  # shift along and across the mouth in quarters of the face's width, growth in x and y
@@ -66,8 +66,9 @@ class BoundSpace:
         moves with respect to the head."""
         moved = self.space.decoder(embedded, self.place, self.part) * self.space.scale
         rows = moved.new_zeros(len(moved), len(self.near), _OFFSETS).index_copy(1, self.near.nonzero()[:, 0], moved)
-        head = rows.new_zeros(len(rows), 3) if head is None else head
-        return Motion(head, self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit, rows[..., 2:])
+        rest = still(self.avatar, len(rows))
+        shift = self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit
+        return replace(rest, head=rest.head if head is None else head, shift=shift, growth=rows[..., 2:])
 
 
 def particle_places(avatar: Avatar) -> Tensor:

@@ -1,5 +1,7 @@
 """The learnt space of motion: it comes back, it is told by its audio, it carries over to who was never fitted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from audioavatar.config import EmbeddingConfig
 from audioavatar.driven.embedding import retrieval
 from audioavatar.driven.space import LearntSpace, fit_space
 from audioavatar.fit.fields import mouth_fields
-from audioavatar.motion import Motion, lip_gap
+from audioavatar.motion import Motion, lip_gap, still
 
 QUICK = EmbeddingConfig(embedding=8, width=32, audio_width=16, steps=60, clips=3, particles=64, rate=1e-2, noise=0.0)
 
@@ -19,7 +21,7 @@ def spoken(avatar: Avatar, seed: int, frames: int = 16) -> tuple[Avatar, Motion,
     features = raw.unfold(0, 3, 1).mean(-1) * 4 - 2
     opening = torch.tensor([1.0, 1.0, 0.0, 0.0]) * features[:, :1]
     shift = torch.einsum("tf,fnd->tnd", opening, mouth_fields(avatar))
-    return avatar, Motion(torch.zeros(frames, 3), shift, torch.zeros_like(shift)), features
+    return avatar, replace(still(avatar, frames), shift=shift), features
 
 
 @pytest.fixture(scope="module")
