@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar, Mouth
+from audioavatar.avatar import GESTURES, Avatar, Mouth
 from audioavatar.camera import Camera, frontal_camera
 from audioavatar.config import Backend, RasterConfig, SayConfig
 from audioavatar.graph import neighbour_graph
@@ -102,7 +102,8 @@ def say(bench: Bench) -> Iterator[Value]:
     side, count, seconds = (128, 2000, 4) if full else (32, 200, 1)
     particles = _cloud(count, 64)
     mouth = Mouth(torch.tensor([0.0, 12.0]), 8.0, 0.0, torch.tensor([[-8.0, 12.0], [8.0, 12.0]]))
-    avatar = Avatar(particles, torch.zeros(64, 64, 3), mouth, torch.tensor([16.0, 8.0, 48.0, 52.0]), "drill")
+    gestures = torch.zeros(len(GESTURES), len(particles), 2)
+    avatar = Avatar(particles, torch.zeros(64, 64, 3), mouth, torch.tensor([16.0, 8.0, 48.0, 52.0]), gestures, "drill")
     encoder = load_audio_encoder(model_paths()["audio_encoder"])
     speaker = AudioAvatar(avatar, load_motion_model(SHIPPED_MOTION), encoder)
     voice = 0.1 * np.random.default_rng(SEED).standard_normal(seconds * AUDIO_RATE).astype(np.float32)
