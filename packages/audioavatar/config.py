@@ -133,7 +133,7 @@ class EmbeddingConfig:
     rate: float = 4e-3
     weight_decay: float = 0.01
     noise: float = 0.1
-    contrast: float = 0.05
+    contrast: float = 0.3
     patch: float = 1.0
     rebuild: float = 1.0
 
