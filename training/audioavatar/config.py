@@ -8,6 +8,7 @@ from common.errors import InputError
 from common.ranges import Count, Positive
 from omniavatar.config import GENERATION_ROLES, GenerateConfig
 
+LOG = "train-avatar.jsonl"  # in the logs of a run: a line per unit
 TEACHER_ROLES = (*GENERATION_ROLES, "face_detector")
 SCORE_ROLES = ("audio_encoder", "face_detector", "sync_scorer", *GENERATION_ROLES)
 

@@ -5,59 +5,62 @@ all, with what it was made of inside: a killed stage goes on where it was, and m
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from audioavatar.avatar import FILE, Avatar, load_avatar
-from audioavatar.config import FitConfig
+from audioavatar.avatar import FILE, load_avatar
 from audioavatar.driven.basis import carry
 from audioavatar.driven.features import audio_features
-from audioavatar.driven.model import MotionModel, fit_motion_model
+from audioavatar.driven.model import fit_motion_model
 from audioavatar.fit.clip import fit_clip
 from audioavatar.motion import Motion
 from audioavatar.say import build
 from common.executors.status import StageHeartbeat
 from common.hashes import HASHES, remembered_hash
+from common.ledger.store import State
 from common.progress import MetricLog, progress
 from common.runs import RunFolder, atomic_write, fingerprint, plain, read_json, sha256_file, write_json
 from omniavatar.encoders.audio import load_audio_encoder
-from training.audioavatar.config import AvatarTrainConfig
-from training.audioavatar.people import find_person, people_names, training_voices, voice_wave
-from training.audioavatar.teach import TEACHERS, VideoTeacher, read_clip, save_clip, teacher_clip_key
+from training.audioavatar.config import LOG, AvatarTrainConfig
+from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
+from training.audioavatar.teach import TEACHERS, Animator, clip_key, read_about, read_clip, save_clip, save_made
 
 logger = logging.getLogger(__name__)
 AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
-LOG = "train-avatar.jsonl"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One clip of training: who says what, by which teacher, with which seed."""
+    """One clip: who says what, by which teacher."""
 
     person: str
-    voice: Any
+    voice: Voice
     teacher: str
 
     @property
     def file(self) -> Path:
-        """Where its clip lies below `teacher/` and its fit below `fits/`."""
+        """Where its clip and its fit lie in the folders of those."""
         return Path(self.person) / f"{self.voice.name}.safetensors"
+
+
+def training_people(config: AvatarTrainConfig) -> list[str]:
+    """Names of those trained on."""
+    return people_names(config.people, config.score.people)[: config.people.train]
 
 
 def training_units(config: AvatarTrainConfig) -> list[Unit]:
     """Every clip of training, person by person. Raises InputError."""
-    people = people_names(config.people, config.score.people)[: config.people.train]
+    people = training_people(config)
     voices = training_voices(config.voices, len(people), config.score.voices)
     names = list(config.teachers)
     return [
@@ -66,42 +69,40 @@ def training_units(config: AvatarTrainConfig) -> list[Unit]:
     ]
 
 
-def each_unit(run: RunFolder, stage: str, settings: Any, units: Sequence[Any], work: Callable[[Any], dict[str, Any] | None]) -> None:
-    """Do the work of every unit, with a bar, a status for `omniavatar status` and a line in the log for each one that
-    was not there: `work` returns its figures, or None for one that is."""
-    counts: dict[Any, int] = {"kept": 0}
-    key = fingerprint(plain(settings))[:16]
+def each_unit(
+    run: RunFolder, stage: str, settings: Any, units: Sequence[T], work: Callable[[T], dict[str, Any] | None]
+) -> None:
+    """Do the work of every unit, with a bar, a status for `omniavatar status`, and a line in the log for each that was
+    not there: `work` returns its figures, or None for a unit that is."""
+    counts: dict[State, int] = {"kept": 0}
+    key, log = fingerprint(plain(settings))[:16], MetricLog(run.logs / LOG)
     with StageHeartbeat(run.ledger, stage, key, len(units), counts) as status, progress(len(units), stage) as bar:
-        log = MetricLog(run.logs / LOG)
         for number, unit in enumerate(units):
             started, cpu = time.monotonic(), time.process_time()
             figures = work(unit)
             if figures is not None:
                 spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
-                log.write(stage=stage, step=number, **figures, **{k: round(v, 3) for k, v in spent.items()})
+                log.write(stage=stage, step=number, **figures, **{name: round(of, 3) for name, of in spent.items()})
             counts["kept"] += 1
             status.beat()
             bar.update()
 
 
 def teach(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
-    """Avatars of the people of training and a teacher's clip of every unit -> the folder of the clips."""
-    units = training_units(config)
-    people = list(dict.fromkeys(unit.person for unit in units))
-    make_avatars(config, run, models, people)
-    teachers: dict[str, VideoTeacher] = {}
-    make_clips(config, run, models, units, run.root / CLIPS, teachers)
-    return Path(run.root) / CLIPS
+    """Avatars of the people of training, and a teacher's clip of every unit -> `teacher/`."""
+    make_avatars(config, run, models, training_people(config))
+    return make_clips(config, run, models, training_units(config), Path(run.root) / CLIPS)
 
 
 def make_avatars(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path], people: Sequence[str]) -> None:
-    """`avatars/<person>/`: the portrait, the avatar, and last `person.json` with what it was made of."""
+    """`avatars/<person>/`: the portrait, the avatar, and last `person.json` with what they were made of."""
+    detector = _hash(run, models["face_detector"])
 
     def make(name: str) -> dict[str, Any] | None:
         folder = Path(run.root) / AVATARS / name
         person = find_person(name, config.people, config.seed, models)
-        key = fingerprint([hashlib.sha256(person.picture.tobytes()).hexdigest(), person.prompt, plain(config.relief), _hash(run, models["face_detector"])])
-        about = folder / "person.json"
+        picture = hashlib.sha256(person.picture.tobytes()).hexdigest()
+        key, about = fingerprint([picture, person.prompt, plain(config.relief), detector]), folder / "person.json"
         if about.exists() and read_json(about).get("made_of") == key and (folder / FILE).exists():
             return None
         avatar = build(person.picture, models["face_detector"], config.relief)
@@ -121,24 +122,75 @@ def make_clips(
     units: Sequence[Unit],
     out: Path,
     stage: str = "teach",
-) -> None:
-    """A teacher's clip of every unit in `out`; a teacher is loaded when the first clip of it is not there."""
-    teachers: dict[str, VideoTeacher] = {}
+) -> Path:
+    """A teacher's clip of every unit in `out`; a teacher is loaded when the first clip of it is to be made."""
+    loaded: dict[str, Animator] = {}
     weights = {role: _hash(run, path) for role, path in sorted(models.items())}
 
     def make(unit: Unit) -> dict[str, Any] | None:
-        path, person = out / unit.file, Path(run.root) / AVATARS / unit.person
-        picture = np.asarray(Image.open(person / "portrait.png"))
-        prompt, wave = read_json(person / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
-        settings = config.teachers[unit.teacher]
-        key = teacher_clip_key([unit.teacher, plain(settings), weights, prompt, unit.voice.number], picture, wave)
-        if is_made_of(path, key):
+        folder, settings = Path(run.root) / AVATARS / unit.person, config.teachers[unit.teacher]
+        picture = np.asarray(Image.open(folder / "portrait.png"))
+        prompt, wave = read_json(folder / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
+        seed = unit.voice.number + config.seed
+        key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], picture, wave)
+        if read_about(out / unit.file).get("made_of") == key:
             return None
-        if unit.teacher not in teachers:
-            teachers[unit.teacher] = TEACHERS[unit.teacher](models, settings)
-        frames = teachers[unit.teacher].generate(picture, wave, prompt, unit.voice.number)
-        about = {"made_of": key, "teacher": teachers[unit.teacher].settings(), "prompt": prompt, "seed": unit.voice.number}
-        save_clip(path, frames, wave, about)
+        if unit.teacher not in loaded:
+            loaded[unit.teacher] = TEACHERS[unit.teacher](models, settings)
+        frames = loaded[unit.teacher].generate(picture, wave, prompt, seed)
+        about = {"made_of": key, "settings": loaded[unit.teacher].settings(), "prompt": prompt, "seed": seed}
+        save_clip(out / unit.file, frames, wave, about)
         return {"person": unit.person, "voice": unit.voice.name}
 
     each_unit(run, stage, config.teachers, units, make)
+    return out
+
+
+def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
+    """Every clip of training fitted by its person's avatar -> `fits/`. A fit has no randomness."""
+    root = Path(run.root)
+
+    def make(unit: Unit) -> dict[str, Any] | None:
+        folder, clip, path = root / AVATARS / unit.person, root / CLIPS / unit.file, root / FITS / unit.file
+        key = fingerprint([sha256_file(folder / FILE), sha256_file(clip), plain(config.fit)])
+        if read_about(path).get("made_of") == key:
+            return None
+        result = fit_clip(load_avatar(folder), read_clip(clip).frames, config.fit)
+        figures = {"psnr": round(result.psnr, 2), "arap": round(result.arap, 4)}
+        save_made(path, dict(vars(result.motion)), {"made_of": key, **figures})
+        return {"person": unit.person, "voice": unit.voice.name, **figures}
+
+    each_unit(run, "fit", config.fit, training_units(config), make)
+    return root / FITS
+
+
+def read_motion(path: Path) -> Motion:
+    """A motion that `fit` wrote."""
+    with safe_open(path, "pt") as file:
+        return Motion(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def motion(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
+    """What drives any avatar from wav2vec2 states, of the fits of everybody, each carried over to the first person ->
+    `motion.safetensors`."""
+    started, cpu = time.monotonic(), time.process_time()
+    root, encoder = Path(run.root), load_audio_encoder(models["audio_encoder"])
+    avatars = {name: load_avatar(root / AVATARS / name) for name in training_people(config)}
+    first = next(iter(avatars.values()))
+    pairs = []
+    for unit in progress(training_units(config), "motion: read fits"):
+        features = audio_features(read_clip(root / CLIPS / unit.file).wave.numpy(), "wav2vec2", encoder)
+        pairs.append((carry(read_motion(root / FITS / unit.file), avatars[unit.person], first), features))
+    frames = min(min(len(motion), len(features)) for motion, features in pairs)
+    cut = [(Motion(*(track[:frames] for track in vars(m).values())), features[:frames]) for m, features in pairs]
+    with torch.random.fork_rng(devices=[]):
+        model = fit_motion_model(first, cut, "wav2vec2", config.driver, config.seed, generator=config.generator)
+    model.save(root / MOTION)
+    spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    figures = {"clips": len(cut), "kept_variance": round(model.basis.kept, 4)}
+    MetricLog(run.logs / LOG).write(stage="motion", step=0, **figures, **{k: round(v, 3) for k, v in spent.items()})
+    return root / MOTION
+
+
+def _hash(run: RunFolder, path: Path) -> str:
+    return remembered_hash(path, run.cache / HASHES)

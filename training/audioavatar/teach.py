@@ -1,8 +1,12 @@
-"""Teacher videos: the first system animates one picture with many voices; each clip is kept with seed and settings."""
+"""Teacher videos: a first system animates one picture with a voice; each clip is kept with seed and settings.
 
+`TEACHERS` are those that a recipe may name.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from audioavatar.config import TeacherConfig
-from common.runs import atomic_write
-from omniavatar.pipeline import OmniAvatarPipeline
+from common.constants import SAMPLES_PER_FRAME
+from common.runs import atomic_write, fingerprint
+from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class TeacherClip:
     wave: torch.Tensor
 
 
-class VideoTeacher(Protocol):
+class Animator(Protocol):
     """Anything that animates a picture with a voice."""
 
     def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
@@ -36,63 +41,40 @@ class VideoTeacher(Protocol):
         ...
 
 
-class OmniAvatarTeacher:
-    """Our own first system, through its public pipeline."""
-
-    def __init__(self, pipeline: OmniAvatarPipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(cls, weights: dict[str, Path], config: TeacherConfig = TeacherConfig()) -> "OmniAvatarTeacher":
-        """Load the roles of generation; raises what `OmniAvatarPipeline.from_pretrained` raises."""
-        settings: dict[str, Any] = {
-            "longest_side": config.longest_side, "chunk_frames": config.chunk_frames, "shift": config.shift,
-            "steps": config.steps, "text_guidance": config.text_guidance, "audio_guidance": config.audio_guidance,
-        }  # fmt: skip
-        return cls(OmniAvatarPipeline.from_pretrained(weights, **settings))
-
-    def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
-        """As of VideoTeacher."""
-        return self.pipeline(image, audio, prompt, seed=seed).frames
-
-    def settings(self) -> dict[str, object]:
-        """As of VideoTeacher."""
-        return {"teacher": "omniavatar", **asdict(self.pipeline.config)}
+TEACHERS: dict[str, Callable[[Mapping[str, Path], TeacherConfig], Animator]] = {
+    "omniavatar": OmniAvatarTeacher.from_pretrained,
+}
+"""Name -> what loads the teacher from the paths of the roles."""
 
 
-def teach(
-    teacher: VideoTeacher,
-    image: np.ndarray,
-    voices: Iterable[tuple[str, np.ndarray, int]],
-    prompt: str,
-    folder: Path,
-) -> list[Path]:
-    """A clip of the picture for each voice (name, mono 16 kHz audio, seed) -> `folder`/<name>.safetensors.
-
-    Clips that are there from the same teacher, settings and seed stay: a killed run goes on where it was.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, audio, seed in voices:
-        path = folder / f"{name}.safetensors"
-        about = json.dumps(
-            {"settings": teacher.settings(), "prompt": prompt, "seed": seed}, sort_keys=True, default=str
-        )
-        if not path.is_file() or _about(path) != about:
-            frames = teacher.generate(image, audio, prompt, seed)
-            tensors = {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(audio[: 640 * len(frames)])}
-            with atomic_write(path) as temporary:
-                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
-        paths.append(path)
-    return paths
+def clip_key(made_by: Any, image: np.ndarray, audio: np.ndarray) -> str:
+    """What a clip is made of: `made_by` (teacher, settings, weights, prompt, seed), picture and voice."""
+    return fingerprint([made_by, *(hashlib.sha256(array.tobytes()).hexdigest() for array in (image, audio))])
 
 
-def _about(path: Path) -> str:
+def save_clip(path: Path, frames: np.ndarray, audio: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Write a clip, whole or not at all, with what it was made of as `about`."""
+    wave = audio[: SAMPLES_PER_FRAME * len(frames)]
+    save_made(path, {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(wave)}, about)
+
+
+def save_made(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors with one key of metadata: of several the order, and so the bytes, would change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        metadata = {"about": json.dumps(about, sort_keys=True, default=str)}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file of `save_made` says of itself; nothing for an absent one."""
+    if not path.is_file():
+        return {}
     with safe_open(path, "pt") as file:
-        return str((file.metadata() or {}).get("about"))
+        return dict(json.loads((file.metadata() or {}).get("about", "{}")))
 
 
 def read_clip(path: Path) -> TeacherClip:
-    """A clip that `teach` wrote."""
+    """A clip that `save_clip` wrote."""
     with safe_open(path, "pt") as file:
         return TeacherClip(file.get_tensor("frames"), file.get_tensor("wave"))
