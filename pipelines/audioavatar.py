@@ -86,7 +86,9 @@ def sources(context: Context) -> Any:
     """Of `teach`: the files of the folders that pictures and voices come from."""
     config = context.recipe.avatar
     folders = [config.people.folder, config.voices.folder]
-    return [file_stamps(sorted(Path(folder).iterdir())) if folder and Path(folder).is_dir() else None for folder in folders]
+    return [
+        file_stamps(sorted(Path(folder).iterdir())) if folder and Path(folder).is_dir() else None for folder in folders
+    ]
 
 
 def clips(context: Context) -> Any:

@@ -94,7 +94,9 @@ def train_joint(
         terms = _terms(subject, clips[number], part, _refined(refiner, channels, clips[number])[part.window])
         video = terms.pop("video")
         if distillation:
-            terms["vsd"] = distillation.loss(torch.cat([part.lead, to_teacher(video)], 2), part.condition, step / config.steps)
+            terms["vsd"] = distillation.loss(
+                torch.cat([part.lead, to_teacher(video)], 2), part.condition, step / config.steps
+            )
         used = {name: weights[name] * term for name, term in terms.items() if weights[name]}
         record = {"step": step, "simple": float(simple.detach())}
         record |= {name: float(term.detach()) for name, term in terms.items()}
@@ -182,9 +184,7 @@ def _terms(subject: Subject, clip: JointClip, part: _Part, channels: Tensor) -> 
 
 def _norms(terms: Mapping[str, Tensor], motion: Tensor) -> dict[str, float]:
     """The norm of each term's gradient in the predicted motion."""
-    return {
-        name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()
-    }
+    return {name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()}
 
 
 def _limit(norm: float, l1: float, most: float) -> float:

@@ -106,7 +106,9 @@ def _drawn_person(number: int, chosen: Mapping[str, str]) -> Person:
         known["glasses"] = known["glasses"] == "yes"
     identity: Identity = replace(draw_identity(rng), **known)
     quiet = silence(1)
-    return Person(render(identity, draw_motion(quiet.stress, rng), quiet.lips, "face").frames[0], describe(identity, "face"))
+    return Person(
+        render(identity, draw_motion(quiet.stress, rng), quiet.lips, "face").frames[0], describe(identity, "face")
+    )
 
 
 def _picture_from_prompt(weights: Mapping[str, Path], prompt: str, config: GenerateConfig) -> np.ndarray:
@@ -122,7 +124,12 @@ def training_voices(config: VoicesConfig, people: int, held_out: int) -> list[Vo
         return [Voice(str(_FIRST_VOICE + number), _FIRST_VOICE + number) for number in range(count)]
     files = _voice_files(config, held_out)[:-held_out]
     return [
-        Voice(f"{files[i % len(files)].stem}-{i // len(files):03d}", _FIRST_VOICE + i, files[i % len(files)], i // len(files))
+        Voice(
+            f"{files[i % len(files)].stem}-{i // len(files):03d}",
+            _FIRST_VOICE + i,
+            files[i % len(files)],
+            i // len(files),
+        )
         for i in range(count)
     ]
 

@@ -155,7 +155,10 @@ def _row(
     row: dict[str, Any] = {"kind": kind, "person": unit.person, "voice": unit.voice.name}
     row |= {"teacher_sync_c": teacher.sync_c, "teacher_offset": float(teacher.offset)}
     row |= {"sync_c": own.sync_c, "offset": float(own.offset)}
-    row |= {"lip_gap_px": float(lip_gap(avatar, moved).std()), "arap": float(arap(rest + moved.shift, rest, avatar.graph))}
+    row |= {
+        "lip_gap_px": float(lip_gap(avatar, moved).std()),
+        "arap": float(arap(rest + moved.shift, rest, avatar.graph)),
+    }
     if config.voices.source == "drawn":
         row["lip_gap"] = _lip_gap_r(avatar, moved, unit.voice, config.voices.seconds)
     return row, crops

@@ -30,7 +30,7 @@ def test_attributes_decide_who_is_drawn_and_the_prompt_says_so() -> None:
 
 def test_pictures_and_voices_of_folders_with_the_last_ones_held_out(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        Image.fromarray(np.full((8, 8, 3), ord(name), np.uint8)).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.full((32, 32, 3), ord(name), np.uint8)).save(tmp_path / f"{name}.png")
         wavfile.write(tmp_path / f"{name}.wav", 16_000, np.full(16_000, ord(name), np.int16))
     pictures = PeopleConfig(source="folder", folder=str(tmp_path), train=2)
     assert people_names(pictures, 1) == ["a", "b", "c"]

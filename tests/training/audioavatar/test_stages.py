@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +16,11 @@ from audioavatar.driven.model import load_motion_model
 from common.progress import MetricLog
 from common.runs import RunFolder, hash_path
 from miniature.weights import model_paths
+from miniature.world.clips import draw_clip
 from training.audioavatar import stages
 from training.audioavatar.config import SCORE_ROLES, AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
 from training.audioavatar.score import score
+from training.audioavatar.teach import read_clip
 
 MODELS = {role: model_paths()[role] for role in SCORE_ROLES}
 TINY = AvatarTrainConfig(
@@ -79,10 +82,22 @@ def test_a_training_killed_in_any_stage_ends_with_the_same_bytes(moment: str, wh
     assert products(tmp_path) == products(whole)
 
 
+def test_clips_are_kept_and_made_again_only_when_something_changes(whole: Path) -> None:
+    first, second = (whole / "teacher" / unit.file for unit in stages.training_units(TINY))
+    clip = read_clip(first)
+    assert clip.frames.shape == (9, 64, 64, 3) and np.array_equal(clip.wave.numpy(), draw_clip(101, 0.36).audio)
+    content, stamps = first.read_bytes(), [path.stat().st_mtime_ns for path in (first, second)]
+    stages.teach(TINY, RunFolder(whole), MODELS)
+    assert [path.stat().st_mtime_ns for path in (first, second)] == stamps
+    first.write_bytes(second.read_bytes())  # made of something else
+    stages.teach(TINY, RunFolder(whole), MODELS)
+    assert first.read_bytes() == content and second.stat().st_mtime_ns == stamps[1]
+
+
 def test_every_unit_leaves_a_line_in_the_log_and_one_model_drives_everybody(whole: Path) -> None:
     rows = MetricLog(whole / "logs" / stages.LOG).rows()
-    assert [row["stage"] for row in rows] == ["avatars"] * 2 + ["teach"] * 2 + ["fit"] * 2 + ["motion"]
-    assert all(row["cpu_seconds"] >= 0 for row in rows) and rows[-1]["clips"] == 2
+    assert [row["stage"] for row in rows[:7]] == ["avatars"] * 2 + ["teach"] * 2 + ["fit"] * 2 + ["motion"]
+    assert all(row["cpu_seconds"] >= 0 for row in rows) and rows[6]["clips"] == 2
     model = load_motion_model(whole / "motion.safetensors")
     assert model.features == "wav2vec2" and len(model.basis) > 0
 
