@@ -151,16 +151,18 @@ class RefinementConfig:
 
 @dataclass(frozen=True)
 class DistilConfig:
-    """Score distillation: the method, range of tau (the upper end falls to `last_highest`), rank of the critic's LoRA,
-    its learning rate and its steps before each of the student's."""
+    """Score distillation: the method, range of tau (the upper end moves to `last_highest`), rank of the critic's LoRA,
+    its learning rate and its steps before each of the student's, and `warm_up` before the first: a critic that is still
+    the teacher gives no gradient but noise, which Adam makes as large as any."""
 
     method: Literal["vsd", "sds"] = "vsd"
-    lowest: float = 0.02
+    lowest: float = 0.3
     highest: float = 0.98
-    last_highest: float = 0.5
-    rank: int = 8
-    critic_rate: float = 1e-3
-    critic_steps: int = 1
+    last_highest: float = 0.98
+    rank: int = 16
+    critic_rate: float = 5e-3
+    critic_steps: int = 3
+    warm_up: int = 300
 
 
 @dataclass(frozen=True)

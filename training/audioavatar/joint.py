@@ -4,10 +4,12 @@ L_simple + 0.05 L_vsd + L_traj + L1 + 0.2 (1 - SSIM) + L_arap + 0.5 L_iso + 0.1 
 the window's frames; what each term pulls with is logged. Legend: T frames, N particles, C channels of motion.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +21,20 @@ from audioavatar.distil.score import Distillation
 from audioavatar.distil.teacher import VideoTeacher
 from audioavatar.driven.generator import MotionTransformer, kept_signal
 from audioavatar.driven.refinement import Refiner
-from audioavatar.graph import Graph
 from audioavatar.regularisers import arap, isometry, locality, spectral, trajectory
+from common.runs import fingerprint, plain
+from training.audioavatar.stage_file import about, save_tensors
+from training.audioavatar.subject import Subject
 
 logger = logging.getLogger(__name__)
 
 TERMS = ("simple", "vsd", "traj", "l1", "ssim", "arap", "iso", "loc", "spec")
 
 
-class Subject(Protocol):
-    """Who is rendered: channels of motion to offsets of particles, and those to pictures and to places in them."""
-
-    rest: Tensor  # (N, D) canonical places
-    region: Tensor  # (N,)
-    graph: Graph
-    diagonal: float  # of the picture, px
-
-    def offsets(self, channels: Tensor) -> Any:
-        """(T, C) -> the motion as `shift`, `video` and `tracks` take it."""
-        ...
-
-    def shift(self, motion: Any) -> Tensor:
-        """Offsets (T, N, D) of the particles, px, without the head's motion."""
-        ...
-
-    def video(self, motion: Any) -> Tensor:
-        """Frames (T, H, W, 3) in 0..1."""
-        ...
-
-    def tracks(self, motion: Any) -> Tensor:
-        """Where particles are seen, (T, N, 2) px."""
-        ...
-
-
 @dataclass(frozen=True)
 class JointClip:
-    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should follow,
-    `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
+    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should
+    follow, `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
 
     features: Tensor
     channels: Tensor
@@ -82,6 +61,8 @@ def train_joint(
     random = torch.Generator().manual_seed(seed)
     distillation = Distillation(teacher, config.distil, seed) if teacher is not None and config.vsd else None
     parts = [_parts(clip, teacher if distillation else None, config.window) for clip in clips]
+    if distillation:
+        _warm_up(distillation, net, subject, clips, parts, config, refiner, random)
     weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
     scale = dict.fromkeys(TERMS, 1.0)
     optimiser = torch.optim.Adam(net.requires_grad_(True).parameters(), lr=config.rate)
@@ -94,9 +75,8 @@ def train_joint(
         terms = _terms(subject, clips[number], part, _refined(refiner, channels, clips[number])[part.window])
         video = terms.pop("video")
         if distillation:
-            terms["vsd"] = distillation.loss(
-                torch.cat([part.lead, to_teacher(video)], 2), part.condition, step / config.steps
-            )
+            rendered = torch.cat([part.lead, to_teacher(video)], dim=2)
+            terms["vsd"] = distillation.loss(rendered, part.condition, step / config.steps)
         used = {name: weights[name] * term for name, term in terms.items() if weights[name]}
         record = {"step": step, "simple": float(simple.detach())}
         record |= {name: float(term.detach()) for name, term in terms.items()}
@@ -115,6 +95,30 @@ def train_joint(
     net.requires_grad_(False)
     logger.info("joint training, the last step: %s", {name: round(value, 5) for name, value in history[-1].items()})
     return history
+
+
+def joint(
+    net: MotionTransformer,
+    subject: Subject,
+    clips: Sequence[JointClip],
+    teacher: VideoTeacher | None,
+    out: Path,
+    made_of: str,
+    config: JointConfig = JointConfig(),
+    seed: int = 0,
+    refiner: Refiner | None = None,
+) -> Path:
+    """The stage: `out` holds the weights of `net` after joint training, and the losses and pulls of its steps.
+
+    A file made of the same (`made_of`: a fingerprint of everything that went in) stays; a killed stage begins anew and
+    makes the same bytes.
+    """
+    key = fingerprint([made_of, plain(config), seed])
+    if about(out).get("made_of") != key:
+        trained = copy.deepcopy(net)
+        history = train_joint(trained, subject, clips, teacher, config, seed, refiner)
+        save_tensors(out, trained.state_dict(), {"made_of": key, "history": history})
+    return out
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,30 @@ def _parts(clip: JointClip, teacher: VideoTeacher | None, size: int) -> list[_Pa
         before = whole[:, :, start + 1 - lead : start + 1]
         parts.append(_Part(slice(start, start + size), before, condition))
     return parts
+
+
+@torch.no_grad()
+def _warm_up(
+    distillation: Distillation,
+    net: MotionTransformer,
+    subject: Subject,
+    clips: Sequence[JointClip],
+    parts: Sequence[Sequence[_Part]],
+    config: JointConfig,
+    refiner: Refiner | None,
+    random: torch.Generator,
+) -> None:
+    """Train the critic on renders of one part of every clip, before the generator changes."""
+    renders = []
+    for clip, own in zip(clips, parts, strict=True):
+        part = own[int(torch.randint(len(own), (), generator=random))]
+        _, predicted = _predict(net, clip, config, random)
+        channels = _refined(refiner, predicted * net.deviation + net.mean, clip)[part.window]
+        video = torch.cat([part.lead, to_teacher(subject.video(subject.offsets(channels)))], dim=2)
+        renders.append((distillation.teacher.encode(video), part.condition))
+    for step in range(config.distil.warm_up):
+        with torch.enable_grad():
+            distillation.follow(*renders[step % len(renders)])
 
 
 def _predict(

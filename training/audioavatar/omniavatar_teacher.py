@@ -110,7 +110,7 @@ class OmniAvatarTeacher:
     def lora(self, rank: int) -> LoraCritic:
         """As of VideoTeacher, on the ten linears of every block. Raises ValueError for a second one."""
         # An adapter that was merged leaves its description behind, of which peft warns.
-        vars(self.models.transformer.dit).pop("peft_config", None)
+        self.models.transformer.dit.__dict__.pop("peft_config", None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             inject_lora(self.models.transformer, rank, rank)

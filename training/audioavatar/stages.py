@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from audioavatar.avatar import FILE, load_avatar
 from audioavatar.driven.basis import carry
@@ -27,12 +26,14 @@ from audioavatar.say import build
 from common.executors.status import StageHeartbeat
 from common.hashes import HASHES, remembered_hash
 from common.ledger.store import State
-from common.progress import MetricLog, progress
+from common.progress import MetricLog, ProgressBar, progress
 from common.runs import RunFolder, atomic_write, fingerprint, plain, read_json, sha256_file, write_json
 from omniavatar.encoders.audio import load_audio_encoder
 from training.audioavatar.config import LOG, AvatarTrainConfig
 from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
-from training.audioavatar.teach import TEACHERS, Animator, clip_key, read_about, read_clip, save_clip, save_made
+from training.audioavatar.stage_file import about as about_file
+from training.audioavatar.stage_file import read_tensors, save_tensors
+from training.audioavatar.teach import TEACHERS, Animator, clip_key, read_clip, save_clip
 
 logger = logging.getLogger(__name__)
 AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
@@ -76,7 +77,8 @@ def each_unit(
     not there: `work` returns its figures, or None for a unit that is."""
     counts: dict[State, int] = {"kept": 0}
     key, log = fingerprint(plain(settings))[:16], MetricLog(run.logs / LOG)
-    with StageHeartbeat(run.ledger, stage, key, len(units), counts) as status, progress(len(units), stage) as bar:
+    bar: ProgressBar[None] = progress(len(units), stage)
+    with StageHeartbeat(run.ledger, stage, key, len(units), counts) as status, bar:
         for number, unit in enumerate(units):
             started, cpu = time.monotonic(), time.process_time()
             figures = work(unit)
@@ -133,7 +135,7 @@ def make_clips(
         prompt, wave = read_json(folder / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
         seed = unit.voice.number + config.seed
         key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], picture, wave)
-        if read_about(out / unit.file).get("made_of") == key:
+        if about_file(out / unit.file).get("made_of") == key:
             return None
         if unit.teacher not in loaded:
             loaded[unit.teacher] = TEACHERS[unit.teacher](models, settings)
@@ -153,11 +155,11 @@ def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
     def make(unit: Unit) -> dict[str, Any] | None:
         folder, clip, path = root / AVATARS / unit.person, root / CLIPS / unit.file, root / FITS / unit.file
         key = fingerprint([sha256_file(folder / FILE), sha256_file(clip), plain(config.fit)])
-        if read_about(path).get("made_of") == key:
+        if about_file(path).get("made_of") == key:
             return None
         result = fit_clip(load_avatar(folder), read_clip(clip).frames, config.fit)
         figures = {"psnr": round(result.psnr, 2), "arap": round(result.arap, 4)}
-        save_made(path, dict(vars(result.motion)), {"made_of": key, **figures})
+        save_tensors(path, dict(vars(result.motion)), {"made_of": key, **figures})
         return {"person": unit.person, "voice": unit.voice.name, **figures}
 
     each_unit(run, "fit", config.fit, training_units(config), make)
@@ -166,8 +168,7 @@ def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
 
 def read_motion(path: Path) -> Motion:
     """A motion that `fit` wrote."""
-    with safe_open(path, "pt") as file:
-        return Motion(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return Motion(**read_tensors(path))
 
 
 def motion(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:

@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from audioavatar.config import TeacherConfig
 from common.constants import SAMPLES_PER_FRAME
-from common.runs import atomic_write, fingerprint
+from common.runs import fingerprint
 from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
+from training.audioavatar.stage_file import read_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -55,26 +53,9 @@ def clip_key(made_by: Any, image: np.ndarray, audio: np.ndarray) -> str:
 def save_clip(path: Path, frames: np.ndarray, audio: np.ndarray, about: Mapping[str, Any]) -> None:
     """Write a clip, whole or not at all, with what it was made of as `about`."""
     wave = audio[: SAMPLES_PER_FRAME * len(frames)]
-    save_made(path, {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(wave)}, about)
-
-
-def save_made(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors with one key of metadata: of several the order, and so the bytes, would change."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        metadata = {"about": json.dumps(about, sort_keys=True, default=str)}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What a file of `save_made` says of itself; nothing for an absent one."""
-    if not path.is_file():
-        return {}
-    with safe_open(path, "pt") as file:
-        return dict(json.loads((file.metadata() or {}).get("about", "{}")))
+    save_tensors(path, {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(wave)}, about)
 
 
 def read_clip(path: Path) -> TeacherClip:
     """A clip that `save_clip` wrote."""
-    with safe_open(path, "pt") as file:
-        return TeacherClip(file.get_tensor("frames"), file.get_tensor("wave"))
+    return TeacherClip(**read_tensors(path))

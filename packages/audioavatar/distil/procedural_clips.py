@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from audioavatar.camera import Camera, frontal_camera
-from audioavatar.canonical.procedural import motion_basis, procedural_avatar
+from audioavatar.canonical.procedural import lip_line, motion_basis, procedural_avatar
 from audioavatar.config import RasterConfig
-from audioavatar.particles import Particles
+from audioavatar.graph import Graph, neighbour_graph
+from audioavatar.particles import Particles, regions
 from audioavatar.raster.render import render
 from common.constants import AUDIO_RATE, SAMPLES_PER_FRAME
 
@@ -34,16 +35,24 @@ class ProceduralClip:
 
 
 class ProceduralPerson:
-    """The analytic person with its motions (6, N, 3), seen by a camera in front."""
+    """The analytic person with its motions (6, N, 3), seen by a camera in front; what joint training asks of a subject
+    (training/audioavatar/subject.py), whose channels are the swings."""
 
     def __init__(self, count: int = 300) -> None:
         self.particles: Particles = procedural_avatar(count)
         self.basis = torch.stack(list(motion_basis(self.particles).values()))
         self.camera: Camera = frontal_camera(SIDE, SIDE)
+        self.rest, self.region = self.particles.mean, regions(self.particles.part)
+        self.graph: Graph = neighbour_graph(self.rest, self.particles.part, lip_line=lip_line())
+        self.diagonal = SIDE * 2**0.5
 
     def offsets(self, swing: Tensor) -> Tensor:
         """Swings (T, 6) -> offsets (T, N, 3) in px."""
         return torch.einsum("tk,knd->tnd", swing, self.basis)
+
+    def shift(self, offsets: Tensor) -> Tensor:
+        """Offsets (T, N, 3) are shifts."""
+        return offsets
 
     def video(self, offsets: Tensor) -> Tensor:
         """Offsets (T, N, 3) -> frames (T, H, W, 3) in 0..1, with a gradient."""

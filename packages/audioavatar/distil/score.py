@@ -46,8 +46,9 @@ def distillation_loss(z: Tensor, gradient: Tensor) -> Tensor:
 class Distillation:
     """SDS or VSD of one training run: the teacher, its critic, and the random numbers of both.
 
-    One tau for a whole clip, uniform from `lowest` to `highest`, whose upper end falls to `last_highest` over the run;
-    w = sigma^2, in which the alpha of d z / d x is contained.
+    One tau for a whole clip, uniform from `lowest` to `highest`, whose upper end moves to `last_highest` over the run;
+    w = sigma^2, in which the alpha of d z / d x is contained. Below tau 0.3 a small critic's estimate of what is clean
+    is no better than the clip itself, and the difference is noise (README).
     """
 
     def __init__(self, teacher: VideoTeacher, config: DistilConfig = DistilConfig(), seed: int = 0) -> None:
@@ -64,8 +65,8 @@ class Distillation:
         """
         latents = self.teacher.encode(video)
         clean = latents.detach()
-        for _ in range(self.config.critic_steps if self.critic is not None else 0):
-            self._train_critic(clean, condition)
+        for _ in range(self.config.critic_steps):
+            self.follow(clean, condition)
         tau = self._draw(progress)
         alpha, sigma = self.teacher.schedule(tau)
         eps = self._noise(clean)
@@ -79,9 +80,10 @@ class Distillation:
         gradient = distillation_gradient(taught, reference, sigma**2)
         return distillation_loss(latents, gradient) / latents.numel()
 
-    def _train_critic(self, clean: Tensor, condition: Any) -> None:
-        """A step of |eps_critic - eps|^2 on the current renders."""
-        assert self.critic is not None
+    def follow(self, clean: Tensor, condition: Any) -> None:
+        """A step of the critic, |eps_critic - eps|^2, on latents of the current renders; SDS has none."""
+        if self.critic is None:
+            return
         tau = self._draw(0.0)
         alpha, sigma = self.teacher.schedule(tau)
         eps = self._noise(clean)

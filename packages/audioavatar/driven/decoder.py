@@ -19,7 +19,7 @@ class ParticleDecoder(nn.Module):
         self.traits = Traits()
         self.point = nn.Linear(PLACE + TRAITS, width)
         self.frame = nn.Linear(2 * embedding, width)
-        self.layers = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU())
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.exit = nn.Linear(width, offsets)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
@@ -29,8 +29,8 @@ class ParticleDecoder(nn.Module):
         by_region = embedded.unflatten(-1, (3, self.embedding))
         body = by_region[:, BODY : BODY + 1].expand(-1, 3, -1)
         frames = self.frame(torch.cat([by_region, body], dim=-1))  # (T, 3, W)
-        hidden = frames[:, regions(part)] + self.point(self.traits(place, part))
-        return self.exit(self.layers(hidden))
+        product = frames[:, regions(part)] * self.point(self.traits(place, part))
+        return self.exit(product + self.layers(product))
 
 
 class LinearDecoder(nn.Module):

@@ -56,8 +56,8 @@ def embedding_loss(
     patch_weight: float = 1.0,
     frame_weight: Tensor | None = None,
 ) -> Tensor:
-    """L_sim = L_frame + lambda L_patch of clips (C, T, E); frames beside a positive are no negatives, and `frame_weight`
-    (C, T) lets silent ones count less."""
+    """L_sim = L_frame + lambda L_patch of clips (C, T, E); frames beside a positive are no negatives, and
+    `frame_weight` (C, T) lets silent ones count less."""
     clips, frames, _ = audio.shape
     weight = None if frame_weight is None else frame_weight.flatten()
     loss = contrast(audio.flatten(0, 1), motion.flatten(0, 1), kappa, near_frames(clips, frames), weight)

@@ -48,17 +48,17 @@ class ParticleEncoder(nn.Module):
         super().__init__()
         self.out = out
         self.traits = Traits()
-        self.point = nn.Sequential(
-            nn.Linear(PLACE + TRAITS + offsets, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
-        )
+        # What an offset means depends on where it is: they are multiplied, which a sum of both learns much later.
+        self.place, self.offset = nn.Linear(PLACE + TRAITS, width), nn.Linear(offsets, width)
+        self.point = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.scores = nn.Linear(width, len(REGIONS))
         self.exits = nn.ModuleList([nn.Linear(width, out) for _ in REGIONS])
 
     def forward(self, place: Tensor, part: Tensor, offset: Tensor) -> Tensor:
         """Canonical places (N, 3), parts (N,), offsets (T, N, K) -> (T, 3 E): body, face, hands; 0 where a region has
         no particles."""
-        points = self.traits(place, part).expand(len(offset), -1, -1)
-        hidden = self.point(torch.cat([points, offset], dim=-1))
+        product = self.place(self.traits(place, part)) * self.offset(offset)
+        hidden = product + self.point(product)
         scores, region = self.scores(hidden), regions(part)
         pooled = []
         for r, leave in zip(REGIONS, self.exits, strict=True):

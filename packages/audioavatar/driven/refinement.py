@@ -34,9 +34,9 @@ class Refiner(nn.Module):
         self.entry = nn.Linear(channels + other + features, width)
         layer = partial(nn.TransformerEncoderLayer, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
         self.blocks = nn.ModuleList([layer(width, config.heads, 2 * width) for _ in range(config.layers)])
-        self.exit = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
-        nn.init.zeros_(self.exit[1].weight)
-        nn.init.zeros_(self.exit[1].bias)
+        self.norm, self.exit = nn.LayerNorm(width), nn.Linear(width, channels)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)
 
     def forward(self, motion: Tensor, audio: Tensor, time: Tensor) -> Tensor:
         """Motion (B, T, C + O), audio (B, T, D) and the frames' numbers in the sequence (T,) -> (B, T, C + O), of which
@@ -49,7 +49,7 @@ class Refiner(nn.Module):
         far = (frames[:, None] - frames).abs() > self.reach
         for block in self.blocks:
             hidden = block(hidden, src_mask=far)
-        change = self.exit(hidden) * self.deviation[: self.channels]
+        change = self.exit(self.norm(hidden)) * self.deviation[: self.channels]
         return torch.cat([motion[..., : self.channels] + change, motion[..., self.channels :]], dim=-1)
 
 

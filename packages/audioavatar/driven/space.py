@@ -4,7 +4,7 @@ Legend: T frames, N particles of an avatar, P particles drawn for a step, E widt
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from audioavatar.config import EmbeddingConfig
 from audioavatar.driven.decoder import ParticleDecoder
 from audioavatar.driven.embedding import KAPPA, embedding_loss
 from audioavatar.driven.encoder import AudioEmbedding, ParticleEncoder
-from audioavatar.motion import Motion
+from audioavatar.motion import Motion, still
 
+_REACH = (0.6, -0.4, 0.6)  # of the mouth in places: to both sides, up, down
 _OFFSETS = 4  # shift along and across the mouth in quarters of the face's width, growth in x and y
 
 
@@ -42,7 +43,9 @@ class LearntSpace(nn.Module):
 
     def encode(self, avatar: Avatar, motion: Motion) -> Tensor:
         """Motion of any avatar -> (T, 3 E)."""
-        return self.encoder(particle_places(avatar), avatar.particles.part, _rows(avatar, motion) / self.scale)
+        place = particle_places(avatar)
+        near = near_mouth(place)
+        return self.encoder(place[near], avatar.particles.part[near], _rows(avatar, motion)[:, near] / self.scale)
 
     def bind(self, avatar: Avatar) -> "BoundSpace":
         """The decoder of one avatar's particles."""
@@ -53,19 +56,30 @@ class BoundSpace:
     """Embedded motion as that of one avatar."""
 
     def __init__(self, space: LearntSpace, avatar: Avatar) -> None:
-        self.space, self.avatar, self.place = space, avatar, particle_places(avatar)
+        self.space, self.avatar = space, avatar
+        place = particle_places(avatar)
+        self.near = near_mouth(place)
+        self.place, self.part = place[self.near], avatar.particles.part[self.near]
 
     def motion(self, embedded: Tensor, head: Tensor | None = None) -> Motion:
-        """Embedded motion (T, 3 E), and the head's motion (T, 3) or none -> the avatar's."""
-        rows = self.space.decoder(embedded, self.place, self.avatar.particles.part) * self.space.scale
-        head = rows.new_zeros(len(rows), 3) if head is None else head
-        return Motion(head, self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit, rows[..., 2:])
+        """Embedded motion (T, 3 E), and the head's motion (T, 3) or none -> the avatar's; far from the mouth nothing
+        moves with respect to the head."""
+        moved = self.space.decoder(embedded, self.place, self.part) * self.space.scale
+        rows = moved.new_zeros(len(moved), len(self.near), _OFFSETS).index_copy(1, self.near.nonzero()[:, 0], moved)
+        rest = still(self.avatar, len(rows))
+        shift = self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit
+        return replace(rest, head=rest.head if head is None else head, shift=shift, growth=rows[..., 2:])
 
 
 def particle_places(avatar: Avatar) -> Tensor:
     """Where particles are in coordinates of the mouth, (N, 3), about -1 to 1 over the face."""
     mean = avatar.particles.mean
     return torch.cat([avatar.mouth.local(mean[:, :2]) / 4, mean[:, 2:] / (4 * avatar.unit)], dim=1)
+
+
+def near_mouth(place: Tensor) -> Tensor:
+    """Which of the places of `particle_places` move with the mouth (N,)."""
+    return (place[:, 0].abs() < _REACH[0]) & (place[:, 1] > _REACH[1]) & (place[:, 1] < _REACH[2])
 
 
 def _rows(avatar: Avatar, motion: Motion) -> Tensor:
@@ -79,8 +93,12 @@ def fit_space(
 
     Returns the space and the losses of every step. A step sees some particles of some clips.
     """
-    rows = [_rows(avatar, motion) for avatar, motion, _ in clips]
-    places = [(particle_places(avatar), avatar.particles.part) for avatar, _, _ in clips]
+    near = [near_mouth(particle_places(avatar)) for avatar, _, _ in clips]
+    rows = [_rows(avatar, motion)[:, own] for (avatar, motion, _), own in zip(clips, near, strict=True)]
+    places = [
+        (particle_places(avatar)[own], avatar.particles.part[own])
+        for (avatar, _, _), own in zip(clips, near, strict=True)
+    ]
     features = torch.stack([each for _, _, each in clips])
     loudness = _activity(features)
     history = []
@@ -96,7 +114,7 @@ def fit_space(
             embedded, errors = [], []
             for number in chosen:
                 place, part = places[number]
-                points = _drawn(rows[number], config.particles)
+                points = torch.randperm(len(place))[: config.particles]
                 offset = rows[number][:, points] / space.scale
                 x = space.encoder(place[points], part[points], offset)
                 errors.append((space.decoder(x, place[points], part[points]) - offset).square().mean())
@@ -113,14 +131,7 @@ def fit_space(
     return space.eval().requires_grad_(False), history
 
 
-def _drawn(rows: Tensor, count: int) -> Tensor:
-    """Indices of `count` particles, three quarters of them by how much they move in the clip."""
-    moved = rows.square().sum((0, 2)).sqrt() + 1e-6
-    by_motion = torch.multinomial(moved, min(3 * count // 4, len(moved)))
-    return torch.cat([by_motion, torch.randint(0, len(moved), (count - len(by_motion),))])
-
-
 def _activity(features: Tensor) -> Tensor:
-    """How much each frame (C, T) counts in the contrast: those alike to their clip's median, which are silent, least."""
+    """How much each frame (C, T) counts in the contrast: those like their clip's median, which are silent, least."""
     away = (features - features.median(dim=1, keepdim=True).values).norm(dim=-1)
     return 0.25 + (away / away.mean()).clamp(max=1.5)

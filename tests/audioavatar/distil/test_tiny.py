@@ -1,4 +1,4 @@
-"""TinyVideoTeacher, trained here on clips of the analytic person: it speaks as it hears; its score teaches particles."""
+"""TinyVideoTeacher, trained here on clips of the analytic person: it draws what it hears, and its score teaches."""
 
 import numpy as np
 import pytest

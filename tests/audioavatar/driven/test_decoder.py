@@ -33,7 +33,10 @@ def test_linear_mode_is_as_good_as_principal_components_and_stays_so_in_training
 
     rows, mean = offset.flatten(1), offset.flatten(1).mean(0)
     _, _, axes = torch.linalg.svd(rows - mean, full_matrices=False)
-    best = [((v.flatten(1) - mean) @ (torch.eye(200) - axes[:6].T @ axes[:6])).square().mean().item() for v in (offset, held)]
+    best = [
+        ((v.flatten(1) - mean) @ (torch.eye(200) - axes[:6].T @ axes[:6])).square().mean().item()
+        for v in (offset, held)
+    ]
     assert abs(error(offset) / best[0] - 1) < 1e-3 and abs(error(held) / best[1] - 1) < 1e-3
     optimiser = torch.optim.Adam(decoder.parameters(), lr=1e-3)
     for _ in range(20):

@@ -18,7 +18,7 @@ def net() -> Refiner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Refiner(5, 3, 6, SMALL)
-        torch.nn.init.normal_(net.exit[1].weight)
+        torch.nn.init.normal_(net.exit.weight)
     return net.eval()
 
 

@@ -1,4 +1,5 @@
-"""People and voices: from attributes, folders and prompts; held-out ones apart; nothing drawn but pictures and sound."""
+"""People and voices: from attributes, folders and prompts, held-out ones apart; of what is drawn only what is seen and
+heard."""
 
 from pathlib import Path
 from typing import Any

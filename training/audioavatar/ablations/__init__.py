@@ -1,0 +1,1 @@
+"""Ablations of the second system on the small world: rows, what they share, their report."""

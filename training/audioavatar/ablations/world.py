@@ -1,0 +1,196 @@
+"""What the rows of the ablations share: people, the teacher's clips with their fits, the judges; and how a row is
+scored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audioavatar.avatar import FILE, Avatar, load_avatar
+from audioavatar.config import (
+    DistilConfig,
+    EmbeddingConfig,
+    FitConfig,
+    GeneratorConfig,
+    JointConfig,
+    RefinementConfig,
+    ReliefConfig,
+)
+from audioavatar.driven.features import audio_features
+from audioavatar.driven.generator import MotionTransformer, sample_motion
+from audioavatar.driven.refinement import Refiner, refine
+from audioavatar.fit.clip import fit_clip
+from audioavatar.motion import Motion, lip_gap
+from audioavatar.particles import FACE
+from audioavatar.regularisers import arap, spectral
+from audioavatar.say import build
+from common.runs import fingerprint, plain
+from miniature.weights import model_paths
+from miniature.world.clips import HELD_OUT_SEED, draw_clip
+from omniavatar.encoders.audio import load_audio_encoder
+from perception.faces.crop import crop_track
+from perception.sync.syncnet import load_syncnet, sync_scores
+from training.audioavatar.embed import FittedClip
+from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
+from training.audioavatar.stage_file import about, read_tensors, save_tensors
+from training.audioavatar.subject import AvatarSubject
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Whom rows learn from, and sizes of every part: small, so that a row costs about a core-minute.
+
+    Each of `people` says its own `voices` of `seconds`; the first is scored, with the voices `held_out`.
+    """
+
+    people: tuple[int, ...] = (HELD_OUT_SEED, HELD_OUT_SEED + 7)
+    voices: tuple[tuple[int, ...], ...] = ((101, 102, 103, 104), (105, 106, 107, 108))
+    held_out: tuple[int, ...] = (HELD_OUT_SEED + 101, HELD_OUT_SEED + 102, HELD_OUT_SEED + 103)
+    seconds: float = 1.28
+    fit: FitConfig = FitConfig(field_steps=14, particle_stages=((8, 1.0, 6.0, 0.25, 0.04), (6, 0.0, 1.0, 0.12, 0.03)))
+    embedding: EmbeddingConfig = EmbeddingConfig(steps=200)
+    generator: GeneratorConfig = GeneratorConfig(width=64, layers=2, window=32, overlap=8, steps=300)
+    refinement: RefinementConfig = RefinementConfig(width=48, layers=2, window=32, steps=120)
+    joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=16, critic_steps=1))
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's clip of one avatar with its fit. `frames` (T, H, W, 3) uint8."""
+
+    avatar: Avatar
+    frames: Tensor
+    wave: np.ndarray
+    motion: Motion
+    features: Tensor
+    prompt: str
+    image: np.ndarray
+
+    @property
+    def fitted(self) -> FittedClip:
+        """What the embedding is trained on."""
+        return FittedClip(self.avatar, self.motion, self.features)
+
+
+class World:
+    """What rows share: avatars, clips and fits below `out`/shared, and the networks that judge."""
+
+    def __init__(self, out: Path, config: AblationConfig) -> None:
+        self.paths, self.out, self.config = model_paths(), out / "shared", config
+        self.teacher: OmniAvatarTeacher | None = None
+        self.encoder = load_audio_encoder(self.paths["audio_encoder"])
+        self.syncnet = load_syncnet(self.paths["sync_scorer"])
+        self.key = fingerprint([config.people, config.voices, config.seconds, plain(config.fit)])
+        self.training = [
+            [self._taught(person, voice) for voice in own]
+            for person, own in zip(config.people, config.voices, strict=True)
+        ]
+        self.held_out = [self._taught(config.people[0], voice) for voice in config.held_out]
+
+    def new_teacher(self) -> OmniAvatarTeacher:
+        """A teacher of its own for who changes it: a critic's LoRA stays in its network."""
+        return OmniAvatarTeacher.from_pretrained(self.paths)
+
+    def _taught(self, person: int, voice: int) -> Taught:
+        drawn, wave = draw_clip(person, 0.2), draw_clip(voice, self.config.seconds).audio
+        image = drawn.frames[0]
+        avatar = self._avatar(person, image)
+        path = self.out / f"{person}-{voice}.safetensors"
+        key = fingerprint([self.key, person, voice])
+        if about(path).get("made_of") != key:
+            self.teacher = self.teacher or self.new_teacher()
+            frames = torch.from_numpy(self.teacher.generate(image, wave, drawn.caption, voice % 100_000))
+            result = fit_clip(avatar, frames, self.config.fit)
+            save_tensors(
+                path,
+                {"frames": frames, **{name: value for name, value in vars(result.motion).items()}},
+                {"made_of": key, "psnr": result.psnr, "arap": result.arap},
+            )
+        tensors = read_tensors(path)
+        frames = tensors.pop("frames")
+        features = audio_features(wave, "wav2vec2", self.encoder)[: len(frames)]
+        return Taught(avatar, frames, wave, Motion(**tensors), features, drawn.caption, image)
+
+    def _avatar(self, person: int, image: np.ndarray) -> Avatar:
+        folder = self.out / f"avatar-{person}"
+        if not (folder / FILE).is_file():
+            build(image, self.paths["face_detector"], ReliefConfig()).save(folder)
+        return load_avatar(folder)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where motion is generated: `channels` of a clip, and back to the motion of the scored avatar."""
+
+    channels: Callable[[Taught], Tensor]
+    motion: Callable[[Tensor], Motion]
+    mouth: int
+    retrieval: float = float("nan")
+    offset: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A trained row: the generator, its refiner or none, how it samples, and who is seen."""
+
+    space: Space
+    net: MotionTransformer
+    refiner: Refiner | None
+    subject: AvatarSubject
+    sampling: GeneratorConfig
+    seed: int
+
+    def channels(self, features: Tensor) -> Tensor:
+        """Audio features (T, D) -> channels of motion (T, C)."""
+        made = sample_motion(self.net, features, self.sampling, self.seed)
+        return made if self.refiner is None else refine(self.refiner, made, features)
+
+
+def refinement_gain(world: World, driven: Driven) -> float:
+    """By which share refinement lowers the error of face channels on held-out voices; negative: it raises it."""
+    if driven.refiner is None:
+        return float("nan")
+    before = after = 0.0
+    for clip in world.held_out:
+        made = sample_motion(driven.net, clip.features, driven.sampling, driven.seed)
+        fitted, mouth = driven.space.channels(clip), driven.space.mouth
+        scale = driven.net.deviation
+        before += float(((made - fitted) / scale)[:, :mouth].abs().mean())
+        after += float(((refine(driven.refiner, made, clip.features) - fitted) / scale)[:, :mouth].abs().mean())
+    return 1 - after / before
+
+
+@torch.no_grad()
+def scores_of(world: World, driven: Driven) -> dict[str, float]:
+    """Means over the held-out voices."""
+    rows = [_score(world, driven, clip) for clip in world.held_out]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _score(world: World, driven: Driven, clip: Taught) -> dict[str, float]:
+    subject = driven.subject
+    motion = driven.space.motion(driven.channels(clip.features))
+    video = subject.video(motion).clamp(0, 1)
+    face = subject.region == FACE
+    tracks, truth = subject.tracks(motion)[:, face], subject.tracks(clip.motion)[:, face]
+    rest = subject.avatar.camera.project(subject.avatar.particles.mean)[0][face]
+    gaps = torch.stack([lip_gap(subject.avatar, each) for each in (motion, clip.motion)])
+    frames = (video * 255).round().to(torch.uint8).numpy()
+    boxes = np.repeat(subject.avatar.face.numpy()[None], len(video), axis=0)
+    sync, taught = (
+        sync_scores(world.syncnet, crop_track(each, boxes, world.syncnet.crop_size), clip.wave)
+        for each in (frames, clip.frames.numpy())
+    )
+    return {
+        "track_error": float((tracks - truth).norm(dim=-1).mean() / (truth - rest).norm(dim=-1).mean()),
+        "sync_c": float(sync.sync_c),
+        "sync_share": float(sync.sync_c / taught.sync_c),
+        "offset_zero": float(sync.offset == 0),
+        "lip_gap_r": float(torch.corrcoef(gaps)[0, 1]),
+        "l1": float((video - clip.frames.float() / 255).abs().mean()),
+        "arap": float(arap(subject.rest + motion.shift, subject.rest, subject.graph)),
+        "jerk": float(spectral(motion.shift, subject.region)),
+    }

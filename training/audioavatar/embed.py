@@ -1,0 +1,61 @@
+"""Stage `embed`: the joint embedding of audio and particle motion, of fitted clips of any people."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from audioavatar.avatar import Avatar
+from audioavatar.config import EmbeddingConfig
+from audioavatar.driven.embedding import retrieval, similarity_by_offset
+from audioavatar.driven.space import LearntSpace, fit_space
+from audioavatar.motion import Motion
+from common.runs import fingerprint, plain
+from training.audioavatar.stage_file import about, read_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class FittedClip(NamedTuple):
+    """An `avatar`, its fitted `motion` of T frames, and the audio's `features` (T, D)."""
+
+    avatar: Avatar
+    motion: Motion
+    features: Tensor
+
+
+def embed(
+    clips: Sequence[FittedClip],
+    out: Path,
+    made_of: str,
+    config: EmbeddingConfig = EmbeddingConfig(),
+    seed: int = 0,
+) -> Path:
+    """Train on clips of one length -> `out`. A file made of the same (`made_of`: their fingerprint) stays; a killed
+    stage begins anew and makes the same bytes."""
+    key = fingerprint([made_of, plain(config), seed])
+    if about(out).get("made_of") != key:
+        space, history = fit_space(clips, config, seed)
+        logger.info("embedding, the last step: %s", history[-1])
+        save_tensors(out, space.state_dict(), {"made_of": key, "sizes": space.sizes(), "history": history})
+    return out
+
+
+def read_space(path: Path) -> LearntSpace:
+    """What `embed` wrote."""
+    sizes = about(path)["sizes"]
+    space = LearntSpace(sizes["features"], EmbeddingConfig(**sizes["config"]))
+    space.load_state_dict(read_tensors(path))
+    return space.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def similarity(space: LearntSpace, clips: Sequence[FittedClip]) -> tuple[float, int]:
+    """R@1 of all frames of the clips, and the offset in frames at which audio and motion are most alike."""
+    spoken = [space.audio(clip.features[None])[0] for clip in clips]
+    moved = [space.motion_head(space.encode(clip.avatar, clip.motion)) for clip in clips]
+    curve = torch.stack([similarity_by_offset(*pair) for pair in zip(spoken, moved, strict=True)]).mean(0)
+    return retrieval(torch.cat(spoken), torch.cat(moved)), int(curve.argmax()) - len(curve) // 2

@@ -1,0 +1,65 @@
+"""Stage `refine`: the refinement of face and hands, trained on the generator's own samples."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audioavatar.config import GeneratorConfig, RefinementConfig
+from audioavatar.driven.generator import MotionTransformer, sample_motion
+from audioavatar.driven.refinement import Refiner, fit_refiner, refine
+from common.runs import fingerprint, plain
+from training.audioavatar.stage_file import about, read_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+SAMPLES = 2  # of every clip, each of another seed
+
+
+def train_refiner(
+    net: MotionTransformer,
+    features: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    moving: int,
+    out: Path,
+    made_of: str,
+    sampling: GeneratorConfig,
+    config: RefinementConfig = RefinementConfig(),
+    seed: int = 0,
+) -> Path:
+    """Train on audio features (T, D) and fitted channels (T, C) of clips of one length, the first `moving` of them face
+    and hands -> `out`. A file made of the same (`made_of`: a fingerprint of net and clips) stays."""
+    key = fingerprint([made_of, plain(config), plain(sampling), seed, moving])
+    if about(out).get("made_of") != key:
+        seeds = range(seed * SAMPLES, (seed + 1) * SAMPLES)
+        pairs = [(audio, fitted, number) for audio, fitted in zip(features, channels, strict=True) for number in seeds]
+        made = [sample_motion(net, audio, sampling, number) for audio, _, number in pairs]
+        audio, fitted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        refiner = fit_refiner(made, audio, fitted, moving, config, seed)
+        before, after = error(None, made, audio, fitted, moving), error(refiner, made, audio, fitted, moving)
+        logger.info("refinement: mean error of its training samples %.4f before, %.4f after", before, after)
+        sizes = {"channels": moving, "other": fitted[0].shape[1] - moving, "features": audio[0].shape[1]}
+        note = {"made_of": key, "sizes": sizes, "config": plain(config), "before": before, "after": after}
+        save_tensors(out, refiner.state_dict(), note)
+    return out
+
+
+def read_refiner(path: Path) -> Refiner:
+    """What `train_refiner` wrote."""
+    note = about(path)
+    refiner = Refiner(**note["sizes"], config=RefinementConfig(**note["config"]))
+    refiner.load_state_dict(read_tensors(path))
+    return refiner.eval().requires_grad_(False)
+
+
+def error(
+    refiner: Refiner | None, made: Sequence[Tensor], audio: Sequence[Tensor], fitted: Sequence[Tensor], moving: int
+) -> float:
+    """Mean absolute error of face and hands, in standard deviations of each channel."""
+    scale = torch.cat(list(fitted))[:, :moving].std(0).clamp_min(1e-6)
+    values = [
+        ((refine(refiner, m, a) if refiner else m) - f)[:, :moving].abs() / scale
+        for m, a, f in zip(made, audio, fitted, strict=True)
+    ]
+    return float(torch.cat(values).mean())
