@@ -47,9 +47,9 @@ _FOLDER_PROMPT = "the face of a person - the person talks to the camera - a plai
 
 @dataclass(frozen=True)
 class Person:
-    """A `picture` (H, W, 3) uint8 RGB and the `prompt` that a teacher animates it with."""
+    """A `image` (H, W, 3) uint8 RGB and the `prompt` that a teacher animates it with."""
 
-    picture: np.ndarray
+    image: np.ndarray
     prompt: str
 
 
@@ -92,7 +92,7 @@ def find_person(name: str, config: PeopleConfig, seed: int, weights: Mapping[str
             f"avatar.people.template names {error}; the attributes are {', '.join(chosen) or 'none'}."
         ) from error
     settings = replace(config.portrait, seed=int(rng.integers(2**31)))
-    return Person(_picture_from_prompt(weights, prompt, settings), prompt)
+    return Person(_portrait_from_prompt(weights, prompt, settings), prompt)
 
 
 def _drawn_person(number: int, chosen: Mapping[str, str]) -> Person:
@@ -101,17 +101,17 @@ def _drawn_person(number: int, chosen: Mapping[str, str]) -> Person:
             options = ", ".join(DRAWN.get(name, tuple(DRAWN)))
             raise InputError(f"avatar.people.attributes has {name}: {value}; the small world draws {options}.")
     rng = np.random.default_rng(number)
-    known: dict[str, Any] = dict(chosen)
-    if "glasses" in known:
-        known["glasses"] = known["glasses"] == "yes"
-    identity: Identity = replace(draw_identity(rng), **known)
+    attributes: dict[str, Any] = dict(chosen)
+    if "glasses" in attributes:
+        attributes["glasses"] = attributes["glasses"] == "yes"
+    identity: Identity = replace(draw_identity(rng), **attributes)
     quiet = silence(1)
     return Person(
         render(identity, draw_motion(quiet.stress, rng), quiet.lips, "face").frames[0], describe(identity, "face")
     )
 
 
-def _picture_from_prompt(weights: Mapping[str, Path], prompt: str, config: GenerateConfig) -> np.ndarray:
+def _portrait_from_prompt(weights: Mapping[str, Path], prompt: str, config: GenerateConfig) -> np.ndarray:
     paths = ModelPaths(**{role: weights[role] for role in BASE_ROLES})
     job = job_for(config, (64, 64), audio=False, frames=config.portrait_frames)
     return draw_portrait(load_models(paths, config.load, job), prompt, config)

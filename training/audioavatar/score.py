@@ -127,8 +127,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         figures["offset_0"] = float(np.mean([row["offset"] == 0 for row in of]))
         if kind != "fit":
             figures |= {"swapped_share": mean("swapped") / figures["sync_c"], "delay_found": mean("delay_found")}
-        known = ("lip_gap", "lip_gap_swapped", "lip_gap_px", "arap")
-        figures |= {name: mean(name) for name in known if all(row.get(name) is not None for row in of)}
+        optional = ("lip_gap", "lip_gap_swapped", "lip_gap_px", "arap")
+        figures |= {name: mean(name) for name in optional if all(row.get(name) is not None for row in of)}
         means |= {f"{kind}.{name}": round(float(value), 3) for name, value in figures.items()}
     return means
 

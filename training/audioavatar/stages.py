@@ -33,7 +33,7 @@ from training.audioavatar.config import LOG, AvatarTrainConfig
 from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
 from training.audioavatar.stage_file import about as about_file
 from training.audioavatar.stage_file import read_tensors, save_tensors
-from training.audioavatar.teach import TEACHERS, Animator, clip_key, read_clip, save_clip
+from training.audioavatar.teach import Animator, clip_key, load_teacher, read_clip, save_clip
 
 logger = logging.getLogger(__name__)
 AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
@@ -103,14 +103,14 @@ def make_avatars(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str,
     def make(name: str) -> dict[str, Any] | None:
         folder = Path(run.root) / AVATARS / name
         person = find_person(name, config.people, config.seed, models)
-        picture = hashlib.sha256(person.picture.tobytes()).hexdigest()
-        key, about = fingerprint([picture, person.prompt, plain(config.relief), detector]), folder / "person.json"
+        image = hashlib.sha256(person.image.tobytes()).hexdigest()
+        key, about = fingerprint([image, person.prompt, plain(config.relief), detector]), folder / "person.json"
         if about.exists() and read_json(about).get("made_of") == key and (folder / FILE).exists():
             return None
-        avatar = build(person.picture, models["face_detector"], config.relief)
+        avatar = build(person.image, models["face_detector"], config.relief)
         avatar.save(folder)
         with atomic_write(folder / "portrait.png") as temporary:
-            Image.fromarray(person.picture).save(temporary, "png")
+            Image.fromarray(person.image).save(temporary, "png")
         write_json(about, {"made_of": key, "prompt": person.prompt})
         return {"person": name, "particles": len(avatar.particles)}
 
@@ -131,15 +131,15 @@ def make_clips(
 
     def make(unit: Unit) -> dict[str, Any] | None:
         folder, settings = Path(run.root) / AVATARS / unit.person, config.teachers[unit.teacher]
-        picture = np.asarray(Image.open(folder / "portrait.png"))
+        image = np.asarray(Image.open(folder / "portrait.png"))
         prompt, wave = read_json(folder / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
         seed = unit.voice.number + config.seed
-        key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], picture, wave)
+        key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], image, wave)
         if about_file(out / unit.file).get("made_of") == key:
             return None
         if unit.teacher not in loaded:
-            loaded[unit.teacher] = TEACHERS[unit.teacher](models, settings)
-        frames = loaded[unit.teacher].generate(picture, wave, prompt, seed)
+            loaded[unit.teacher] = load_teacher(unit.teacher, models, settings)
+        frames = loaded[unit.teacher].generate(image, wave, prompt, seed)
         about = {"made_of": key, "settings": loaded[unit.teacher].settings(), "prompt": prompt, "seed": seed}
         save_clip(out / unit.file, frames, wave, about)
         return {"person": unit.person, "voice": unit.voice.name}

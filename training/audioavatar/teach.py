@@ -4,8 +4,9 @@
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ import torch
 
 from audioavatar.config import TeacherConfig
 from common.constants import SAMPLES_PER_FRAME
+from common.errors import InputError
 from common.runs import fingerprint
-from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
 from training.audioavatar.stage_file import read_tensors, save_tensors
 
 
@@ -39,10 +40,17 @@ class Animator(Protocol):
         ...
 
 
-TEACHERS: dict[str, Callable[[Mapping[str, Path], TeacherConfig], Animator]] = {
-    "omniavatar": OmniAvatarTeacher.from_pretrained,
-}
-"""Name -> what loads the teacher from the paths of the roles."""
+TEACHERS = {"omniavatar": "training.audioavatar.omniavatar_teacher:OmniAvatarTeacher"}
+"""Name -> class of the teacher, named, not imported: one that is not used need not be installed."""
+
+
+def load_teacher(name: str, weights: Mapping[str, Path], config: TeacherConfig) -> Animator:
+    """The teacher of a name. Raises InputError for an unknown one, and what its `from_pretrained` raises."""
+    if name not in TEACHERS:
+        raise InputError(f"avatar.teachers names {name}; the teachers are {', '.join(TEACHERS)}.")
+    module, _, kind = TEACHERS[name].partition(":")
+    teacher: Animator = getattr(import_module(module), kind).from_pretrained(weights, config)
+    return teacher
 
 
 def clip_key(made_by: Any, image: np.ndarray, audio: np.ndarray) -> str:

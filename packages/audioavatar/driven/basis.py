@@ -116,14 +116,14 @@ def carry(motion: Motion, source: Avatar, target: Avatar) -> Motion:
     The motion of several people becomes that of one, of which a basis can be made.
     """
     xy = [avatar.particles.mean[:, :2] for avatar in (target, source)]
-    place, known = (avatar.mouth.local(each) for avatar, each in zip((target, source), xy, strict=True))
+    place, source_place = (avatar.mouth.local(each) for avatar, each in zip((target, source), xy, strict=True))
     kind, source_kind = (
         _kinds(avatar.particles.part, avatar.mouth.below_line(each) > 0)
         for avatar, each in zip((target, source), xy, strict=True)
     )
-    distance = torch.cdist(place, known)
+    distance = torch.cdist(place, source_place)
     distance[kind[:, None] != source_kind] = torch.inf
-    near, index = distance.topk(min(_NEAREST, len(known)), largest=False)
+    near, index = distance.topk(min(_NEAREST, len(source_place)), largest=False)
     # By squares, so that a particle in the same place decides alone.
     weight = torch.where(near.isfinite(), 1 / (near.square() + 1e-6), 0.0)
     weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)

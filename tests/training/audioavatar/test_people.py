@@ -24,7 +24,7 @@ def test_attributes_decide_who_is_drawn_and_the_prompt_says_so() -> None:
     assert len(set(names)) == 6
     found = [find_person(name, config, 0, {}) for name in names]
     assert all("a bald head, glasses" in person.prompt for person in found)
-    assert len({person.picture.tobytes() for person in found}) == 6
+    assert len({person.image.tobytes() for person in found}) == 6
     with pytest.raises(InputError, match="hair_style: mohawk.*short"):
         find_person(names[0], PeopleConfig(attributes={"hair_style": ("mohawk",)}), 0, {})
 
@@ -35,7 +35,7 @@ def test_pictures_and_voices_of_folders_with_the_last_ones_held_out(tmp_path: Pa
         wavfile.write(tmp_path / f"{name}.wav", 16_000, np.full(16_000, ord(name), np.int16))
     pictures = PeopleConfig(source="folder", folder=str(tmp_path), train=2)
     assert people_names(pictures, 1) == ["a", "b", "c"]
-    assert find_person("b", pictures, 0, {}).picture[0, 0, 0] == ord("b")
+    assert find_person("b", pictures, 0, {}).image[0, 0, 0] == ord("b")
     voices = VoicesConfig(source="folder", folder=str(tmp_path), each=2, seconds=0.4)
     training = training_voices(voices, 2, 1)
     assert [voice.name for voice in training] == ["a-000", "b-000", "a-001", "b-001"]
@@ -52,7 +52,7 @@ def test_the_plain_base_draws_a_person_from_a_prompt() -> None:
     config = PeopleConfig("prompts", 1, "", "a {age} face", {"age": ("young", "old")}, portrait)
     (name,) = people_names(config, 0)
     person = find_person(name, config, 0, model_paths())
-    assert person.picture.shape == (64, 64, 3) and person.prompt in ("a young face", "a old face")
+    assert person.image.shape == (64, 64, 3) and person.prompt in ("a young face", "a old face")
     with pytest.raises(InputError, match="names 'age'; the attributes are none"):
         find_person(name, PeopleConfig("prompts", 1, "", "a {age} face"), 0, {})
 
