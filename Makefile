@@ -60,7 +60,7 @@ curate: $(READY)                    ## sources -> kept clips
 latents: $(READY)                   ## kept clips -> shards
 	@$(OMNI) latents $(ARGS)
 
-train: $(READY)                     ## shards -> adapter checkpoint
+train: $(READY)                     ## shards -> adapter checkpoint; RECIPE=audioavatar-small: the second system
 	@$(OMNI) train $(ARGS)
 
 generate: $(READY)                  ## image + audio + prompt -> video

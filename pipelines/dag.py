@@ -1,4 +1,4 @@
-"""DAG of every recipe: curate -> latents -> train -> generate -> eval.
+"""DAG of a recipe: curate -> latents -> train -> generate -> eval; the second system's is in `pipelines.audioavatar`.
 
 A step is done when the key written at its end equals what its recipe sections, model files and upstream steps give now,
 its inputs are what they were when it began, its products are there and no unit of its work is left to be run again; a
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the flow. `sections` and `roles` name what of the recipe and of the models its result depends on;
-    with other models of the roles in `uses` a finished step stays finished.
+    """One stage of the flow. `sections` (dotted names) and `roles` name what of the recipe and of the models its result
+    depends on; with other models of the roles in `uses` a finished step stays finished.
 
     `inputs` gives a value that changes with what the step reads beyond them (see `pipelines.inputs`), `whole` says
     whether what it made is still there. With the section `draws` in the recipe the step makes its inputs itself.
@@ -242,7 +243,7 @@ def _reason_to_run(context: Context, step: Step, key: str) -> str:
 
 
 def _key(context: Context, step: Step, upstream: str) -> str:
-    sections = {name: plain(getattr(context.recipe, name)) for name in step.sections}
+    sections = {name: plain(attrgetter(name)(context.recipe)) for name in step.sections}
     models = {role: _hash(context, path) for role in step.roles if (path := context.models.get(role))}
     return fingerprint([step.name, sections, models, upstream])
 

@@ -20,6 +20,7 @@ from omniavatar.config import GenerateConfig
 from perception.packaged import packaged_weights
 from pipelines.config import DrawnConfig, SamplesConfig, VideosConfig
 from pipelines.roles import MODEL_ROLES
+from training.audioavatar.config import AvatarTrainConfig
 from training.config import TrainConfig
 
 PLAIN_NAME = re.compile(r"\w[\w .+()=,@\[\]-]{0,99}")
@@ -35,6 +36,7 @@ class Recipe:
     "" takes a role's weights away.
     `small_world` draws the sources instead of finding them, `drawn` kept clips without any judging. `mirror` is an
     address such as s3://bucket/run where a copy of the run is kept, stage by stage, from which another machine goes on.
+    With `avatar` a run trains the second system, by the steps of `pipelines.audioavatar`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Recipe:
     videos: VideosConfig = field(default_factory=VideosConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    avatar: AvatarTrainConfig | None = None
 
     def __post_init__(self) -> None:
         # Without --run the run folder is runs/<name>.

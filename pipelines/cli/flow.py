@@ -13,7 +13,7 @@ from pipelines.cli.output import show
 if TYPE_CHECKING:
     from common.runs import RunFolder
     from common.storage import Mirror
-    from pipelines.dag import Context
+    from pipelines.dag import Context, Step
     from pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -26,42 +26,65 @@ def run_flow(
     # Imported here: torch and its friends take seconds that `--help` should not wait for.
     from common.process.locks import hold_run
     from common.runs import RunFolder
-    from pipelines.dag import STEPS, used_roles
+    from pipelines.dag import used_roles
     from pipelines.recipe import read_recipe
 
     recipe = read_recipe(name, tuple(settings or ()))
     folder = RunFolder(run or Path("runs") / recipe.name)
-    used_roles(STEPS, first, last)  # a wrong name of a step is reported before a folder is made
-    if first not in ("", STEPS[0].name) and not recipe.mirror:  # which an earlier step is to have written to
+    steps = _steps_of(recipe)
+    if recipe.avatar is not None and first == last == "train":
+        from pipelines.audioavatar import TRAIN_STEPS
+
+        first, last = TRAIN_STEPS
+    used_roles(steps, first, last)  # a wrong name of a step is reported before a folder is made
+    if first not in ("", steps[0].name) and not recipe.mirror:  # which an earlier step is to have written to
         existing_run(folder.root)
     with hold_run(folder.root, f"omniavatar {first if first and first == last else 'run'}"):
         logs_folder.set(folder.logs)
-        _run_steps(recipe, folder, first, last, force)
+        _run_steps(recipe, steps, folder, first, last, force)
 
 
-def _run_steps(recipe: "Recipe", folder: "RunFolder", first: str, last: str, force: bool) -> None:
+def _steps_of(recipe: "Recipe") -> "tuple[Step, ...]":
+    """The DAG of the system that a recipe trains."""
+    if recipe.avatar is not None:
+        from pipelines.audioavatar import AVATAR_STEPS
+
+        return AVATAR_STEPS
+    from pipelines.dag import STEPS
+
+    return STEPS
+
+
+def _run_steps(
+    recipe: "Recipe", steps: "tuple[Step, ...]", folder: "RunFolder", first: str, last: str, force: bool
+) -> None:
     from common.hashes import HASHES, remembered_hash
     from common.process.signals import Stopped
     from common.recipe import dump_recipe
     from common.runs import save_provenance
     from common.storage import Mirror
     from pipelines.cli.summary import closing_words
-    from pipelines.dag import STEPS, Context, run_steps, step_results, used_roles
+    from pipelines.dag import Context, run_steps, step_results, used_roles
 
     mirror = Mirror(folder.root, recipe.mirror) if recipe.mirror else None
     if mirror:
         mirror.restore()
     models = recipe.named_models()
-    recipe.model_paths(used_roles(STEPS, first, last))  # only what these steps use has to be there
+    recipe.model_paths(used_roles(steps, first, last))  # only what these steps use has to be there
     named = {role: path for role, path in models.items() if path}
     save_provenance(folder, dump_recipe(recipe), named, lambda path: remembered_hash(path, folder.cache / HASHES))
     context = Context(recipe, folder, models, mirror.push) if mirror else Context(recipe, folder, models)
     try:
-        run_steps(context, STEPS, first, last, force)
+        run_steps(context, steps, first, last, force)
     except Stopped:
         if mirror:  # this machine may be about to go
             _push(mirror)
         raise
+    if recipe.avatar is not None:
+        from pipelines.audioavatar import closing_lines
+
+        report_result(run=folder.root, steps=step_results(folder))
+        return show("\n".join(closing_lines(folder)))
     page = folder.report / "index.html"
     if not _is_newest(page, folder):  # plots and metrics load torch and matplotlib
         page = report(context)

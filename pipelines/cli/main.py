@@ -107,7 +107,7 @@ def train(
     force: ForceOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Shards to an adapter checkpoint, with DeepSpeed; --plan forecasts the cost and needs no weights."""
+    """Shards to an adapter checkpoint, with DeepSpeed, or the second system's stages; --plan forecasts the cost."""
     setup_logging(verbose)
     if not plan:
         chosen_ranks = [f"ranks={ranks}"] if ranks else []
@@ -117,11 +117,19 @@ def train(
     from dataclasses import replace
 
     from pipelines.recipe import read_recipe
+
+    chosen = read_recipe(recipe, tuple(settings or ()))
+    if chosen.avatar is not None:
+        from pipelines.audioavatar import plan_lines as avatar_plan
+        from pipelines.audioavatar import planned
+
+        forecast_of = planned(chosen.avatar, run or Path("runs") / chosen.name)
+        report(plan=forecast_of)
+        return show("\n".join(avatar_plan(forecast_of)))
     from training.planning.devices import named_device, this_device
     from training.planning.plan import plan as make_plan
     from training.planning.table import plan_lines
 
-    chosen = read_recipe(recipe, tuple(settings or ()))
     named = chosen.named_models()
     model = replace(chosen.train.model, base=named["transformer"] or Path(), adapter=named["adapter"])
     device = named_device(gpu) if gpu else this_device()

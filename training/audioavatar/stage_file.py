@@ -9,14 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.runs import atomic_write
+from common.runs import atomic_write, plain
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Write tensors and a note, one key of metadata: safetensors writes several in any order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         values = {name: value.detach().contiguous() for name, value in tensors.items()}
-        save_file(values, temporary, {"about": json.dumps(note, sort_keys=True)})
+        save_file(values, temporary, {"about": json.dumps(plain(dict(note)), sort_keys=True)})
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -1,84 +1,197 @@
-"""Stages of the second system's training: fits of a teacher's clips, and motion from audio. Each goes on where it was
-killed: a unit is a file that is there whole or not at all, with what it was made of inside.
+"""Stages of the second system's training: teacher clips, fits, motion from audio.
+
+Each is a function of the settings and the run folder. What it makes is a file per unit that is there whole or not at
+all, with what it was made of inside: a killed stage goes on where it was, and makes the same bytes.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from PIL import Image
 
-from audioavatar.avatar import FILE, Avatar
-from audioavatar.config import Driver, FitConfig, GeneratorConfig
+from audioavatar.avatar import FILE, load_avatar
+from audioavatar.driven.basis import carry
 from audioavatar.driven.features import audio_features
-from audioavatar.driven.model import MotionModel, fit_motion_model
+from audioavatar.driven.model import fit_motion_model
 from audioavatar.fit.clip import fit_clip
 from audioavatar.motion import Motion
-from common.runs import atomic_write, sha256_file
-from omniavatar.encoders.audio import AudioEncoder
-from training.audioavatar.teach import read_clip
+from audioavatar.say import build
+from common.executors.status import StageHeartbeat
+from common.hashes import HASHES, remembered_hash
+from common.ledger.store import State
+from common.progress import MetricLog, ProgressBar, progress
+from common.runs import RunFolder, atomic_write, fingerprint, plain, read_json, sha256_file, write_json
+from omniavatar.encoders.audio import load_audio_encoder
+from training.audioavatar.config import LOG, AvatarTrainConfig
+from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
+from training.audioavatar.stage_file import about as about_file
+from training.audioavatar.stage_file import read_tensors, save_tensors
+from training.audioavatar.teach import Animator, clip_key, load_teacher, read_clip, save_clip
 
 logger = logging.getLogger(__name__)
+AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
+T = TypeVar("T")
 
 
-def fit_clips(avatar: Avatar, folder: Path, clips: Sequence[Path], out: Path, config: FitConfig) -> list[Path]:
-    """Fit the avatar saved in `folder` to teacher clips -> `out`/<name>.safetensors of each.
+@dataclass(frozen=True)
+class Unit:
+    """One clip: who says what, by which teacher."""
 
-    A fit of the same avatar, clip and settings stays. A fit has no randomness.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for clip in clips:
-        path = out / clip.name
-        made_of = [sha256_file(folder / FILE), sha256_file(clip), json.dumps(asdict(config), sort_keys=True)]
-        key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
-        if not path.is_file() or _about(path).get("made_of") != key:
-            result = fit_clip(avatar, read_clip(clip).frames, config)
-            about = {"made_of": key, "psnr": round(result.psnr, 2), "arap": round(result.arap, 4)}
-            logger.info("fit of %s: %.1f dB, distortion %.3f px^2", clip.stem, result.psnr, result.arap)
-            tensors = vars(result.motion)
-            with atomic_write(path) as temporary:
-                save_file(
-                    {name: value.contiguous() for name, value in tensors.items()},
-                    temporary,
-                    {"about": json.dumps(about)},
-                )
-        paths.append(path)
-    return paths
+    person: str
+    voice: Voice
+    teacher: str
+
+    @property
+    def file(self) -> Path:
+        """Where its clip and its fit lie in the folders of those."""
+        return Path(self.person) / f"{self.voice.name}.safetensors"
 
 
-def _about(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as file:
-        return dict(json.loads((file.metadata() or {}).get("about", "{}")))
+def training_people(config: AvatarTrainConfig) -> list[str]:
+    """Names of those trained on."""
+    return people_names(config.people, config.score.people)[: config.people.train]
+
+
+def training_units(config: AvatarTrainConfig) -> list[Unit]:
+    """Every clip of training, person by person. Raises InputError."""
+    people = training_people(config)
+    voices = training_voices(config.voices, len(people), config.score.voices)
+    names = list(config.teachers)
+    return [
+        Unit(people[number // config.voices.each], voice, names[number % len(names)])
+        for number, voice in enumerate(voices)
+    ]
+
+
+def each_unit(
+    run: RunFolder, stage: str, settings: Any, units: Sequence[T], work: Callable[[T], dict[str, Any] | None]
+) -> None:
+    """Do the work of every unit, with a bar, a status for `omniavatar status`, and a line in the log for each that was
+    not there: `work` returns its figures, or None for a unit that is."""
+    counts: dict[State, int] = {"kept": 0}
+    key, log = fingerprint(plain(settings))[:16], MetricLog(run.logs / LOG)
+    bar: ProgressBar[None] = progress(len(units), stage)
+    with StageHeartbeat(run.ledger, stage, key, len(units), counts) as status, bar:
+        for number, unit in enumerate(units):
+            started, cpu = time.monotonic(), time.process_time()
+            figures = work(unit)
+            if figures is not None:
+                spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+                log.write(stage=stage, step=number, **figures, **{name: round(of, 3) for name, of in spent.items()})
+            counts["kept"] += 1
+            status.beat()
+            bar.update()
+
+
+def teach(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
+    """Avatars of the people of training, and a teacher's clip of every unit -> `teacher/`."""
+    make_avatars(config, run, models, training_people(config))
+    return make_clips(config, run, models, training_units(config), Path(run.root) / CLIPS)
+
+
+def make_avatars(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path], people: Sequence[str]) -> None:
+    """`avatars/<person>/`: the portrait, the avatar, and last `person.json` with what they were made of."""
+    detector = _hash(run, models["face_detector"])
+
+    def make(name: str) -> dict[str, Any] | None:
+        folder = Path(run.root) / AVATARS / name
+        person = find_person(name, config.people, config.seed, models)
+        image = hashlib.sha256(person.image.tobytes()).hexdigest()
+        key, about = fingerprint([image, person.prompt, plain(config.relief), detector]), folder / "person.json"
+        if about.exists() and read_json(about).get("made_of") == key and (folder / FILE).exists():
+            return None
+        avatar = build(person.image, models["face_detector"], config.relief)
+        avatar.save(folder)
+        with atomic_write(folder / "portrait.png") as temporary:
+            Image.fromarray(person.image).save(temporary, "png")
+        write_json(about, {"made_of": key, "prompt": person.prompt})
+        return {"person": name, "particles": len(avatar.particles)}
+
+    each_unit(run, "avatars", config.relief, people, make)
+
+
+def make_clips(
+    config: AvatarTrainConfig,
+    run: RunFolder,
+    models: Mapping[str, Path],
+    units: Sequence[Unit],
+    out: Path,
+    stage: str = "teach",
+) -> Path:
+    """A teacher's clip of every unit in `out`; a teacher is loaded when the first clip of it is to be made."""
+    loaded: dict[str, Animator] = {}
+    weights = {role: _hash(run, path) for role, path in sorted(models.items())}
+
+    def make(unit: Unit) -> dict[str, Any] | None:
+        folder, settings = Path(run.root) / AVATARS / unit.person, config.teachers[unit.teacher]
+        image = np.asarray(Image.open(folder / "portrait.png"))
+        prompt, wave = read_json(folder / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
+        seed = unit.voice.number + config.seed
+        key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], image, wave)
+        if about_file(out / unit.file).get("made_of") == key:
+            return None
+        if unit.teacher not in loaded:
+            loaded[unit.teacher] = load_teacher(unit.teacher, models, settings)
+        frames = loaded[unit.teacher].generate(image, wave, prompt, seed)
+        about = {"made_of": key, "settings": loaded[unit.teacher].settings(), "prompt": prompt, "seed": seed}
+        save_clip(out / unit.file, frames, wave, about)
+        return {"person": unit.person, "voice": unit.voice.name}
+
+    each_unit(run, stage, config.teachers, units, make)
+    return out
+
+
+def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
+    """Every clip of training fitted by its person's avatar -> `fits/`. A fit has no randomness."""
+    root = Path(run.root)
+
+    def make(unit: Unit) -> dict[str, Any] | None:
+        folder, clip, path = root / AVATARS / unit.person, root / CLIPS / unit.file, root / FITS / unit.file
+        key = fingerprint([sha256_file(folder / FILE), sha256_file(clip), plain(config.fit)])
+        if about_file(path).get("made_of") == key:
+            return None
+        result = fit_clip(load_avatar(folder), read_clip(clip).frames, config.fit)
+        figures = {"psnr": round(result.psnr, 2), "arap": round(result.arap, 4)}
+        save_tensors(path, dict(vars(result.motion)), {"made_of": key, **figures})
+        return {"person": unit.person, "voice": unit.voice.name, **figures}
+
+    each_unit(run, "fit", config.fit, training_units(config), make)
+    return root / FITS
 
 
 def read_motion(path: Path) -> Motion:
-    """A motion that `fit_clips` wrote."""
-    with safe_open(path, "pt") as file:
-        return Motion(**{field.name: file.get_tensor(field.name) for field in fields(Motion)})
+    """A motion that `fit` wrote."""
+    return Motion(**read_tensors(path))
 
 
-def train_motion(
-    avatar: Avatar,
-    clips: Sequence[Path],
-    fits: Sequence[Path],
-    encoder: AudioEncoder,
-    driver: Driver = "generator",
-    seed: int = 0,
-    generator: GeneratorConfig = GeneratorConfig(),
-) -> MotionModel:
-    """Motion from wav2vec2 states, of fitted clips of one avatar."""
+def motion(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
+    """What drives any avatar from wav2vec2 states, of the fits of everybody, each carried over to the first person ->
+    `motion.safetensors`."""
+    started, cpu = time.monotonic(), time.process_time()
+    root, encoder = Path(run.root), load_audio_encoder(models["audio_encoder"])
+    avatars = {name: load_avatar(root / AVATARS / name) for name in training_people(config)}
+    first = next(iter(avatars.values()))
     pairs = []
-    for clip, fit in zip(clips, fits, strict=True):
-        wave = read_clip(clip).wave.numpy()
-        pairs.append((read_motion(fit), audio_features(wave, "wav2vec2", encoder)))
+    for unit in progress(training_units(config), "motion: read fits"):
+        features = audio_features(read_clip(root / CLIPS / unit.file).wave.numpy(), "wav2vec2", encoder)
+        pairs.append((carry(read_motion(root / FITS / unit.file), avatars[unit.person], first), features))
     frames = min(min(len(motion), len(features)) for motion, features in pairs)
-    cut = [(Motion(*(each[:frames] for each in vars(m).values())), features[:frames]) for m, features in pairs]
+    cut = [(Motion(*(track[:frames] for track in vars(m).values())), features[:frames]) for m, features in pairs]
     with torch.random.fork_rng(devices=[]):
-        return fit_motion_model(avatar, cut, "wav2vec2", driver, seed, generator=generator)
+        model = fit_motion_model(first, cut, "wav2vec2", config.driver, config.seed, generator=config.generator)
+    model.save(root / MOTION)
+    spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
+    figures = {"clips": len(cut), "kept_variance": round(model.basis.kept, 4)}
+    MetricLog(run.logs / LOG).write(stage="motion", step=0, **figures, **{k: round(v, 3) for k, v in spent.items()})
+    return root / MOTION
+
+
+def _hash(run: RunFolder, path: Path) -> str:
+    return remembered_hash(path, run.cache / HASHES)

@@ -1,19 +1,23 @@
-"""Teacher videos: the first system animates one picture with many voices; each clip is kept with seed and settings."""
+"""Teacher videos: a first system animates one picture with a voice; each clip is kept with seed and settings.
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+`TEACHERS` are those that a recipe may name.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from audioavatar.config import TeacherConfig
-from common.runs import atomic_write
-from omniavatar.pipeline import OmniAvatarPipeline
+from common.constants import SAMPLES_PER_FRAME
+from common.errors import InputError
+from common.runs import fingerprint
+from training.audioavatar.stage_file import read_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class TeacherClip:
     wave: torch.Tensor
 
 
-class VideoTeacher(Protocol):
+class Animator(Protocol):
     """Anything that animates a picture with a voice."""
 
     def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
@@ -36,63 +40,30 @@ class VideoTeacher(Protocol):
         ...
 
 
-class OmniAvatarTeacher:
-    """Our own first system, through its public pipeline."""
-
-    def __init__(self, pipeline: OmniAvatarPipeline) -> None:
-        self.pipeline = pipeline
-
-    @classmethod
-    def from_pretrained(cls, weights: dict[str, Path], config: TeacherConfig = TeacherConfig()) -> "OmniAvatarTeacher":
-        """Load the roles of generation; raises what `OmniAvatarPipeline.from_pretrained` raises."""
-        settings: dict[str, Any] = {
-            "longest_side": config.longest_side, "chunk_frames": config.chunk_frames, "shift": config.shift,
-            "steps": config.steps, "text_guidance": config.text_guidance, "audio_guidance": config.audio_guidance,
-        }  # fmt: skip
-        return cls(OmniAvatarPipeline.from_pretrained(weights, **settings))
-
-    def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
-        """As of VideoTeacher."""
-        return self.pipeline(image, audio, prompt, seed=seed).frames
-
-    def settings(self) -> dict[str, object]:
-        """As of VideoTeacher."""
-        return {"teacher": "omniavatar", **asdict(self.pipeline.config)}
+TEACHERS = {"omniavatar": "training.audioavatar.omniavatar_teacher:OmniAvatarTeacher"}
+"""Name -> class of the teacher, named, not imported: one that is not used need not be installed."""
 
 
-def teach(
-    teacher: VideoTeacher,
-    image: np.ndarray,
-    voices: Iterable[tuple[str, np.ndarray, int]],
-    prompt: str,
-    folder: Path,
-) -> list[Path]:
-    """A clip of the picture for each voice (name, mono 16 kHz audio, seed) -> `folder`/<name>.safetensors.
-
-    Clips that are there from the same teacher, settings and seed stay: a killed run goes on where it was.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, audio, seed in voices:
-        path = folder / f"{name}.safetensors"
-        about = json.dumps(
-            {"settings": teacher.settings(), "prompt": prompt, "seed": seed}, sort_keys=True, default=str
-        )
-        if not path.is_file() or _about(path) != about:
-            frames = teacher.generate(image, audio, prompt, seed)
-            tensors = {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(audio[: 640 * len(frames)])}
-            with atomic_write(path) as temporary:
-                save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"about": about})
-        paths.append(path)
-    return paths
+def load_teacher(name: str, weights: Mapping[str, Path], config: TeacherConfig) -> Animator:
+    """The teacher of a name. Raises InputError for an unknown one, and what its `from_pretrained` raises."""
+    if name not in TEACHERS:
+        raise InputError(f"avatar.teachers names {name}; the teachers are {', '.join(TEACHERS)}.")
+    module, _, kind = TEACHERS[name].partition(":")
+    teacher: Animator = getattr(import_module(module), kind).from_pretrained(weights, config)
+    return teacher
 
 
-def _about(path: Path) -> str:
-    with safe_open(path, "pt") as file:
-        return str((file.metadata() or {}).get("about"))
+def clip_key(made_by: Any, image: np.ndarray, audio: np.ndarray) -> str:
+    """What a clip is made of: `made_by` (teacher, settings, weights, prompt, seed), picture and voice."""
+    return fingerprint([made_by, *(hashlib.sha256(array.tobytes()).hexdigest() for array in (image, audio))])
+
+
+def save_clip(path: Path, frames: np.ndarray, audio: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Write a clip, whole or not at all, with what it was made of as `about`."""
+    wave = audio[: SAMPLES_PER_FRAME * len(frames)]
+    save_tensors(path, {"frames": torch.from_numpy(frames), "wave": torch.from_numpy(wave)}, about)
 
 
 def read_clip(path: Path) -> TeacherClip:
-    """A clip that `teach` wrote."""
-    with safe_open(path, "pt") as file:
-        return TeacherClip(file.get_tensor("frames"), file.get_tensor("wave"))
+    """A clip that `save_clip` wrote."""
+    return TeacherClip(**read_tensors(path))

@@ -118,6 +118,31 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
     return BoundBasis(carried(basis.mean), carried(basis.components), basis.scale)
 
 
+def carry(motion: Motion, source: Avatar, target: Avatar) -> Motion:
+    """What a fit found for one avatar as a motion of another: by label, side of the lip line and mouth coordinates.
+
+    The motion of several people becomes that of one, of which a basis can be made.
+    """
+    xy = [avatar.particles.mean[:, :2] for avatar in (target, source)]
+    place, source_place = (avatar.mouth.local(each) for avatar, each in zip((target, source), xy, strict=True))
+    kind, source_kind = (
+        _kinds(avatar.particles.part, avatar.mouth.below_line(each) > 0)
+        for avatar, each in zip((target, source), xy, strict=True)
+    )
+    distance = torch.cdist(place, source_place)
+    distance[kind[:, None] != source_kind] = torch.inf
+    near, index = distance.topk(min(_NEAREST, len(source_place)), largest=False)
+    # By squares, so that a particle in the same place decides alone.
+    weight = torch.where(near.isfinite(), 1 / (near.square() + 1e-6), 0.0)
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+    scale = target.unit / source.unit
+    shift = torch.einsum("nk,tnkd->tnd", weight, source.mouth.from_world(motion.shift)[:, index])
+    growth = torch.einsum("nk,tnkd->tnd", weight, motion.growth[:, index])
+    head = motion.head * torch.tensor([scale, scale, 1.0])
+    gesture = motion.gesture * target.gesture_units / source.gesture_units
+    return Motion(head, target.mouth.to_world(shift) * scale, growth, gesture)
+
+
 def _kinds(part: Tensor, below: Tensor) -> Tensor:
     """Lips, teeth and the dark of the mouth by label, all skin alike, by side of the line."""
     inner = torch.isin(part, torch.tensor([Part.UPPER_LIP, Part.LOWER_LIP, Part.TEETH, Part.CAVITY]))

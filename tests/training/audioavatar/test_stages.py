@@ -1,41 +1,123 @@
-"""Fits and motion as stages: a unit that is there is not made again, and made again it has the same bytes."""
+"""Stages of the second system: killed at any moment and run again they end with the same bytes."""
 
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
-from safetensors.torch import save_file
 
-from audioavatar.avatar import Avatar
-from audioavatar.config import FitConfig, ReliefConfig
-from audioavatar.say import build
+from audioavatar.config import FitConfig, GeneratorConfig, ReliefConfig, TeacherConfig
+from audioavatar.driven.model import load_motion_model
+from common.progress import MetricLog
+from common.runs import RunFolder, hash_path
 from miniature.weights import model_paths
 from miniature.world.clips import draw_clip
-from omniavatar.encoders.audio import load_audio_encoder
-from training.audioavatar.stages import fit_clips, read_motion, train_motion
+from training.audioavatar import stages
+from training.audioavatar.config import SCORE_ROLES, AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
+from training.audioavatar.score import score
+from training.audioavatar.teach import read_clip
 
-BRIEF = FitConfig(field_steps=2, particle_stages=((1, 1.0, 6.0, 0.25, 0.04),))
+MODELS = {role: model_paths()[role] for role in SCORE_ROLES}
+TINY = AvatarTrainConfig(
+    people=PeopleConfig(train=2),
+    voices=VoicesConfig(each=1, seconds=0.36),
+    teachers={"omniavatar": TeacherConfig(steps=1, chunk_frames=17, audio_guidance=1.0)},
+    relief=ReliefConfig(steps=0),
+    fit=FitConfig(field_steps=1, particle_stages=((1, 1.0, 6.0, 0.25, 0.04),)),
+    generator=GeneratorConfig(width=8, layers=1, heads=1, steps=3),
+    score=ScoreConfig(people=1, voices=2),
+)
 
 
-def write_clip(folder: Path, seed: int) -> Path:
-    drawn = draw_clip(seed, 0.4)
-    path = folder / f"{seed}.safetensors"
-    save_file({"frames": torch.from_numpy(drawn.frames), "wave": torch.from_numpy(drawn.audio)}, path)
-    return path
+def train(root: Path) -> None:
+    torch.set_num_threads(1)
+    run = RunFolder(root)
+    stages.teach(TINY, run, MODELS)
+    stages.fit(TINY, run)
+    stages.motion(TINY, run, MODELS)
 
 
-def test_fits_go_on_where_they_were_and_motion_is_trained_of_them(tmp_path: Path) -> None:
-    avatar: Avatar = build(draw_clip(1_000_000, 0.2).frames[0], model_paths()["face_detector"], ReliefConfig(steps=0))
-    avatar.save(tmp_path / "avatar")
-    clips = [write_clip(tmp_path, seed) for seed in (1_000_000, 1_000_001)]
-    fits = fit_clips(avatar, tmp_path / "avatar", clips[:1], tmp_path / "fits", BRIEF)
-    before = fits[0].stat().st_mtime_ns, fits[0].read_bytes()
-    fits = fit_clips(avatar, tmp_path / "avatar", clips, tmp_path / "fits", BRIEF)
-    assert len(fits) == 2 and fits[0].stat().st_mtime_ns == before[0]
-    fits[0].unlink()
-    fit_clips(avatar, tmp_path / "avatar", clips, tmp_path / "fits", BRIEF)
-    assert fits[0].read_bytes() == before[1]
-    motion = read_motion(fits[0])
-    assert motion.shift.shape == (10, len(avatar.particles), 2) and bool(motion.shift.any())
-    encoder = load_audio_encoder(model_paths()["audio_encoder"])
-    model = train_motion(avatar, clips, fits, encoder, "ridge")
-    assert model.features == "wav2vec2" and len(model.basis) == 16
+def products(root: Path) -> dict[str, str]:
+    return {name: hash_path(root / name) for name in ("avatars", "teacher", "fits", "motion.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing interrupted."""
+    root = tmp_path_factory.mktemp("avatar")
+    train(root)
+    return root
+
+
+def kill_when(root: Path, is_time: str) -> None:
+    """Train in a process of its own, killed as soon as a file of the pattern is there."""
+    process = multiprocessing.get_context("fork").Process(target=train, args=(root,))
+    process.start()
+    while process.is_alive() and not any(root.glob(is_time)):
+        time.sleep(0.001)
+    assert process.pid and process.is_alive(), "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_a_training_killed_between_two_fits_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    kill_when(tmp_path, "fits/*/*")
+    assert not (tmp_path / "motion.safetensors").exists()
+    train(tmp_path)
+    assert products(tmp_path) == products(whole)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "moment", ["avatars/*/avatar*", "avatars/*/person.json", "teacher/*/.*", "teacher/*/*", "fits/*/.*", ".motion*"]
+)
+def test_a_training_killed_in_any_stage_ends_with_the_same_bytes(moment: str, whole: Path, tmp_path: Path) -> None:
+    kill_when(tmp_path, moment)
+    train(tmp_path)
+    assert products(tmp_path) == products(whole)
+
+
+def test_clips_are_kept_and_made_again_only_when_something_changes(whole: Path) -> None:
+    first, second = (whole / "teacher" / unit.file for unit in stages.training_units(TINY))
+    clip = read_clip(first)
+    assert clip.frames.shape == (9, 64, 64, 3) and np.array_equal(clip.wave.numpy(), draw_clip(101, 0.36).audio)
+    content, stamps = first.read_bytes(), [path.stat().st_mtime_ns for path in (first, second)]
+    stages.teach(TINY, RunFolder(whole), MODELS)
+    assert [path.stat().st_mtime_ns for path in (first, second)] == stamps
+    first.write_bytes(second.read_bytes())  # made of something else
+    stages.teach(TINY, RunFolder(whole), MODELS)
+    assert first.read_bytes() == content and second.stat().st_mtime_ns == stamps[1]
+
+
+def test_every_unit_leaves_a_line_in_the_log_and_one_model_drives_everybody(whole: Path) -> None:
+    rows = MetricLog(whole / "logs" / stages.LOG).rows()
+    assert [row["stage"] for row in rows[:7]] == ["avatars"] * 2 + ["teach"] * 2 + ["fit"] * 2 + ["motion"]
+    assert all(row["cpu_seconds"] >= 0 for row in rows) and rows[6]["clips"] == 2
+    model = load_motion_model(whole / "motion.safetensors")
+    assert model.features == "wav2vec2" and len(model.basis) > 0
+
+
+def test_other_settings_of_a_stage_make_its_units_again(whole: Path) -> None:
+    run, before = RunFolder(whole), hash_path(whole / "fits")
+    stages.fit(TINY, run)
+    assert hash_path(whole / "fits") == before
+    stages.fit(replace(TINY, fit=replace(TINY.fit, field_steps=2)), run)
+    assert hash_path(whole / "fits") != before
+    stages.fit(TINY, run)
+    assert hash_path(whole / "fits") == before
+
+
+def test_scores_of_fits_of_known_and_of_held_out_people(whole: Path) -> None:
+    means = score(TINY, RunFolder(whole), MODELS)
+    assert [means[f"{kind}.clips"] for kind in ("fit", "own", "held_out")] == [2, 4, 2]
+    assert set(means) >= {"own.share", "own.swapped_share", "held_out.lip_gap", "fit.arap", "held_out.delay_found"}
+    trained = {path.name for path in (whole / "teacher").iterdir()}
+    scored = {path.name for path in (whole / "heldout").iterdir()}
+    assert len(scored - trained) == 1
+    voices = [{path.name for path in (whole / folder).rglob("*.safetensors")} for folder in ("teacher", "heldout")]
+    assert not voices[0] & voices[1]

@@ -1,0 +1,81 @@
+"""Settings of the second system's training: whom it learns from, and those of its stages. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from audioavatar.config import Driver, FitConfig, GeneratorConfig, ReliefConfig, TeacherConfig
+from common.errors import InputError
+from common.ranges import Count, Positive
+from omniavatar.config import GENERATION_ROLES, GenerateConfig
+
+LOG = "train-avatar.jsonl"  # in the logs of a run: a line per unit
+TEACHER_ROLES = (*GENERATION_ROLES, "face_detector")
+SCORE_ROLES = ("audio_encoder", "face_detector", "sync_scorer", *GENERATION_ROLES)
+
+
+@dataclass(frozen=True)
+class PeopleConfig:
+    """Who is animated, `train` people and after them as many held-out ones as are scored.
+
+    `drawn`: by the small world; `folder`: its pictures, sorted by name; `prompts`: by the plain base, from `template`
+    filled in with `attributes` and with the settings `portrait`. Each person takes one of the choices of every
+    attribute, at random.
+    """
+
+    source: Literal["drawn", "folder", "prompts"] = "drawn"
+    train: Count = 6
+    folder: str = ""
+    template: str = ""
+    attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    portrait: GenerateConfig = GenerateConfig()
+
+    def __post_init__(self) -> None:
+        if self.source == "folder" and not self.folder:
+            raise InputError("avatar.people.source is folder, but avatar.people.folder names none; give its path.")
+        if self.source == "prompts" and not self.template:
+            raise InputError("avatar.people.source is prompts, but avatar.people.template is empty; give a prompt.")
+
+
+@dataclass(frozen=True)
+class VoicesConfig:
+    """What they say: `each` clips per person of `seconds`, every one with words of its own.
+
+    `drawn`: the small world's synthesiser; `folder`: pieces of its sound files, sorted by name, of which the last ones
+    are held out.
+    """
+
+    source: Literal["drawn", "folder"] = "drawn"
+    folder: str = ""
+    each: Count = 4
+    seconds: Positive = 1.92
+
+    def __post_init__(self) -> None:
+        if self.source == "folder" and not self.folder:
+            raise InputError("avatar.voices.source is folder, but avatar.voices.folder names none; give its path.")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Every person trained on and `people` held-out ones say `voices` held-out voices."""
+
+    people: int = 6
+    voices: Count = 4
+
+
+def _teachers() -> dict[str, TeacherConfig]:
+    return {"omniavatar": TeacherConfig()}
+
+
+@dataclass(frozen=True)
+class AvatarTrainConfig:
+    """Training of the second system. `teachers` (name -> its settings) take the clips in turn."""
+
+    seed: int = 0
+    people: PeopleConfig = PeopleConfig()
+    voices: VoicesConfig = VoicesConfig()
+    teachers: dict[str, TeacherConfig] = field(default_factory=_teachers)
+    relief: ReliefConfig = ReliefConfig()
+    fit: FitConfig = FitConfig()
+    driver: Driver = "generator"
+    generator: GeneratorConfig = GeneratorConfig()
+    score: ScoreConfig = ScoreConfig()

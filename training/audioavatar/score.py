@@ -1,0 +1,180 @@
+"""Scores of a trained second system: fits, and held-out voices said by people trained on and by held-out ones.
+
+The only place of this training that looks at what is true of drawn voices, the opening of the lips, to score by it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audioavatar.avatar import Avatar, load_avatar
+from audioavatar.config import SayConfig
+from audioavatar.driven.features import audio_features
+from audioavatar.driven.model import load_motion_model
+from audioavatar.frames import FrameRenderer
+from audioavatar.motion import Motion, lip_gap
+from audioavatar.regularisers import arap
+from common.constants import SAMPLES_PER_FRAME
+from common.runs import RunFolder, atomic_write, write_json
+from miniature.world.clips import draw_clip
+from omniavatar.encoders.audio import load_audio_encoder
+from perception.faces.crop import crop_track
+from perception.faces.detect import FaceDetector, load_face_detector
+from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
+from training.audioavatar.config import TEACHER_ROLES, AvatarTrainConfig
+from training.audioavatar.people import Voice, held_out_voices, people_names, voice_wave
+from training.audioavatar.stages import (
+    AVATARS,
+    CLIPS,
+    FITS,
+    MOTION,
+    Unit,
+    each_unit,
+    make_avatars,
+    make_clips,
+    read_motion,
+    training_units,
+)
+from training.audioavatar.teach import read_clip
+
+DELAY = 3  # frames, that have to be found again
+
+
+@dataclass(frozen=True)
+class _Judges:
+    net: SyncNet
+    detector: FaceDetector
+
+    def sync(self, frames: np.ndarray, wave: np.ndarray, avatar: Avatar) -> tuple[np.ndarray, SyncResult]:
+        """The crops of the face, found in every frame or where it was in the portrait, and how they go with a wave."""
+        boxes, box = [], avatar.face.numpy()
+        for frame in frames:
+            found = self.detector.detect(frame)
+            box = max((face.box for face in found), key=lambda each: float(np.prod(each[2:] - each[:2])), default=box)
+            boxes.append(box)
+        crops = crop_track(frames, np.stack(boxes), self.net.crop_size)
+        return crops, sync_scores(self.net, crops, wave)
+
+
+def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> dict[str, Any]:
+    """Score the fits and the motion model of a run -> `report/avatar.parquet`, a row per clip, and the means of them,
+    which `report/avatar.json` keeps."""
+    root, held_out = Path(run.root), config.score
+    everybody = people_names(config.people, held_out.people)
+    teacher_models = {role: models[role] for role in TEACHER_ROLES}
+    make_avatars(config, run, teacher_models, everybody)
+    voices = held_out_voices(config.voices, held_out.voices)
+    units = [Unit(name, voice, next(iter(config.teachers))) for name in everybody for voice in voices]
+    clips = make_clips(config, run, teacher_models, units, root / "heldout", "heldout")
+    judges = _Judges(load_syncnet(models["sync_scorer"]), load_face_detector(models["face_detector"]))
+    avatars = {name: load_avatar(root / AVATARS / name) for name in everybody}
+    rows: list[dict[str, Any]] = []
+
+    def judge_fit(unit: Unit) -> dict[str, Any]:
+        rows.append(_fit_row(unit, avatars[unit.person], config, root, judges))
+        return rows[-1]
+
+    model, encoder = load_motion_model(root / MOTION), load_audio_encoder(models["audio_encoder"])
+
+    def judge_talk(unit: Unit) -> dict[str, Any]:
+        avatar = avatars[unit.person]
+        wave, other = (voice_wave(each, config.voices) for each in (unit.voice, _next(voices, unit.voice)))
+        moved = model.drive(avatar, audio_features(wave, "wav2vec2", encoder), config.seed)
+        own = unit.person in everybody[: config.people.train]
+        row, crops = _row("own" if own else "held_out", unit, avatar, moved, wave, clips, judges, config)
+        row["swapped"] = sync_scores(judges.net, crops, other).sync_c
+        late = np.concatenate([np.zeros(DELAY * SAMPLES_PER_FRAME, np.float32), wave])[: len(wave)]
+        row["delay_found"] = float(row["offset"] - sync_scores(judges.net, crops, late).offset == DELAY)
+        if config.voices.source == "drawn":
+            row["lip_gap_swapped"] = _lip_gap_r(avatar, moved, _next(voices, unit.voice), config.voices.seconds)
+        rows.append(row)
+        return row
+
+    each_unit(run, "score fits", config.score, training_units(config), judge_fit)
+    each_unit(run, "score", config.score, units, judge_talk)
+    with atomic_write(run.report / "avatar.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), temporary)
+    means = summary(rows)
+    write_json(run.report / "avatar.json", means)
+    return means
+
+
+_NUMBERS = ("teacher_sync_c", "teacher_offset", "sync_c", "offset", "swapped", "delay_found", "lip_gap",
+            "lip_gap_swapped", "lip_gap_px", "arap")  # fmt: skip
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("kind", "person", "voice")] + [(name, pa.float64()) for name in _NUMBERS]
+)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the rows of fits, of people trained on and of held-out ones; `share` is of the teacher's Sync-C."""
+    means: dict[str, float] = {}
+    for kind in ("fit", "own", "held_out"):
+        of = [row for row in rows if row["kind"] == kind]
+        if not of:
+            continue
+
+        def mean(name: str, of: Sequence[Mapping[str, Any]] = of) -> float:
+            return float(np.mean([row[name] for row in of]))
+
+        figures = {"clips": len(of), "teacher_sync_c": mean("teacher_sync_c"), "sync_c": mean("sync_c")}
+        figures["share"] = figures["sync_c"] / figures["teacher_sync_c"]
+        figures["offset_0"] = float(np.mean([row["offset"] == 0 for row in of]))
+        if kind != "fit":
+            figures |= {"swapped_share": mean("swapped") / figures["sync_c"], "delay_found": mean("delay_found")}
+        optional = ("lip_gap", "lip_gap_swapped", "lip_gap_px", "arap")
+        figures |= {name: mean(name) for name in optional if all(row.get(name) is not None for row in of)}
+        means |= {f"{kind}.{name}": round(float(value), 3) for name, value in figures.items()}
+    return means
+
+
+def _fit_row(unit: Unit, avatar: Avatar, config: AvatarTrainConfig, root: Path, judges: _Judges) -> dict[str, Any]:
+    wave = read_clip(root / CLIPS / unit.file).wave.numpy()
+    return _row("fit", unit, avatar, read_motion(root / FITS / unit.file), wave, root / CLIPS, judges, config)[0]
+
+
+def _row(
+    kind: str,
+    unit: Unit,
+    avatar: Avatar,
+    moved: Motion,
+    wave: np.ndarray,
+    clips: Path,
+    judges: _Judges,
+    config: AvatarTrainConfig,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The row of a motion, and the crops of its face."""
+    _, teacher = judges.sync(read_clip(clips / unit.file).frames.numpy(), wave, avatar)
+    crops, own = judges.sync(_rendered(avatar, moved), wave, avatar)
+    rest = avatar.particles.mean[:, :2]
+    row: dict[str, Any] = {"kind": kind, "person": unit.person, "voice": unit.voice.name}
+    row |= {"teacher_sync_c": teacher.sync_c, "teacher_offset": float(teacher.offset)}
+    row |= {"sync_c": own.sync_c, "offset": float(own.offset)}
+    row |= {
+        "lip_gap_px": float(lip_gap(avatar, moved).std()),
+        "arap": float(arap(rest + moved.shift, rest, avatar.graph)),
+    }
+    if config.voices.source == "drawn":
+        row["lip_gap"] = _lip_gap_r(avatar, moved, unit.voice, config.voices.seconds)
+    return row, crops
+
+
+def _rendered(avatar: Avatar, moved: Motion) -> np.ndarray:
+    return np.stack(list(FrameRenderer(avatar, SayConfig(longest_side=max(avatar.size))).frames(moved)))
+
+
+def _lip_gap_r(avatar: Avatar, moved: Motion, voice: Voice, seconds: float) -> float:
+    """Correlation of the avatar's lips with the drawn opening of a voice."""
+    gap, truth = lip_gap(avatar, moved).numpy(), draw_clip(voice.number, seconds).mouth[:, 0]
+    count = min(len(gap), len(truth))
+    return float(np.corrcoef(gap[:count], truth[:count])[0, 1])
+
+
+def _next(voices: Sequence[Voice], voice: Voice) -> Voice:
+    """Another voice: with whose audio a talk is compared as if it were its own."""
+    return voices[(voices.index(voice) + 1) % len(voices)]
