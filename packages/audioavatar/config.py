@@ -157,8 +157,8 @@ class RefinementConfig:
 @dataclass(frozen=True)
 class DistilConfig:
     """Score distillation: the method, range of tau (the upper end moves to `last_highest`), rank of the critic's LoRA,
-    its learning rate and its steps before each of the student's, and `warm_up` before the first: a critic that is still
-    the teacher gives no gradient but noise, which Adam makes as large as any."""
+    its learning rate and its steps before each of the student's, and `warm_up` before the first: without it VSD
+    made a generator worse (README), it seems because a critic that is still the teacher gives a gradient of noise."""
 
     method: Literal["vsd", "sds"] = "vsd"
     lowest: float = 0.3

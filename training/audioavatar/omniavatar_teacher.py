@@ -32,13 +32,13 @@ _LEAD = 13  # frames before a part: what chunks of long videos share
 @dataclass(frozen=True)
 class OmniAvatarCondition:
     """`text` and `negative_text` (1, n, D), `reference` (1, 16, 1, h, w) latent of the image, `audio` (1, F, C) with a
-    zero frame for the image, and the `given` latents (1, 16, k, h, w) that a clip begins with."""
+    zero frame for the image, and the `prefix` latents (1, 16, k, h, w) that a clip begins with."""
 
     text: Tensor
     negative_text: Tensor
     reference: Tensor
     audio: Tensor
-    given: Tensor
+    prefix: Tensor
 
 
 class OmniAvatarTeacher:
@@ -93,8 +93,8 @@ class OmniAvatarTeacher:
             raise InputError(f"A part from frame {start} to {stop}; expected multiples of {FRAMES_PER_LATENT}.")
         lead = min(_LEAD, start + 1)
         first = start + 1 - lead
-        given = self.encode(video[:, :, first : start + 1])
-        return lead, replace(condition, audio=condition.audio[:, first : stop + 1], given=given)
+        prefix = self.encode(video[:, :, first : start + 1])
+        return lead, replace(condition, audio=condition.audio[:, first : stop + 1], prefix=prefix)
 
     @torch.no_grad()
     def predict(self, z: Tensor, tau: float, condition: Any) -> Tensor:
@@ -117,15 +117,15 @@ class OmniAvatarTeacher:
         return LoraCritic(self.models.transformer, self._velocity)
 
     def _velocity(self, z: Tensor, tau: float, condition: Any, text: bool = True, audio: bool = True) -> Tensor:
-        count, k = len(z), condition.given.shape[2]
-        given = condition.given.expand(count, -1, -1, -1, -1)
+        count, k = len(z), condition.prefix.shape[2]
+        prefix = condition.prefix.expand(count, -1, -1, -1, -1)
         states = condition.audio if audio else torch.zeros_like(condition.audio)
         velocity = self.models.transformer(
-            torch.cat([given.to(z), z[:, :, k:]], dim=2),
+            torch.cat([prefix.to(z), z[:, :, k:]], dim=2),
             torch.full((count,), tau * TIMESTEPS, device=z.device),
             (condition.text if text else condition.negative_text).expand(count, -1, -1),
             build_condition(condition.reference, z.shape[2], k).expand(count, -1, -1, -1, -1),
             states.expand(count, -1, -1),
         ).float()
         # Of what is given the noise is known.
-        return torch.cat([(z[:, :, :k] - given) / tau, velocity[:, :, k:]], dim=2)
+        return torch.cat([(z[:, :, :k] - prefix) / tau, velocity[:, :, k:]], dim=2)

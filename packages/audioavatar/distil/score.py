@@ -47,8 +47,7 @@ class Distillation:
     """SDS or VSD of one training run: the teacher, its critic, and the random numbers of both.
 
     One tau for a whole clip, uniform from `lowest` to `highest`, whose upper end moves to `last_highest` over the run;
-    w = sigma^2, in which the alpha of d z / d x is contained. Below tau 0.3 a small critic's estimate of what is clean
-    is no better than the clip itself, and the difference is noise (README).
+    w = sigma^2, in which the alpha of d z / d x is contained. The range of the defaults is what was measured (README).
     """
 
     def __init__(self, teacher: VideoTeacher, config: DistilConfig = DistilConfig(), seed: int = 0) -> None:

@@ -65,12 +65,12 @@ def fit_refiner(
 
     Several samples of one clip are several entries. All have one length; the first `channels` are face and hands.
     """
-    motion, features, wanted = (torch.stack(list(each)) for each in (samples, audio, target))
+    motion, features, targets = (torch.stack(list(each)) for each in (samples, audio, target))
     frames = motion.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Refiner(channels, motion.shape[-1] - channels, features.shape[-1], config)
-        for name, values in (("", wanted), ("audio_", features)):
+        for name, values in (("", targets), ("audio_", features)):
             getattr(net, f"{name}mean").copy_(values.flatten(0, 1).mean(0))
             getattr(net, f"{name}deviation").copy_(values.flatten(0, 1).std(0).clamp_min(1e-6))
         scale = net.deviation[:channels]
@@ -82,7 +82,7 @@ def fit_refiner(
             part = slice(start, start + length)
             noise = config.noise * net.audio_deviation * torch.randn_like(features[:, part])
             refined = net(motion[:, part], features[:, part] + noise, torch.arange(length))
-            error = (refined - wanted[:, part])[..., :channels] / scale
+            error = (refined - targets[:, part])[..., :channels] / scale
             loss = error.abs().mean() + error.diff(dim=1).abs().mean()
             optimiser.zero_grad()
             loss.backward()

@@ -70,9 +70,9 @@ def test_what_is_given_gets_no_gradient_and_parts_are_whole_latents() -> None:
     video = to_teacher(torch.from_numpy(clip.frames[:9]).float() / 255)
     condition = teacher.condition(clip.frames[0], clip.audio[: 8 * 640], clip.caption)
     lead, part = teacher.part(condition, 4, 8, video)
-    assert lead == 5 and part.given.shape[2] == 2
+    assert lead == 5 and part.prefix.shape[2] == 2
     z = teacher.encode(video[:, :, 5 - lead :])
-    assert torch.allclose(z[:, :, :2], part.given, atol=1e-5)  # its VAE is causal
+    assert torch.allclose(z[:, :, :2], part.prefix, atol=1e-5)  # its VAE is causal
     eps = torch.randn_like(z)
     noisy = 0.4 * z + 0.6 * eps
     estimate = noisy + 0.4 * teacher.predict(noisy, 0.6, part)
@@ -101,7 +101,7 @@ def test_at_the_size_of_1_3b_it_computes_the_same_shapes(blocks: int) -> None:
     assert latents.shape == (1, 16, 3, 32, 32) and teacher.decode(latents).shape == video.shape
     assert teacher.predict(latents, 0.5, condition).shape == latents.shape
     lead, part = teacher.part(condition, 4, 8, video)
-    assert lead == 5 and teacher.encode(video[:, :, :9]).shape[2] == part.given.shape[2] + 1
+    assert lead == 5 and teacher.encode(video[:, :, :9]).shape[2] == part.prefix.shape[2] + 1
     critic = teacher.lora(8)
     assert sum(p.numel() for p in critic.parameters()) == blocks * 8 * (8 * 2 * 1536 + 2 * (1536 + 8960))
     critic.predict(latents.detach(), 0.5, replace(condition)).sum().backward()
