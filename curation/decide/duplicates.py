@@ -119,7 +119,7 @@ def find_pairs(config: DuplicatesConfig, prints: Prints) -> np.ndarray:
     """
     kept, found = _collapse(prints)
     hashes, ms = prints.hashes[kept], prints.ms[kept]
-    audio = np.ascontiguousarray(hashes[:, FRAMES])
+    images, audio = (np.ascontiguousarray(each) for each in (hashes[:, :FRAMES], hashes[:, FRAMES]))
     length = np.minimum(ms, (1 << LENGTH_BITS) - 1).astype(np.uint64)
     placed = (length << np.uint64(ROW_BITS)) | np.arange(len(kept), dtype=np.uint64)
     left_out = 0
@@ -131,7 +131,7 @@ def find_pairs(config: DuplicatesConfig, prints: Prints) -> np.ndarray:
         for one, two in KEYS:
             key = (shared[:, one] << np.uint64(8)) | shared[:, two]
             ordered = np.sort((key << np.uint64(LENGTH_BITS + ROW_BITS)) | placed[keyed])
-            left_out += _compare_neighbours(config, ordered, hashes[:, :FRAMES], audio, ms, codes)
+            left_out += _compare_neighbours(config, ordered, images, audio, ms, codes)
         found.append(kept[np.stack(np.divmod(np.unique(np.concatenate(codes)), len(kept)), axis=1)])
     if left_out:
         logger.info("near duplicates: %d times a clip had more than %d neighbours under a key", left_out, MOST_COMPARED)
@@ -167,7 +167,12 @@ def _compare_neighbours(
     for step in range(1, MOST_COMPARED + 1):
         for begin in range(0, len(alive), CHUNK):
             some = alive[begin : begin + CHUNK]
-            bits = sum(np.bitwise_count(frame[some] ^ frame[some + step]) for frame in frames)
+            first, last = int(some[0]), int(some[-1]) + 1
+            if 4 * len(some) > last - first:  # nearly all: cheaper without picking them
+                bits = sum(np.bitwise_count(each[first:last] ^ each[first + step : last + step]) for each in frames)
+                bits = bits[some - first]
+            else:
+                bits = sum(np.bitwise_count(each[some] ^ each[some + step]) for each in frames)
             some = some[bits <= config.max_different_bits]
             pair = np.sort(np.stack([row[some], row[some + step]]), axis=0)
             near = np.bitwise_count(audio[pair[0]] ^ audio[pair[1]]) <= MOST_AUDIO_BITS

@@ -29,7 +29,20 @@ from curation.sources.remote import Row
 DAY = 24.0
 COVERAGE = (5, 95)  # percentiles of the interval
 FEW = 20  # videos in a pilot, below which its interval is unreliable
-STAGES = ("sweep", "download", "probe", "scan", "cut", "speech", "sync", "quality", "captions", "latents")
+STAGES = (
+    "sweep",
+    "download",
+    "probe",
+    "scan",
+    "cut",
+    "speech",
+    "lips",
+    "sync",
+    "text",
+    "quality",
+    "captions",
+    "latents",
+)
 
 
 @dataclass(frozen=True)

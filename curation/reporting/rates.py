@@ -26,14 +26,15 @@ class Rate:
 
 
 _FLOPS = f"counted operations, {GPU_SHARE:.0%} of an H200 or one core at 0.1 to 0.34 TFLOP/s"
+_REAL = "three real clips of 524 to 1080 px, measured"
 RATES: Mapping[str, Rate] = {
     "probe": Rate("hours", 0.0005, 0.0, 0.0, "hashing 0.9 GB and reading the container, measured"),
-    "scan": Rate(
-        "hours", 1.9, 5 * 36.4e9 / 790e12 / GPU_SHARE, 0.08, "decoding 720p, measured; S3FD at 5 frames a second"
-    ),
+    "scan": Rate("hours", 0.28, 0.0, 0.0, f"CenterFace 5 times a second, {_REAL}; 0.56 more with scan.shots: transnet"),
     "cut": Rate("clip_hours", 0.36, 0.0, 0.0, "one clip of 720p re-encoded, measured"),
-    "speech": Rate("clip_hours", 0.0064, 0.0, 0.0, "synthetic clips, measured"),
+    "speech": Rate("clip_hours", 0.012, 0.0, 0.0, f"silero-vad, {_REAL}"),
+    "lips": Rate("clip_hours", 0.14, 0.0, 0.0, _REAL),
     "sync": Rate("clip_hours", 0.9, 90e9 / 790e12 / GPU_SHARE, 0.06, _FLOPS),
+    "text": Rate("clip_hours", 0.38, 0.0, 0.0, f"PP-OCR's detector, {_REAL}"),
     "quality": Rate("clip_hours", 8.2, 2.1e12 / 790e12 / GPU_SHARE, 0.02, f"one frame a second; {_FLOPS}"),
     "latents": Rate("kept_hours", 148.0, 50.5e12 / 790e12 / GPU_SHARE, 0.06, f"480p; {_FLOPS}"),
 }

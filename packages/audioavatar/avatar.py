@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from common.errors import InputError, MissingFileError
 from common.runs import atomic_write
 
 FILE = "avatar.safetensors"
-FORMAT = "audioavatar-1"
+FORMAT = "audioavatar-2"
+GESTURES = ("blink", "brows", "left hand across", "left hand down", "right hand across", "right hand down")
+"""What an avatar does besides speaking: lids are closed at 1, the others are px; left and right as seen."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Mouth:
 @dataclass(frozen=True)
 class Avatar:
     """A person as particles. `backdrop` (H, W, 3) float32 in 0..1 is the picture without the person; `face` (4,) the
-    face's box as x0, y0, x1, y1 in px of the picture."""
+    face's box as x0, y0, x1, y1 in px of the picture; `gestures` (G, N, 2) the offsets of `GESTURES` at 1 each, zero
+    for what the picture does not show."""
 
     particles: Particles
     backdrop: Tensor
     mouth: Mouth
     face: Tensor
+    gestures: Tensor
     builder: str
 
     @property
@@ -77,6 +81,11 @@ class Avatar:
         """A quarter of the face's width in px, less with a small mouth: motion measured in it carries over from one
         face to another."""
         return min(float(self.face[2] - self.face[0]) / 4, 1.15 * self.mouth.half_width)
+
+    @property
+    def gesture_units(self) -> Tensor:
+        """What a gesture is measured in (G,), to carry over from one person to another."""
+        return torch.tensor([1.0] + [self.unit] * (len(GESTURES) - 1))
 
     @property
     def camera(self) -> Camera:
@@ -100,11 +109,16 @@ class Avatar:
         return path
 
 
+def part_of(avatar: Avatar, index: Tensor) -> Avatar:
+    """The same avatar with some of its particles (M,) only."""
+    return replace(avatar, particles=avatar.particles.chosen(index), gestures=avatar.gestures[:, index])
+
+
 def avatar_tensors(avatar: Avatar) -> dict[str, Tensor]:
     """An avatar as named tensors, without the name of its builder."""
     mouth = avatar.mouth
     tensors = {name: tensor.contiguous() for name, tensor in vars(avatar.particles).items()}
-    tensors |= {"backdrop": avatar.backdrop, "face": avatar.face}
+    tensors |= {"backdrop": avatar.backdrop, "face": avatar.face, "gestures": avatar.gestures}
     tensors |= {"mouth.centre": mouth.centre, "mouth.line": mouth.line}
     return tensors | {"mouth.frame": torch.tensor([mouth.half_width, mouth.tilt], dtype=torch.float64)}
 
@@ -114,7 +128,7 @@ def avatar_from(tensors: Mapping[str, Tensor], builder: str) -> Avatar:
     half_width, tilt = tensors["mouth.frame"].tolist()
     mouth = Mouth(tensors["mouth.centre"], half_width, tilt, tensors["mouth.line"])
     particles = Particles(**{field.name: tensors[field.name] for field in fields(Particles)})
-    return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], builder)
+    return Avatar(particles, tensors["backdrop"], mouth, tensors["face"], tensors["gestures"], builder)
 
 
 def load_avatar(folder: Path | str) -> Avatar:

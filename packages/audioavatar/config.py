@@ -50,7 +50,8 @@ class FitConfig:
 
     First head and mouth fields (`field_*`), begun with lips `start_open` px apart; then stages of the particles around
     the mouth, each steps, blur of the comparison, diffusion of the steps, rate of shifts and rate of growth. Prices are
-    relative to the mean absolute error of a pixel, weighted 4 at the mouth.
+    relative to the mean absolute error of a pixel, weighted 4 at the mouth; that of `trajectory` is per square of the
+    picture's diagonal. `whole` moves all particles in the second part, not those around the mouth alone.
     """
 
     field_steps: int = 16
@@ -67,6 +68,10 @@ class FitConfig:
     smooth: float = 0.002
     growth: float = 0.01
     hinge: float = 0.02
+    trajectory: float = 20.0
+    isometry: float = 0.01
+    spectral: float = 0.002
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class EmbeddingConfig:
     rate: float = 4e-3
     weight_decay: float = 0.01
     noise: float = 0.1
-    contrast: float = 0.05
+    contrast: float = 0.3
     patch: float = 1.0
     rebuild: float = 1.0
 

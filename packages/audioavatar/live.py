@@ -17,7 +17,7 @@ from audioavatar.config import SayConfig
 from audioavatar.driven.features import audio_features
 from audioavatar.driven.model import MotionModel
 from audioavatar.frames import FrameRenderer
-from audioavatar.motion import Motion
+from audioavatar.motion import Motion, blinks
 from common.constants import SAMPLES_PER_FRAME
 from omniavatar.encoders.audio import AudioEncoder
 
@@ -88,10 +88,13 @@ class MotionStream:
         before = self._channels[begin - self._begin :]
         channels = self._model.window(features, before, begin, self._config.seed)
         motion = self._bound(channels[self.done - begin : stop - begin])
+        # Lids are the rule's, whatever the model learned of them: those that passed each other would uncover the eyes.
+        lids = blinks(self._config.seed, self.done, stop - self.done)
+        gesture = torch.cat([lids[:, None], motion.gesture[:, 1:]], dim=1)
         self._channels, self._begin = channels[: stop - begin].clone(), begin
         self.done, self._stop = stop, stop + BLOCK
         strength = self._config.strength
-        return replace(motion, shift=strength * motion.shift, growth=strength * motion.growth)
+        return replace(motion, shift=strength * motion.shift, growth=strength * motion.growth, gesture=gesture)
 
 
 @dataclass(frozen=True)

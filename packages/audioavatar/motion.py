@@ -6,21 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.particles import Part, Particles
 
 BODY_SHARE = 0.4  # of the head's motion, by which the body follows it
+_BLINK, _BLINK_EVERY = (0.6, 1.0, 1.0, 0.5), (35, 90)  # lids of one blink, and frames between two
 _NECK = 0.35  # heights of the face over which the one becomes the other
 
 
 @dataclass(frozen=True)
 class Motion:
     """`head` (T, 3): shift in x and y in px, and tilt in radians, clockwise as seen; `shift` (T, N, 2) px and `growth`
-    (T, N, 2) of the log scales in x and y, both as if the head were still."""
+    (T, N, 2) of the log scales in x and y, both as if the head were still; `gesture` (T, G) the amounts of
+    `audioavatar.avatar.GESTURES`."""
 
     head: Tensor
     shift: Tensor
     growth: Tensor
+    gesture: Tensor
 
     def __len__(self) -> int:
         return len(self.head)
@@ -34,7 +37,8 @@ def concatenate(motions: Sequence[Motion]) -> Motion:
 def still(avatar: Avatar, frames: int) -> Motion:
     """No motion at all."""
     count = len(avatar.particles)
-    return Motion(torch.zeros(frames, 3), torch.zeros(frames, count, 2), torch.zeros(frames, count, 2))
+    shift = torch.zeros(frames, count, 2)
+    return Motion(torch.zeros(frames, 3), shift, torch.zeros_like(shift), torch.zeros(frames, len(GESTURES)))
 
 
 def head_shares(avatar: Avatar) -> Tensor:
@@ -51,15 +55,32 @@ def pose(avatar: Avatar, motion: Motion, shares: Tensor | None = None) -> Partic
     x0, _, x1, y1 = avatar.face.tolist()
     # The head tilts about the neck.
     pivot = mean.new_tensor([(x0 + x1) / 2 - avatar.size[0] / 2, y1 - avatar.size[1] / 2])
-    x, y = (mean[:, :2] + motion.shift - pivot).unbind(-1)
+    moved = motion.shift + torch.einsum("tg,gnd->tnd", motion.gesture, avatar.gestures)
+    x, y = (mean[:, :2] + moved - pivot).unbind(-1)
     angle = motion.head[:, 2, None] * shares
     sin, less = angle.sin(), angle.cos() - 1
     turn = torch.stack([less * x - sin * y, sin * x + less * y], dim=-1)
     follow = BODY_SHARE + (1 - BODY_SHARE) * shares
     # As an offset, not as a place: no motion is to leave every bit as it is.
-    shift = motion.shift + turn + follow[:, None] * motion.head[:, None, :2]
+    shift = moved + turn + follow[:, None] * motion.head[:, None, :2]
     flat = torch.zeros_like(shift[..., :1])
     return avatar.particles.moved(torch.cat([shift, flat], dim=-1), growth=torch.cat([motion.growth, flat], dim=-1))
+
+
+def blinks(seed: int, first: int, frames: int) -> Tensor:
+    """How far lids are closed (frames,) from frame number `first` on: four frames, at random every 1.4 to 3.6 seconds.
+
+    Nothing that is said tells when somebody blinks, so this is a rule. A frame follows from the seed and its number.
+    """
+    closed, start, number = torch.zeros(frames), 0, 0
+    while start < first + frames:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        start += int(torch.randint(_BLINK_EVERY[0], _BLINK_EVERY[1] + 1, (1,), generator=generator))
+        for offset, amount in enumerate(_BLINK):
+            if 0 <= start + offset - first < frames:
+                closed[start + offset - first] = amount
+        number += 1
+    return closed
 
 
 def lip_gap(avatar: Avatar, motion: Motion) -> Tensor:

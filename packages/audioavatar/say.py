@@ -21,6 +21,7 @@ from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
 from omniavatar.video.inputs import AudioInput, decode_audio, decode_image
 from omniavatar.video.video_file import settings_mark, write_avatar_video
 from perception.faces.detect import load_face_detector
+from perception.packaged import packaged_weights
 
 SHIPPED_MOTION = Path(__file__).parent / "weights" / "motion.safetensors"
 
@@ -95,6 +96,9 @@ class AudioAvatar:
 
 
 def build(image: np.ndarray | Path | str, face_detector: Path | str | None, config: ReliefConfig) -> Avatar:
-    """The canonical avatar of a portrait: RGB array or file. Raises InputError, FaceDetectorError."""
+    """The canonical avatar of a portrait: RGB array or file. Without a face detector's path, the one that a package
+    brings along (its keypoints tell where the mouth ends), or else OpenCV's cascade. Raises InputError,
+    FaceDetectorError."""
     pixels = image if isinstance(image, np.ndarray) else decode_image(image)[0]
-    return relief_avatar(pixels, largest_face(pixels, load_face_detector(face_detector)), config)
+    detector = load_face_detector(face_detector or packaged_weights().get("face_detector"))
+    return relief_avatar(pixels, largest_face(pixels, detector), config)

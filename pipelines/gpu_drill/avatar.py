@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar, Mouth
+from audioavatar.avatar import GESTURES, Avatar, Mouth
 from audioavatar.camera import Camera, frontal_camera
 from audioavatar.config import Backend, RasterConfig, SayConfig
 from audioavatar.graph import neighbour_graph
@@ -21,15 +21,15 @@ from pipelines.gpu_drill.device import SEED, relative_error
 from pipelines.gpu_drill.drill import Bench, LeftOutError
 from pipelines.gpu_drill.report import Value
 
-CHECKED, CHECKED_SIDE = 300, 64  # particles and side of the pictures that are compared
-PICTURES = 4  # frames of a step of a fit
+CHECKED, CHECKED_SIDE = 300, 64  # particles and side of the images that are compared
+FRAMES = 4  # frames of a step of a fit
 
 
 def correct(bench: Bench) -> Iterator[Value]:
-    """The sparse rasteriser in float32 on this device against float64 on the CPU: picture and gradients."""
-    image, gradient = _picture(_cloud(CHECKED, CHECKED_SIDE).to(torch.float64), "torch")
-    found, moved = _picture(_cloud(CHECKED, CHECKED_SIDE).to(bench.device.torch_device), "torch")
-    yield Value("picture error", relative_error(found, image), "", "<= 1e-4", "against float64 on the CPU")
+    """The sparse rasteriser in float32 on this device against float64 on the CPU: image and gradients."""
+    image, gradient = _image_and_gradient(_cloud(CHECKED, CHECKED_SIDE).to(torch.float64), "torch")
+    found, moved = _image_and_gradient(_cloud(CHECKED, CHECKED_SIDE).to(bench.device.torch_device), "torch")
+    yield Value("image error", relative_error(found, image), "", "<= 1e-4", "against float64 on the CPU")
     yield Value("gradient error", relative_error(moved, gradient), "", "<= 1e-3", "of the means")
 
 
@@ -40,7 +40,10 @@ def against_gsplat(bench: Bench) -> Iterator[Value]:
     if bench.device.torch_device.type != "cuda":
         raise LeftOutError("gsplat composites on CUDA only")
     cloud = _cloud(CHECKED, CHECKED_SIDE).to(bench.device.torch_device)
-    (ours, ours_moved), (theirs, theirs_moved) = _picture(cloud, "torch"), _picture(cloud, "gsplat")
+    (ours, ours_moved), (theirs, theirs_moved) = (
+        _image_and_gradient(cloud, "torch"),
+        _image_and_gradient(cloud, "gsplat"),
+    )
     note = f"gsplat {gsplat.__version__}"
     yield Value("largest difference", float((ours - theirs).abs().max()), "", "<= 2e-3", note)
     cosine = torch.nn.functional.cosine_similarity(ours_moved.flatten(), theirs_moved.flatten(), dim=0)
@@ -73,9 +76,9 @@ def fit_step(bench: Bench) -> Iterator[Value]:
     particles, camera = _subject(bench)
     graph = neighbour_graph(particles.mean.cpu(), particles.part.cpu())
     graph = replace(graph, index=graph.index.to(particles.mean.device), weight=graph.weight.to(particles.mean))
-    shift = torch.zeros(PICTURES, *particles.mean.shape, device=particles.mean.device).requires_grad_()
+    shift = torch.zeros(FRAMES, *particles.mean.shape, device=particles.mean.device).requires_grad_()
     growth = torch.zeros_like(shift).requires_grad_()
-    target = torch.zeros(PICTURES, camera.height, camera.width, 3, device=particles.mean.device)
+    target = torch.zeros(FRAMES, camera.height, camera.width, 3, device=particles.mean.device)
     optimiser = torch.optim.Adam([shift, growth], lr=0.01)
 
     def step() -> None:
@@ -85,7 +88,7 @@ def fit_step(bench: Bench) -> Iterator[Value]:
         loss.backward()
         optimiser.step()
 
-    yield Value("step", 1000 * bench.device.seconds(step, bench.sizes.rounds), "ms", note=f"{PICTURES} frames")
+    yield Value("step", 1000 * bench.device.seconds(step, bench.sizes.rounds), "ms", note=f"{FRAMES} frames")
     yield Value("peak", bench.device.peak() / 1e9, "GB")
 
 
@@ -99,7 +102,8 @@ def say(bench: Bench) -> Iterator[Value]:
     side, count, seconds = (128, 2000, 4) if full else (32, 200, 1)
     particles = _cloud(count, 64)
     mouth = Mouth(torch.tensor([0.0, 12.0]), 8.0, 0.0, torch.tensor([[-8.0, 12.0], [8.0, 12.0]]))
-    avatar = Avatar(particles, torch.zeros(64, 64, 3), mouth, torch.tensor([16.0, 8.0, 48.0, 52.0]), "drill")
+    face, gestures = torch.tensor([16.0, 8.0, 48.0, 52.0]), torch.zeros(len(GESTURES), len(particles), 2)
+    avatar = Avatar(particles, torch.zeros(64, 64, 3), mouth, face, gestures, "drill")
     encoder = load_audio_encoder(model_paths()["audio_encoder"])
     speaker = AudioAvatar(avatar, load_motion_model(SHIPPED_MOTION), encoder)
     voice = 0.1 * np.random.default_rng(SEED).standard_normal(seconds * AUDIO_RATE).astype(np.float32)
@@ -119,7 +123,7 @@ def _subject(bench: Bench) -> tuple[Particles, Camera]:
 
 
 def _cloud(count: int, side: int) -> Particles:
-    """Particles of random colour, turn and depth all over a picture, about a pixel or two wide."""
+    """Particles of random colour, turn and depth all over an image, about a pixel or two wide."""
     generator = torch.Generator().manual_seed(SEED)
 
     def draw(*shape: int) -> Tensor:
@@ -135,8 +139,8 @@ def _cloud(count: int, side: int) -> Particles:
     )
 
 
-def _picture(particles: Particles, backend: Backend) -> tuple[Tensor, Tensor]:
-    """The picture (H, W, 3), and the gradient (N, 3) of a weighted sum of it."""
+def _image_and_gradient(particles: Particles, backend: Backend) -> tuple[Tensor, Tensor]:
+    """The image (H, W, 3), and the gradient (N, 3) of a weighted sum of it."""
     mean = particles.mean.clone().requires_grad_()
     image = render(
         replace(particles, mean=mean), frontal_camera(CHECKED_SIDE, CHECKED_SIDE), RasterConfig(backend=backend)

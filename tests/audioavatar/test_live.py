@@ -27,10 +27,10 @@ def pushed(stream: AvatarStream, wave: np.ndarray, *cuts: int) -> np.ndarray:
 
 
 def test_frames_are_those_of_say_however_the_audio_is_cut(speaker: AudioAvatar, voice: DrawnClip) -> None:
-    audio, config = voice.audio[: FRAME * 18 + 100], replace(SMALL, seed=3, turntable=10, turn_frames=12)
+    audio, config = voice.audio[: FRAME * 12 + 100], replace(SMALL, seed=3, turntable=10, turn_frames=12)
     said = np.stack(list(speaker.say(audio, config).frames()))
-    assert said.shape == (19, 32, 32, 3)  # the part of a frame counts as one
-    for cuts in ((), (1, 1, 700, 3200, 3201, 9999), tuple(range(160, len(audio), 160))):
+    assert said.shape == (13, 32, 32, 3)  # the part of a frame counts as one
+    for cuts in ((1, 1, 700, 3200, 3201, 7000), tuple(range(160, len(audio), 160))):
         assert np.array_equal(pushed(speaker.stream(config), audio, *cuts), said), cuts
     other = np.stack(list(speaker.say(audio, replace(config, seed=4)).frames()))
     assert not np.array_equal(other, said)

@@ -1,7 +1,7 @@
 """Flow of a run as large as AVSpeech, of stages that take no time: CPU per unit and stage, memory of the driver, time
-to the first clip that is through, and what going on costs after a kill and when all is done.
+to the first source that is finished, and what going on costs after a kill near the end and when all is done.
 
-By hand; 300,000 clips take about ten minutes and 6 GB of disk:
+By hand; 300,000 clips take about ten minutes on two free cores, and 1 GB of disk:
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.large_flow --clips 300000 --executor ray --folder DIR
 

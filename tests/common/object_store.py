@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -21,6 +22,7 @@ class ObjectStore(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.gets: list[tuple[str, str]] = []
+        self.numbers = count()  # of uploads: several go on at once
 
     def url(self, path: str) -> str:
         """The address of "bucket/key" on this server."""
@@ -135,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, options = self._asked()
         self._body()
         if "uploads" in options:
-            name = f"upload{len(self.server.uploads)}"
+            name = f"upload{next(self.server.numbers)}"
             self.server.uploads[name] = {}
             words = f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"
         else:  # only now is there an object

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import pyarrow.parquet as pq
@@ -161,7 +162,11 @@ def test_what_is_left_is_that_of_an_undisturbed_run(
     assert products(run) == undisturbed
     units, seconds = begun(run), recorded(run)
     assert not set(units[before:]) & set(known)
-    again = sum((count - 1) * seconds[unit] for unit, count in Counter(units).items())
+    # What is begun again comes first on new workers, whose first units pay for imports; a lost one cost the mean.
+    of_stage: dict[str, list[float]] = {}
+    for unit, spent in seconds.items():
+        of_stage.setdefault(unit.split()[0], []).append(spent)
+    again = sum((count - 1) * fmean(of_stage[unit.split()[0]]) for unit, count in Counter(units).items())
     print(
         f"{name}: {len(units)} units begun, {len(units) - len(set(units))} of them again, {again:.2f} CPU s of "
         f"{sum(seconds.values()):.1f} ({again / sum(seconds.values()):.2%})"
@@ -202,11 +207,11 @@ def test_a_new_machine_goes_on_with_the_mirror_of_the_one_that_held_the_records(
     options = ["--set", f"executor.exchange={address}", "--set", f"mirror={address}"]
     own = [folder / "lost" for folder in cluster.folders]
     submit(cluster, "lost", recipe, runs / "lost", *options)
-    wait_for_units(cluster, "lost", 200, *own)
+    wait_for_units(cluster, "lost", 150, *own)
     job(cluster.variables, "stop", "lost")
     assert ended(cluster, "lost") == "STOPPED"
     known, before = recorded(own[0]), Counter(begun(*own))
-    assert len(known) >= 150
+    assert len(known) >= 100
     shutil.rmtree(own[0])
     submit(cluster, "found", recipe, runs / "lost", *options)
     succeeded(cluster, "found")

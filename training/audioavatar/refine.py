@@ -34,10 +34,10 @@ def train_refiner(
     if about(out).get("made_of") != key:
         seeds = range(seed * SAMPLES, (seed + 1) * SAMPLES)
         pairs = [(audio, fitted, number) for audio, fitted in zip(features, channels, strict=True) for number in seeds]
-        made = [sample_motion(net, audio, sampling, number) for audio, _, number in pairs]
+        samples = [sample_motion(net, audio, sampling, number) for audio, _, number in pairs]
         audio, fitted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        refiner = fit_refiner(made, audio, fitted, moving, config, seed)
-        before, after = error(None, made, audio, fitted, moving), error(refiner, made, audio, fitted, moving)
+        refiner = fit_refiner(samples, audio, fitted, moving, config, seed)
+        before, after = error(None, samples, audio, fitted, moving), error(refiner, samples, audio, fitted, moving)
         logger.info("refinement: mean error of its training samples %.4f before, %.4f after", before, after)
         sizes = {"channels": moving, "other": fitted[0].shape[1] - moving, "features": audio[0].shape[1]}
         note = {"made_of": key, "sizes": sizes, "config": plain(config), "before": before, "after": after}
@@ -54,12 +54,12 @@ def read_refiner(path: Path) -> Refiner:
 
 
 def error(
-    refiner: Refiner | None, made: Sequence[Tensor], audio: Sequence[Tensor], fitted: Sequence[Tensor], moving: int
+    refiner: Refiner | None, samples: Sequence[Tensor], audio: Sequence[Tensor], fitted: Sequence[Tensor], moving: int
 ) -> float:
     """Mean absolute error of face and hands, in standard deviations of each channel."""
     scale = torch.cat(list(fitted))[:, :moving].std(0).clamp_min(1e-6)
     values = [
         ((refine(refiner, m, a) if refiner else m) - f)[:, :moving].abs() / scale
-        for m, a, f in zip(made, audio, fitted, strict=True)
+        for m, a, f in zip(samples, audio, fitted, strict=True)
     ]
     return float(torch.cat(values).mean())

@@ -72,7 +72,8 @@ class Engine:
             compiled = compile_blocks(model, config.compile, self.device)
             if compiled and config.stage == 3:  # its hooks are around a block and none within: gathered as a whole
                 set_z3_leaf_modules(model, [type(model.dit.blocks[0])])
-        settings = deepspeed_settings(config, micro_batches // self.data_world)
+        largest = max(getattr(p, "ds_numel", p.numel()) for p in model.parameters())  # ds_numel: of one that is sharded
+        settings = deepspeed_settings(config, micro_batches // self.data_world, largest)
         trained = [p for p in model.parameters() if p.requires_grad]
         self._ds, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, model_parameters=trained, config=settings, dist_init_required=False

@@ -11,6 +11,7 @@ from perception.faces.detect import Face, FaceDetector
 
 # Where the keypoints lie in the box of a detector that gives none, as shares of its sides (frontal faces).
 _USUAL = np.array([(0.30, 0.39), (0.70, 0.39), (0.50, 0.60), (0.35, 0.81), (0.65, 0.81)], np.float32)
+_NARROW = 0.88  # of the distance of the corners
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def face_parts(image: np.ndarray, face: Face, config: ReliefConfig) -> FaceParts
     mouth = _mouth_pixels(lab, skin, nose, corners)
     light = lab[..., 0]
     dark = mouth & (_luminance(image) < config.dark_lips * np.median(_luminance(image)[mouth]))
-    line = _lip_line(mouth, dark if dark.any() else mouth & (light <= np.percentile(light[mouth], 15)))
+    between = dark if dark.any() else mouth & (light <= np.percentile(light[mouth], 15))
+    line = _lip_line(mouth, between, corners[:, 0] if face.keypoints is not None else None)
     radius = 0.27 * float(np.linalg.norm(eyes[1] - eyes[0]))
     return FaceParts(box, eyes, radius, skin, mouth & ~dark, dark, line)
 
@@ -104,10 +106,15 @@ def _mouth_pixels(lab: np.ndarray, skin: np.ndarray, nose: np.ndarray, corners: 
     return pieces == 1 + int(np.argmax(sizes))
 
 
-def _lip_line(mouth: np.ndarray, dark: np.ndarray) -> np.ndarray:
-    """Nine points between the lips: a parabola through the dark pixels, from end to end of the mouth."""
+def _lip_line(mouth: np.ndarray, dark: np.ndarray, corners: np.ndarray | None) -> np.ndarray:
+    """Nine points between the lips: a parabola through the dark pixels, from end to end of the mouth.
+
+    Lips fade towards their corners: where the mask is much narrower than a detector's corners (2,), those are its ends.
+    """
     rows, columns = np.nonzero(mouth)
     start, end = columns.min() + 0.5, columns.max() + 0.5
+    if corners is not None and end - start < _NARROW * (corners[1] - corners[0]):
+        start, end = min(start, corners[0]), max(end, corners[1])
     dark_rows, dark_columns = np.nonzero(dark)
     middle = (start + end) / 2
     degree = 2 if len(np.unique(dark_columns)) >= 5 else 0

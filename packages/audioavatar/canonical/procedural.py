@@ -6,6 +6,7 @@ The subject of tests and a stand-in where there is no picture. Sizes are in pixe
 import torch
 from torch import Tensor
 
+from audioavatar.avatar import GESTURES, Avatar, Mouth
 from audioavatar.particles import Part, Particles, regions, round_particles
 
 # Part: centre, half axes, colour, particles per area relative to the body's (8 for hands, 16 for faces, twice that at
@@ -56,6 +57,22 @@ def procedural_avatar(count: int = 400, seed: int = 0) -> Particles:
     factor = (400 / max(count, 1)) ** 0.5
     deviation = torch.tensor([spacing[r] for r in regions(labels).tolist()])[:, None] * factor
     return round_particles(mean, deviation.expand(-1, 3), torch.cat(colours), labels, 0.9)
+
+
+def procedural_person(count: int = 400, seed: int = 0) -> Avatar:
+    """The analytic person as an avatar of 64x64 px, before a grey backdrop. Of the gestures it has the blink and the
+    swing of both arms, per px of the hands."""
+    particles = procedural_avatar(count, seed)
+    basis, (corner, _) = motion_basis(particles), lip_line()
+    gestures = torch.zeros(len(GESTURES), len(particles), 2)
+    gestures[0] = basis["blink"][:, :2]
+    for number, side in ((3, -1), (5, 1)):
+        gestures[number] = basis["swing"][:, :2] / -4 * (particles.mean[:, 0] * side > 0)[:, None]
+    line = torch.stack([torch.linspace(float(corner[0]), -float(corner[0]), 9), torch.full((9,), _LIP_LINE)], dim=1)
+    mouth = Mouth(torch.tensor([0.0, _LIP_LINE]), -float(corner[0]), 0.0, line)
+    (x, y, _), (half_w, half_h, _), _ = _HEAD
+    face = torch.tensor([x - half_w, y - half_h, x + half_w, y + half_h]) + 32
+    return Avatar(particles, torch.full((64, 64, 3), 0.5), mouth, face, gestures, "procedural")
 
 
 def motion_basis(particles: Particles) -> dict[str, Tensor]:

@@ -15,9 +15,23 @@ from torch import Tensor
 from audioavatar.avatar import Avatar, Mouth
 from audioavatar.camera import Camera, frontal_camera
 from audioavatar.canonical.face import FaceParts, face_parts
+from audioavatar.canonical.gestures import (
+    BROW,
+    EYE_DEPTH,
+    EYE_MARGIN,
+    LIMB_DEPTH,
+    UNLIKE_SKIN,
+    Limb,
+    covered_body,
+    eye_openings,
+    eyelids,
+    find_limbs,
+    gesture_offsets,
+)
 from audioavatar.canonical.matte import Depth, Matte, filled_backdrop, grabcut_matte, inflated_depth
 from audioavatar.config import RasterConfig, ReliefConfig
-from audioavatar.particles import SHEETS, Part, Particles, join, round_particles
+from audioavatar.fit.fields import CAVITY_REACH
+from audioavatar.particles import Part, Particles, join, round_particles
 from audioavatar.raster.render import layers
 from perception.faces.detect import Face
 
@@ -42,7 +56,9 @@ def relief_avatar(
     z = depth(image, mask, face.box)
     camera = frontal_camera(width, height)
     backdrop = torch.from_numpy(filled_backdrop(image, mask).astype(np.float32) / 255)
-    skin = _surface(image, mask, z, parts, camera, config)
+    unlike = _lab_distance(image, parts.skin)
+    openings, limbs = eye_openings(image, unlike, parts), find_limbs(unlike, mask, parts.box)
+    skin = _surface(image, mask, z, parts, limbs, openings, camera, config)
     half = torch.tensor([width / 2, height / 2])
     corners = parts.line[-1] - parts.line[0]
     mouth = Mouth(
@@ -51,9 +67,12 @@ def relief_avatar(
         float(np.arctan2(corners[1], corners[0])),
         torch.from_numpy(parts.line) - half,
     )
-    sheets = _sheets(mouth, z, config)
-    particles = _refined(join(skin, sheets), torch.from_numpy(image), backdrop, torch.from_numpy(mask), camera, config)
-    return Avatar(particles, backdrop, mouth, torch.from_numpy(parts.box), "relief")
+    lids, closing = eyelids(image, openings, config.fine_spacing, half, z)
+    hidden = join(_sheets(mouth, z, config), _behind_limbs(image, mask, z, limbs, parts.box, camera, config), lids)
+    particles = _refined(skin, hidden, torch.from_numpy(image), backdrop, torch.from_numpy(mask), camera, config)
+    closing = torch.cat([torch.zeros(len(particles) - len(lids), 2), closing])
+    gestures = gesture_offsets(particles, closing, parts, limbs, half)
+    return Avatar(particles, backdrop, mouth, torch.from_numpy(parts.box), gestures, "relief")
 
 
 def _resized(image: np.ndarray, factor: float) -> np.ndarray:
@@ -70,13 +89,22 @@ def _scaled(face: Face, factor: float) -> Face:
 
 
 def _surface(
-    image: np.ndarray, mask: np.ndarray, z: np.ndarray, parts: FaceParts, camera: Camera, config: ReliefConfig
+    image: np.ndarray,
+    mask: np.ndarray,
+    z: np.ndarray,
+    parts: FaceParts,
+    limbs: tuple[Limb | None, Limb | None],
+    openings: np.ndarray,
+    camera: Camera,
+    config: ReliefConfig,
 ) -> Particles:
     """What the picture shows: a particle every few pixels, turned along the surface, in the colour of its pixels."""
     pixel = np.ones((3, 3), np.uint8)
     # The silhouette is fine too: wide particles would spill over it.
     rim = mask & ~cv2.erode(np.pad(mask, ((0, 2), (2, 2)), mode="edge").astype(np.uint8), pixel)[:-2, 2:-2].astype(bool)
     fine = (_fine_area(mask.shape, parts) & mask) | rim
+    for limb in limbs:
+        fine |= limb.mask if limb is not None else False
     dropped = np.zeros_like(mask) if config.keep_lip_line else parts.dark
     # Coarse ones reach under the border of the fine ones, so that no gap is left between their grids.
     coarse = mask & ~cv2.erode(fine.astype(np.uint8), pixel).astype(bool) & ~rim
@@ -92,9 +120,15 @@ def _surface(
         # Bilinear, at pixel centres: remap counts from the middle of the first pixel.
         return cv2.remap(plane, (x - 0.5)[None], (y - 0.5)[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
 
-    mean = camera.back_project(torch.from_numpy(np.stack([x, y], axis=1)), torch.from_numpy(sample(z)))
     colour = torch.from_numpy(sample(image.astype(np.float32) / 255))
-    part = torch.from_numpy(_labels(x, y, sample(_lab_distance(image, parts.skin)), parts))
+    unlike = sample(_lab_distance(image, parts.skin))
+    part = torch.from_numpy(_labels(x, y, unlike, parts, limbs))
+    seen = np.zeros(len(x), bool)
+    for cx, cy, half_w, half_h in openings:
+        seen |= ((x - cx) / (half_w + EYE_MARGIN)) ** 2 + ((y - cy) / (half_h + EYE_MARGIN)) ** 2 < 1
+    before = (part >= Part.LEFT_ARM) & (part <= Part.RIGHT_HAND)
+    layer = torch.from_numpy(np.where(seen, EYE_DEPTH, 0.0).astype(np.float32)) + LIMB_DEPTH * before
+    mean = camera.back_project(torch.from_numpy(np.stack([x, y], axis=1)), torch.from_numpy(sample(z)) + layer)
     round_ones = round_particles(mean, 1.0, colour, part, config.opacity)
     deviation = torch.from_numpy(spacing) * config.deviation
     flat = torch.isin(part, torch.tensor([Part.UPPER_LIP, Part.LOWER_LIP]))
@@ -103,12 +137,14 @@ def _surface(
 
 
 def _fine_area(shape: tuple[int, ...], parts: FaceParts) -> np.ndarray:
-    """Mask (H, W) of what moves most: mouth with a margin, and eyes."""
+    """Mask (H, W) of what moves most: mouth with a margin, eyes and brows."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) + 0.5
     half, (cx, cy) = parts.mouth_half_width, parts.mouth_centre
     area = ((x - cx) / (1.35 * half)) ** 2 + ((y - cy) / (0.95 * half)) ** 2 < 1
     for ex, ey in parts.eyes:
         area |= ((x - ex) / (1.35 * parts.eye_radius)) ** 2 + ((y - ey) / parts.eye_radius) ** 2 < 1
+        brow = ey - BROW * parts.eye_radius
+        area |= ((x - ex) / (1.1 * parts.eye_radius)) ** 2 + ((y - brow) / (0.6 * parts.eye_radius)) ** 2 < 1
     return area
 
 
@@ -117,12 +153,18 @@ def _lab_distance(image: np.ndarray, skin: np.ndarray) -> np.ndarray:
     return np.linalg.norm((lab - skin) * np.array([0.5, 1, 1], np.float32), axis=-1).astype(np.float32)
 
 
-def _labels(x: np.ndarray, y: np.ndarray, unlike_skin: np.ndarray, parts: FaceParts) -> np.ndarray:
+def _labels(
+    x: np.ndarray,
+    y: np.ndarray,
+    unlike_skin: np.ndarray,
+    parts: FaceParts,
+    limbs: tuple[Limb | None, Limb | None],
+) -> np.ndarray:
     """A Part for each point (N,) of the picture."""
     x0, y0, x1, y1 = parts.box
     middle = np.interp(x, parts.line[:, 0], parts.line[:, 1])
     labels = np.where(y > middle, Part.FACE_LOWER, Part.FACE_UPPER)
-    labels[unlike_skin > 18] = Part.HAIR
+    labels[unlike_skin > UNLIKE_SKIN] = Part.HAIR
     chin = (x0 + x1) / 2, y1
     # Below the curve of the chin.
     neck = (y > chin[1] - 0.35 * (np.abs(x - chin[0]) / (0.5 * (x1 - x0))) ** 2 * (y1 - y0)) & (y > middle)
@@ -131,6 +173,11 @@ def _labels(x: np.ndarray, y: np.ndarray, unlike_skin: np.ndarray, parts: FacePa
         labels[((x - ex) / (1.35 * parts.eye_radius)) ** 2 + ((y - ey) / parts.eye_radius) ** 2 < 1] = part
     lips = (parts.lips | parts.dark)[y.astype(int), x.astype(int)]
     labels[lips] = np.where(y[lips] > middle[lips], Part.LOWER_LIP, Part.UPPER_LIP)
+    hands = (Part.LEFT_HAND, Part.LEFT_ARM), (Part.RIGHT_HAND, Part.RIGHT_ARM)
+    for limb, (hand, arm) in zip(limbs, hands, strict=True):
+        if limb is not None:
+            labels[limb.arm[y.astype(int), x.astype(int)]] = arm
+            labels[limb.mask[y.astype(int), x.astype(int)]] = hand
     return labels.astype(np.int64)
 
 
@@ -162,7 +209,7 @@ def _sheets(mouth: Mouth, z: np.ndarray, config: ReliefConfig) -> Particles:
     line = -config.teeth_above_line
     for part, (half, top, bottom), behind, colour in (
         (Part.TEETH, (0.68, line - 0.5, line), 0.12, TEETH_COLOUR),
-        (Part.CAVITY, (0.84, -0.45, 0.45), 0.25, CAVITY_COLOUR),
+        (Part.CAVITY, (0.84, -CAVITY_REACH, CAVITY_REACH), 0.25, CAVITY_COLOUR),
     ):
         y, x = torch.meshgrid(
             torch.arange(top, bottom, step), torch.arange(-half, half + step / 2, step), indexing="ij"
@@ -180,14 +227,43 @@ def _sheets(mouth: Mouth, z: np.ndarray, config: ReliefConfig) -> Particles:
     return join(*sheets)
 
 
-def _refined(
-    particles: Particles, image: Tensor, backdrop: Tensor, mask: Tensor, camera: Camera, config: ReliefConfig
+def _behind_limbs(
+    image: np.ndarray,
+    mask: np.ndarray,
+    z: np.ndarray,
+    limbs: tuple[Limb | None, Limb | None],
+    box: np.ndarray,
+    camera: Camera,
+    config: ReliefConfig,
 ) -> Particles:
-    """Colours and sizes that reproduce the picture (H, W, 3) uint8, by Adam; what is inside the mouth stays."""
+    """The trunk where hands and arms hide it, as a sheet in the colours around them."""
+    hidden, filled = covered_body(image, mask, limbs, box)
+    spacing = config.spacing
+    y, x = np.mgrid[spacing / 2 : mask.shape[0] : spacing, spacing / 2 : mask.shape[1] : spacing].astype(np.float32)
+    inside = hidden[y.astype(int), x.astype(int)]
+    row, column = y[inside].astype(int), x[inside].astype(int)
+    place = torch.from_numpy(np.stack([x[inside], y[inside]], axis=1))
+    mean = camera.back_project(place, torch.from_numpy(z[row, column]))
+    colour = torch.from_numpy(filled[row, column].astype(np.float32) / 255)
+    deviation = torch.tensor([1.0, 1.0, _THICKNESS]) * config.deviation * spacing
+    return round_particles(mean, deviation, colour, torch.full((len(mean),), int(Part.BODY)), config.opacity)
+
+
+def _refined(
+    skin: Particles,
+    hidden: Particles,
+    image: Tensor,
+    backdrop: Tensor,
+    mask: Tensor,
+    camera: Camera,
+    config: ReliefConfig,
+) -> Particles:
+    """Colours and sizes that reproduce the picture (H, W, 3) uint8, by Adam; what is `hidden` in it stays."""
+    particles = join(skin, hidden)
     target = image.float() / 255
     inside = mask.float()
     colour, scale = particles.colour.clone().requires_grad_(), particles.log_scale.clone().requires_grad_()
-    visible = ~torch.isin(particles.part, torch.tensor([int(part) for part in SHEETS]))[:, None]
+    visible = (torch.arange(len(particles)) < len(skin))[:, None]
     groups: list[dict[str, Any]] = [{"params": [colour]}, {"params": [scale]}]
     optimiser = torch.optim.Adam(groups, lr=config.rate)
     raster = RasterConfig(backend="torch")

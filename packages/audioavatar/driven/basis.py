@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.motion import Motion
 from audioavatar.particles import Part
 
 _REACH = (2.3, -1.5, 2.2)  # half widths of the mouth: to both sides, up, down
 _NEAREST = 4
+_SKIN = 100  # kinds of skin begin here
+_CHEEK = 0.2  # half widths of the face over which motion fades to its sides
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class BoundBasis:
     components: Tensor
     scale: Tensor
 
-    def motion(self, coefficient: Tensor, head: Tensor | None = None) -> Motion:
-        """Coefficients (T, K) in standard deviations, and the head's motion (T, 3) or none -> the avatar's."""
+    def motion(self, coefficient: Tensor, head: Tensor | None = None, gesture: Tensor | None = None) -> Motion:
+        """Coefficients (T, K) in standard deviations, the head's motion (T, 3) and gestures (T, G) or none -> the
+        avatar's."""
         values = self.mean + torch.einsum("tk,knd->tnd", coefficient * self.scale, self.components)
         head = values.new_zeros(len(values), 3) if head is None else head
-        return Motion(head, values[..., :2], values[..., 2:])
+        gesture = values.new_zeros(len(values), len(GESTURES)) if gesture is None else gesture
+        return Motion(head, values[..., :2], values[..., 2:], gesture)
 
 
 def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
@@ -102,6 +106,10 @@ def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
     side, top, bottom = _REACH
     outside = (place[:, 0].abs() > side) | (place[:, 1] < top) | (place[:, 1] > bottom)
     weight[outside & (near[:, 0] > spacing / 2)] = 0
+    # The cheeks of a narrower face are its outline, which stays where it is when somebody speaks.
+    x0, _, x1, _ = (avatar.face - avatar.size[0] / 2).tolist()
+    beside = (2 * avatar.particles.mean[:, 0] - x0 - x1).abs() / (x1 - x0)
+    weight *= torch.where(kind >= _SKIN, ((1 - beside) / _CHEEK).clamp(0, 1), 1.0)[:, None]
 
     def carried(values: Tensor) -> Tensor:
         mixed = (values[..., index, :] * weight[..., None]).sum(-2)
@@ -131,10 +139,11 @@ def carry(motion: Motion, source: Avatar, target: Avatar) -> Motion:
     shift = torch.einsum("nk,tnkd->tnd", weight, source.mouth.from_world(motion.shift)[:, index])
     growth = torch.einsum("nk,tnkd->tnd", weight, motion.growth[:, index])
     head = motion.head * torch.tensor([scale, scale, 1.0])
-    return Motion(head, target.mouth.to_world(shift) * scale, growth)
+    gesture = motion.gesture * target.gesture_units / source.gesture_units
+    return Motion(head, target.mouth.to_world(shift) * scale, growth, gesture)
 
 
 def _kinds(part: Tensor, below: Tensor) -> Tensor:
     """Lips, teeth and the dark of the mouth by label, all skin alike, by side of the line."""
     inner = torch.isin(part, torch.tensor([Part.UPPER_LIP, Part.LOWER_LIP, Part.TEETH, Part.CAVITY]))
-    return torch.where(inner, part, 100 + below.long())
+    return torch.where(inner, part, _SKIN + below.long())

@@ -23,7 +23,9 @@ from common.runs import atomic_write
 
 FORMAT = "audioavatar-motion-model-1"
 COMPONENTS = 16
-HEAD = 3  # channels of the generator after those of the mouth: shift in quarters of the face's width, tilt in radians
+HEAD = 3
+"""Channels of the generator after those of the mouth: shift in quarters of the face's width, tilt in radians. Those of
+`GESTURES` follow, in the avatar's units, if the model was trained with them."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class MotionModel:
 
     @property
     def channels(self) -> int:
-        """Of the driver: coefficients of the basis, and the head where it is driven."""
-        return len(self.basis) + HEAD * isinstance(self.net, MotionTransformer)
+        """Of the driver: coefficients of the basis, and head and gestures where they are driven."""
+        return len(self.net.mean) if isinstance(self.net, MotionTransformer) else len(self.basis)
 
     def drive(self, avatar: Avatar, features: Tensor, seed: int = 0) -> Motion:
-        """Audio features (T, D) of a whole clip -> the avatar's motion. Regression keeps the head still; the generator
-        moves it, and another `seed` moves everything otherwise."""
+        """Audio features (T, D) of a whole clip -> the avatar's motion. Regression moves the mouth alone; the
+        generator moves everything, and another `seed` otherwise."""
         if isinstance(self.net, MotionTransformer):
             return self.bound(avatar)(sample_motion(self.net, features, self.sampling, seed))
         return self.bound(avatar)(self.net(features))
@@ -56,11 +58,14 @@ class MotionModel:
 
     def bound(self, avatar: Avatar) -> Callable[[Tensor], Motion]:
         """A function from channels (T, C) to the motion of an avatar."""
-        basis, unit = bind(self.basis, avatar), torch.tensor([avatar.unit, avatar.unit, 1.0])
+        basis, units = bind(self.basis, avatar), _units(avatar)
 
         def motion(channels: Tensor) -> Motion:
-            mouth, head = channels[:, : len(self.basis)], channels[:, len(self.basis) :]
-            return basis.motion(mouth, head * unit if head.shape[1] else None)
+            mouth, rest = channels[:, : len(self.basis)], channels[:, len(self.basis) :]
+            if rest.shape[1] == 0:
+                return basis.motion(mouth)
+            rest = rest * units[: rest.shape[1]]
+            return basis.motion(mouth, rest[:, :HEAD], rest[:, HEAD:] if rest.shape[1] > HEAD else None)
 
         return motion
 
@@ -98,9 +103,14 @@ def fit_motion_model(
         return MotionModel(basis, fit_ridge(audio, mouth), features)
     if driver == "tcn":
         return MotionModel(basis, fit_tcn(audio, mouth, tcn, seed), features)
-    heads = [motion.head / torch.tensor([avatar.unit, avatar.unit, 1.0]) for motion, _ in clips]
-    channels = [torch.cat(pair, dim=1) for pair in zip(mouth, heads, strict=True)]
+    besides = [torch.cat([motion.head, motion.gesture], dim=1) / _units(avatar) for motion, _ in clips]
+    channels = [torch.cat(pair, dim=1) for pair in zip(mouth, besides, strict=True)]
     return MotionModel(basis, fit_generator(audio, channels, generator, seed), features, generator)
+
+
+def _units(avatar: Avatar) -> Tensor:
+    """What the channels of head and gestures are multiplied by (HEAD + G,)."""
+    return torch.cat([torch.tensor([avatar.unit, avatar.unit, 1.0]), avatar.gesture_units])
 
 
 def load_motion_model(path: Path | str) -> MotionModel:

@@ -54,18 +54,18 @@ class Refiner(nn.Module):
 
 
 def fit_refiner(
-    made: Sequence[Tensor],
+    samples: Sequence[Tensor],
     audio: Sequence[Tensor],
     target: Sequence[Tensor],
     channels: int,
     config: RefinementConfig = RefinementConfig(),
     seed: int = 0,
 ) -> Refiner:
-    """Train on what a generator `made` (T, C + O) of audio (T, D), towards `target` (T, C + O): L1 and velocities.
+    """Train on a generator's `samples` (T, C + O) of audio (T, D), towards `target` (T, C + O): L1 and velocities.
 
     Several samples of one clip are several entries. All have one length; the first `channels` are face and hands.
     """
-    motion, features, wanted = (torch.stack(list(each)) for each in (made, audio, target))
+    motion, features, wanted = (torch.stack(list(each)) for each in (samples, audio, target))
     frames = motion.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

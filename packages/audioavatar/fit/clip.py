@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import Avatar, part_of
 from audioavatar.camera import Camera
 from audioavatar.config import FitConfig, RasterConfig
-from audioavatar.fit.fields import mouth_fields
+from audioavatar.fit.fields import field_slopes, mouth_fields, stretch
+from audioavatar.fit.tracks import Tracker, Tracks, flow_tracks
 from audioavatar.graph import Graph, laplacian, neighbour_graph
 from audioavatar.motion import Motion, head_shares, pose
-from audioavatar.particles import Part
+from audioavatar.particles import Part, regions
 from audioavatar.raster.render import layers, render
-from audioavatar.regularisers import arap, locality
+from audioavatar.regularisers import arap, isometry, locality, spectral, trajectory
 from common.errors import InputError
 
 _RASTER = RasterConfig(backend="torch")
 _BETAS, _EPSILON = (0.9, 0.95), 1e-8
+_LIDS = 0.2  # of their way that a step of one px closes lids
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,22 @@ class _Window:
         return (_blurred(difference, blur).abs() * self.weight[..., None]).mean()
 
 
-def fit_clip(avatar: Avatar, frames: Tensor, config: FitConfig = FitConfig()) -> ClipFit:
+def fit_clip(
+    avatar: Avatar, frames: Tensor, config: FitConfig = FitConfig(), tracker: Tracker = flow_tracks
+) -> ClipFit:
     """Fit frames (T, H, W, 3) uint8 RGB of the avatar's person, in the size of its picture and not turned away.
 
-    Raises InputError for frames of another size.
+    The tracker is asked only if its tracks count (`trajectory`). Raises InputError for frames of another size.
     """
     width, height = avatar.size
     if tuple(frames.shape[1:]) != (height, width, 3):
         raise InputError(f"Frames of {tuple(frames.shape[1:])}; the avatar was built at {(height, width, 3)}: scale.")
     target, shares = frames.float() / 255, head_shares(avatar)
     whole = _Window(avatar.camera, target, avatar.backdrop, _weights(avatar))
-    head, fields = _fit_fields(avatar, whole, shares, config)
-    shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
-    motion = Motion(head, shift, torch.zeros_like(shift))
-    motion = _fit_particles(avatar, _mouth_window(avatar, whole), motion, shares, config)
+    tracks = tracker(avatar, frames) if config.trajectory else _no_tracks(len(frames))
+    motion, fields = _fit_fields(avatar, whole, shares, tracks, config)
+    window = whole if config.whole else _mouth_window(avatar, whole)
+    motion = _fit_particles(avatar, window, motion, shares, tracks, config)
     with torch.no_grad():
         image = render(pose(avatar, motion, shares), avatar.camera, _RASTER, avatar.backdrop)
         psnr = -10 * float((image - target).square().mean().log10())
@@ -103,34 +107,87 @@ def _mouth_window(avatar: Avatar, whole: _Window) -> _Window:
     )
 
 
-def _fit_fields(avatar: Avatar, window: _Window, shares: Tensor, config: FitConfig) -> tuple[Tensor, Tensor]:
-    """Head (T, 3) and fields (T, 4) by Adam on a blurred picture; the mouth begins a little open."""
-    frames, basis = len(window.target), mouth_fields(avatar)
-    head = torch.zeros(frames, 3, requires_grad=True)
+def _fit_fields(
+    avatar: Avatar, window: _Window, shares: Tensor, tracks: Tracks, config: FitConfig
+) -> tuple[Motion, Tensor]:
+    """Head, gestures and fields (T, 4) of the mouth by Adam on a blurred picture; the mouth begins a little open."""
+    frames, basis, slopes = len(window.target), mouth_fields(avatar), field_slopes(avatar)
+    # Everything in px: a tilt by what it moves the top of the head, lids by what closes them.
+    head_units = torch.tensor([1.0, 1.0, 1 / float(avatar.face[3] - avatar.face[1])])
+    gesture_units = torch.tensor([_LIDS] + [1.0] * (len(avatar.gestures) - 1))
+    head, gesture = _begin(avatar, tracks, shares, frames)
+    head, gesture = head / head_units, gesture / gesture_units
     fields = torch.zeros(frames, 4)
     fields[:, :2] = config.start_open / 2
-    fields.requires_grad_()
-    # A tilt in units that move the top of the head by about a pixel.
-    unit = torch.tensor([1.0, 1.0, 1 / float(avatar.face[3] - avatar.face[1])])
-    groups = [{"params": [head], "lr": config.head_rate}, {"params": [fields], "lr": config.field_rate}]
+    for values in (head, gesture, fields):
+        values.requires_grad_()
+    groups = [{"params": [head], "lr": config.head_rate}, {"params": [gesture, fields], "lr": config.field_rate}]
     optimiser = torch.optim.Adam(groups, betas=_BETAS)
-    for _ in range(config.field_steps):
+
+    def motion() -> Motion:
         shift = torch.einsum("tf,fnd->tnd", fields, basis)
-        loss = window.loss(avatar, Motion(head * unit, shift, torch.zeros_like(shift)), shares, config.field_blur)
+        return Motion(head * head_units, shift, stretch(slopes, fields), gesture * gesture_units)
+
+    for _ in range(config.field_steps):
+        current = motion()
+        loss = window.loss(avatar, current, shares, config.field_blur)
+        loss = loss + config.trajectory * _missed(avatar, current, shares, tracks)
         closed = (-(fields[:, 0] + fields[:, 1])).clamp_min(0).square().mean()
+        lids = (current.gesture[:, 0] - current.gesture[:, 0].clamp(0, 1)).square().mean()
         smooth = _second_difference(torch.cat([head, fields], dim=1))
         optimiser.zero_grad()
-        (loss + config.hinge * closed + config.smooth * smooth).backward()
+        (loss + config.hinge * (closed + lids) + config.smooth * smooth).backward()
         optimiser.step()
-    return (head * unit).detach(), fields.detach()
+    with torch.no_grad():
+        return motion(), fields.detach()
 
 
-def _fit_particles(avatar: Avatar, window: _Window, motion: Motion, shares: Tensor, config: FitConfig) -> Motion:
+def _begin(avatar: Avatar, tracks: Tracks, shares: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Head (T, 3) and gestures (T, G) that explain the tracks best, by least squares with a little weight on rest:
+    hands go farther from one place to another than pictures alone would lead them."""
+    size = 3 + len(avatar.gestures)
+    if len(tracks.index) == 0:
+        return torch.zeros(frames, 3), torch.zeros(frames, size - 3)
+    with torch.no_grad():
+        unit = torch.eye(size) * torch.tensor([1.0, 1.0, 0.01] + [1.0] * (size - 3))[:, None]
+        none = torch.zeros(size, len(avatar.particles), 2)
+        moved = pose(avatar, Motion(unit[:, :3], none, none, unit[:, 3:]), shares).mean[:, tracks.index, :2]
+        columns = moved - avatar.particles.mean[tracks.index, :2]
+        rest, _ = avatar.camera.project(avatar.particles.mean[tracks.index])
+        found = torch.zeros(frames, size)
+        for t in range(frames):
+            near = tracks.visible[t]
+            design = columns[:, near].flatten(1).T
+            ridge = 0.1 * torch.eye(size)
+            offset = (tracks.position[t, near] - rest[near]).flatten()
+            found[t] = torch.linalg.solve(design.T @ design + ridge, design.T @ offset)
+        found[:, 2] *= 0.01
+    return found[:, :3], found[:, 3:]
+
+
+def _no_tracks(frames: int) -> Tracks:
+    return Tracks(torch.zeros(0, dtype=torch.int64), torch.zeros(frames, 0, 2), torch.zeros(frames, 0))
+
+
+def _missed(avatar: Avatar, motion: Motion, shares: Tensor, tracks: Tracks) -> Tensor:
+    """How far the tracked particles are from their tracks, robustly, in squares of the picture's diagonal."""
+    if len(tracks.index) == 0:
+        return motion.shift.new_zeros(())
+    chosen = Motion(motion.head, motion.shift[:, tracks.index], motion.growth[:, tracks.index], motion.gesture)
+    posed = pose(part_of(avatar, tracks.index), chosen, shares[tracks.index])
+    pixel, _ = avatar.camera.project(posed.mean)
+    diagonal = (avatar.size[0] ** 2 + avatar.size[1] ** 2) ** 0.5
+    return trajectory(tracks.position / diagonal, pixel / diagonal, tracks.visible, "mean")
+
+
+def _fit_particles(
+    avatar: Avatar, window: _Window, motion: Motion, shares: Tensor, tracks: Tracks, config: FitConfig
+) -> Motion:
     """Shift and growth of the particles in the window, by Adam whose steps are diffused over the neighbour graph."""
     pixel, _ = window.camera.project(avatar.particles.mean)
     size = torch.tensor([window.camera.width, window.camera.height])
     chosen = ((pixel > -1) & (pixel < size + 1)).all(dim=1).nonzero()[:, 0]
-    local = replace(avatar, particles=avatar.particles.chosen(chosen))
+    local, followed = part_of(avatar, chosen), _within(tracks, chosen)
     rest = local.particles.mean[:, :2]
     graph = neighbour_graph(local.particles.mean, local.particles.part, lip_line=avatar.mouth.line)
     pairs = _lip_pairs(local)
@@ -142,9 +199,10 @@ def _fit_particles(avatar: Avatar, window: _Window, motion: Motion, shares: Tens
         first, second = torch.zeros_like(values), torch.zeros_like(values)
         for step in range(1, steps + 1):
             values.requires_grad_()
-            current = Motion(motion.head, values[..., :2], values[..., 2:])
+            current = Motion(motion.head, values[..., :2], values[..., 2:], motion.gesture)
             loss = window.loss(local, current, shares[chosen], blur)
-            loss = loss + _prices(rest, graph, pairs, current, avatar, config)
+            loss = loss + _prices(rest, graph, pairs, current, local, config)
+            loss = loss + config.trajectory * _missed(local, current, shares[chosen], followed)
             (gradient,) = torch.autograd.grad(loss, values)
             first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
             second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient.square()
@@ -153,7 +211,15 @@ def _fit_particles(avatar: Avatar, window: _Window, motion: Motion, shares: Tens
             values = values.detach() - torch.einsum("nm,tmd->tnd", mix, direction * rates)
     shift, growth = motion.shift.clone(), motion.growth.clone()
     shift[:, chosen], growth[:, chosen] = values[..., :2], values[..., 2:]
-    return Motion(motion.head, shift, growth)
+    return replace(motion, shift=shift, growth=growth)
+
+
+def _within(tracks: Tracks, chosen: Tensor) -> Tracks:
+    """The tracks of the `chosen` particles, by their number among those."""
+    number = torch.full((int(torch.cat([chosen, tracks.index]).max()) + 1,), -1)
+    number[chosen] = torch.arange(len(chosen))
+    kept = number[tracks.index] >= 0
+    return Tracks(number[tracks.index][kept], tracks.position[:, kept], tracks.visible[:, kept])
 
 
 def _prices(
@@ -170,6 +236,8 @@ def _prices(
         + config.smooth * _second_difference(motion.shift)
         + config.growth * motion.growth.square().mean()
         + config.hinge * crossed
+        + config.isometry * isometry(moved, graph)
+        + config.spectral * spectral(motion.shift, regions(avatar.particles.part))
     )
 
 

@@ -197,9 +197,13 @@ class StageLedger:
         return journal_file(self.folder, self.name, worker)
 
     def take_over(self) -> None:
-        """Merge what workers of a killed run have noted, before new workers use the files. Raises as `compact`."""
-        if any(map(_is_journal, self.files())):
-            self.compact()
+        """Make a segment of what workers of a killed run have noted and of the lines, before new workers use the files;
+        it is merged at the end of the stage, not twice. Raises as `compact`."""
+        if journals := list(filter(_is_journal, self.files())):
+            self.lock()
+            self._seal()
+            for file in journals:
+                file.unlink()
 
     def is_open_ended(self) -> bool:
         """Whether a run is appending now, or was killed before it merged its rows."""

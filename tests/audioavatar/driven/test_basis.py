@@ -1,5 +1,7 @@
 """The mouth's basis: exact on motions it was made of, carried over to another face, still where it does not reach."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from audioavatar.avatar import Avatar
 from audioavatar.config import ReliefConfig
 from audioavatar.driven.basis import bind, coefficients, principal_components
 from audioavatar.fit.fields import mouth_fields
-from audioavatar.motion import Motion, lip_gap
+from audioavatar.motion import Motion, lip_gap, still
 from audioavatar.particles import Part
 from audioavatar.say import build
 from miniature.weights import model_paths
@@ -21,7 +23,8 @@ def talking(avatar: Avatar, seed: int = 0, frames: int = 30) -> tuple[Motion, Te
     numbers = torch.rand(frames, 3, generator=generator) * 3
     fields = torch.cat([numbers, torch.zeros(frames, 1)], dim=1)
     shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
-    return Motion(torch.zeros(frames, 3), shift, torch.zeros_like(shift)), numbers
+    rest = still(avatar, frames)
+    return replace(rest, shift=shift), numbers
 
 
 def test_three_motions_need_three_components_and_come_back(avatar: Avatar) -> None:
@@ -54,6 +57,6 @@ def test_lips_do_not_take_motion_from_across_the_line(avatar: Avatar) -> None:
     only_lower[:, [0, 2]] = 0
     fields = torch.cat([only_lower, torch.zeros(len(numbers), 1)], dim=1)
     shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
-    basis = principal_components(avatar, [Motion(motion.head, shift, motion.growth)], 1)
+    basis = principal_components(avatar, [replace(motion, shift=shift)], 1)
     moved = bind(basis, avatar).motion(torch.ones(1, 1))
     assert float(moved.shift[:, avatar.particles.part == Part.UPPER_LIP].abs().max()) < 1e-5

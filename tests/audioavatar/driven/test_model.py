@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.config import Driver, GeneratorConfig, TcnConfig
 from audioavatar.driven.generator import MotionTransformer
 from audioavatar.driven.model import fit_motion_model, load_motion_model, with_sampling
@@ -22,7 +22,9 @@ def spoken(avatar: Avatar, seed: int, frames: int = 24) -> tuple[Motion, torch.T
     fields = torch.stack([2 * features[:, 0], 2 * features[:, 0], features[:, 2], 0 * features[:, 0]], dim=1)
     shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
     head = torch.stack([0 * features[:, 1], features[:, 1], 0 * features[:, 1]], dim=1)
-    return Motion(head, shift, torch.zeros_like(shift)), features
+    gesture = torch.zeros(frames, len(GESTURES))
+    gesture[:, 3] = features[:, 1]
+    return Motion(head, shift, torch.zeros_like(shift), gesture), features
 
 
 @pytest.mark.parametrize("driver", ["ridge", "tcn", "generator"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
+from audioavatar.avatar import GESTURES, Avatar
 from audioavatar.config import FitConfig
 from audioavatar.fit.clip import ClipFit, fit_clip
 from audioavatar.fit.fields import FIELDS, mouth_fields
@@ -17,8 +17,8 @@ from common.errors import InputError
 
 FRAMES = 4
 PHOTOMETRIC = replace(
-    FitConfig(), arap=0, locality=0, smooth=0, growth=0, hinge=0, field_steps=0, start_open=0,
-    particle_stages=((12, 1.0, 0.0, 0.25, 0.04), (18, 0.0, 0.0, 0.12, 0.03)),
+    FitConfig(), arap=0, locality=0, smooth=0, growth=0, hinge=0, trajectory=0, isometry=0, spectral=0, field_steps=0,
+    start_open=0, particle_stages=((12, 1.0, 0.0, 0.25, 0.04), (18, 0.0, 0.0, 0.12, 0.03)),
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def talking(avatar: Avatar) -> Motion:
     opening = 3 * (1 - (6.28 * t).cos()) / 2
     fields = torch.stack([opening, opening, 0.8 * (5 * t).sin(), 0.3 * opening], dim=1)
     shift = torch.einsum("tf,fnd->tnd", fields, mouth_fields(avatar))
-    return Motion(head, shift, torch.zeros_like(shift))
+    return Motion(head, shift, torch.zeros_like(shift), torch.zeros(FRAMES, len(GESTURES)))
 
 
 def filmed(avatar: Avatar, motion: Motion) -> Tensor:

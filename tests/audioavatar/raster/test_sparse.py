@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from audioavatar.camera import frontal_camera
-from audioavatar.config import RasterConfig
+from audioavatar.config import Backend, RasterConfig
 from audioavatar.particles import Particles, round_particles
 from audioavatar.raster.projection import Splats, project
-from audioavatar.raster.render import layers, render
+from audioavatar.raster.render import layers, render, uses_gsplat
 from audioavatar.raster.sparse import composite, count_pairs
 
 WHOLE = RasterConfig(alpha_min=1e-12, transmittance_min=0.0)  # nothing is cut off
@@ -173,15 +173,20 @@ def test_cost_is_bounded_in_pairs_and_seconds() -> None:
     assert count_pairs(project(few, frontal_camera(64, 64), 0.3, 0.01), 64, 64, RasterConfig()) < 60_000
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="gsplat composites on CUDA only, and there is none here")
-def test_pictures_and_gradients_are_those_of_gsplat() -> None:
-    pytest.importorskip("gsplat", reason="gsplat is not installed")
-    images, gradients = [], []
-    for backend in ("torch", "gsplat"):
-        particles = cloud(300, 64, dtype=torch.float32).to("cuda")
+def test_every_backend_that_is_here_gives_the_same_image_and_gradients() -> None:
+    """Ours in float64 on the CPU against ours in float32 and, where there are CUDA and gsplat, against gsplat."""
+
+    def rendered(backend: Backend, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        particles = cloud(300, 64).to(device).to(dtype)
         mean = particles.mean.clone().requires_grad_()
         image = render(replace(particles, mean=mean), frontal_camera(64, 64), RasterConfig(backend=backend))
-        images.append(image)
-        gradients.extend(torch.autograd.grad((image * image.detach().flip(1)).sum(), mean))
-    assert float((images[0] - images[1]).abs().max()) < 2e-3
-    assert float(torch.nn.functional.cosine_similarity(*(each.flatten() for each in gradients), dim=0)) > 0.999
+        (gradient,) = torch.autograd.grad((image * image.detach().flip(1)).sum(), mean)
+        return image.detach().cpu().double(), gradient.cpu().double().flatten()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    here: list[Backend] = ["torch", "gsplat"] if uses_gsplat(RasterConfig(), torch.device(device)) else ["torch"]
+    image, gradient = rendered("torch", "cpu", torch.float64)
+    for backend in here:
+        other, moved = rendered(backend, device, torch.float32)
+        assert float((other - image).abs().max()) < 2e-3, backend
+        assert float(torch.nn.functional.cosine_similarity(moved, gradient, dim=0)) > 0.999, backend

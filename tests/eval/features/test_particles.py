@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from audioavatar.avatar import Avatar, Mouth
+from audioavatar.avatar import GESTURES, Avatar, Mouth
 from audioavatar.canonical.procedural import procedural_avatar
 from audioavatar.export import TalkFile, read_talk, write_talk
 from audioavatar.motion import Motion, still
@@ -24,7 +24,10 @@ def avatar() -> Avatar:
     particles = procedural_avatar()
     particles = replace(particles, mean=particles.mean * torch.tensor([1.0, 1.0, 0.0]))
     mouth = Mouth(torch.zeros(2), 5.0, 0.0, torch.tensor([[-5.0, 0.0], [5.0, 0.0]]))
-    return Avatar(particles, torch.zeros(64, 64, 3), mouth, torch.tensor([20.0, 10.0, 44.0, 40.0]), "procedural")
+    gestures = torch.zeros(len(GESTURES), len(particles), 2)
+    return Avatar(
+        particles, torch.zeros(64, 64, 3), mouth, torch.tensor([20.0, 10.0, 44.0, 40.0]), gestures, "procedural"
+    )
 
 
 def moved(avatar: Avatar, by: float) -> Motion:

@@ -54,6 +54,26 @@ def test_likeness_is_to_the_input_image_if_any_else_to_the_first_real_face() -> 
     assert measured(ClipFeatures(own, seen("real.mp4 is broken")))["csim"].status == "failed: real.mp4 is broken"
 
 
+def test_an_avatar_is_measured_by_its_views_and_its_particles() -> None:
+    own = seen(
+        identity={"embeddings": np.stack([FACE, FACE]), "fps": np.float64(25)},
+        particles={
+            "arap": 0.2,
+            "jerk": 0.5,
+            "jerk_power": np.array([1.0, 3.0]),
+            "frequency": np.array([1, 11]),
+            "frames": 9,
+        },
+        trajectories={"error": 0.3, "share": 0.1, "frames": 8},
+    )
+    found = measured(ClipFeatures(own, turned=seen(identity={"embeddings": np.stack([FACE, OTHER])})))
+    names = ("csim_views", "arap", "jerk", "jerk_fast", "trajectory", "trajectory_share")
+    assert [found[name].value for name in names] == [0.5, 0.2, 0.5, 0.75, 0.3, 0.1]
+    assert [found[name].n for name in names] == [2, 9, 9, 9, 8, 8]
+    alone = measured(ClipFeatures(seen(identity={"embeddings": FACE[None], "fps": np.float64(25)})))
+    assert "no video from a camera that turns" in alone["csim_views"].status and alone["arap"].status == NOT_NAMED
+
+
 def test_speech_masks_the_windows_of_sync_and_the_changes_of_the_lips() -> None:
     # Twenty frames of speech, then silence; lips and sound agree while somebody speaks only.
     by_window = np.full((40, 5), 10.0)

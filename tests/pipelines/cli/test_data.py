@@ -85,7 +85,8 @@ def test_a_version_is_frozen_rebuilt_and_loses_a_video(tmp_path: Path) -> None:
 def test_another_machine_goes_on_from_the_mirror(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     source = f"sources.path={write_videos(tmp_path / 'videos')}"
-    common = ("curate", "--recipe", "folder", "--set", source, "--set", f"mirror={(tmp_path / 'mirror').as_uri()}")
+    mirror = f"mirror={(tmp_path / 'mirror').as_uri()}"
+    common = ("curate", "--recipe", "folder", "--set", source, "--set", mirror, "--set", "executor.workers=1")
     omniavatar(*common, "--run", tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "lost")
     omniavatar(*common, "--run", tmp_path / "there")

@@ -148,6 +148,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(
     assert skips == [False, True, False]
 
 
+@pytest.mark.parametrize(("persistent_below", "reuse_distance"), [(100_000, 0), (64, None)])
+def test_the_next_use_is_searched_only_where_something_is_released(
+    base_folder: Path, group: None, persistent_below: int, reuse_distance: int | None
+) -> None:
+    config = short(base_folder, 3, persistent_below=persistent_below)
+    model, optimizer = build(config)
+    with pytest.MonkeyPatch.context() as patch:
+        initialize, seen = deepspeed.initialize, []
+        patch.setattr(deepspeed, "initialize", lambda **given: seen.append(given["config"]) or initialize(**given))
+        Engine(model, optimizer, 1, config.engine)
+    assert seen[0]["zero_optimization"].get("stage3_max_reuse_distance") == reuse_distance
+    assert all(p.ds_persist for p in model.parameters()) == (reuse_distance == 0)
+
+
 def test_no_compiler_is_needed(group: None) -> None:
     # The op whose build would end a run on a machine without one is not taken for available.
     assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

@@ -51,7 +51,7 @@ class AblationConfig:
     held_out: tuple[int, ...] = (HELD_OUT_SEED + 101, HELD_OUT_SEED + 102, HELD_OUT_SEED + 103)
     seconds: float = 1.28
     fit: FitConfig = FitConfig(field_steps=14, particle_stages=((8, 1.0, 6.0, 0.25, 0.04), (6, 0.0, 1.0, 0.12, 0.03)))
-    embedding: EmbeddingConfig = EmbeddingConfig(steps=200)
+    embedding: EmbeddingConfig = EmbeddingConfig(steps=300)
     generator: GeneratorConfig = GeneratorConfig(width=64, layers=2, window=32, overlap=8, steps=300)
     refinement: RefinementConfig = RefinementConfig(width=48, layers=2, window=32, steps=120)
     joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=16, critic_steps=1))
@@ -145,8 +145,8 @@ class Driven:
 
     def channels(self, features: Tensor) -> Tensor:
         """Audio features (T, D) -> channels of motion (T, C)."""
-        made = sample_motion(self.net, features, self.sampling, self.seed)
-        return made if self.refiner is None else refine(self.refiner, made, features)
+        sampled = sample_motion(self.net, features, self.sampling, self.seed)
+        return sampled if self.refiner is None else refine(self.refiner, sampled, features)
 
 
 def refinement_gain(world: World, driven: Driven) -> float:
@@ -155,11 +155,11 @@ def refinement_gain(world: World, driven: Driven) -> float:
         return float("nan")
     before = after = 0.0
     for clip in world.held_out:
-        made = sample_motion(driven.net, clip.features, driven.sampling, driven.seed)
+        sampled = sample_motion(driven.net, clip.features, driven.sampling, driven.seed)
         fitted, mouth = driven.space.channels(clip), driven.space.mouth
         scale = driven.net.deviation
-        before += float(((made - fitted) / scale)[:, :mouth].abs().mean())
-        after += float(((refine(driven.refiner, made, clip.features) - fitted) / scale)[:, :mouth].abs().mean())
+        before += float(((sampled - fitted) / scale)[:, :mouth].abs().mean())
+        after += float(((refine(driven.refiner, sampled, clip.features) - fitted) / scale)[:, :mouth].abs().mean())
     return 1 - after / before
 
 
