@@ -14,7 +14,7 @@ import torch
 from audioavatar.config import FitConfig, GeneratorConfig, ReliefConfig, TeacherConfig
 from audioavatar.driven.model import load_motion_model
 from common.progress import MetricLog
-from common.runs import RunFolder, hash_path
+from common.runs import RunFolder, hash_path, sha256_file
 from miniature.weights import model_paths
 from miniature.world.clips import draw_clip
 from training.audioavatar import stages
@@ -43,7 +43,8 @@ def train(root: Path) -> None:
 
 
 def products(root: Path) -> dict[str, str]:
-    return {name: hash_path(root / name) for name in ("avatars", "teacher", "fits", "motion.safetensors")}
+    """Hash of every avatar, clip, fit and model."""
+    return {str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("[!.]*.safetensors"))}
 
 
 @pytest.fixture(scope="module")
