@@ -1,4 +1,4 @@
-"""DAG of the second system: teach -> fit -> motion -> eval, of a recipe with `system: audioavatar`.
+"""DAG of the second system: teach -> fit -> motion -> eval, of a recipe with a section `avatar`.
 
 Their work is named, not imported: reading a recipe or skipping a done step should not wait for torch.
 """

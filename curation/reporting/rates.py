@@ -31,7 +31,7 @@ RATES: Mapping[str, Rate] = {
     "probe": Rate("hours", 0.0005, 0.0, 0.0, "hashing 0.9 GB and reading the container, measured"),
     "scan": Rate("hours", 0.28, 0.0, 0.0, f"CenterFace 5 times a second, {_REAL}; 0.56 more with scan.shots: transnet"),
     "cut": Rate("clip_hours", 0.36, 0.0, 0.0, "one clip of 720p re-encoded, measured"),
-    "speech": Rate("clip_hours", 0.012, 0.0, 0.0, f"silero-vad, {_REAL}"),
+    "speech": Rate("clip_hours", 0.012, 0.0, 0.0, "silero-vad on one clip of 4.9 s, measured"),
     "lips": Rate("clip_hours", 0.14, 0.0, 0.0, _REAL),
     "sync": Rate("clip_hours", 0.9, 90e9 / 790e12 / GPU_SHARE, 0.06, _FLOPS),
     "text": Rate("clip_hours", 0.38, 0.0, 0.0, f"PP-OCR's detector, {_REAL}"),

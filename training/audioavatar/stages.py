@@ -26,6 +26,7 @@ from audioavatar.say import build
 from common.executors.status import StageHeartbeat
 from common.hashes import HASHES, remembered_hash
 from common.ledger.store import State
+from common.media.images import read_image_file
 from common.progress import MetricLog, ProgressBar, progress
 from common.runs import RunFolder, atomic_write, fingerprint, plain, read_json, sha256_file, write_json
 from omniavatar.encoders.audio import load_audio_encoder
@@ -131,7 +132,7 @@ def make_clips(
 
     def make(unit: Unit) -> dict[str, Any] | None:
         folder, settings = Path(run.root) / AVATARS / unit.person, config.teachers[unit.teacher]
-        image = np.asarray(Image.open(folder / "portrait.png"))
+        image = read_image_file(folder / "portrait.png")
         prompt, wave = read_json(folder / "person.json")["prompt"], voice_wave(unit.voice, config.voices)
         seed = unit.voice.number + config.seed
         key = clip_key([unit.teacher, plain(settings), weights, prompt, seed], image, wave)

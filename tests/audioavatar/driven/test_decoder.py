@@ -46,4 +46,4 @@ def test_linear_mode_is_as_good_as_principal_components_and_stays_so_in_training
         optimiser.step()
     assert error(held) < 1.05 * best[1]
     five = LinearDecoder.of(offset, place, 5)  # one number too few fails the same threshold
-    assert float((five(five.encode(held)) - held).square().mean()) > 1.05 * best[1]
+    assert float((five(five.encode(held)) - held).square().mean().detach()) > 1.05 * best[1]

@@ -45,15 +45,15 @@ def go_back(run: RunFolder, step: int, to: Path) -> RunFolder:
 
 
 def test_a_training_goes_on_with_more_ranks_and_with_fewer(at_stage: AtStage, tmp_path: Path) -> None:
-    config = saving(at_stage(3))
+    config = replace(saving(at_stage(3)), steps=3)
     whole = RunFolder(tmp_path / "whole")
     train(whole, config)
     parts = go_back(whole, 1, tmp_path / "parts (1+2+1)")
     state = parts.checkpoints / "state"
     (state / ".universal-step-00000000-killed").mkdir()  # of a conversion that was killed, of an older checkpoint
-    launch(parts, replace(config, steps=3), ranks=2)
+    launch(parts, replace(config, steps=2), ranks=2)
     train(parts, config)
-    assert [sharded_over(state / f"step-{step:08d}") for step in (1, 2, 3, 4)] == [1, 2, 2, 1]
+    assert [sharded_over(state / f"step-{step:08d}") for step in (1, 2, 3)] == [1, 2, 1]
     assert apart(adapter_of(parts), adapter_of(whole)) < 1e-6
     # The universal form goes when a checkpoint in the usual one follows.
     assert [path.name for path in state.glob("*universal*")] == []
