@@ -8,6 +8,8 @@ SET    ?=
 READY  := $(VENV)/.ready
 
 export OMP_NUM_THREADS ?= 1
+# Where it is set every process of a run or a test compiles our modules anew: half a second each.
+unexport PYTHONDONTWRITEBYTECODE
 OMNI = $(BIN)/omniavatar
 ARGS = --recipe $(RECIPE) --run $(RUN) $(foreach pair,$(SET),--set $(pair))
 
