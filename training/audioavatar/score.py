@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from audioavatar.avatar import Avatar, load_avatar
 from audioavatar.config import SayConfig
-from audioavatar.driven.features import audio_features
 from audioavatar.driven.model import load_motion_model
 from audioavatar.frames import FrameRenderer
 from audioavatar.motion import Motion, lip_gap
 from audioavatar.regularisers import arap
+from audioavatar.say import AudioAvatar
 from common.constants import SAMPLES_PER_FRAME
 from common.runs import RunFolder, atomic_write, write_json
 from miniature.world.clips import draw_clip
@@ -84,7 +84,7 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
     def judge_talk(unit: Unit) -> dict[str, Any]:
         avatar = avatars[unit.person]
         wave, other = (voice_wave(each, config.voices) for each in (unit.voice, _next(voices, unit.voice)))
-        moved = model.drive(avatar, audio_features(wave, "wav2vec2", encoder), config.seed)
+        moved = AudioAvatar(avatar, model, encoder).say(wave, SayConfig(seed=config.seed)).motion
         own = unit.person in everybody[: config.people.train]
         row, crops = _row("own" if own else "held_out", unit, avatar, moved, wave, clips, judges, config)
         row["swapped"] = sync_scores(judges.net, crops, other).sync_c

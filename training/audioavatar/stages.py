@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from audioavatar.avatar import FILE, load_avatar
+from audioavatar.distil.teacher import VideoTeacher
 from audioavatar.driven.basis import carry
 from audioavatar.driven.features import audio_features
 from audioavatar.driven.model import fit_motion_model
@@ -33,7 +34,7 @@ from training.audioavatar.config import LOG, AvatarTrainConfig
 from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
 from training.audioavatar.stage_file import about as about_file
 from training.audioavatar.stage_file import read_tensors, save_tensors
-from training.audioavatar.teach import Animator, clip_key, load_teacher, read_clip, save_clip
+from training.audioavatar.teach import clip_key, load_teacher, read_clip, save_clip
 
 logger = logging.getLogger(__name__)
 AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
@@ -126,7 +127,7 @@ def make_clips(
     stage: str = "teach",
 ) -> Path:
     """A teacher's clip of every unit in `out`; a teacher is loaded when the first clip of it is to be made."""
-    loaded: dict[str, Animator] = {}
+    loaded: dict[str, VideoTeacher] = {}
     weights = {role: _hash(run, path) for role, path in sorted(models.items())}
 
     def make(unit: Unit) -> dict[str, Any] | None:

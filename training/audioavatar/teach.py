@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from audioavatar.config import TeacherConfig
+from audioavatar.distil.teacher import VideoTeacher
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import InputError
 from common.runs import fingerprint
@@ -28,28 +29,16 @@ class TeacherClip:
     wave: torch.Tensor
 
 
-class Animator(Protocol):
-    """Anything that animates a picture with a voice."""
-
-    def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
-        """RGB image uint8 and mono 16 kHz audio -> frames (T, H, W, 3) uint8 at 25 per second."""
-        ...
-
-    def settings(self) -> dict[str, object]:
-        """What its videos depend on besides the arguments: model and sampling."""
-        ...
-
-
 TEACHERS = {"omniavatar": "training.audioavatar.omniavatar_teacher:OmniAvatarTeacher"}
 """Name -> class of the teacher, named, not imported: one that is not used need not be installed."""
 
 
-def load_teacher(name: str, weights: Mapping[str, Path], config: TeacherConfig) -> Animator:
+def load_teacher(name: str, weights: Mapping[str, Path], config: TeacherConfig) -> VideoTeacher:
     """The teacher of a name. Raises InputError for an unknown one, and what its `from_pretrained` raises."""
     if name not in TEACHERS:
         raise InputError(f"avatar.teachers names {name}; the teachers are {', '.join(TEACHERS)}.")
     module, _, kind = TEACHERS[name].partition(":")
-    teacher: Animator = getattr(import_module(module), kind).from_pretrained(weights, config)
+    teacher: VideoTeacher = getattr(import_module(module), kind).from_pretrained(weights, config)
     return teacher
 
 

@@ -32,7 +32,7 @@ def deepspeed_settings(config: EngineConfig, accumulation: int, largest: int | N
         }
         if largest is not None and largest <= config.persistent_below:
             # Every tensor stays whole, so none is released, and the search for its next use, quadratic in the number of
-            # modules, finds nothing: half the CPU time of a step of the miniature.
+            # modules, finds nothing: a third of the CPU time of a step of the miniature.
             zero["stage3_max_reuse_distance"] = 0
         if config.hpz_ranks > 1:
             zero["zero_hpz_partition_size"] = config.hpz_ranks

@@ -199,11 +199,9 @@ class StageLedger:
     def take_over(self) -> None:
         """Make a segment of what workers of a killed run have noted and of the lines, before new workers use the files;
         it is merged at the end of the stage, not twice. Raises as `compact`."""
-        if journals := list(filter(_is_journal, self.files())):
+        if any(map(_is_journal, self.files())):
             self.lock()
-            self._seal()
-            for file in journals:
-                file.unlink()
+            self._seal_journals()
 
     def is_open_ended(self) -> bool:
         """Whether a run is appending now, or was killed before it merged its rows."""
@@ -220,20 +218,15 @@ class StageLedger:
         recent = [file for file in self.files() if file not in (self._parquet, self._lines.path)]
         old = self._parquet.stat().st_size if self._parquet.exists() else 0
         new = sum(file.stat().st_size for file in [*recent, self._lines.path])
-        if old > SEAL_BYTES and new * MERGE_SHARE < old and len(recent) < MERGE_SHARE:
-            self._seal()
-            recent = list(filter(_is_journal, recent))
-        elif new:
-            if any(
-                file.suffix == ".parquet" for file in self.files()
-            ):  # many lines would be read once for each piece of the table
-                self._seal()
-                for file in filter(_is_journal, recent):
+        few = old > SEAL_BYTES and new * MERGE_SHARE < old and len(recent) < MERGE_SHARE
+        if few or any(file.suffix == ".parquet" for file in self.files()):
+            self._seal_journals()  # lines would be read once for each piece of the merged table
+        if not few:
+            if new:
+                self._write(self._parquet, self.files())
+            for file in self.files():
+                if file not in (self._parquet, self._lines.path):
                     file.unlink()
-                recent = [file for file in self.files() if file not in (self._parquet, self._lines.path)]
-            self._write(self._parquet, self.files())
-        for file in recent:
-            file.unlink()
         self._lines.remove()
 
     def close(self) -> None:
@@ -252,6 +245,12 @@ class StageLedger:
             number = max(numbers, default=0) + 1
             self._write(self.folder / f"{self.name}.{number:06d}.parquet", lines)
             self._lines.clear()
+
+    def _seal_journals(self) -> None:
+        """Seal while no worker writes: what workers have noted is in the segment too, and their files go."""
+        self._seal()
+        for file in filter(_is_journal, self.files()):
+            file.unlink()
 
     def _write(self, target: Path, files: list[Path]) -> None:
         # Sorted by unit, so that a lookup reads only the row groups whose min/max range holds the unit.
