@@ -8,7 +8,7 @@ a run killed at any point loses no row and counts none twice.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
@@ -223,7 +223,7 @@ class StageLedger:
             self._seal_journals()  # lines would be read once for each piece of the merged table
         if not few:
             if new:
-                self._write(self._parquet, self.files())
+                self._write(self._parquet, partial(ledger_sql, self.files()), self.files())
             for file in self.files():
                 if file not in (self._parquet, self._lines.path):
                     file.unlink()
@@ -243,7 +243,8 @@ class StageLedger:
         lines = [file for file in self.files() if file.suffix == ".jsonl"]
         if any(file.stat().st_size for file in lines):
             number = max(numbers, default=0) + 1
-            self._write(self.folder / f"{self.name}.{number:06d}.parquet", lines)
+            stored = [file for file in self.files() if file.suffix == ".parquet"]
+            self._write(self.folder / f"{self.name}.{number:06d}.parquet", partial(_new_sql, lines, stored), lines)
             self._lines.clear()
 
     def _seal_journals(self) -> None:
@@ -252,11 +253,12 @@ class StageLedger:
         for file in filter(_is_journal, self.files()):
             file.unlink()
 
-    def _write(self, target: Path, files: list[Path]) -> None:
+    def _write(self, target: Path, query: Callable[[str], str], files: list[Path]) -> None:
+        """Write the rows of `query`, which are those of `files`."""
         # Sorted by unit, so that a lookup reads only the row groups whose min/max range holds the unit.
         small = all(file.suffix == ".jsonl" for file in files)
         width = _row_bytes(max(files, key=lambda file: file.stat().st_size))
-        write_by_pieces(target, partial(ledger_sql, files), LEDGER_SCHEMA, ("unit", "input_hash"), width, small)
+        write_by_pieces(target, query, LEDGER_SCHEMA, ("unit", "input_hash"), width, small)
 
 
 def ledger_line(key: Key, stage: str, fingerprint: str, outcome: Outcome) -> bytes:
@@ -316,17 +318,12 @@ def _stage_sql(files: list[Path], where: str) -> str:
     parquet = [file for file in files if file.suffix == ".parquet"]
     lines = [file for file in files if file.suffix == ".jsonl" and file.exists() and file.stat().st_size]
     check_parquet(parquet, ("unit", "input_hash", "state", "attempt"))
-    # The order of writing decides which row of a unit is the latest, not its time: clocks may be set back.
-    stored = {
-        file: f"SELECT *, {_number(file) if _is_segment(file) else 0} AS written "
-        f"FROM read_parquet({sql_path(file)}) WHERE {where}"
-        for file in parquet
-    }
+    stored = _stored(parquet, where)
     merged = [sql for file, sql in stored.items() if not _is_segment(file)]
     later = [sql for file, sql in stored.items() if _is_segment(file)]
     begin = ""
     if lines:
-        rows = _lines_sql(lines, " UNION ALL BY NAME ".join(stored.values()), where)
+        rows = _lines_sql(lines, stored.values(), where)
         if not parquet:
             return f"SELECT * EXCLUDE (written) FROM ({rows})"
         begin, later = f"WITH lines AS MATERIALIZED ({rows})", [*later, "SELECT * FROM lines"]
@@ -345,22 +342,51 @@ def _stage_sql(files: list[Path], where: str) -> str:
     return f"SELECT * FROM ({begin} SELECT * EXCLUDE (written) FROM ({rows}))"
 
 
-def _lines_sql(files: list[Path], stored: str, where: str) -> str:
-    """A query for the latest row of every unit in files of lines, with `written`, its place in the order of writing;
-    without what a worker has noted and the table of `stored` rows has, of the same or a later attempt."""
+def _stored(parquet: list[Path], where: str) -> dict[Path, str]:
+    """A query for the rows of each file, with `written`, its place in the order of writing: that decides which row of a
+    unit is the latest, not its time, since clocks may be set back."""
+    return {
+        file: f"SELECT *, {_number(file) if _is_segment(file) else 0} AS written "
+        f"FROM read_parquet({sql_path(file)}) WHERE {where}"
+        for file in parquet
+    }
+
+
+def _new_sql(lines: list[Path], parquet: list[Path], where: str) -> str:
+    """A query for the rows of a new segment of files of lines, beside the other files of the stage."""
+    filled = [file for file in lines if file.stat().st_size]
+    return f"SELECT * EXCLUDE (written) FROM ({_lines_sql(filled, _stored(parquet, where).values(), where)})"
+
+
+def _lines_sql(files: list[Path], stored: Collection[str], where: str) -> str:
+    """A query for the latest row of every unit in files of lines, with `written` as of `_stored`.
+
+    What a worker has noted counts where neither another line nor a `stored` row has the same or a later attempt: this
+    process may have recorded it since, and another attempt too. What was pending is tried again under its old number.
+    """
     columns = {column.name: SQL_TYPES[str(column.type)] for column in LEDGER_SCHEMA}
     options = f"format = 'newline_delimited', ignore_errors = true, columns = {columns}"
     # With ignore_errors, a line that is torn or no object is read as a row of NULLs.
     parts = []
     for file in files:
-        part = f"""SELECT *, {_place(file)} AS written FROM read_json({sql_path(file)}, {options}) noted
+        noted = _is_journal(file)
+        part = f"""SELECT *, {AFTER_SEGMENTS} + row_number() OVER () AS written, {noted} AS noted
+                   FROM read_json({sql_path(file)}, {options}) new
                    WHERE unit IS NOT NULL AND input_hash IS NOT NULL AND state IN {STATES} AND ({where})"""
-        if stored and _is_journal(file):
-            part += f""" AND NOT EXISTS (SELECT 1 FROM ({stored}) old WHERE old.unit = noted.unit
-                         AND old.input_hash = noted.input_hash AND old.attempt >= noted.attempt)"""
+        if noted and stored:
+            part += f""" AND NOT EXISTS (
+                SELECT 1 FROM ({" UNION ALL BY NAME ".join(stored)}) old
+                WHERE old.unit = new.unit AND old.input_hash = new.input_hash
+                AND (old.attempt > new.attempt OR old.attempt = new.attempt AND old.state <> 'pending'))"""
         parts.append(part)
-    last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY written DESC) = 1"
-    return f"SELECT * FROM ({' UNION ALL BY NAME '.join(parts)}) {last}"
+    rows = " UNION ALL BY NAME ".join(parts)
+    if not any(map(_is_journal, files)):
+        last = "QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY written DESC) = 1"
+        return f"SELECT * EXCLUDE (noted) FROM ({rows}) {last}"
+    of_lines = "max(attempt) FILTER (WHERE NOT noted) OVER (PARTITION BY unit, input_hash)"
+    best = f"CASE WHEN NOT noted THEN written WHEN attempt > coalesce(line, -1) THEN {3 * AFTER_SEGMENTS} + attempt END"
+    return f"""SELECT * EXCLUDE (noted, line) FROM (SELECT *, {of_lines} AS line FROM ({rows}))
+               QUALIFY row_number() OVER (PARTITION BY unit, input_hash ORDER BY {best} DESC NULLS LAST) = 1"""
 
 
 def _row_bytes(file: Path) -> float:
@@ -395,12 +421,6 @@ def journal_file(folder: Path, name: str, worker: int) -> Path:
 
 def _is_journal(file: Path) -> bool:
     return file.suffix == ".jsonl" and file.suffixes[0].startswith("." + JOURNAL)
-
-
-def _place(lines: Path) -> str:
-    """Where the rows of a file of lines stand in the order of writing. What a worker has noted, this process may have
-    recorded since, and another attempt too."""
-    return f"{AFTER_SEGMENTS - 10**6} + attempt" if _is_journal(lines) else f"{AFTER_SEGMENTS} + row_number() OVER ()"
 
 
 def _is_segment(file: Path) -> bool:

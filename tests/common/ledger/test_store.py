@@ -13,7 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.ledger import store as ledger_module
-from common.ledger.store import LEDGER_SCHEMA, STATES, Last, Ledger, Outcome, StageLedger, key_table, ledger_rows
+from common.ledger.store import (
+    LEDGER_SCHEMA,
+    STATES,
+    Last,
+    Ledger,
+    Outcome,
+    StageLedger,
+    key_table,
+    ledger_line,
+    ledger_rows,
+)
 
 PATHS = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -52,6 +62,26 @@ def test_last_attempt_wins_and_is_counted_once(tmp_path: Path) -> None:
     states = {key: outcome.state for key, outcome in open_log(tmp_path).done()}
     assert states == {("a", "in"): "kept", ("a", "other input"): "rejected", ("p", "in"): "kept"}
     assert ledger_rows(tmp_path).num_rows == 3
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_a_worker_noted_counts_only_where_nothing_later_was_recorded(tmp_path: Path, sealed: bool) -> None:
+    with open_log(tmp_path) as log:
+        for unit, attempt in (("later", 1), ("noted", 2)):
+            line = ledger_line((unit, "in"), "sync", "f1", Outcome(unit, "failed", attempt=attempt))
+            with log.journal(1).open("ab") as journal:
+                journal.write(line)
+        log.append(("later", "in"), Outcome("later", "kept", attempt=2))
+        log.append(("noted", "in"), Outcome("noted", "pending", attempt=1))
+        if sealed:
+            noted = log.journal(1).read_bytes()
+            log.take_over()
+            log.journal(1).write_bytes(noted)  # as if a kill had come between the segment and the removal
+    for _ in range(2):
+        assert {key[0]: outcome.state for key, outcome in open_log(tmp_path).done()} == {
+            "later": "kept", "noted": "failed"
+        }  # fmt: skip
+        open_log(tmp_path).compact()
 
 
 def test_stages_and_fingerprints_are_apart(tmp_path: Path) -> None:
