@@ -150,11 +150,17 @@ def make_clips(
 
 
 def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
-    """Every clip of training fitted by its person's avatar -> `fits/`. A fit has no randomness."""
-    root = Path(run.root)
+    """Every clip of training fitted by its person's avatar -> `fits/`."""
+    return make_fits(config, run, training_units(config), Path(run.root) / CLIPS, Path(run.root) / FITS)
+
+
+def make_fits(
+    config: AvatarTrainConfig, run: RunFolder, units: Sequence[Unit], clips: Path, out: Path, stage: str = "fit"
+) -> Path:
+    """The clips of units fitted by their persons' avatars -> `out`. A fit has no randomness."""
 
     def make(unit: Unit) -> dict[str, Any] | None:
-        folder, clip, path = root / AVATARS / unit.person, root / CLIPS / unit.file, root / FITS / unit.file
+        folder, clip, path = Path(run.root) / AVATARS / unit.person, clips / unit.file, out / unit.file
         key = fingerprint([sha256_file(folder / FILE), sha256_file(clip), plain(config.fit)])
         if about_file(path).get("made_of") == key:
             return None
@@ -163,8 +169,8 @@ def fit(config: AvatarTrainConfig, run: RunFolder) -> Path:
         save_tensors(path, dict(vars(result.motion)), {"made_of": key, **figures})
         return {"person": unit.person, "voice": unit.voice.name, **figures}
 
-    each_unit(run, "fit", config.fit, training_units(config), make)
-    return root / FITS
+    each_unit(run, stage, config.fit, units, make)
+    return out
 
 
 def read_motion(path: Path) -> Motion:

@@ -103,15 +103,15 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
     key = fingerprint([world.key, row.embedding, row.patch, row.hybrid, plain(config.embedding), seed])
     space = _space(world, clips, row, config, seed, key, out)
     features, channels = [clip.features for clip in clips], [space.channels(clip) for clip in clips]
-    key = fingerprint([key, plain(config.generator)])
+    key = fingerprint([key, plain(config.train.generator)])
     net = _generator(features, channels, config, seed, key, out / f"motion-{key}.safetensors")
     refiner = None
     if row.refinement:
         file = out / f"refine-{key}.safetensors"
-        train_refiner(net, features, channels, space.mouth, file, key, config.generator, config.refinement, seed)
+        train_refiner(net, features, channels, space.mouth, file, key, config.train.generator, config.refinement, seed)
         refiner = read_refiner(file)
     subject = AvatarSubject(world.training[0][0].avatar, space.motion)
-    driven = Driven(space, net, refiner, subject, config.generator, seed)
+    driven = Driven(space, net, refiner, subject, config.train.generator, seed)
     before, gain = scores_of(world, driven), refinement_gain(world, driven)
     settings = replace(
         config.joint,
@@ -133,7 +133,7 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
 def _generator(
     features: Sequence[Tensor], channels: Sequence[Tensor], config: AblationConfig, seed: int, key: str, path: Path
 ) -> MotionTransformer:
-    sizes = config.generator
+    sizes = config.train.generator
     if about(path).get("made_of") != key:
         save_tensors(path, fit_generator(features, channels, sizes, seed).state_dict(), {"made_of": key})
     net = MotionTransformer(features[0].shape[1], channels[0].shape[1], sizes.width, sizes.layers, sizes.heads)

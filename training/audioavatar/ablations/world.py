@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import FILE, Avatar, load_avatar
+from audioavatar.avatar import Avatar, load_avatar
 from audioavatar.config import (
     DistilConfig,
     EmbeddingConfig,
@@ -17,42 +17,54 @@ from audioavatar.config import (
     GeneratorConfig,
     JointConfig,
     RefinementConfig,
-    ReliefConfig,
 )
 from audioavatar.driven.features import audio_features
 from audioavatar.driven.generator import MotionTransformer, sample_motion
 from audioavatar.driven.refinement import Refiner, refine
-from audioavatar.fit.clip import fit_clip
 from audioavatar.motion import Motion, lip_gap
 from audioavatar.particles import FACE
 from audioavatar.regularisers import arap, spectral
-from audioavatar.say import build
-from common.runs import fingerprint, plain
+from common.media.images import read_image_file
+from common.runs import RunFolder, fingerprint, read_json
 from miniature.weights import model_paths
-from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.crop import crop_track
 from perception.sync.syncnet import load_syncnet, sync_scores
+from training.audioavatar.config import AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
 from training.audioavatar.embed import FittedClip
 from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
-from training.audioavatar.stage_file import about, read_tensors, save_tensors
+from training.audioavatar.people import held_out_voices
+from training.audioavatar.stage_file import about
+from training.audioavatar.stages import (
+    AVATARS,
+    Unit,
+    fit,
+    make_clips,
+    make_fits,
+    read_motion,
+    teach,
+    training_people,
+    training_units,
+)
 from training.audioavatar.subject import AvatarSubject
+from training.audioavatar.teach import read_clip
 
 
 @dataclass(frozen=True)
 class AblationConfig:
     """Whom rows learn from, and sizes of every part: small, so that a row costs about a core-minute.
 
-    Each of `people` says its own `voices` of `seconds`; the first is scored, with the voices `held_out`.
+    The first of the people of `train` is scored, with its held-out voices.
     """
 
-    people: tuple[int, ...] = (HELD_OUT_SEED, HELD_OUT_SEED + 7)
-    voices: tuple[tuple[int, ...], ...] = ((101, 102, 103, 104), (105, 106, 107, 108))
-    held_out: tuple[int, ...] = (HELD_OUT_SEED + 101, HELD_OUT_SEED + 102, HELD_OUT_SEED + 103)
-    seconds: float = 1.28
-    fit: FitConfig = FitConfig(field_steps=14, particle_stages=((8, 1.0, 6.0, 0.25, 0.04), (6, 0.0, 1.0, 0.12, 0.03)))
+    train: AvatarTrainConfig = AvatarTrainConfig(
+        people=PeopleConfig(train=2),
+        voices=VoicesConfig(each=4, seconds=1.28),
+        fit=FitConfig(field_steps=14, particle_stages=((8, 1.0, 6.0, 0.25, 0.04), (6, 0.0, 1.0, 0.12, 0.03))),
+        generator=GeneratorConfig(width=64, layers=2, window=32, overlap=8, steps=300),
+        score=ScoreConfig(people=0, voices=3),
+    )
     embedding: EmbeddingConfig = EmbeddingConfig(steps=300)
-    generator: GeneratorConfig = GeneratorConfig(width=64, layers=2, window=32, overlap=8, steps=300)
     refinement: RefinementConfig = RefinementConfig(width=48, layers=2, window=32, steps=120)
     joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=16, critic_steps=1))
 
@@ -76,49 +88,35 @@ class Taught:
 
 
 class World:
-    """What rows share: avatars, clips and fits below `out`/shared, and the networks that judge."""
+    """What rows share: avatars, clips and fits in the run folder `out`/shared, and the networks that judge."""
 
     def __init__(self, out: Path, config: AblationConfig) -> None:
-        self.paths, self.out, self.config = model_paths(), out / "shared", config
-        self.teacher: OmniAvatarTeacher | None = None
+        self.paths, self.train = model_paths(), config.train
+        self.run, root = RunFolder(out / "shared"), out / "shared"
         self.encoder = load_audio_encoder(self.paths["audio_encoder"])
         self.syncnet = load_syncnet(self.paths["sync_scorer"])
-        self.key = fingerprint([config.people, config.voices, config.seconds, plain(config.fit)])
-        self.training = [
-            [self._taught(person, voice) for voice in own]
-            for person, own in zip(config.people, config.voices, strict=True)
-        ]
-        self.held_out = [self._taught(config.people[0], voice) for voice in config.held_out]
+        clips, fits = teach(self.train, self.run, self.paths), fit(self.train, self.run)
+        units = training_units(self.train)
+        people = training_people(self.train)
+        self.training = [[self._taught(unit, clips, fits) for unit in units if unit.person == name] for name in people]
+        voices = held_out_voices(self.train.voices, self.train.score.voices)
+        held_out = [Unit(people[0], voice, units[0].teacher) for voice in voices]
+        clips = make_clips(self.train, self.run, self.paths, held_out, root / "heldout", "heldout")
+        more_fits = make_fits(self.train, self.run, held_out, clips, root / "heldout_fits", "heldout fit")
+        self.held_out = [self._taught(unit, clips, more_fits) for unit in held_out]
+        every = [fits / unit.file for unit in units] + [more_fits / unit.file for unit in held_out]
+        self.key = fingerprint([about(file)["made_of"] for file in every])
 
     def new_teacher(self) -> OmniAvatarTeacher:
         """A teacher of its own for who changes it: a critic's LoRA stays in its network."""
-        return OmniAvatarTeacher.from_pretrained(self.paths)
+        return OmniAvatarTeacher.from_pretrained(self.paths, next(iter(self.train.teachers.values())))
 
-    def _taught(self, person: int, voice: int) -> Taught:
-        drawn, wave = draw_clip(person, 0.2), draw_clip(voice, self.config.seconds).audio
-        image = drawn.frames[0]
-        avatar = self._avatar(person, image)
-        path = self.out / f"{person}-{voice}.safetensors"
-        key = fingerprint([self.key, person, voice])
-        if about(path).get("made_of") != key:
-            self.teacher = self.teacher or self.new_teacher()
-            frames = torch.from_numpy(self.teacher.generate(image, wave, drawn.caption, voice % 100_000))
-            result = fit_clip(avatar, frames, self.config.fit)
-            save_tensors(
-                path,
-                {"frames": frames, **{name: value for name, value in vars(result.motion).items()}},
-                {"made_of": key, "psnr": result.psnr, "arap": result.arap},
-            )
-        tensors = read_tensors(path)
-        frames = tensors.pop("frames")
-        features = audio_features(wave, "wav2vec2", self.encoder)[: len(frames)]
-        return Taught(avatar, frames, wave, Motion(**tensors), features, drawn.caption, image)
-
-    def _avatar(self, person: int, image: np.ndarray) -> Avatar:
-        folder = self.out / f"avatar-{person}"
-        if not (folder / FILE).is_file():
-            build(image, self.paths["face_detector"], ReliefConfig()).save(folder)
-        return load_avatar(folder)
+    def _taught(self, unit: Unit, clips: Path, fits: Path) -> Taught:
+        folder, clip = Path(self.run.root) / AVATARS / unit.person, read_clip(clips / unit.file)
+        wave, image = clip.wave.numpy(), read_image_file(folder / "portrait.png")
+        features = audio_features(wave, "wav2vec2", self.encoder)[: len(clip.frames)]
+        prompt, motion = read_json(folder / "person.json")["prompt"], read_motion(fits / unit.file)
+        return Taught(load_avatar(folder), clip.frames, wave, motion, features, prompt, image)
 
 
 @dataclass(frozen=True)
