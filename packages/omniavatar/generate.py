@@ -29,8 +29,9 @@ from omniavatar.video.chunks import (
     seed_of,
 )
 from omniavatar.video.images import to_frames
+from omniavatar.video.inputs import with_lead_in
 from omniavatar.video.joins import FinishedChunk, fade, finish_chunk, next_prefix
-from omniavatar.video.scene import Scene, frame_size, frames_of, prepare, sample_chunk, with_lead_in
+from omniavatar.video.scene import Scene, frame_size, frames_of, prepare, sample_chunk
 
 
 def generate_video(

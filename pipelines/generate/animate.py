@@ -20,8 +20,8 @@ from omniavatar.config import BASE_ROLES, GENERATION_ROLES, GenerateConfig, Requ
 from omniavatar.models import AvatarModels, ModelPaths, load_models
 from omniavatar.planning.job import job_for
 from omniavatar.video.images import fit_image, to_frames
-from omniavatar.video.inputs import Inputs
-from omniavatar.video.scene import frame_size, frames_of, with_lead_in
+from omniavatar.video.inputs import Inputs, with_lead_in
+from omniavatar.video.scene import frame_size, frames_of
 from omniavatar.video.video_file import (
     audio_track,
     settings_mark,

@@ -20,7 +20,7 @@ from common.media.images import read_image_file
 from common.media.open import MediaError, audio_stream, open_media
 from common.media.video import read_first_image
 from common.runs import sha256_file
-from omniavatar.config import Request
+from omniavatar.config import GenerateConfig, Request
 from omniavatar.video.isolated import decode
 
 SMALLEST_SIDE = 32
@@ -160,3 +160,8 @@ def silent_audio(seconds: float) -> AudioInput:
         raise InputError(f"seconds is {seconds:g}; expected 0.04 (one frame) to {LONGEST_AUDIO:g}.")
     wave = np.zeros(round(seconds * 25) * SAMPLES_PER_FRAME, np.float32)
     return AudioInput(wave, wave, AUDIO_RATE)
+
+
+def with_lead_in(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
+    """The audio (N,) after the config's `lead_in` seconds of silence."""
+    return np.pad(wave, (round(config.lead_in * rate), 0)) if wave.ndim == 1 else wave

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.constants import AUDIO_RATE, FRAMES_PER_LATENT, SAMPLES_PER_FRAME
+from common.constants import FRAMES_PER_LATENT, SAMPLES_PER_FRAME
 from common.errors import InputError
 from common.heap import release_heap
 from omniavatar.config import GenerateConfig
@@ -41,11 +41,6 @@ def frames_of(wave: np.ndarray) -> int:
     if wave.ndim != 1 or not len(wave):
         raise ValueError(f"Audio of shape {wave.shape}; expected (samples,) of mono 16 kHz, not empty.")
     return math.ceil(len(wave) / SAMPLES_PER_FRAME)
-
-
-def with_lead_in(wave: np.ndarray, config: GenerateConfig, rate: int = AUDIO_RATE) -> np.ndarray:
-    """The audio (N,) after the config's `lead_in` seconds of silence."""
-    return np.pad(wave, (round(config.lead_in * rate), 0)) if wave.ndim == 1 else wave
 
 
 def frame_size(models: AvatarModels, image: np.ndarray, config: GenerateConfig) -> tuple[int, int]:

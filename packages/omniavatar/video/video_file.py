@@ -16,7 +16,7 @@ from common.media.marks import XMP_BOX, XMP_PACKET, mark_tags
 from common.media.write import write_video
 from common.runs import atomic_write, write_json
 from omniavatar.config import GenerateConfig
-from omniavatar.video.scene import with_lead_in
+from omniavatar.video.inputs import with_lead_in
 
 LIBRARIES = ("torch", "diffusers", "transformers", "av", "omniavatar-stack")
 

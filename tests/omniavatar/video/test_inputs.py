@@ -12,8 +12,15 @@ from PIL import Image, ImageCms, PngImagePlugin
 from common.errors import InputError
 from common.media.open import MediaError
 from common.media.write import write_video
-from omniavatar.config import Request
-from omniavatar.video.inputs import _image_and_hash, read_audio_input, read_image, read_request, silent_audio
+from omniavatar.config import GenerateConfig, Request
+from omniavatar.video.inputs import (
+    _image_and_hash,
+    read_audio_input,
+    read_image,
+    read_request,
+    silent_audio,
+    with_lead_in,
+)
 
 RED = (200, 20, 30)
 
@@ -295,3 +302,8 @@ def test_a_file_without_audio_is_refused(tmp_path: Path) -> None:
     for name, words in (("mute.mp4", "has no sound"), ("text.wav", "text.wav")):
         with pytest.raises(MediaError, match=words):
             read_audio_input(tmp_path / name)
+
+
+def test_the_lead_in_is_silence_at_any_rate() -> None:
+    led = with_lead_in(np.ones(100, np.float32), GenerateConfig(lead_in=0.3), 44_100)
+    assert len(led) == 100 + 13_230 and not led[:13_230].any() and led[13_230:].all()

@@ -5,7 +5,7 @@ import torch
 from omniavatar.config import GenerateConfig
 from omniavatar.models import AvatarModels
 from omniavatar.video.chunks import ClipRequest
-from omniavatar.video.scene import chunk_noise, frame_size, frames_of, prepare, with_lead_in
+from omniavatar.video.scene import chunk_noise, frame_size, frames_of, prepare
 
 CONFIG = GenerateConfig(height=32, width=32)
 
@@ -21,11 +21,6 @@ def test_a_frame_for_every_640_samples_begun() -> None:
     assert [frames_of(np.zeros(n, np.float32)) for n in (1, 640, 641, 16_000 * 600)] == [1, 1, 2, 15_000]
     with pytest.raises(ValueError, match="not empty"):
         frames_of(np.zeros((2, 640), np.float32))
-
-
-def test_the_lead_in_is_silence_at_any_rate() -> None:
-    led = with_lead_in(np.ones(100, np.float32), GenerateConfig(lead_in=0.3), 44_100)
-    assert len(led) == 100 + 13_230 and not led[:13_230].any() and led[13_230:].all()
 
 
 def test_a_batch_is_encoded_once_with_the_audio_after_one_zero_frame(tiny_models: AvatarModels) -> None:
