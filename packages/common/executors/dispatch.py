@@ -402,8 +402,10 @@ class Dispatcher:
             return [], tasks[0]
         if journal is None or not journal.exists():
             return tasks, None
+        rows = list(JsonLines(journal).rows())
+        own = max((number for number, row in enumerate(rows, 1) if "begins" in row), default=0)
         back: list[Task] = []
-        for task, row in zip(tasks, JsonLines(journal).rows(), strict=False):
+        for task, row in zip(tasks, rows[own:], strict=False):
             if row and (row["unit"], row["input_hash"]) != (clean(task.unit), task.input_hash):
                 return tasks, None  # of the hand-out before: the worker died between the two
             if row:

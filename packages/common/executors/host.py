@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ from common.executors.retry import RetryPolicy
 from common.executors.runner import Runner
 from common.executors.stage import ROWS, Stage
 from common.ledger.jsonlines import json_value
-from common.ledger.store import PAUSE, Last, Outcome, clean, journal_file, ledger_line
-from common.runs import disk_guard
+from common.ledger.store import HAND_OUT, PAUSE, Last, Outcome, clean, journal_file, ledger_line
+from common.runs import disk_guard, temporary_beside
 from common.storage import StorageError
 
 
@@ -48,6 +50,7 @@ class Host:
         self.flow, self.policy, self.lane, self.gpus, self.generation = flow, policy, lane, gpus, generation
         self.ledger, self.number = ledger, number  # for the journals of this worker
         self.exchange = exchange
+        self._noted: dict[Path, list[bytes]] = {}  # lines of the last hand-out, by journal
         self._runners: dict[int, Runner] = {}
         self._prints = [step.stage.fingerprint for step in flow.steps]
         self._flow_print = flow.fingerprint
@@ -93,11 +96,22 @@ class Host:
         if len(tasks) == 1 or journal is None or not journal.parent.is_dir():
             return [self._run(task) for task in tasks]
         done = []
-        with disk_guard(journal), open(journal, "wb", buffering=0) as file:
+        with disk_guard(journal), self._new_journal(journal) as file:
             for task in tasks:
                 done.append(self._run(task))
                 file.write(done[-1].line or b"{}\n")
+                self._noted[journal].append(done[-1].line)
         return done
+
+    def _new_journal(self, journal: Path) -> FileIO:
+        """A journal in place of the one of the hand-out before, whose lines it begins with: the recording process may
+        not have them yet, and is killed. Who reads the old file meanwhile keeps it whole."""
+        temporary = temporary_beside(journal)
+        file = open(temporary, "wb", buffering=0)  # noqa: SIM115 - the caller closes it
+        file.write(b"".join(self._noted.get(journal, ())) + HAND_OUT)
+        os.replace(temporary, journal)
+        self._noted[journal] = []
+        return file
 
     def _run(self, task: Task) -> Done:
         row = unpacked(task.row)

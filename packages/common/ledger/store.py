@@ -36,6 +36,7 @@ LEDGER_FORMAT = 2  # of the ledger folder
 AFTER_SEGMENTS = 10**9  # above the number of any segment: appended lines are the latest rows
 FLOW = "flow"  # folder in that of the ledger, for what flows record (`common.executors.flow_run`)
 JOURNAL = "worker"  # and a number, in the names of files that workers write
+HAND_OUT = b'{"begins":"hand-out"}\n'  # line of such a file after the rows of the hand-out before
 SAMPLE_ROWS, SAMPLE_BYTES = 4096, 2**20  # by which it is estimated how many bytes a row of a stage has
 ROW_BYTES = 300  # of a row beside its outputs
 MERGE_SHARE = 8  # new rows are merged once they reach an eighth of the size of the old ones
