@@ -1,4 +1,4 @@
-"""DAG of the second system: teach -> fit -> motion -> eval, of a recipe with a section `avatar`.
+"""DAG of the second system, of a recipe with a section `avatar`: teach, fit, embed, motion, refine, joint, eval.
 
 Their work is named, not imported: reading a recipe or skipping a done step should not wait for torch.
 """
@@ -25,12 +25,36 @@ AVATAR_STEPS = (
     ),
     Step("fit", ("avatar.fit",), (), "fits", f"{_HERE}:fit", inputs=f"{_HERE}:clips", whole=f"{_HERE}:fits_are_there"),
     Step(
-        "motion",
-        ("avatar.seed", "avatar.driver", "avatar.generator"),
+        "embed",
+        ("avatar.seed", "avatar.embedding"),
         ("audio_encoder",),
-        "motion.safetensors",
-        f"{_HERE}:motion",
+        "embedding.safetensors",
+        f"{_HERE}:embed",
         inputs=f"{_HERE}:fits",
+    ),
+    Step(
+        "motion",
+        ("avatar.seed", "avatar.space", "avatar.driver", "avatar.generator"),
+        ("audio_encoder",),
+        "generator.safetensors",
+        f"{_HERE}:motion",
+        inputs=f"{_HERE}:fits_and_space",
+    ),
+    Step(
+        "refine",
+        ("avatar.seed", "avatar.refinement"),
+        ("audio_encoder",),
+        "refiner.safetensors",
+        f"{_HERE}:refine",
+        inputs=f"{_HERE}:generator",
+    ),
+    Step(
+        "joint",
+        ("avatar.seed", "avatar.joint", "avatar.joint_clips"),
+        TEACHER_ROLES,
+        "motion.safetensors",
+        f"{_HERE}:joint",
+        inputs=f"{_HERE}:refiner",
     ),
     Step(
         "eval",
@@ -41,7 +65,7 @@ AVATAR_STEPS = (
         inputs=f"{_HERE}:motion_model",
     ),
 )
-TRAIN_STEPS = ("teach", "motion")
+TRAIN_STEPS = ("teach", "joint")
 """The first and the last step of what `omniavatar train` runs."""
 
 
@@ -60,7 +84,8 @@ def planned(config: AvatarTrainConfig, root: Path) -> list[dict[str, Any]]:
     log = root / "logs" / LOG
     rows = MetricLog(log).rows() if log.exists() else []
     clips, held_out = config.people.train * config.voices.each, config.score.voices
-    sizes = {"avatars": config.people.train, "teach": clips, "fit": clips, "motion": 1}
+    sizes = {"avatars": config.people.train, "teach": clips, "fit": clips}
+    sizes |= dict.fromkeys(("embed", "motion", "refine", "joint"), 1)
     sizes["score"] = (config.people.train + config.score.people) * held_out
     plan = []
     for stage, units in sizes.items():

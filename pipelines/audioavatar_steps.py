@@ -32,11 +32,31 @@ def fit(context: Context) -> Mapping[str, Any]:
     return {"clips": len(_units(context))}
 
 
-def motion(context: Context) -> Mapping[str, Any]:
-    """Fits and their audio -> the motion model."""
-    from training.audioavatar.stages import motion as run_stage
+def embed(context: Context) -> Mapping[str, Any]:
+    """Fits and their audio -> the joint embedding."""
+    return _train("embed", context)
 
-    path = run_stage(context.recipe.avatar, context.run, require(context.models, ("audio_encoder",)))
+
+def motion(context: Context) -> Mapping[str, Any]:
+    """Fits and their audio -> the generator of motion."""
+    return _train("motion", context)
+
+
+def refine(context: Context) -> Mapping[str, Any]:
+    """The generator's samples and the fits -> their refinement."""
+    return _train("refine", context)
+
+
+def joint(context: Context) -> Mapping[str, Any]:
+    """Generator, refinement, clips and their teacher -> the motion model."""
+    return _train("joint", context)
+
+
+def _train(stage: str, context: Context) -> Mapping[str, Any]:
+    from training.audioavatar import networks
+
+    roles = TEACHER_ROLES if stage == "joint" else ("audio_encoder",)
+    path = getattr(networks, stage)(context.recipe.avatar, context.run, require(context.models, roles))
     return {"bytes": path.stat().st_size}
 
 
@@ -62,8 +82,24 @@ def clips(context: Context) -> Any:
 
 
 def fits(context: Context) -> Any:
-    """Of `motion`: avatars, clips and their fits."""
+    """Of `embed`: avatars, clips and their fits."""
     return file_stamps([*_files(context, "teacher"), *_files(context, "fits")])
+
+
+def fits_and_space(context: Context) -> Any:
+    """Of `motion`: those, and the embedding if motion is generated in it."""
+    learnt = context.recipe.avatar.space == "embedding"
+    return [fits(context), file_stamps([context.run.root / "embedding.safetensors"] if learnt else [])]
+
+
+def generator(context: Context) -> Any:
+    """Of `refine`: the generator, and the fits."""
+    return [fits(context), file_stamps([context.run.root / "generator.safetensors"])]
+
+
+def refiner(context: Context) -> Any:
+    """Of `joint`: the refiner as well."""
+    return [generator(context), file_stamps([context.run.root / "refiner.safetensors"])]
 
 
 def motion_model(context: Context) -> Any:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from common.errors import InputError
+
 Backend = Literal["auto", "torch", "gsplat"]
 Driver = Literal["ridge", "tcn", "generator"]
 
@@ -118,6 +120,13 @@ class GeneratorConfig:
     sampling_steps: int = 10
     guidance: float = 1.25
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.window:
+            raise InputError(
+                f"generator.overlap is {self.overlap} of windows of {self.window} frames, so that sampling would never"
+                f" end; expected 0 to {self.window - 1}."
+            )
+
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
@@ -195,6 +204,10 @@ class JointConfig:
     loc: float = 0.1
     spec: float = 0.01
     distil: DistilConfig = DistilConfig()
+
+    def __post_init__(self) -> None:
+        if self.vsd and self.window % 4:
+            raise InputError(f"joint.window is {self.window} frames; a latent of the teacher is 4, so expected 4n.")
 
 
 @dataclass(frozen=True)

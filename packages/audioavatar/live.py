@@ -87,7 +87,8 @@ class MotionStream:
         features = audio_features(window, self._model.features, self._encoder)  # type: ignore[arg-type]
         before = self._channels[begin - self._begin :]
         channels = self._model.window(features, before, begin, self._config.seed)
-        motion = self._bound(channels[self.done - begin : stop - begin])
+        refined = self._model.refined(channels, features)
+        motion = self._bound(refined[self.done - begin : stop - begin])
         # Lids are the rule's, whatever the model learned of them: those that passed each other would uncover the eyes.
         lids = blinks(self._config.seed, self.done, stop - self.done)
         gesture = torch.cat([lids[:, None], motion.gesture[:, 1:]], dim=1)

@@ -87,7 +87,7 @@ def test_in_silence_the_mouth_keeps_still(speaker: AudioAvatar, voice: DrawnClip
 
 def test_a_long_sound_takes_no_more_memory(avatar: Avatar, speaker: AudioAvatar) -> None:
     """By the regression, which is quick; the buffers are the same."""
-    width, components = 52 * (2 * REACH + 1), len(speaker.motion.basis)
+    width, components = 52 * (2 * REACH + 1), len(speaker.motion.space)
     weight = 0.01 * torch.randn(width, components, generator=torch.Generator().manual_seed(0))
     net = Ridge(torch.zeros(width), torch.ones(width), weight, torch.zeros(components), 1.0, 0.0)
     stream = MotionStream(avatar, replace(speaker.motion, net=net, features="logmel"), None, SMALL)

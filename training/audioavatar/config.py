@@ -3,7 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from audioavatar.config import Driver, FitConfig, GeneratorConfig, ReliefConfig, TeacherConfig
+from audioavatar.config import (
+    Driver,
+    EmbeddingConfig,
+    FitConfig,
+    GeneratorConfig,
+    JointConfig,
+    RefinementConfig,
+    ReliefConfig,
+    TeacherConfig,
+)
 from common.errors import InputError
 from common.ranges import Count, Positive
 from omniavatar.config import GENERATION_ROLES, GenerateConfig
@@ -68,7 +77,12 @@ def _teachers() -> dict[str, TeacherConfig]:
 
 @dataclass(frozen=True)
 class AvatarTrainConfig:
-    """Training of the second system. `teachers` (name -> its settings) take the clips in turn."""
+    """Training of the second system. `teachers` (name -> its settings) take the clips in turn.
+
+    `space` is where the mouth's motion is generated: principal `components` of the fits, or the joint `embedding`,
+    which is trained in any case, as a judge that needs no other weights. Refinement and joint training with 0 steps are
+    left out; regression (`driver` ridge or tcn) has neither. Joint training takes `joint_clips`, of all people in turn.
+    """
 
     seed: int = 0
     people: PeopleConfig = PeopleConfig()
@@ -76,6 +90,11 @@ class AvatarTrainConfig:
     teachers: dict[str, TeacherConfig] = field(default_factory=_teachers)
     relief: ReliefConfig = ReliefConfig()
     fit: FitConfig = FitConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    space: Literal["components", "embedding"] = "components"
     driver: Driver = "generator"
     generator: GeneratorConfig = GeneratorConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    joint: JointConfig = JointConfig()
+    joint_clips: Count = 24
     score: ScoreConfig = ScoreConfig()

@@ -13,8 +13,9 @@ from audioavatar.config import EmbeddingConfig
 from audioavatar.driven.embedding import retrieval, similarity_by_offset
 from audioavatar.driven.space import LearntSpace, fit_space
 from audioavatar.motion import Motion
+from common.progress import MetricLog
 from common.runs import fingerprint, plain
-from training.audioavatar.stage_file import about, read_tensors, save_tensors
+from training.audioavatar.stage_file import about, checkpoint_of, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +28,24 @@ class FittedClip(NamedTuple):
     features: Tensor
 
 
-def embed(
+def train_space(
     clips: Sequence[FittedClip],
     out: Path,
     made_of: str,
     config: EmbeddingConfig = EmbeddingConfig(),
     seed: int = 0,
+    log: MetricLog | None = None,
 ) -> Path:
     """Train on clips of one length -> `out`. A file made of the same (`made_of`: their fingerprint) stays; a killed
-    stage begins anew and makes the same bytes."""
+    stage goes on from its checkpoint and makes the same bytes."""
     key = fingerprint([made_of, plain(config), seed])
     if about(out).get("made_of") != key:
-        space, history = fit_space(clips, config, seed)
+        checkpoint = checkpoint_of(out, key, "embed", log)
+        space, history = fit_space(clips, config, seed, checkpoint)
         logger.info("embedding, the last step: %s", history[-1])
         save_tensors(out, space.state_dict(), {"made_of": key, "sizes": space.sizes(), "history": history})
+        if checkpoint:
+            checkpoint.remove()
     return out
 
 

@@ -21,9 +21,11 @@ from audioavatar.distil.score import Distillation
 from audioavatar.distil.teacher import VideoTeacher
 from audioavatar.driven.generator import MotionTransformer, kept_signal
 from audioavatar.driven.refinement import Refiner
+from audioavatar.driven.training import Checkpoint, TrainingSteps
 from audioavatar.regularisers import arap, isometry, locality, spectral, trajectory
+from common.progress import MetricLog
 from common.runs import fingerprint, plain
-from training.audioavatar.stage_file import about, save_tensors
+from training.audioavatar.stage_file import about, checkpoint_of, save_tensors
 from training.audioavatar.subject import Subject
 
 logger = logging.getLogger(__name__)
@@ -33,9 +35,10 @@ TERMS = ("simple", "vsd", "traj", "l1", "ssim", "arap", "iso", "loc", "spec")
 
 @dataclass(frozen=True)
 class JointClip:
-    """A teacher's clip: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px that particles should
-    follow, `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
+    """A teacher's clip of a `subject`: `features` (T, D), fitted `channels` (T, C), `tracks` (T, N, 2) px to be
+    followed, `frames` (T, H, W, 3) in 0..1, the `image` (H, W, 3) before them, and the teacher's condition."""
 
+    subject: Subject
     features: Tensor
     channels: Tensor
     tracks: Tensor
@@ -46,12 +49,12 @@ class JointClip:
 
 def train_joint(
     net: MotionTransformer,
-    subject: Subject,
     clips: Sequence[JointClip],
     teacher: VideoTeacher | None,
     config: JointConfig = JointConfig(),
     seed: int = 0,
     refiner: Refiner | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
     """Train `net` in place on clips of one length; returns the loss of every term and, every `log_every` steps, the
     norm of its weighted gradient in the channels of motion, by which terms compare.
@@ -61,18 +64,21 @@ def train_joint(
     random = torch.Generator().manual_seed(seed)
     distillation = Distillation(teacher, config.distil, seed) if teacher is not None and config.vsd else None
     parts = [_parts(clip, teacher if distillation else None, config.window) for clip in clips]
-    if distillation:
-        _warm_up(distillation, net, subject, clips, parts, config, refiner, random)
     weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
-    scale = dict.fromkeys(TERMS, 1.0)
     optimiser = torch.optim.Adam(net.requires_grad_(True).parameters(), lr=config.rate)
-    history = []
-    for step in range(config.steps):
+    history: list[dict[str, float]] = []
+    scales = [dict.fromkeys(TERMS, 1.0)]
+    kept = {"net": net, "optimiser": optimiser, "random": random, "history": history, "scales": scales}
+    kept |= {"distillation": distillation} if distillation else {}
+    steps = TrainingSteps("joint", config.steps, checkpoint, **kept)
+    if distillation and steps.first == 0:
+        _warm_up(distillation, net, clips, parts, config, refiner, random)
+    for step in steps:
         number = int(torch.randint(len(clips), (), generator=random))
         part = parts[number][int(torch.randint(len(parts[number]), (), generator=random))]
         simple, predicted = _predict(net, clips[number], config, random)
         channels = predicted * net.deviation + net.mean
-        terms = _terms(subject, clips[number], part, _refined(refiner, channels, clips[number])[part.window])
+        terms = _terms(clips[number], part, _refined(refiner, channels, clips[number])[part.window])
         video = terms.pop("video")
         if distillation:
             rendered = torch.cat([part.lead, to_teacher(video)], dim=2)
@@ -82,12 +88,13 @@ def train_joint(
         record |= {name: float(term.detach()) for name, term in terms.items()}
         if step % config.log_every == 0:
             norms = _norms({"simple": config.simple * simple, **used}, predicted)
-            scale |= {name: _limit(norm, norms.get("l1", 0.0), config.most) for name, norm in norms.items()}
+            scales[0] |= {name: _limit(norm, norms.get("l1", 0.0), config.most) for name, norm in norms.items()}
             record |= {f"pull_{name}": norm for name, norm in norms.items()}
         optimiser.zero_grad()
         loss = config.simple * simple
         for name, term in used.items():
-            loss = loss + scale[name] * term
+            loss = loss + scales[0][name] * term
+        steps.report(**terms, simple=simple)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
@@ -99,7 +106,6 @@ def train_joint(
 
 def joint(
     net: MotionTransformer,
-    subject: Subject,
     clips: Sequence[JointClip],
     teacher: VideoTeacher | None,
     out: Path,
@@ -107,17 +113,21 @@ def joint(
     config: JointConfig = JointConfig(),
     seed: int = 0,
     refiner: Refiner | None = None,
+    log: MetricLog | None = None,
 ) -> Path:
     """The stage: `out` holds the weights of `net` after joint training, and the losses and pulls of its steps.
 
-    A file made of the same (`made_of`: a fingerprint of everything that went in) stays; a killed stage begins anew and
-    makes the same bytes.
+    A file made of the same (`made_of`: a fingerprint of everything that went in) stays; a killed stage goes on from its
+    checkpoint and makes the same bytes.
     """
     key = fingerprint([made_of, plain(config), seed])
     if about(out).get("made_of") != key:
         trained = copy.deepcopy(net)
-        history = train_joint(trained, subject, clips, teacher, config, seed, refiner)
+        checkpoint = checkpoint_of(out, key, "joint", log)
+        history = train_joint(trained, clips, teacher, config, seed, refiner, checkpoint)
         save_tensors(out, trained.state_dict(), {"made_of": key, "history": history})
+        if checkpoint:
+            checkpoint.remove()
     return out
 
 
@@ -147,7 +157,6 @@ def _parts(clip: JointClip, teacher: VideoTeacher | None, size: int) -> list[_Pa
 def _warm_up(
     distillation: Distillation,
     net: MotionTransformer,
-    subject: Subject,
     clips: Sequence[JointClip],
     parts: Sequence[Sequence[_Part]],
     config: JointConfig,
@@ -160,7 +169,7 @@ def _warm_up(
         part = own[int(torch.randint(len(own), (), generator=random))]
         _, predicted = _predict(net, clip, config, random)
         channels = _refined(refiner, predicted * net.deviation + net.mean, clip)[part.window]
-        video = torch.cat([part.lead, to_teacher(subject.video(subject.offsets(channels)))], dim=2)
+        video = torch.cat([part.lead, to_teacher(clip.subject.video(clip.subject.offsets(channels)))], dim=2)
         renders.append((distillation.teacher.encode(video), part.condition))
     for step in range(config.distil.warm_up):
         with torch.enable_grad():
@@ -191,8 +200,9 @@ def _refined(refiner: Refiner | None, channels: Tensor, clip: JointClip) -> Tens
     return refiner(channels[None], clip.features[None], torch.arange(len(channels)))[0]
 
 
-def _terms(subject: Subject, clip: JointClip, part: _Part, channels: Tensor) -> dict[str, Tensor]:
+def _terms(clip: JointClip, part: _Part, channels: Tensor) -> dict[str, Tensor]:
     """Every term of the rendered window but that of the teacher, and its `video` (T, H, W, 3)."""
+    subject = clip.subject
     motion = subject.offsets(channels)
     shift, video = subject.shift(motion), subject.video(motion)
     target = clip.frames[part.window]

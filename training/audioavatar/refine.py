@@ -10,8 +10,9 @@ from torch import Tensor
 from audioavatar.config import GeneratorConfig, RefinementConfig
 from audioavatar.driven.generator import MotionTransformer, sample_motion
 from audioavatar.driven.refinement import Refiner, fit_refiner, refine
+from common.progress import MetricLog
 from common.runs import fingerprint, plain
-from training.audioavatar.stage_file import about, read_tensors, save_tensors
+from training.audioavatar.stage_file import about, checkpoint_of, read_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 SAMPLES = 2  # of every clip, each of another seed
@@ -27,6 +28,7 @@ def train_refiner(
     sampling: GeneratorConfig,
     config: RefinementConfig = RefinementConfig(),
     seed: int = 0,
+    log: MetricLog | None = None,
 ) -> Path:
     """Train on audio features (T, D) and fitted channels (T, C) of clips of one length, the first `moving` of them face
     and hands -> `out`. A file made of the same (`made_of`: a fingerprint of net and clips) stays."""
@@ -36,19 +38,22 @@ def train_refiner(
         pairs = [(audio, fitted, number) for audio, fitted in zip(features, channels, strict=True) for number in seeds]
         samples = [sample_motion(net, audio, sampling, number) for audio, _, number in pairs]
         audio, fitted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        refiner = fit_refiner(samples, audio, fitted, moving, config, seed)
+        checkpoint = checkpoint_of(out, key, "refine", log)
+        refiner = fit_refiner(samples, audio, fitted, moving, config, seed, checkpoint)
         before, after = error(None, samples, audio, fitted, moving), error(refiner, samples, audio, fitted, moving)
         logger.info("refinement: mean error of its training samples %.4f before, %.4f after", before, after)
-        sizes = {"channels": moving, "other": fitted[0].shape[1] - moving, "features": audio[0].shape[1]}
-        note = {"made_of": key, "sizes": sizes, "config": plain(config), "before": before, "after": after}
-        save_tensors(out, refiner.state_dict(), note)
+        save_tensors(
+            out, refiner.state_dict(), {"made_of": key, "sizes": refiner.sizes(), "before": before, "after": after}
+        )
+        if checkpoint:
+            checkpoint.remove()
     return out
 
 
 def read_refiner(path: Path) -> Refiner:
     """What `train_refiner` wrote."""
-    note = about(path)
-    refiner = Refiner(**note["sizes"], config=RefinementConfig(**note["config"]))
+    sizes = about(path)["sizes"]
+    refiner = Refiner(**{**sizes, "config": RefinementConfig(**sizes["config"])})
     refiner.load_state_dict(read_tensors(path))
     return refiner.eval().requires_grad_(False)
 

@@ -27,12 +27,12 @@ from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
 from training.audioavatar.config import TEACHER_ROLES, AvatarTrainConfig
+from training.audioavatar.networks import MOTION
 from training.audioavatar.people import Voice, held_out_voices, people_names, voice_wave
 from training.audioavatar.stages import (
     AVATARS,
     CLIPS,
     FITS,
-    MOTION,
     Unit,
     each_unit,
     make_avatars,

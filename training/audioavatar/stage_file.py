@@ -9,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audioavatar.driven.training import Checkpoint
+from common.progress import MetricLog
 from common.runs import atomic_write, plain
 
 
@@ -32,3 +34,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a stage's file."""
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def checkpoint_of(path: Path, made_of: str, stage: str, log: MetricLog | None) -> Checkpoint | None:
+    """The checkpoint of what will be `path`, in a hidden file beside it; none without a log."""
+    return None if log is None else Checkpoint(path.with_name(f".{path.stem}.checkpoint"), made_of, stage, log)

@@ -1,25 +1,20 @@
-"""Stages of the second system's training: teacher clips, fits, motion from audio.
+"""Stages of the second system's training that make what networks learn from: avatars, teacher clips, fits.
 
 Each is a function of the settings and the run folder. What it makes is a file per unit that is there whole or not at
 all, with what it was made of inside: a killed stage goes on where it was, and makes the same bytes.
 """
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 
 from audioavatar.avatar import FILE, load_avatar
 from audioavatar.distil.teacher import VideoTeacher
-from audioavatar.driven.basis import carry
-from audioavatar.driven.features import audio_features
-from audioavatar.driven.model import fit_motion_model
 from audioavatar.fit.clip import fit_clip
 from audioavatar.motion import Motion
 from audioavatar.say import build
@@ -29,15 +24,13 @@ from common.ledger.store import State
 from common.media.images import read_image_file
 from common.progress import MetricLog, ProgressBar, progress
 from common.runs import RunFolder, atomic_write, fingerprint, plain, read_json, sha256_file, write_json
-from omniavatar.encoders.audio import load_audio_encoder
 from training.audioavatar.config import LOG, AvatarTrainConfig
 from training.audioavatar.people import Voice, find_person, people_names, training_voices, voice_wave
 from training.audioavatar.stage_file import about as about_file
 from training.audioavatar.stage_file import read_tensors, save_tensors
 from training.audioavatar.teach import clip_key, load_teacher, read_clip, save_clip
 
-logger = logging.getLogger(__name__)
-AVATARS, CLIPS, FITS, MOTION = "avatars", "teacher", "fits", "motion.safetensors"
+AVATARS, CLIPS, FITS = "avatars", "teacher", "fits"
 T = TypeVar("T")
 
 
@@ -176,28 +169,6 @@ def make_fits(
 def read_motion(path: Path) -> Motion:
     """A motion that `fit` wrote."""
     return Motion(**read_tensors(path))
-
-
-def motion(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
-    """What drives any avatar from wav2vec2 states, of the fits of everybody, each carried over to the first person ->
-    `motion.safetensors`."""
-    started, cpu = time.monotonic(), time.process_time()
-    root, encoder = Path(run.root), load_audio_encoder(models["audio_encoder"])
-    avatars = {name: load_avatar(root / AVATARS / name) for name in training_people(config)}
-    first = next(iter(avatars.values()))
-    pairs = []
-    for unit in progress(training_units(config), "motion: read fits"):
-        features = audio_features(read_clip(root / CLIPS / unit.file).wave.numpy(), "wav2vec2", encoder)
-        pairs.append((carry(read_motion(root / FITS / unit.file), avatars[unit.person], first), features))
-    frames = min(min(len(motion), len(features)) for motion, features in pairs)
-    cut = [(Motion(*(track[:frames] for track in vars(m).values())), features[:frames]) for m, features in pairs]
-    with torch.random.fork_rng(devices=[]):
-        model = fit_motion_model(first, cut, "wav2vec2", config.driver, config.seed, generator=config.generator)
-    model.save(root / MOTION)
-    spent = {"seconds": time.monotonic() - started, "cpu_seconds": time.process_time() - cpu}
-    figures = {"clips": len(cut), "kept_variance": round(model.basis.kept, 4)}
-    MetricLog(run.logs / LOG).write(stage="motion", step=0, **figures, **{k: round(v, 3) for k, v in spent.items()})
-    return root / MOTION
 
 
 def _hash(run: RunFolder, path: Path) -> str:

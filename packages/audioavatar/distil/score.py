@@ -57,6 +57,22 @@ class Distillation:
         if self.critic is not None:
             self.optimiser = torch.optim.Adam(self.critic.parameters(), lr=config.critic_rate, betas=(0.9, 0.95))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the critic, its optimiser and the random numbers."""
+        state: dict[str, Any] = {"random": self.random.get_state()}
+        if self.critic is not None:
+            state |= {"critic": list(self.critic.parameters()), "optimiser": self.optimiser.state_dict()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        self.random.set_state(state["random"])
+        if self.critic is not None:
+            self.optimiser.load_state_dict(state["optimiser"])
+            with torch.no_grad():
+                for parameter, value in zip(self.critic.parameters(), state["critic"], strict=True):
+                    parameter.copy_(value)
+
     def loss(self, video: Tensor, condition: Any, progress: float = 0.0) -> Tensor:
         """The distillation loss of a rendered clip (B, 3, F, H, W) in [-1, 1], per latent number; `progress` 0..1.
 

@@ -36,38 +36,69 @@ class MouthBasis:
     def __len__(self) -> int:
         return len(self.components)
 
+    def encode(self, avatar: Avatar, motion: Motion) -> Tensor:
+        """Motion of any avatar -> coefficients (T, K), in standard deviations."""
+        rows = _rows(self.place, self.part, avatar, motion) - self.mean.reshape(1, -1)
+        return rows @ self.components.reshape(len(self), -1).T / self.scale
 
-def principal_components(avatar: Avatar, motions: Sequence[Motion], components: int) -> MouthBasis:
-    """The principal components of the fitted motions of one avatar around its mouth."""
+    def bind(self, avatar: Avatar) -> "BoundBasis":
+        """Carry the basis over to an avatar: each particle moves as the nearest ones of its kind do, by mouth
+        coordinates. Its kind is its label and its side of the lip line; what the basis does not reach keeps still."""
+        place, part = avatar.mouth.local(avatar.particles.mean[:, :2]), avatar.particles.part
+        below = avatar.mouth.below_line(avatar.particles.mean[:, :2]) > 0
+        kind, source = _kinds(part, below), _kinds(self.part, self.place[:, 1] > 0)
+        distance = torch.cdist(place, self.place)
+        distance[kind[:, None] != source] = torch.inf
+        near, index = distance.topk(min(_NEAREST, len(self.part)), largest=False)
+        spacing = 0.5  # half widths: farther away the motion fades
+        weight = torch.where(near.isfinite(), 1 / (near + 0.005), 0.0)
+        total = weight.sum(1, keepdim=True)
+        fade = (-(near[:, :1] / spacing).square()).exp()
+        weight = torch.where(total > 0, weight / total.clamp_min(1e-12), 0.0) * torch.where(total > 0, fade, 0.0)
+        side, top, bottom = _REACH
+        outside = (place[:, 0].abs() > side) | (place[:, 1] < top) | (place[:, 1] > bottom)
+        weight[outside & (near[:, 0] > spacing / 2)] = 0
+        # The cheeks of a narrower face are its outline, which stays where it is when somebody speaks.
+        x0, _, x1, _ = (avatar.face - avatar.size[0] / 2).tolist()
+        beside = (2 * avatar.particles.mean[:, 0] - x0 - x1).abs() / (x1 - x0)
+        weight *= torch.where(kind >= _SKIN, ((1 - beside) / _CHEEK).clamp(0, 1), 1.0)[:, None]
+
+        def carried(values: Tensor) -> Tensor:
+            mixed = (values[..., index, :] * weight[..., None]).sum(-2)
+            return torch.cat([avatar.mouth.to_world(mixed[..., :2]) * avatar.unit, mixed[..., 2:]], dim=-1)
+
+        return BoundBasis(carried(self.mean), carried(self.components), self.scale)
+
+
+def principal_components(clips: Sequence[tuple[Avatar, Motion]], components: int) -> MouthBasis:
+    """The principal components of fitted motions of any avatars, at the particles around the first one's mouth."""
+    avatar = clips[0][0]
     place = avatar.mouth.local(avatar.particles.mean[:, :2])
     side, top, bottom = _REACH
     chosen = ((place[:, 0].abs() < side) & (place[:, 1] > top) & (place[:, 1] < bottom)).nonzero()[:, 0]
-    rows = torch.cat([_rows(avatar, motion, chosen) for motion in motions])
+    place, part = place[chosen], avatar.particles.part[chosen]
+    rows = torch.cat([_rows(place, part, *clip) for clip in clips])
     mean = rows.mean(0)
     count = min(components, *rows.shape)
     _, values, axes = torch.linalg.svd(rows - mean, full_matrices=False)
     scale = values[:count] / max(len(rows) - 1, 1) ** 0.5
-    return MouthBasis(
-        place[chosen],
-        avatar.particles.part[chosen],
-        mean.reshape(-1, 4),
-        axes[:count].reshape(count, -1, 4),
-        scale,
-        float(values[:count].square().sum() / values.square().sum().clamp_min(1e-12)),
-    )
+    kept = float(values[:count].square().sum() / values.square().sum().clamp_min(1e-12))
+    return MouthBasis(place, part, mean.reshape(-1, 4), axes[:count].reshape(count, -1, 4), scale, kept)
 
 
-def coefficients(basis: MouthBasis, avatar: Avatar, motion: Motion) -> Tensor:
-    """Motion of the avatar the basis was made of -> (T, K), in standard deviations."""
-    place = avatar.mouth.local(avatar.particles.mean[:, :2])
-    chosen = torch.cdist(basis.place, place).argmin(dim=1)
-    rows = _rows(avatar, motion, chosen) - basis.mean.reshape(1, -1)
-    return rows @ basis.components.reshape(len(basis), -1).T / basis.scale
-
-
-def _rows(avatar: Avatar, motion: Motion, chosen: Tensor) -> Tensor:
-    shift = avatar.mouth.from_world(motion.shift[:, chosen]) / avatar.unit
-    return torch.cat([shift, motion.growth[:, chosen]], dim=-1).flatten(1)
+def _rows(place: Tensor, part: Tensor, avatar: Avatar, motion: Motion) -> Tensor:
+    """The avatar's motion at places (M, 2) of a basis, by label, side of the lip line and mouth coordinates: (T, 4 M).
+    So the motion of several people becomes that of one face."""
+    xy = avatar.particles.mean[:, :2]
+    kind, source = _kinds(part, place[:, 1] > 0), _kinds(avatar.particles.part, avatar.mouth.below_line(xy) > 0)
+    distance = torch.cdist(place, avatar.mouth.local(xy))
+    distance[kind[:, None] != source] = torch.inf
+    near, index = distance.topk(min(_NEAREST, len(xy)), largest=False)
+    # By squares, so that a particle in the same place decides alone.
+    weight = torch.where(near.isfinite(), 1 / (near.square() + 1e-6), 0.0)
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+    moved = torch.cat([avatar.mouth.from_world(motion.shift) / avatar.unit, motion.growth], dim=-1)
+    return torch.einsum("mk,tmkd->tmd", weight, moved[:, index]).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -85,62 +116,6 @@ class BoundBasis:
         head = values.new_zeros(len(values), 3) if head is None else head
         gesture = values.new_zeros(len(values), len(GESTURES)) if gesture is None else gesture
         return Motion(head, values[..., :2], values[..., 2:], gesture)
-
-
-def bind(basis: MouthBasis, avatar: Avatar) -> BoundBasis:
-    """Carry a basis over to an avatar: each particle moves as the nearest ones of its kind do, by mouth coordinates.
-
-    Its kind is its label and its side of the lip line; what the basis does not reach keeps still.
-    """
-    place, part = avatar.mouth.local(avatar.particles.mean[:, :2]), avatar.particles.part
-    below = avatar.mouth.below_line(avatar.particles.mean[:, :2]) > 0
-    kind, source = _kinds(part, below), _kinds(basis.part, basis.place[:, 1] > 0)
-    distance = torch.cdist(place, basis.place)
-    distance[kind[:, None] != source] = torch.inf
-    near, index = distance.topk(min(_NEAREST, len(basis.part)), largest=False)
-    spacing = 0.5  # half widths: farther away the motion fades
-    weight = torch.where(near.isfinite(), 1 / (near + 0.005), 0.0)
-    total = weight.sum(1, keepdim=True)
-    fade = (-(near[:, :1] / spacing).square()).exp()
-    weight = torch.where(total > 0, weight / total.clamp_min(1e-12), 0.0) * torch.where(total > 0, fade, 0.0)
-    side, top, bottom = _REACH
-    outside = (place[:, 0].abs() > side) | (place[:, 1] < top) | (place[:, 1] > bottom)
-    weight[outside & (near[:, 0] > spacing / 2)] = 0
-    # The cheeks of a narrower face are its outline, which stays where it is when somebody speaks.
-    x0, _, x1, _ = (avatar.face - avatar.size[0] / 2).tolist()
-    beside = (2 * avatar.particles.mean[:, 0] - x0 - x1).abs() / (x1 - x0)
-    weight *= torch.where(kind >= _SKIN, ((1 - beside) / _CHEEK).clamp(0, 1), 1.0)[:, None]
-
-    def carried(values: Tensor) -> Tensor:
-        mixed = (values[..., index, :] * weight[..., None]).sum(-2)
-        return torch.cat([avatar.mouth.to_world(mixed[..., :2]) * avatar.unit, mixed[..., 2:]], dim=-1)
-
-    return BoundBasis(carried(basis.mean), carried(basis.components), basis.scale)
-
-
-def carry(motion: Motion, source: Avatar, target: Avatar) -> Motion:
-    """What a fit found for one avatar as a motion of another: by label, side of the lip line and mouth coordinates.
-
-    The motion of several people becomes that of one, of which a basis can be made.
-    """
-    xy = [avatar.particles.mean[:, :2] for avatar in (target, source)]
-    place, source_place = (avatar.mouth.local(each) for avatar, each in zip((target, source), xy, strict=True))
-    kind, source_kind = (
-        _kinds(avatar.particles.part, avatar.mouth.below_line(each) > 0)
-        for avatar, each in zip((target, source), xy, strict=True)
-    )
-    distance = torch.cdist(place, source_place)
-    distance[kind[:, None] != source_kind] = torch.inf
-    near, index = distance.topk(min(_NEAREST, len(source_place)), largest=False)
-    # By squares, so that a particle in the same place decides alone.
-    weight = torch.where(near.isfinite(), 1 / (near.square() + 1e-6), 0.0)
-    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
-    scale = target.unit / source.unit
-    shift = torch.einsum("nk,tnkd->tnd", weight, source.mouth.from_world(motion.shift)[:, index])
-    growth = torch.einsum("nk,tnkd->tnd", weight, motion.growth[:, index])
-    head = motion.head * torch.tensor([scale, scale, 1.0])
-    gesture = motion.gesture * target.gesture_units / source.gesture_units
-    return Motion(head, target.mouth.to_world(shift) * scale, growth, gesture)
 
 
 def _kinds(part: Tensor, below: Tensor) -> Tensor:

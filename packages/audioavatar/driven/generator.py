@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audioavatar.config import GeneratorConfig
+from audioavatar.driven.training import Checkpoint, TrainingSteps
 
 
 class Film(nn.Module):
@@ -102,7 +103,11 @@ def kept_signal(tau: Tensor) -> Tensor:
 
 
 def fit_generator(
-    features: Sequence[Tensor], motion: Sequence[Tensor], config: GeneratorConfig = GeneratorConfig(), seed: int = 0
+    features: Sequence[Tensor],
+    motion: Sequence[Tensor],
+    config: GeneratorConfig = GeneratorConfig(),
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> MotionTransformer:
     """Train on clips of features (T, D) and motion (T, C) of one length: L_simple with a term of velocities."""
     audio, clean = torch.stack(list(features)), torch.stack(list(motion))
@@ -115,8 +120,10 @@ def fit_generator(
         clean = (clean - net.mean) / net.deviation
         optimiser = torch.optim.AdamW(net.parameters(), lr=config.rate, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.rate, total_steps=config.steps)
-        for _ in range(config.steps):
+        steps = TrainingSteps("motion", config.steps, checkpoint, net=net, optimiser=optimiser, schedule=schedule)
+        for _ in steps:
             loss = _loss(net, audio, clean, config)
+            steps.report(loss=loss)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)

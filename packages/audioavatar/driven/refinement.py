@@ -5,13 +5,16 @@ of face and hands, O other channels (body, head), D audio features, W width.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from audioavatar.config import RefinementConfig
 from audioavatar.driven.generator import sinusoids
+from audioavatar.driven.training import Checkpoint, TrainingSteps
 
 
 class Refiner(nn.Module):
@@ -30,6 +33,7 @@ class Refiner(nn.Module):
             self.register_buffer(f"{name}mean", torch.zeros(size))
             self.register_buffer(f"{name}deviation", torch.ones(size))
         self.channels, self.reach, self.span = channels, config.reach, config.window
+        self._sizes = {"channels": channels, "other": other, "features": features, "config": asdict(config)}
         width = config.width
         self.entry = nn.Linear(channels + other + features, width)
         layer = partial(nn.TransformerEncoderLayer, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
@@ -37,6 +41,10 @@ class Refiner(nn.Module):
         self.norm, self.exit = nn.LayerNorm(width), nn.Linear(width, channels)
         nn.init.zeros_(self.exit.weight)
         nn.init.zeros_(self.exit.bias)
+
+    def sizes(self) -> dict[str, Any]:
+        """What `Refiner(...)` takes."""
+        return dict(self._sizes)
 
     def forward(self, motion: Tensor, audio: Tensor, time: Tensor) -> Tensor:
         """Motion (B, T, C + O), audio (B, T, D) and the frames' numbers in the sequence (T,) -> (B, T, C + O), of which
@@ -60,6 +68,7 @@ def fit_refiner(
     channels: int,
     config: RefinementConfig = RefinementConfig(),
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> Refiner:
     """Train on a generator's `samples` (T, C + O) of audio (T, D), towards `target` (T, C + O): L1 and velocities.
 
@@ -77,13 +86,15 @@ def fit_refiner(
         optimiser = torch.optim.AdamW(net.parameters(), lr=config.rate, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.rate, total_steps=config.steps)
         length = min(config.window, frames)
-        for _ in range(config.steps):
+        steps = TrainingSteps("refine", config.steps, checkpoint, net=net, optimiser=optimiser, schedule=schedule)
+        for _ in steps:
             start = int(torch.randint(0, frames - length + 1, ()))
             part = slice(start, start + length)
             noise = config.noise * net.audio_deviation * torch.randn_like(features[:, part])
             refined = net(motion[:, part], features[:, part] + noise, torch.arange(length))
             error = (refined - targets[:, part])[..., :channels] / scale
             loss = error.abs().mean() + error.diff(dim=1).abs().mean()
+            steps.report(loss=loss)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

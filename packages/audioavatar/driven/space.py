@@ -4,7 +4,7 @@ Legend: T frames, N particles of an avatar, P particles drawn for a step, E widt
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from audioavatar.config import EmbeddingConfig
 from audioavatar.driven.decoder import ParticleDecoder
 from audioavatar.driven.embedding import KAPPA, embedding_loss
 from audioavatar.driven.encoder import AudioEmbedding, ParticleEncoder
+from audioavatar.driven.training import Checkpoint, TrainingSteps
 from audioavatar.motion import Motion, still
 
 _REACH = (0.6, -0.4, 0.6)  # of the mouth in places: to both sides, up, down
@@ -61,14 +62,15 @@ class BoundSpace:
         self.near = near_mouth(place)
         self.place, self.part = place[self.near], avatar.particles.part[self.near]
 
-    def motion(self, embedded: Tensor, head: Tensor | None = None) -> Motion:
-        """Embedded motion (T, 3 E), and the head's motion (T, 3) or none -> the avatar's; far from the mouth nothing
-        moves with respect to the head."""
+    def motion(self, embedded: Tensor, head: Tensor | None = None, gesture: Tensor | None = None) -> Motion:
+        """Embedded motion (T, 3 E), the head's motion (T, 3) and gestures (T, G) or none -> the avatar's; but for those
+        nothing far from the mouth moves with respect to the head."""
         moved = self.space.decoder(embedded, self.place, self.part) * self.space.scale
         rows = moved.new_zeros(len(moved), len(self.near), _OFFSETS).index_copy(1, self.near.nonzero()[:, 0], moved)
         rest = still(self.avatar, len(rows))
         shift = self.avatar.mouth.to_world(rows[..., :2]) * self.avatar.unit
-        return replace(rest, head=rest.head if head is None else head, shift=shift, growth=rows[..., 2:])
+        head, gesture = rest.head if head is None else head, rest.gesture if gesture is None else gesture
+        return Motion(head, shift, rows[..., 2:], gesture)
 
 
 def particle_places(avatar: Avatar) -> Tensor:
@@ -87,7 +89,10 @@ def _rows(avatar: Avatar, motion: Motion) -> Tensor:
 
 
 def fit_space(
-    clips: Sequence[tuple[Avatar, Motion, Tensor]], config: EmbeddingConfig = EmbeddingConfig(), seed: int = 0
+    clips: Sequence[tuple[Avatar, Motion, Tensor]],
+    config: EmbeddingConfig = EmbeddingConfig(),
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[LearntSpace, list[dict[str, float]]]:
     """Train on fitted motions of any avatars with the audio features (T, D) of each, all of one length: L_sim + L_rec.
 
@@ -101,7 +106,7 @@ def fit_space(
     ]
     features = torch.stack([each for _, _, each in clips])
     loudness = _activity(features)
-    history = []
+    history: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         space = LearntSpace(features.shape[-1], config)
@@ -109,7 +114,9 @@ def fit_space(
         space.scale.copy_(moving.square().mean(0).sqrt().clamp_min(1e-4))
         optimiser = torch.optim.AdamW(space.parameters(), lr=config.rate, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.rate, total_steps=config.steps)
-        for _ in range(config.steps):
+        parts = {"space": space, "optimiser": optimiser, "schedule": schedule, "history": history}
+        steps = TrainingSteps("embed", config.steps, checkpoint, **parts)
+        for _ in steps:
             chosen = torch.randperm(len(clips))[: config.clips].tolist()
             embedded, errors = [], []
             for number in chosen:
@@ -127,6 +134,7 @@ def fit_space(
             (config.contrast * similar + config.rebuild * rebuilt).backward()
             optimiser.step()
             schedule.step()
+            steps.report(similar=similar, rebuilt=rebuilt)
             history.append({"similar": float(similar.detach()), "rebuilt": float(rebuilt.detach())})
     return space.eval().requires_grad_(False), history
 

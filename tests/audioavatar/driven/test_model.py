@@ -16,7 +16,7 @@ from common.errors import InputError, MissingFileError
 QUICK = GeneratorConfig(width=16, layers=1, heads=2, window=16, overlap=4, steps=5, sampling_steps=3)
 
 
-def spoken(avatar: Avatar, seed: int, frames: int = 24) -> tuple[Motion, torch.Tensor]:
+def spoken(avatar: Avatar, seed: int, frames: int = 24) -> tuple[Avatar, Motion, torch.Tensor]:
     """Motion of a mouth that opens as the first of three features says, of a head that nods with the second."""
     features = torch.rand(frames, 3, generator=torch.Generator().manual_seed(seed))
     fields = torch.stack([2 * features[:, 0], 2 * features[:, 0], features[:, 2], 0 * features[:, 0]], dim=1)
@@ -24,16 +24,16 @@ def spoken(avatar: Avatar, seed: int, frames: int = 24) -> tuple[Motion, torch.T
     head = torch.stack([0 * features[:, 1], features[:, 1], 0 * features[:, 1]], dim=1)
     gesture = torch.zeros(frames, len(GESTURES))
     gesture[:, 3] = features[:, 1]
-    return Motion(head, shift, torch.zeros_like(shift), gesture), features
+    return avatar, Motion(head, shift, torch.zeros_like(shift), gesture), features
 
 
 @pytest.mark.parametrize("driver", ["ridge", "tcn", "generator"])
 def test_saved_and_read_it_moves_the_same(avatar: Avatar, tmp_path: Path, driver: Driver) -> None:
     clips = [spoken(avatar, seed) for seed in range(4)]
-    model = fit_motion_model(avatar, clips, "logmel", driver, tcn=TcnConfig(width=8, steps=5), generator=QUICK)
+    model = fit_motion_model(clips, "logmel", driver, tcn=TcnConfig(width=8, steps=5), generator=QUICK)
     model.save(tmp_path / "motion.safetensors")
     again = load_motion_model(tmp_path / "motion.safetensors")
-    _, features = spoken(avatar, 9, frames=30)
+    _, _, features = spoken(avatar, 9, frames=30)
     first, second = model.drive(avatar, features), again.drive(avatar, features)
     assert (
         again.features == "logmel" and torch.equal(first.shift, second.shift) and torch.equal(first.head, second.head)
@@ -47,19 +47,21 @@ def test_saved_and_read_it_moves_the_same(avatar: Avatar, tmp_path: Path, driver
 
 
 def test_ridge_drives_the_lips_of_the_avatar(avatar: Avatar) -> None:
-    model = fit_motion_model(avatar, [spoken(avatar, seed) for seed in range(6)], "logmel", "ridge")
-    motion, features = spoken(avatar, 9)
+    model = fit_motion_model([spoken(avatar, seed) for seed in range(6)], "logmel", "ridge")
+    _, motion, features = spoken(avatar, 9)
     gaps = torch.stack([lip_gap(avatar, motion), lip_gap(avatar, model.drive(avatar, features))])
     assert float(torch.corrcoef(gaps)[0, 1]) > 0.95
 
 
 def test_sampling_can_be_changed_and_other_files_are_refused(avatar: Avatar, tmp_path: Path) -> None:
-    model = fit_motion_model(avatar, [spoken(avatar, 0)], "logmel", "ridge")
+    model = fit_motion_model([spoken(avatar, 0)], "logmel", "ridge")
     assert with_sampling(model, guidance=3.0).sampling.guidance == 3.0
+    with pytest.raises(InputError, match="overlap is 12 of windows of 8 frames"):
+        with_sampling(model, window=8)  # windows that overlap whole would never end
     with pytest.raises(MissingFileError, match="no motion model"):
         load_motion_model(tmp_path / "nowhere")
     path = avatar.save(tmp_path)
-    with pytest.raises(InputError, match="expected 'audioavatar-motion-model-1'"):
+    with pytest.raises(InputError, match="expected 'audioavatar-motion-model-2'"):
         load_motion_model(path)
     path.write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="is not a motion model"):

@@ -49,12 +49,13 @@ def test_a_disturbed_generator_is_mended_by_the_teacher_alone(method: str, seed:
     nothing = torch.zeros(FRAMES, 64, 64, 3)  # neither fits nor pictures are looked at
     blind = [
         JointClip(
+            person,
             log_mel(clip.wave), torch.zeros(FRAMES, 6), torch.zeros(FRAMES, len(person.particles), 2), nothing,
             nothing[0], teacher.condition(np.zeros((64, 64, 3), np.uint8), clip.wave, ""),
         )
         for clip in clips
     ]  # fmt: skip
     config = replace(ALONE, distil=DistilConfig(method))  # type: ignore[arg-type]
-    train_joint(net, person, blind, teacher, config, seed)
+    train_joint(net, blind, teacher, config, seed)
     after = track_error(person, net, held)
     assert after < 0.85 * before, f"{method}, seed {seed}: {before:.3f} -> {after:.3f}"

@@ -19,7 +19,7 @@ from training.audioavatar.refine import read_refiner, train_refiner
 from training.audioavatar.stage_file import about, read_tensors
 
 FRAMES = 8
-SMALL = GeneratorConfig(width=16, layers=1, heads=2, window=FRAMES, steps=20, sampling_steps=2)
+SMALL = GeneratorConfig(width=16, layers=1, heads=2, window=FRAMES, overlap=2, steps=20, sampling_steps=2)
 SHORT = JointConfig(steps=3, log_every=1, distil=DistilConfig(warm_up=1, critic_steps=1))
 
 
@@ -35,7 +35,7 @@ def clips(person: ProceduralPerson) -> list[JointClip]:
         clip = procedural_clip(seed, FRAMES)
         offsets = person.offsets(clip.swing)
         frames = person.video(offsets)
-        made.append(JointClip(log_mel(clip.wave), clip.swing, person.tracks(offsets), frames, frames[0]))
+        made.append(JointClip(person, log_mel(clip.wave), clip.swing, person.tracks(offsets), frames, frames[0]))
     return made
 
 
@@ -51,7 +51,7 @@ def weights(net: MotionTransformer) -> Tensor:
 def test_every_term_pulls_and_none_ten_times_as_hard_as_the_picture(
     net: MotionTransformer, person: ProceduralPerson, clips: list[JointClip]
 ) -> None:
-    history = train_joint(net, person, clips, GaussianTeacher(0.2, 0.5), SHORT)
+    history = train_joint(net, clips, GaussianTeacher(0.2, 0.5), SHORT)
     assert all(history[0][f"pull_{name}"] > 0 for name in TERMS if name != "spec") and len(history) == 3
     assert not any(value.requires_grad for value in net.parameters())
 
@@ -61,10 +61,10 @@ def test_each_term_alone_changes_the_generator(
 ) -> None:
     nothing = replace(SHORT, steps=1, **dict.fromkeys(TERMS, 0.0))
     before = weights(net).clone()
-    train_joint(net, person, clips, None, nothing)
+    train_joint(net, clips, None, nothing)
     assert torch.equal(weights(net), before)
     for name in ("simple", "vsd", "traj", "l1", "ssim", "arap"):
-        train_joint(net, person, clips, GaussianTeacher(), replace(nothing, **{name: 1.0}))
+        train_joint(net, clips, GaussianTeacher(), replace(nothing, **{name: 1.0}))
         assert not torch.equal(weights(net), before), name
         before = weights(net).clone()
 
@@ -86,7 +86,7 @@ def test_stages_stay_and_made_again_have_the_same_bytes(
         config = RefinementConfig(width=16, layers=1, heads=2, window=FRAMES, steps=2)
         refined = train_refiner(net, features, channels, 4, tmp_path / "refine.safetensors", "clips", SMALL, config)
         joined = tmp_path / "joint.safetensors"
-        return [refined, joint(net, person, clips, GaussianTeacher(), joined, "clips", SHORT, 0, read_refiner(refined))]
+        return [refined, joint(net, clips, GaussianTeacher(), joined, "clips", SHORT, 0, read_refiner(refined))]
 
     before = weights(net).clone()
     files = run()

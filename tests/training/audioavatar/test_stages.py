@@ -11,13 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from audioavatar.config import FitConfig, GeneratorConfig, ReliefConfig, TeacherConfig
+from audioavatar.config import (
+    DistilConfig,
+    EmbeddingConfig,
+    FitConfig,
+    GeneratorConfig,
+    JointConfig,
+    RefinementConfig,
+    ReliefConfig,
+    TeacherConfig,
+)
+from audioavatar.driven import training
 from audioavatar.driven.model import load_motion_model
 from common.progress import MetricLog
 from common.runs import RunFolder, hash_path, sha256_file
 from miniature.weights import model_paths
 from miniature.world.clips import draw_clip
-from training.audioavatar import stages
+from training.audioavatar import networks, stages
 from training.audioavatar.config import SCORE_ROLES, AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
 from training.audioavatar.score import score
 from training.audioavatar.teach import read_clip
@@ -29,7 +39,10 @@ TINY = AvatarTrainConfig(
     teachers={"omniavatar": TeacherConfig(steps=1, chunk_frames=17, audio_guidance=1.0)},
     relief=ReliefConfig(steps=0),
     fit=FitConfig(field_steps=1, particle_stages=((1, 1.0, 6.0, 0.25, 0.04),)),
-    generator=GeneratorConfig(width=8, layers=1, heads=1, steps=3),
+    embedding=EmbeddingConfig(embedding=2, width=8, audio_width=8, steps=3, particles=16),
+    generator=GeneratorConfig(width=8, layers=1, heads=1, window=8, overlap=2, steps=3, sampling_steps=1),
+    refinement=RefinementConfig(width=8, layers=1, heads=1, window=8, steps=3),
+    joint=JointConfig(steps=3, window=4, distil=DistilConfig(rank=2, warm_up=1, critic_steps=1)),
     score=ScoreConfig(people=1, voices=2),
 )
 
@@ -39,7 +52,8 @@ def train(root: Path) -> None:
     run = RunFolder(root)
     stages.teach(TINY, run, MODELS)
     stages.fit(TINY, run)
-    stages.motion(TINY, run, MODELS)
+    for stage in (networks.embed, networks.motion, networks.refine, networks.joint):
+        stage(TINY, run, MODELS)
 
 
 def products(root: Path) -> dict[str, str]:
@@ -75,9 +89,14 @@ def test_a_training_killed_between_two_fits_ends_with_the_same_bytes(whole: Path
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    "moment", ["avatars/*/avatar*", "avatars/*/person.json", "teacher/*/.*", "teacher/*/*", "fits/*/.*", ".motion*"]
-)
-def test_a_training_killed_in_any_stage_ends_with_the_same_bytes(moment: str, whole: Path, tmp_path: Path) -> None:
+    "moment",
+    ["avatars/*/avatar*", "avatars/*/person.json", "teacher/*/.*", "teacher/*/*", "fits/*/.*", ".embedding.checkpoint",
+     "embedding.*", ".generator.checkpoint", "generator.*", ".refiner.checkpoint", ".joint.checkpoint", "joint.*"],
+)  # fmt: skip
+def test_a_training_killed_in_any_stage_ends_with_the_same_bytes(
+    moment: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     kill_when(tmp_path, moment)
     train(tmp_path)
     assert products(tmp_path) == products(whole)
@@ -97,10 +116,14 @@ def test_clips_are_kept_and_made_again_only_when_something_changes(whole: Path) 
 
 def test_every_unit_leaves_a_line_in_the_log_and_one_model_drives_everybody(whole: Path) -> None:
     rows = MetricLog(whole / "logs" / stages.LOG).rows()
-    assert [row["stage"] for row in rows[:7]] == ["avatars"] * 2 + ["teach"] * 2 + ["fit"] * 2 + ["motion"]
-    assert all(row["cpu_seconds"] >= 0 for row in rows) and rows[6]["clips"] == 2
+    units = [row for row in rows if "losses" not in row["stage"]]
+    each = ["avatars", "avatars", "teach", "teach", "fit", "fit", "embed", "motion", "refine", "joint"]
+    assert list(dict.fromkeys(row["stage"] for row in units)) == list(dict.fromkeys(each))
+    assert all(row["cpu_seconds"] >= 0 for row in units) and units[6]["clips"] == 2
+    losses = {row["stage"]: row for row in rows if "losses" in row["stage"]}
+    assert set(losses) == {f"{stage} losses" for stage in each[6:]} and losses["joint losses"]["vsd"] > 0
     model = load_motion_model(whole / "motion.safetensors")
-    assert model.features == "wav2vec2" and len(model.basis) > 0
+    assert model.features == "wav2vec2" and len(model.space) > 0 and model.refiner is not None
 
 
 def test_other_settings_of_a_stage_make_its_units_again(whole: Path) -> None:

@@ -6,18 +6,18 @@ table holds what is there. Scores are of held-out voices of a person of training
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from audioavatar.avatar import Avatar
-from audioavatar.driven.basis import bind, coefficients, principal_components
+from audioavatar.avatar import GESTURES
+from audioavatar.driven.basis import MouthBasis, principal_components
 from audioavatar.driven.generator import MotionTransformer, fit_generator
-from audioavatar.motion import Motion
+from audioavatar.driven.model import COMPONENTS, bound_channels, motion_channels
+from audioavatar.driven.space import LearntSpace
 from common.progress import setup_logging
 from common.runs import fingerprint, plain, read_json, write_json
 from training.audioavatar.ablations.report import write_report
@@ -30,7 +30,7 @@ from training.audioavatar.ablations.world import (
     refinement_gain,
     scores_of,
 )
-from training.audioavatar.embed import embed, read_space, similarity
+from training.audioavatar.embed import read_space, similarity, train_space
 from training.audioavatar.joint import JointClip, joint
 from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
 from training.audioavatar.refine import read_refiner, train_refiner
@@ -66,35 +66,19 @@ ROWS = {
 def _space(
     world: World, clips: Sequence[Taught], row: Row, config: AblationConfig, seed: int, key: str, out: Path
 ) -> Space:
-    """The embedding's space, or that of principal components; after it head motion in the avatar's units."""
+    """The embedding's space, or that of principal components."""
     avatar = world.training[0][0].avatar
-    found: dict[str, float] = {}
     if row.embedding:
         settings = replace(config.embedding, patch=float(row.patch))
-        space = read_space(
-            embed([clip.fitted for clip in clips], out / f"embed-{key}.safetensors", key, settings, seed)
-        )
-        score, offset = similarity(space, [clip.fitted for clip in world.held_out])
+        fitted = [clip.fitted for clip in clips]
+        learnt = read_space(train_space(fitted, out / f"embed-{key}.safetensors", key, settings, seed))
+        score, offset = similarity(learnt, [clip.fitted for clip in world.held_out])
+        space: MouthBasis | LearntSpace = learnt
         found = {"retrieval": score, "offset": float(offset)}
-        bound: Any = space.bind(avatar)
-        encode: Callable[[Taught], Tensor] = lambda clip: space.encode(clip.avatar, clip.motion)  # noqa: E731
-        mouth = len(space)
     else:
-        basis = principal_components(avatar, [clip.motion for clip in world.training[0]], 16)
-        bound, mouth = bind(basis, avatar), len(basis)
-        encode = lambda clip: coefficients(basis, clip.avatar, clip.motion)  # noqa: E731
-
-    def units(of: Avatar) -> Tensor:
-        return torch.tensor([of.unit, of.unit, 1.0])
-
-    def channels(clip: Taught) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([encode(clip), clip.motion.head / units(clip.avatar)], dim=1)
-
-    def motion(values: Tensor) -> Motion:
-        return bound.motion(values[:, :mouth], values[:, mouth:] * units(avatar))
-
-    return Space(channels, motion, mouth, **found)
+        space, found = principal_components([(clip.avatar, clip.motion) for clip in clips], COMPONENTS), {}
+    channels = lambda clip: motion_channels(space, clip.avatar, clip.motion)  # noqa: E731
+    return Space(channels, bound_channels(space, avatar), len(space) + len(GESTURES), **found)
 
 
 def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path) -> dict[str, float]:
@@ -108,7 +92,7 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
     refiner = None
     if row.refinement:
         file = out / f"refine-{key}.safetensors"
-        train_refiner(net, features, channels, space.mouth, file, key, config.train.generator, config.refinement, seed)
+        train_refiner(net, features, channels, space.moving, file, key, config.train.generator, config.refinement, seed)
         refiner = read_refiner(file)
     subject = AvatarSubject(world.training[0][0].avatar, space.motion)
     driven = Driven(space, net, refiner, subject, config.train.generator, seed)
@@ -122,7 +106,7 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
     teacher = world.new_teacher() if row.distil else None
     own = [_joint_clip(clip, subject, space, teacher) for clip in world.training[0]]
     key = fingerprint([key, row.refinement, plain(settings)])
-    file = joint(net, subject, own, teacher, out / f"joint-{key}.safetensors", key, settings, seed, refiner)
+    file = joint(net, own, teacher, out / f"joint-{key}.safetensors", key, settings, seed, refiner)
     net.load_state_dict(read_tensors(file))
     pulls = {name: value for name, value in about(file)["history"][0].items() if name.startswith("pull_")}
     scores = scores_of(world, driven) | pulls
@@ -145,7 +129,7 @@ def _joint_clip(clip: Taught, subject: AvatarSubject, space: Space, teacher: Omn
     image = torch.from_numpy(clip.image).float() / 255
     condition = None if teacher is None else teacher.condition(clip.image, clip.wave, clip.prompt)
     tracks = subject.tracks(clip.motion)
-    return JointClip(clip.features, space.channels(clip), tracks, clip.frames.float() / 255, image, condition)
+    return JointClip(subject, clip.features, space.channels(clip), tracks, clip.frames.float() / 255, image, condition)
 
 
 def run_ablations(out: Path, results: Path | None, config: AblationConfig, seeds: int) -> None:

@@ -125,7 +125,7 @@ class Space:
 
     channels: Callable[[Taught], Tensor]
     motion: Callable[[Tensor], Motion]
-    mouth: int
+    moving: int  # channels in front that are refined
     retrieval: float = float("nan")
     offset: float = float("nan")
 
@@ -154,10 +154,10 @@ def refinement_gain(world: World, driven: Driven) -> float:
     before = after = 0.0
     for clip in world.held_out:
         sampled = sample_motion(driven.net, clip.features, driven.sampling, driven.seed)
-        fitted, mouth = driven.space.channels(clip), driven.space.mouth
+        fitted, moving = driven.space.channels(clip), driven.space.moving
         scale = driven.net.deviation
-        before += float(((sampled - fitted) / scale)[:, :mouth].abs().mean())
-        after += float(((refine(driven.refiner, sampled, clip.features) - fitted) / scale)[:, :mouth].abs().mean())
+        before += float(((sampled - fitted) / scale)[:, :moving].abs().mean())
+        after += float(((refine(driven.refiner, sampled, clip.features) - fitted) / scale)[:, :moving].abs().mean())
     return 1 - after / before
 
 
