@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from audioavatar.driven.features import audio_features
 from audioavatar.driven.generator import MotionTransformer
 from audioavatar.driven.model import MotionModel, fit_motion_model, load_motion_model, motion_channels
 from audioavatar.motion import Motion
+from common.errors import InputError
 from common.media.images import read_image_file
 from common.progress import MetricLog, progress
 from common.runs import RunFolder, fingerprint, plain, read_json, sha256_file
@@ -134,8 +135,7 @@ def _joined(
 ) -> MotionTransformer:
     """The net after joint training, whose losses and pulls `joint.safetensors` keeps."""
     root, fitted = Path(run.root), read_fits(config, run, models)
-    name = next(iter(config.teachers))
-    teacher = load_teacher(name, models, config.teachers[name]) if config.joint.vsd else None
+    teacher = _score_teacher(config, models) if config.joint.vsd else None
     order = sorted(range(len(fitted.units)), key=lambda number: (number % config.voices.each, number))
     chosen = order[: config.joint_clips]
     channels = _channels(model, [fitted.clips[number] for number in chosen])
@@ -151,6 +151,18 @@ def _joined(
     train_together(net, clips, teacher, out, made_of, config.joint, config.seed, model.refiner, log)
     net.load_state_dict(read_tensors(out))
     return net
+
+
+def _score_teacher(config: AvatarTrainConfig, models: Mapping[str, Path]) -> VideoTeacher:
+    """The recipe's first teacher, of which joint training needs more than clips. Raises InputError."""
+    name = next(iter(config.teachers))
+    teacher = load_teacher(name, models, config)
+    if not hasattr(teacher, "predict"):
+        raise InputError(
+            f"avatar.joint distils from the first of avatar.teachers, {name}, which gives clips alone; name one with a"
+            " network first, such as omniavatar, or set avatar.joint.vsd to 0."
+        )
+    return cast(VideoTeacher, teacher)
 
 
 def _joint_clip(

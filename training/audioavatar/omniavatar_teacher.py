@@ -25,6 +25,7 @@ from omniavatar.pipeline import OmniAvatarPipeline
 from omniavatar.video.chunks import ClipRequest
 from omniavatar.video.sampler import Guidance
 from omniavatar.video.scene import frames_of, prepare
+from training.audioavatar.config import AvatarTrainConfig
 
 _LEAD = 13  # frames before a part: what chunks of long videos share
 
@@ -55,6 +56,11 @@ class OmniAvatarTeacher:
     ) -> "OmniAvatarTeacher":
         """Load the roles of generation; raises what `OmniAvatarPipeline.from_pretrained` raises."""
         return cls(OmniAvatarPipeline.from_pretrained(weights, **asdict(config)))
+
+    @classmethod
+    def from_recipe(cls, weights: Mapping[str, Path], recipe: AvatarTrainConfig, name: str) -> "OmniAvatarTeacher":
+        """As `from_pretrained`, with the settings that a recipe gives the teacher of a name."""
+        return cls.from_pretrained(weights, recipe.teachers[name])
 
     def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
         """As of VideoTeacher; the image itself is not among the frames."""

@@ -6,7 +6,7 @@ Of what is drawn only pictures and sound are taken; its landmarks, masks and ope
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from common.errors import InputError
 from miniature.world.clips import HELD_OUT_SEED, draw_clip
 from miniature.world.figure import (
     COLOURS,
+    FRAME_SIZE,
     HAIR_COLOURS,
     HAIR_STYLES,
     PATTERNS,
     SKINS,
+    Framing,
     Identity,
+    Motion,
     describe,
     draw_identity,
     draw_motion,
@@ -35,7 +38,7 @@ from training.audioavatar.config import PeopleConfig, VoicesConfig
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "skin": tuple(SKINS), "hair_colour": tuple(HAIR_COLOURS), "hair_style": HAIR_STYLES, "clothes": tuple(COLOURS),
-    "pattern": PATTERNS, "glasses": ("yes", "no"),
+    "pattern": PATTERNS, "glasses": ("yes", "no"), "framing": tuple(FRAME_SIZE),
 }  # fmt: skip
 """Attributes of a drawn person that a recipe may choose, and their choices."""
 
@@ -81,10 +84,9 @@ def find_person(name: str, config: PeopleConfig, seed: int, weights: Mapping[str
     if config.source == "folder":
         file = next(file for file in _files(config.folder, IMAGES) if file.stem == name)
         return Person(decode_image(file)[0], config.template or _FOLDER_PROMPT)
-    rng = np.random.default_rng([seed, int(name.rpartition("-")[2])])
-    chosen = {key: choices[int(rng.integers(len(choices)))] for key, choices in sorted(config.attributes.items())}
     if config.source == "drawn":
-        return _drawn_person(int(name), chosen)
+        return drawn_person(name, config, seed).person
+    rng, chosen = _chosen(name, config, seed)
     try:
         prompt = config.template.format(**chosen)
     except (KeyError, IndexError, ValueError) as error:
@@ -95,20 +97,44 @@ def find_person(name: str, config: PeopleConfig, seed: int, weights: Mapping[str
     return Person(_portrait_from_prompt(weights, prompt, settings), prompt)
 
 
-def _drawn_person(number: int, chosen: Mapping[str, str]) -> Person:
-    for name, value in chosen.items():
-        if value not in DRAWN.get(name, ()):
-            options = ", ".join(DRAWN.get(name, tuple(DRAWN)))
-            raise InputError(f"avatar.people.attributes has {name}: {value}; the small world draws {options}.")
-    rng = np.random.default_rng(number)
+def _chosen(name: str, config: PeopleConfig, seed: int) -> tuple[np.random.Generator, dict[str, str]]:
+    """One choice of every attribute for the person of a name, and the generator that made it."""
+    rng = np.random.default_rng([seed, int(name.rpartition("-")[2])])
+    return rng, {key: choices[int(rng.integers(len(choices)))] for key, choices in sorted(config.attributes.items())}
+
+
+@dataclass(frozen=True)
+class DrawnPerson:
+    """Somebody whom the small world draws: as what, in which `framing`, and the `pose` of the portrait, one frame."""
+
+    identity: Identity
+    framing: Framing
+    pose: Motion
+
+    @property
+    def person(self) -> Person:
+        """The portrait, of closed lips."""
+        return Person(self.film(self.pose, silence(1).lips)[0], describe(self.identity, self.framing))
+
+    def film(self, motion: Motion, lips: np.ndarray) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8 RGB of a motion and of lips (T, 3)."""
+        return render(self.identity, motion, lips, self.framing).frames
+
+
+def drawn_person(name: str, config: PeopleConfig, seed: int) -> DrawnPerson:
+    """The drawn person of a name of `people_names`. Raises InputError for attributes that there are not."""
+    _, chosen = _chosen(name, config, seed)
+    for key, value in chosen.items():
+        if value not in DRAWN.get(key, ()):
+            options = ", ".join(DRAWN.get(key, tuple(DRAWN)))
+            raise InputError(f"avatar.people.attributes has {key}: {value}; the small world draws {options}.")
+    rng = np.random.default_rng(int(name))
     attributes: dict[str, Any] = dict(chosen)
+    framing = cast(Framing, attributes.pop("framing", "face"))
     if "glasses" in attributes:
         attributes["glasses"] = attributes["glasses"] == "yes"
-    identity: Identity = replace(draw_identity(rng), **attributes)
-    quiet = silence(1)
-    return Person(
-        render(identity, draw_motion(quiet.stress, rng), quiet.lips, "face").frames[0], describe(identity, "face")
-    )
+    identity = replace(draw_identity(rng), **attributes)
+    return DrawnPerson(identity, framing, draw_motion(silence(1).stress, rng))
 
 
 def _portrait_from_prompt(weights: Mapping[str, Path], prompt: str, config: GenerateConfig) -> np.ndarray:

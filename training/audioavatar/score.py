@@ -1,6 +1,6 @@
 """Scores of a trained second system: fits, and held-out voices said by people trained on and by held-out ones.
 
-The only place of this training that looks at what is true of drawn voices, the opening of the lips, to score by it.
+The only place of this training that looks at what is true of drawn voices, lips, stress and gestures, to score by it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audioavatar.avatar import Avatar, load_avatar
+from audioavatar.avatar import GESTURES, Avatar, load_avatar
 from audioavatar.config import SayConfig
 from audioavatar.driven.model import load_motion_model
 from audioavatar.frames import FrameRenderer
 from audioavatar.motion import Motion, lip_gap
 from audioavatar.regularisers import arap
 from audioavatar.say import AudioAvatar
-from common.constants import SAMPLES_PER_FRAME
+from common.constants import FPS, SAMPLES_PER_FRAME
 from common.runs import RunFolder, atomic_write, write_json
-from miniature.world.clips import draw_clip
+from miniature.world.clips import Performance, perform
 from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
@@ -43,6 +43,10 @@ from training.audioavatar.stages import (
 from training.audioavatar.teach import read_clip
 
 DELAY = 3  # frames, that have to be found again
+CLOSED = 0.9  # from which on lids count as closed
+FOLLOWED = ("lip_gap", "nod", "nod_stress", "brows", "hands")
+"""Correlations with the drawn truth of the voice: gap of the lips; head up and down, of which drift is a part that no
+audio tells, and with stress alone; brows; hands, of those whose picture shows them."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,15 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
     def judge_talk(unit: Unit) -> dict[str, Any]:
         avatar = avatars[unit.person]
         wave, other = (voice_wave(each, config.voices) for each in (unit.voice, _next(voices, unit.voice)))
-        moved = AudioAvatar(avatar, model, encoder).say(wave, SayConfig(seed=config.seed)).motion
+        moved = AudioAvatar(avatar, model, encoder).say(wave, SayConfig(seed=config.seed + unit.voice.number)).motion
         own = unit.person in everybody[: config.people.train]
         row, crops = _row("own" if own else "held_out", unit, avatar, moved, wave, clips, judges, config)
         row["swapped"] = sync_scores(judges.net, crops, other).sync_c
         late = np.concatenate([np.zeros(DELAY * SAMPLES_PER_FRAME, np.float32), wave])[: len(wave)]
         row["delay_found"] = float(row["offset"] - sync_scores(judges.net, crops, late).offset == DELAY)
         if config.voices.source == "drawn":
-            row["lip_gap_swapped"] = _lip_gap_r(avatar, moved, _next(voices, unit.voice), config.voices.seconds)
+            said = perform(_next(voices, unit.voice).number, config.voices.seconds)
+            row |= {f"{name}_swapped": r for name, r in _followed(avatar, moved, said).items()}
         rows.append(row)
         return row
 
@@ -104,18 +109,24 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
     return means
 
 
-_NUMBERS = ("teacher_sync_c", "teacher_offset", "sync_c", "offset", "swapped", "delay_found", "lip_gap",
-            "lip_gap_swapped", "lip_gap_px", "arap")  # fmt: skip
+_NUMBERS = ("teacher_sync_c", "teacher_offset", "sync_c", "offset", "swapped", "delay_found", "lip_gap_px", "arap",
+            "clip_seconds", "blinks", "lids_closed", *FOLLOWED, *(f"{name}_swapped" for name in FOLLOWED))  # fmt: skip
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("kind", "person", "voice")] + [(name, pa.float64()) for name in _NUMBERS]
+    [(name, pa.string()) for name in ("kind", "person", "voice", "teacher")]
+    + [(name, pa.float64()) for name in _NUMBERS]
 )
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means of the rows of fits, of people trained on and of held-out ones; `share` is of the teacher's Sync-C."""
     means: dict[str, float] = {}
-    for kind in ("fit", "own", "held_out"):
-        of = [row for row in rows if row["kind"] == kind]
+    fits = [row for row in rows if row["kind"] == "fit"]
+    groups = {kind: [row for row in rows if row["kind"] == kind] for kind in ("fit", "own", "held_out")}
+    # Teachers show different things, so where there are several their fits are told apart.
+    teachers = list(dict.fromkeys(row["teacher"] for row in fits))
+    if len(teachers) > 1:
+        groups |= {f"fit_{name}": [row for row in fits if row["teacher"] == name] for name in teachers}
+    for kind, of in groups.items():
         if not of:
             continue
 
@@ -125,10 +136,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         figures = {"clips": len(of), "teacher_sync_c": mean("teacher_sync_c"), "sync_c": mean("sync_c")}
         figures["share"] = figures["sync_c"] / figures["teacher_sync_c"]
         figures["offset_0"] = float(np.mean([row["offset"] == 0 for row in of]))
-        if kind != "fit":
+        if not kind.startswith("fit"):
             figures |= {"swapped_share": mean("swapped") / figures["sync_c"], "delay_found": mean("delay_found")}
-        optional = ("lip_gap", "lip_gap_swapped", "lip_gap_px", "arap")
-        figures |= {name: mean(name) for name in optional if all(row.get(name) is not None for row in of)}
+            blinking = [row["lids_closed"] for row in of if row["blinks"]]
+            figures["blinks_per_minute"] = 60 * sum(row["blinks"] for row in of) / sum(row["clip_seconds"] for row in of)
+            figures |= {"lids_closed": float(np.mean(blinking))} if blinking else {}
+        for name in ("lip_gap_px", "arap", *FOLLOWED, *(f"{each}_swapped" for each in FOLLOWED)):
+            measured = [row for row in of if row.get(name) is not None]
+            figures |= {name: mean(name, measured)} if measured else {}
         means |= {f"{kind}.{name}": round(float(value), 3) for name, value in figures.items()}
     return means
 
@@ -153,14 +168,18 @@ def _row(
     crops, own = judges.sync(_rendered(avatar, moved), wave, avatar)
     rest = avatar.particles.mean[:, :2]
     row: dict[str, Any] = {"kind": kind, "person": unit.person, "voice": unit.voice.name}
+    row["teacher"] = unit.teacher
     row |= {"teacher_sync_c": teacher.sync_c, "teacher_offset": float(teacher.offset)}
     row |= {"sync_c": own.sync_c, "offset": float(own.offset)}
     row |= {
         "lip_gap_px": float(lip_gap(avatar, moved).std()),
         "arap": float(arap(rest + moved.shift, rest, avatar.graph)),
     }
+    closed = moved.gesture[:, 0].numpy() >= CLOSED
+    row |= {"clip_seconds": len(moved) / FPS, "lids_closed": float(moved.gesture[:, 0].max())}
+    row["blinks"] = float((closed & ~np.roll(closed, 1)).sum())
     if config.voices.source == "drawn":
-        row["lip_gap"] = _lip_gap_r(avatar, moved, unit.voice, config.voices.seconds)
+        row |= _followed(avatar, moved, perform(unit.voice.number, config.voices.seconds))
     return row, crops
 
 
@@ -168,11 +187,31 @@ def _rendered(avatar: Avatar, moved: Motion) -> np.ndarray:
     return np.stack(list(FrameRenderer(avatar, SayConfig(longest_side=max(avatar.size))).frames(moved)))
 
 
-def _lip_gap_r(avatar: Avatar, moved: Motion, voice: Voice, seconds: float) -> float:
-    """Correlation of the avatar's lips with the drawn opening of a voice."""
-    gap, truth = lip_gap(avatar, moved).numpy(), draw_clip(voice.number, seconds).mouth[:, 0]
-    count = min(len(gap), len(truth))
-    return float(np.corrcoef(gap[:count], truth[:count])[0, 1])
+def _followed(avatar: Avatar, moved: Motion, said: Performance) -> dict[str, float]:
+    """How far the avatar follows what is true of a voice: the correlations of `FOLLOWED`, those of hands without hands
+    left out."""
+    gesture = dict(zip(GESTURES, moved.gesture.numpy().T, strict=True))
+    nod, truth = moved.head[:, 1].numpy(), said.motion
+    # Brows of the drawn world are its smoothed stress.
+    found = {
+        "lip_gap": _r(lip_gap(avatar, moved).numpy(), said.speech.lips[:, 0]),
+        "nod": _r(nod, truth.y),
+        "nod_stress": _r(nod, truth.brow),
+        "brows": _r(gesture["brows"], truth.brow),
+    }
+    hands = [
+        _r(-gesture[f"{side} hand down"], lift)
+        for side, lift in zip(("left", "right"), truth.hands.T, strict=True)
+        if avatar.gestures[GESTURES.index(f"{side} hand down")].any()
+    ]
+    return found | ({"hands": float(np.mean(hands))} if hands else {})
+
+
+def _r(motion: np.ndarray, truth: np.ndarray) -> float:
+    """Correlation over the frames that both have; 0 for what does not move, which follows nothing."""
+    count = min(len(motion), len(truth))
+    motion, truth = motion[:count], truth[:count]
+    return float(np.corrcoef(motion, truth)[0, 1]) if min(motion.std(), truth.std()) > 1e-6 else 0.0
 
 
 def _next(voices: Sequence[Voice], voice: Voice) -> Voice:

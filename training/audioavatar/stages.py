@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from audioavatar.avatar import FILE, load_avatar
-from audioavatar.distil.teacher import VideoTeacher
+from audioavatar.distil.teacher import ClipTeacher
 from audioavatar.fit.clip import fit_clip
 from audioavatar.motion import Motion
 from audioavatar.say import build
@@ -120,7 +120,7 @@ def make_clips(
     stage: str = "teach",
 ) -> Path:
     """A teacher's clip of every unit in `out`; a teacher is loaded when the first clip of it is to be made."""
-    loaded: dict[str, VideoTeacher] = {}
+    loaded: dict[str, ClipTeacher] = {}
     weights = {role: _hash(run, path) for role, path in sorted(models.items())}
 
     def make(unit: Unit) -> dict[str, Any] | None:
@@ -132,7 +132,7 @@ def make_clips(
         if about_file(out / unit.file).get("made_of") == key:
             return None
         if unit.teacher not in loaded:
-            loaded[unit.teacher] = load_teacher(unit.teacher, models, settings)
+            loaded[unit.teacher] = load_teacher(unit.teacher, models, config)
         frames = loaded[unit.teacher].generate(image, wave, prompt, seed)
         about = {"made_of": key, "settings": loaded[unit.teacher].settings(), "prompt": prompt, "seed": seed}
         save_clip(out / unit.file, frames, wave, about)

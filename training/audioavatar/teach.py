@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from audioavatar.config import TeacherConfig
-from audioavatar.distil.teacher import VideoTeacher
+from audioavatar.distil.teacher import ClipTeacher
 from common.constants import SAMPLES_PER_FRAME
 from common.errors import InputError
 from common.runs import fingerprint
+from training.audioavatar.config import AvatarTrainConfig
 from training.audioavatar.stage_file import read_tensors, save_tensors
 
 
@@ -29,16 +29,20 @@ class TeacherClip:
     wave: torch.Tensor
 
 
-TEACHERS = {"omniavatar": "training.audioavatar.omniavatar_teacher:OmniAvatarTeacher"}
+TEACHERS = {
+    "omniavatar": "training.audioavatar.omniavatar_teacher:OmniAvatarTeacher",
+    "drawn": "training.audioavatar.drawn_teacher:DrawnTeacher",
+}
 """Name -> class of the teacher, named, not imported: one that is not used need not be installed."""
 
 
-def load_teacher(name: str, weights: Mapping[str, Path], config: TeacherConfig) -> VideoTeacher:
-    """The teacher of a name. Raises InputError for an unknown one, and what its `from_pretrained` raises."""
+def load_teacher(name: str, weights: Mapping[str, Path], recipe: AvatarTrainConfig) -> ClipTeacher:
+    """The teacher of a name, with its settings of the recipe. Raises InputError for an unknown one, and what its
+    `from_recipe` raises."""
     if name not in TEACHERS:
         raise InputError(f"avatar.teachers names {name}; the teachers are {', '.join(TEACHERS)}.")
     module, _, kind = TEACHERS[name].partition(":")
-    teacher: VideoTeacher = getattr(import_module(module), kind).from_pretrained(weights, config)
+    teacher: ClipTeacher = getattr(import_module(module), kind).from_recipe(weights, recipe, name)
     return teacher
 
 

@@ -29,7 +29,19 @@ class Critic(Protocol):
         ...
 
 
-class VideoTeacher(Protocol):
+class ClipTeacher(Protocol):
+    """Anything that films a picture saying something; its clips are all that can be learned from it."""
+
+    def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
+        """A video: frames (ceil(N / 640), H, W, 3) uint8 RGB at 25 per second."""
+        ...
+
+    def settings(self) -> Mapping[str, object]:
+        """What its videos depend on besides the arguments: model and sampling."""
+        ...
+
+
+class VideoTeacher(ClipTeacher, Protocol):
     """A video diffusion model conditioned on an image, a voice and a prompt; latents have whatever shape it likes."""
 
     parameterisation: Parameterisation
@@ -59,16 +71,8 @@ class VideoTeacher(Protocol):
         """The network's output for noisy latents, with the teacher's own guidance; no gradient goes through it."""
         ...
 
-    def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
-        """A video: frames (ceil(N / 640), H, W, 3) uint8 RGB at 25 per second."""
-        ...
-
     def lora(self, rank: int) -> Critic:
         """A critic that begins as the teacher without guidance."""
-        ...
-
-    def settings(self) -> Mapping[str, object]:
-        """What its videos depend on besides the arguments: model and sampling."""
         ...
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from common.constants import FPS
-from miniature.world.figure import Drawing, Framing, describe, draw_identity, draw_motion, render
-from miniature.world.voice import draw_speaker, speak
+from miniature.world.figure import Drawing, Framing, Identity, Motion, describe, draw_identity, draw_motion, render
+from miniature.world.voice import Speaker, Speech, draw_speaker, speak
 
 HELD_OUT_SEED = 1_000_000
 """Clips of this seed and above are never trained on; training draws its seeds from 0 to 99,999."""
@@ -34,13 +34,30 @@ class DrawnClip:
     framing: Framing
 
 
-def draw_clip(seed: int, seconds: float = 3.0, framing: Framing = "face") -> DrawnClip:
-    """Draw clip number `seed`, `seconds` long at 25 fps; the same arguments give the same arrays in every process."""
+@dataclass(frozen=True)
+class Performance:
+    """What is true of a clip before anything is drawn: who is seen, who speaks, what is said and how one moves."""
+
+    speaker: Speaker
+    identity: Identity
+    speech: Speech
+    motion: Motion
+
+
+def perform(seed: int, seconds: float = 3.0) -> Performance:
+    """The performance of clip number `seed`, `seconds` long at 25 fps."""
     # One generator per clip, used in a fixed order: speaker, identity, script and audio, motion.
     rng = np.random.default_rng(seed)
     speaker, identity = draw_speaker(rng), draw_identity(rng)
     speech = speak(speaker, round(seconds * FPS), rng)
-    drawing: Drawing = render(identity, draw_motion(speech.stress, rng), speech.lips, framing)
+    return Performance(speaker, identity, speech, draw_motion(speech.stress, rng))
+
+
+def draw_clip(seed: int, seconds: float = 3.0, framing: Framing = "face") -> DrawnClip:
+    """Draw clip number `seed`, `seconds` long at 25 fps; the same arguments give the same arrays in every process."""
+    shown = perform(seed, seconds)
+    identity, speech = shown.identity, shown.speech
+    drawing: Drawing = render(identity, shown.motion, speech.lips, framing)
     return DrawnClip(
         frames=drawing.frames,
         audio=speech.audio,
@@ -49,7 +66,7 @@ def draw_clip(seed: int, seconds: float = 3.0, framing: Framing = "face") -> Dra
         boxes=drawing.boxes,
         keypoints=drawing.keypoints,
         caption=describe(identity, framing),
-        identity={**asdict(identity), **{f"voice_{key}": value for key, value in asdict(speaker).items()}},
+        identity={**asdict(identity), **{f"voice_{key}": value for key, value in asdict(shown.speaker).items()}},
         seed=seed,
         framing=framing,
     )
