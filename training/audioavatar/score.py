@@ -14,21 +14,26 @@ import pyarrow.parquet as pq
 
 from audioavatar.avatar import GESTURES, Avatar, load_avatar
 from audioavatar.config import SayConfig
+from audioavatar.driven.features import audio_features
 from audioavatar.driven.model import load_motion_model
+from audioavatar.driven.space import LearntSpace
 from audioavatar.frames import FrameRenderer
 from audioavatar.motion import Motion, lip_gap
 from audioavatar.regularisers import arap
 from audioavatar.say import AudioAvatar
 from common.constants import FPS, SAMPLES_PER_FRAME
+from common.progress import MetricLog
 from common.runs import RunFolder, atomic_write, write_json
 from miniature.world.clips import Performance, perform
-from omniavatar.encoders.audio import load_audio_encoder
+from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
 from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
-from training.audioavatar.config import TEACHER_ROLES, AvatarTrainConfig
-from training.audioavatar.networks import MOTION
+from training.audioavatar.config import LOG, TEACHER_ROLES, AvatarTrainConfig
+from training.audioavatar.embed import FittedClip, read_space, similarity
+from training.audioavatar.networks import EMBEDDING, MOTION
 from training.audioavatar.people import Voice, held_out_voices, people_names, voice_wave
+from training.audioavatar.picture import Shown, draw_training
 from training.audioavatar.stages import (
     AVATARS,
     CLIPS,
@@ -53,6 +58,8 @@ audio tells, and with stress alone; brows; hands, of those whose picture shows t
 class _Judges:
     net: SyncNet
     detector: FaceDetector
+    encoder: AudioEncoder
+    space: LearntSpace
 
     def sync(self, frames: np.ndarray, wave: np.ndarray, avatar: Avatar) -> tuple[np.ndarray, SyncResult]:
         """The crops of the face, found in every frame or where it was in the portrait, and how they go with a wave."""
@@ -67,7 +74,7 @@ class _Judges:
 
 def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> dict[str, Any]:
     """Score the fits and the motion model of a run -> `report/avatar.parquet`, a row per clip, and the means of them,
-    which `report/avatar.json` keeps."""
+    which `report/avatar.json` keeps; `report/avatar.png` shows some talks and the losses."""
     root, held_out = Path(run.root), config.score
     everybody = people_names(config.people, held_out.people)
     teacher_models = {role: models[role] for role in TEACHER_ROLES}
@@ -75,15 +82,18 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
     voices = held_out_voices(config.voices, held_out.voices)
     units = [Unit(name, voice, next(iter(config.teachers))) for name in everybody for voice in voices]
     clips = make_clips(config, run, teacher_models, units, root / "heldout", "heldout")
-    judges = _Judges(load_syncnet(models["sync_scorer"]), load_face_detector(models["face_detector"]))
+    encoder, space = load_audio_encoder(models["audio_encoder"]), read_space(root / EMBEDDING)
+    judges = _Judges(load_syncnet(models["sync_scorer"]), load_face_detector(models["face_detector"]), encoder, space)
     avatars = {name: load_avatar(root / AVATARS / name) for name in everybody}
+    shown = [*everybody[: config.people.train][:2], *everybody[config.people.train :][:2]]
     rows: list[dict[str, Any]] = []
+    talks: list[Shown] = []
 
     def judge_fit(unit: Unit) -> dict[str, Any]:
         rows.append(_fit_row(unit, avatars[unit.person], config, root, judges))
         return rows[-1]
 
-    model, encoder = load_motion_model(root / MOTION), load_audio_encoder(models["audio_encoder"])
+    model = load_motion_model(root / MOTION)
 
     def judge_talk(unit: Unit) -> dict[str, Any]:
         avatar = avatars[unit.person]
@@ -98,6 +108,10 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
             said = perform(_next(voices, unit.voice).number, config.voices.seconds)
             row |= {f"{name}_swapped": r for name, r in _followed(avatar, moved, said).items()}
         rows.append(row)
+        if unit.person in shown and unit.voice == voices[0]:
+            who = f"{unit.person}, {'trained on' if own else 'never seen'}"
+            title = f"{who}: teacher, Sync-C {row['teacher_sync_c']:.1f}; below it the avatar, {row['sync_c']:.1f}"
+            talks.append(Shown(title, read_clip(clips / unit.file).frames.numpy(), _rendered(avatar, moved)))
         return row
 
     each_unit(run, "score fits", config.score, training_units(config), judge_fit)
@@ -106,11 +120,13 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), temporary)
     means = summary(rows)
     write_json(run.report / "avatar.json", means)
+    draw_training(MetricLog(run.logs / LOG), talks, run.report / "avatar.png")
     return means
 
 
 _NUMBERS = ("teacher_sync_c", "teacher_offset", "sync_c", "offset", "swapped", "delay_found", "lip_gap_px", "arap",
-            "clip_seconds", "blinks", "lids_closed", *FOLLOWED, *(f"{name}_swapped" for name in FOLLOWED))  # fmt: skip
+            "retrieval", "similarity_offset", "clip_seconds", "blinks", "lids_closed", *FOLLOWED,
+            *(f"{name}_swapped" for name in FOLLOWED))  # fmt: skip
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("kind", "person", "voice", "teacher")]
     + [(name, pa.float64()) for name in _NUMBERS]
@@ -118,7 +134,8 @@ _SCHEMA = pa.schema(
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of the rows of fits, of people trained on and of held-out ones; `share` is of the teacher's Sync-C."""
+    """Means of the rows of fits, of people trained on and of held-out ones; `share` is of the teacher's Sync-C,
+    `retrieval` how many times more often than by chance a frame's audio finds its motion in the clip (R@1)."""
     means: dict[str, float] = {}
     fits = [row for row in rows if row["kind"] == "fit"]
     groups = {kind: [row for row in rows if row["kind"] == kind] for kind in ("fit", "own", "held_out")}
@@ -139,9 +156,12 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if not kind.startswith("fit"):
             figures |= {"swapped_share": mean("swapped") / figures["sync_c"], "delay_found": mean("delay_found")}
             blinking = [row["lids_closed"] for row in of if row["blinks"]]
-            figures["blinks_per_minute"] = 60 * sum(row["blinks"] for row in of) / sum(row["clip_seconds"] for row in of)
+            figures["blinks_per_minute"] = (
+                60 * sum(row["blinks"] for row in of) / sum(row["clip_seconds"] for row in of)
+            )
             figures |= {"lids_closed": float(np.mean(blinking))} if blinking else {}
-        for name in ("lip_gap_px", "arap", *FOLLOWED, *(f"{each}_swapped" for each in FOLLOWED)):
+        figures["similarity_offset_0"] = float(np.mean([row["similarity_offset"] == 0 for row in of]))
+        for name in ("lip_gap_px", "arap", "retrieval", *FOLLOWED, *(f"{each}_swapped" for each in FOLLOWED)):
             measured = [row for row in of if row.get(name) is not None]
             figures |= {name: mean(name, measured)} if measured else {}
         means |= {f"{kind}.{name}": round(float(value), 3) for name, value in figures.items()}
@@ -175,6 +195,9 @@ def _row(
         "lip_gap_px": float(lip_gap(avatar, moved).std()),
         "arap": float(arap(rest + moved.shift, rest, avatar.graph)),
     }
+    features = audio_features(wave, "wav2vec2", judges.encoder)[: len(moved)]
+    found, peak = similarity(judges.space, [FittedClip(avatar, moved, features)])
+    row |= {"retrieval": found * len(moved), "similarity_offset": float(peak)}
     closed = moved.gesture[:, 0].numpy() >= CLOSED
     row |= {"clip_seconds": len(moved) / FPS, "lids_closed": float(moved.gesture[:, 0].max())}
     row["blinks"] = float((closed & ~np.roll(closed, 1)).sum())

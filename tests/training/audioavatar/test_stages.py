@@ -23,6 +23,7 @@ from audioavatar.config import (
 )
 from audioavatar.driven import training
 from audioavatar.driven.model import load_motion_model
+from common.media.images import read_image_file
 from common.progress import MetricLog
 from common.runs import RunFolder, hash_path, sha256_file
 from miniature.weights import model_paths
@@ -140,6 +141,9 @@ def test_scores_of_fits_of_known_and_of_held_out_people(whole: Path) -> None:
     means = score(TINY, RunFolder(whole), MODELS)
     assert [means[f"{kind}.clips"] for kind in ("fit", "own", "held_out")] == [2, 4, 2]
     assert set(means) >= {"own.share", "own.swapped_share", "held_out.lip_gap", "fit.arap", "held_out.delay_found"}
+    assert means["own.retrieval"] >= 0 and "held_out.similarity_offset_0" in means
+    losses, strips = (whole / "report" / "avatar.png").read_bytes(), read_image_file(whole / "report" / "avatar.png")
+    assert losses[:4] == b"\x89PNG" and strips.std(axis=(0, 1)).min() > 10  # three talks in colour, not a blank page
     trained = {path.name for path in (whole / "teacher").iterdir()}
     scored = {path.name for path in (whole / "heldout").iterdir()}
     assert len(scored - trained) == 1
