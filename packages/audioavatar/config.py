@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.errors import InputError
+from common.ranges import Count
 
 Backend = Literal["auto", "torch", "gsplat"]
 Driver = Literal["ridge", "tcn", "generator"]
@@ -150,7 +151,11 @@ class EmbeddingConfig:
 @dataclass(frozen=True)
 class RefinementConfig:
     """The transformer that corrects face and hands: size, frames it attends to on both sides, training in windows;
-    `noise` in standard deviations of the features."""
+    `noise` in standard deviations of the features.
+
+    Every clip's samples come from one of `folds` generators that have not seen it: those of the generator that learnt
+    the clip by heart lack the errors that are to be mended. 1: from the generator itself.
+    """
 
     width: int = 64
     layers: int = 4
@@ -161,6 +166,7 @@ class RefinementConfig:
     rate: float = 2e-3
     weight_decay: float = 0.02
     noise: float = 0.1
+    folds: Count = 2
 
 
 @dataclass(frozen=True)
@@ -183,26 +189,26 @@ class DistilConfig:
 class JointConfig:
     """Joint training: steps, learning rate, frames rendered per step, and the weight of every term.
 
-    No term but L_simple pulls more than `most` times as hard as L1, measured every `log_every` steps. `own_samples`:
-    the generator starts from its own motion instead of the fitted one, so that nothing but the teacher says what is
-    right.
+    Weights of L_simple and L1 are factors. Those of the others say how hard a term pulls, relative to L1: the norms of
+    their gradients in the motion, which lie apart by up to four orders of magnitude, are measured every `log_every`
+    steps. Distortion costs where it exceeds that of the fit. `own_samples`: the generator starts from its own motion
+    instead of the fitted one, so that nothing but the teacher says what is right.
     """
 
     steps: int = 60
     rate: float = 2e-4
     window: int = 8
     log_every: int = 10
-    most: float = 10.0
     own_samples: bool = False
     simple: float = 1.0
-    vsd: float = 0.05
-    traj: float = 1.0
+    vsd: float = 1.0
+    traj: float = 2.0
     l1: float = 1.0
-    ssim: float = 0.2
-    arap: float = 1.0
-    iso: float = 0.5
-    loc: float = 0.1
-    spec: float = 0.01
+    ssim: float = 1.0
+    arap: float = 0.5
+    iso: float = 0.25
+    loc: float = 0.25
+    spec: float = 0.25
     distil: DistilConfig = DistilConfig()
 
     def __post_init__(self) -> None:

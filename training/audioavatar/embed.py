@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audioavatar.avatar import Avatar
 from audioavatar.config import EmbeddingConfig
-from audioavatar.driven.embedding import retrieval, similarity_by_offset
+from audioavatar.driven.embedding import patches, retrieval, similarity_by_offset
 from audioavatar.driven.space import LearntSpace, fit_space
 from audioavatar.motion import Motion
 from common.progress import MetricLog
@@ -57,10 +57,28 @@ def read_space(path: Path) -> LearntSpace:
     return space.eval().requires_grad_(False)
 
 
+class Similarity(NamedTuple):
+    """R@1 of frames and of windows of 8, what chance would give of each, and the offset in frames at which motion is
+    most like the audio: 0, and -3 where the audio comes three frames late."""
+
+    frames: float
+    windows: float
+    chance_frames: float
+    chance_windows: float
+    offset: int
+
+
 @torch.no_grad()
-def similarity(space: LearntSpace, clips: Sequence[FittedClip]) -> tuple[float, int]:
-    """R@1 of all frames of the clips, and the offset in frames at which audio and motion are most alike."""
+def similarity(space: LearntSpace, clips: Sequence[FittedClip]) -> Similarity:
+    """How well audio finds its own motion among all frames of the clips."""
     spoken = [space.audio(clip.features[None])[0] for clip in clips]
     moved = [space.motion_head(space.encode(clip.avatar, clip.motion)) for clip in clips]
     curve = torch.stack([similarity_by_offset(*pair) for pair in zip(spoken, moved, strict=True)]).mean(0)
-    return retrieval(torch.cat(spoken), torch.cat(moved)), int(curve.argmax()) - len(curve) // 2
+    frames, windows = (
+        (torch.cat(spoken), torch.cat(moved)),
+        [torch.cat([*map(patches, each)]) for each in (spoken, moved)],
+    )
+    return Similarity(
+        retrieval(*frames), retrieval(*windows), 1 / len(frames[0]), 1 / len(windows[0]),
+        int(curve.argmax()) - len(curve) // 2,
+    )  # fmt: skip

@@ -1,7 +1,9 @@
 """Joint training: a generator's clean motion is decoded and rendered, and every term of the loss reaches it at once.
 
-L_simple + 0.05 L_vsd + L_traj + L1 + 0.2 (1 - SSIM) + L_arap + 0.5 L_iso + 0.1 L_loc + 0.01 L_spec, gradients through
-the window's frames; what each term pulls with is logged. Legend: T frames, N particles, C channels of motion.
+L_simple, L1, and 1 - SSIM, L_traj, L_vsd, L_arap, L_iso, L_loc, L_spec, each scaled to pull with a given share of L1's
+gradient, through the window's frames; what each would pull with unscaled is logged. The rigidity terms count only
+beyond the fit's own: a price on all distortion pulls every mouth shut. Legend: T frames, N particles, C channels of
+motion.
 """
 
 import copy
@@ -30,7 +32,8 @@ from training.audioavatar.subject import Subject
 
 logger = logging.getLogger(__name__)
 
-TERMS = ("simple", "vsd", "traj", "l1", "ssim", "arap", "iso", "loc", "spec")
+DISTORTION = ("arap", "iso", "loc", "spec")
+TERMS = ("simple", "vsd", "traj", "l1", "ssim", *DISTORTION)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def train_joint(
     checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
     """Train `net` in place on clips of one length; returns the loss of every term and, every `log_every` steps, the
-    norm of its weighted gradient in the channels of motion, by which terms compare.
+    norm of its gradient in the channels of motion, bare (`norm_`) and as it is used (`pull_`).
 
     Without a teacher, or with weight 0, there is no distillation. A refiner is applied before decoding and stays.
     """
@@ -67,12 +70,12 @@ def train_joint(
     weights: dict[str, float] = {name: getattr(config, name) for name in TERMS}
     optimiser = torch.optim.Adam(net.requires_grad_(True).parameters(), lr=config.rate)
     history: list[dict[str, float]] = []
-    scales = [dict.fromkeys(TERMS, 1.0)]
-    kept = {"net": net, "optimiser": optimiser, "random": random, "history": history, "scales": scales}
+    kept = {"net": net, "optimiser": optimiser, "random": random, "history": history}
     kept |= {"distillation": distillation} if distillation else {}
     steps = TrainingSteps("joint", config.steps, checkpoint, **kept)
     if distillation and steps.first == 0:
         _warm_up(distillation, net, clips, parts, config, refiner, random)
+    scales = _scales(history, weights)
     for step in steps:
         number = int(torch.randint(len(clips), (), generator=random))
         part = parts[number][int(torch.randint(len(parts[number]), (), generator=random))]
@@ -83,17 +86,18 @@ def train_joint(
         if distillation:
             rendered = torch.cat([part.lead, to_teacher(video)], dim=2)
             terms["vsd"] = distillation.loss(rendered, part.condition, step / config.steps)
-        used = {name: weights[name] * term for name, term in terms.items() if weights[name]}
+        used = {name: term for name, term in terms.items() if weights[name]}
         record = {"step": step, "simple": float(simple.detach())}
         record |= {name: float(term.detach()) for name, term in terms.items()}
         if step % config.log_every == 0:
-            norms = _norms({"simple": config.simple * simple, **used}, predicted)
-            scales[0] |= {name: _limit(norm, norms.get("l1", 0.0), config.most) for name, norm in norms.items()}
-            record |= {f"pull_{name}": norm for name, norm in norms.items()}
+            norms = _norms({"simple": simple, **used}, predicted)
+            record |= {f"norm_{name}": norm for name, norm in norms.items()}
+            scales = _scales([*history, record], weights)
+            record |= {f"pull_{name}": scales[name] * norm for name, norm in norms.items()}
         optimiser.zero_grad()
         loss = config.simple * simple
         for name, term in used.items():
-            loss = loss + scales[0][name] * term
+            loss = loss + scales[name] * term
         steps.report(**terms, simple=simple)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -204,19 +208,27 @@ def _terms(clip: JointClip, part: _Part, channels: Tensor) -> dict[str, Tensor]:
     """Every term of the rendered window but that of the teacher, and its `video` (T, H, W, 3)."""
     subject = clip.subject
     motion = subject.offsets(channels)
-    shift, video = subject.shift(motion), subject.video(motion)
+    video = subject.video(motion)
     target = clip.frames[part.window]
-    moved = subject.rest + shift
     tracks, followed = subject.tracks(motion) / subject.diagonal, clip.tracks[part.window] / subject.diagonal
+    with torch.no_grad():
+        allowed = _distortion(subject, subject.shift(subject.offsets(clip.channels[part.window])))
     return {
         "traj": trajectory(followed, tracks, reduction="mean"),
         "l1": (video - target).abs().mean(),
         "ssim": 1 - structural_similarity(video, target),
+        **{name: (value - allowed[name]).relu() for name, value in _distortion(subject, subject.shift(motion)).items()},
+        "video": video,
+    }
+
+
+def _distortion(subject: Subject, shift: Tensor) -> dict[str, Tensor]:
+    moved = subject.rest + shift
+    return {
         "arap": arap(moved, subject.rest, subject.graph),
         "iso": isometry(moved, subject.graph),
         "loc": locality(shift, subject.graph),
         "spec": spectral(shift, subject.region),
-        "video": video,
     }
 
 
@@ -225,9 +237,15 @@ def _norms(terms: Mapping[str, Tensor], motion: Tensor) -> dict[str, float]:
     return {name: float(torch.autograd.grad(term, motion, retain_graph=True)[0].norm()) for name, term in terms.items()}
 
 
-def _limit(norm: float, l1: float, most: float) -> float:
-    """What to multiply a term by, so that it pulls at most `most` times as hard as L1, where there is L1."""
-    return min(1.0, most * l1 / norm) if l1 and norm else 1.0
+def _scales(history: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
+    """What terms are multiplied by, from the mean norms of their gradients so far; their weights where L1 is out."""
+    known = [record for record in history if "norm_l1" in record]
+    if not known:
+        return dict(weights)
+    mean = {name: sum(record.get(f"norm_{name}", 0.0) for record in known) / len(known) for name in TERMS}
+    shares = {name: weights[name] * mean["l1"] / mean[name] if mean[name] else weights[name] for name in TERMS}
+    limited = {name: min(shares[name], 1.0) for name in DISTORTION}  # of one that hardly counts no more is made
+    return shares | limited | {name: weights[name] for name in ("simple", "l1")}
 
 
 def structural_similarity(first: Tensor, second: Tensor, side: int = 7) -> Tensor:

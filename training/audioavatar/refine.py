@@ -1,5 +1,6 @@
-"""Stage `refine`: the refinement of face and hands, trained on the generator's own samples."""
+"""Stage `refine`: the refinement of face and hands, trained on samples of generators that have not seen the clip."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from audioavatar.config import GeneratorConfig, RefinementConfig
-from audioavatar.driven.generator import MotionTransformer, sample_motion
+from audioavatar.driven.generator import MotionTransformer, fit_generator, sample_motion
 from audioavatar.driven.refinement import Refiner, fit_refiner, refine
 from common.progress import MetricLog
 from common.runs import fingerprint, plain
@@ -34,20 +35,50 @@ def train_refiner(
     and hands -> `out`. A file made of the same (`made_of`: a fingerprint of net and clips) stays."""
     key = fingerprint([made_of, plain(config), plain(sampling), seed, moving])
     if about(out).get("made_of") != key:
-        seeds = range(seed * SAMPLES, (seed + 1) * SAMPLES)
-        pairs = [(audio, fitted, number) for audio, fitted in zip(features, channels, strict=True) for number in seeds]
-        samples = [sample_motion(net, audio, sampling, number) for audio, _, number in pairs]
-        audio, fitted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        samples, fitted, audio = list[Tensor](), list[Tensor](), list[Tensor]()
+        folds = config.folds if len(features) > 1 else 1
+        for fold in range(folds):
+            own, others = range(fold, len(features), folds), [n for n in range(len(features)) if n % folds != fold]
+            maker = net
+            if others:
+                file = out.with_name(f"{out.stem}-fold-{fold}.safetensors")
+                known = [features[n] for n in others], [channels[n] for n in others]
+                maker = _fold_generator(net, *known, file, key, sampling, seed, log)
+            pairs = [(n, number) for n in own for number in range(seed * SAMPLES, (seed + 1) * SAMPLES)]
+            samples += [sample_motion(maker, features[n], sampling, number) for n, number in pairs]
+            audio, fitted = audio + [features[n] for n, _ in pairs], fitted + [channels[n] for n, _ in pairs]
         checkpoint = checkpoint_of(out, key, "refine", log)
         refiner = fit_refiner(samples, audio, fitted, moving, config, seed, checkpoint)
         before, after = error(None, samples, audio, fitted, moving), error(refiner, samples, audio, fitted, moving)
         logger.info("refinement: mean error of its training samples %.4f before, %.4f after", before, after)
-        save_tensors(
-            out, refiner.state_dict(), {"made_of": key, "sizes": refiner.sizes(), "before": before, "after": after}
-        )
+        note = {"made_of": key, "sizes": refiner.sizes(), "before": before, "after": after}
+        save_tensors(out, refiner.state_dict(), note)
         if checkpoint:
             checkpoint.remove()
+        for file in out.parent.glob(f"{out.stem}-fold-*.safetensors"):
+            file.unlink()
     return out
+
+
+def _fold_generator(
+    net: MotionTransformer,
+    features: Sequence[Tensor],
+    channels: Sequence[Tensor],
+    path: Path,
+    key: str,
+    config: GeneratorConfig,
+    seed: int,
+    log: MetricLog | None,
+) -> MotionTransformer:
+    """A generator like `net` of some of the clips, in `path` until the refiner is trained: a killed stage reads it."""
+    made = copy.deepcopy(net)
+    if about(path).get("made_of") != key:
+        checkpoint = checkpoint_of(path, key, "refine", log)
+        save_tensors(path, fit_generator(features, channels, config, seed, checkpoint).state_dict(), {"made_of": key})
+        if checkpoint:
+            checkpoint.remove()
+    made.load_state_dict(read_tensors(path))
+    return made
 
 
 def read_refiner(path: Path) -> Refiner:

@@ -19,7 +19,8 @@ METRICS = {
     "l1": "L1 to the teacher",
     "arap": "ARAP, px^2",
     "jerk": "energy above the cutoff",
-    "retrieval": "R@1",
+    "retrieval": "R@1 of frames",
+    "retrieval_windows": "R@1 of windows",
     "refinement_gain": "gain by refinement",
     "track_error_before_joint": "2D error before joint",
     "sync_c_before_joint": "Sync-C before joint",
@@ -29,7 +30,7 @@ METRICS = {
 def write_report(rows: Path, results: Path) -> None:
     """Read every `rows`/*.json there is -> `results`: table.parquet, table.md, plots/rows.png.
 
-    A score that a row does not have, such as the retrieval of one without embedding, is null there and left out here.
+    A score that a row does not have, such as the retrieval of one without embedding, is left out.
     """
     found = sorted((json.loads(file.read_text("utf-8")) for file in rows.glob("*.json")), key=lambda row: row["seed"])
     table = pa.Table.from_pylist(
@@ -42,11 +43,11 @@ def write_report(rows: Path, results: Path) -> None:
     )
     with atomic_write(results / "table.parquet") as temporary:
         pq.write_table(table, temporary)
-    names = list(dict.fromkeys(row["row"] for row in found))
+    names = sorted({str(row["row"]) for row in found}, key=lambda name: (name != "full", name))
     lines = [f"| row | seeds | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 2) + "|"]
     for name in names:
         own = [row for row in found if row["row"] == name]
-        cells = [_cell([row[metric] for row in own if row[metric] is not None]) for metric in METRICS]
+        cells = [_cell([row[metric] for row in own if row.get(metric) is not None]) for metric in METRICS]
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     with atomic_write(results / "table.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")

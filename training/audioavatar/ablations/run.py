@@ -40,8 +40,8 @@ from training.audioavatar.subject import AvatarSubject
 
 @dataclass(frozen=True)
 class Row:
-    """What is in: the embedding (else principal components), its contrast of windows, refinement, clips of a second
-    synthetic person, score distillation, trajectories."""
+    """What is in: the embedding (else principal components), its contrast of windows, refinement, clips of other
+    synthetic people than the one scored, score distillation, trajectories."""
 
     embedding: bool = True
     patch: bool = True
@@ -72,18 +72,21 @@ def _space(
         settings = replace(config.embedding, patch=float(row.patch))
         fitted = [clip.fitted for clip in clips]
         learnt = read_space(train_space(fitted, out / f"embed-{key}.safetensors", key, settings, seed))
-        score, offset = similarity(learnt, [clip.fitted for clip in world.held_out])
         space: MouthBasis | LearntSpace = learnt
-        found = {"retrieval": score, "offset": float(offset)}
+        found = similarity(learnt, [clip.fitted for clip in world.held_out])
+        late = similarity(learnt, [world.delayed(clip).fitted for clip in world.held_out])
+        figures = {"retrieval": found.frames, "retrieval_windows": found.windows, "similarity_offset": found.offset}
+        figures |= {"similarity_offset_delayed": late.offset}
     else:
-        space, found = principal_components([(clip.avatar, clip.motion) for clip in clips], COMPONENTS), {}
+        space, figures = principal_components([(clip.avatar, clip.motion) for clip in clips], COMPONENTS), {}
     channels = lambda clip: motion_channels(space, clip.avatar, clip.motion)  # noqa: E731
-    return Space(channels, bound_channels(space, avatar), len(space) + len(GESTURES), **found)
+    return Space(channels, bound_channels(space, avatar), len(space) + len(GESTURES), figures)
 
 
 def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path) -> dict[str, float]:
     """Train and score one row with one seed; its parts are files in `out`, those of other rows where they are equal."""
-    clips = [clip for person in world.training[: 1 + row.hybrid] for clip in person]
+    people = world.training if row.hybrid else world.training[:1]
+    clips = [clip for person in people for clip in person]
     key = fingerprint([world.key, row.embedding, row.patch, row.hybrid, plain(config.embedding), seed])
     space = _space(world, clips, row, config, seed, key, out)
     features, channels = [clip.features for clip in clips], [space.channels(clip) for clip in clips]
@@ -109,8 +112,7 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
     file = joint(net, own, teacher, out / f"joint-{key}.safetensors", key, settings, seed, refiner)
     net.load_state_dict(read_tensors(file))
     pulls = {name: value for name, value in about(file)["history"][0].items() if name.startswith("pull_")}
-    scores = scores_of(world, driven) | pulls
-    scores |= {"retrieval": space.retrieval, "similarity_offset": space.offset, "refinement_gain": gain}
+    scores = scores_of(world, driven) | pulls | space.figures | {"refinement_gain": gain}
     return scores | {f"{name}_before_joint": before[name] for name in ("track_error", "sync_c", "lip_gap_r")}
 
 

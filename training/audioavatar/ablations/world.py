@@ -2,7 +2,7 @@
 scored."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from audioavatar.avatar import Avatar, load_avatar
 from audioavatar.config import (
     DistilConfig,
     EmbeddingConfig,
-    FitConfig,
     GeneratorConfig,
     JointConfig,
     RefinementConfig,
@@ -24,6 +23,7 @@ from audioavatar.driven.refinement import Refiner, refine
 from audioavatar.motion import Motion, lip_gap
 from audioavatar.particles import FACE
 from audioavatar.regularisers import arap, spectral
+from common.constants import SAMPLES_PER_FRAME
 from common.media.images import read_image_file
 from common.runs import RunFolder, fingerprint, read_json
 from miniature.weights import model_paths
@@ -52,21 +52,21 @@ from training.audioavatar.teach import read_clip
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Whom rows learn from, and sizes of every part: small, so that a row costs about a core-minute.
+    """Whom rows learn from, clips and fits of the recipe `audioavatar-small`, and sizes of every part: small, so that
+    a row costs about a core-minute.
 
     The first of the people of `train` is scored, with its held-out voices.
     """
 
     train: AvatarTrainConfig = AvatarTrainConfig(
-        people=PeopleConfig(train=2),
-        voices=VoicesConfig(each=4, seconds=1.28),
-        fit=FitConfig(field_steps=14, particle_stages=((8, 1.0, 6.0, 0.25, 0.04), (6, 0.0, 1.0, 0.12, 0.03))),
-        generator=GeneratorConfig(width=64, layers=2, window=32, overlap=8, steps=300),
-        score=ScoreConfig(people=0, voices=3),
+        people=PeopleConfig(train=6),
+        voices=VoicesConfig(each=4, seconds=1.92),
+        generator=GeneratorConfig(width=64, layers=2, steps=400),
+        score=ScoreConfig(people=0, voices=4),
     )
-    embedding: EmbeddingConfig = EmbeddingConfig(steps=300)
-    refinement: RefinementConfig = RefinementConfig(width=48, layers=2, window=32, steps=120)
-    joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=16, critic_steps=1))
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    refinement: RefinementConfig = RefinementConfig(width=48, layers=2, steps=120)
+    joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=60, critic_steps=2))
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,12 @@ class World:
         """A teacher of its own for who changes it: a critic's LoRA stays in its network."""
         return OmniAvatarTeacher.from_pretrained(self.paths, next(iter(self.train.teachers.values())))
 
+    def delayed(self, clip: Taught, frames: int = 3) -> Taught:
+        """The clip with its audio some frames late."""
+        wave = np.concatenate([np.zeros(frames * SAMPLES_PER_FRAME, np.float32), clip.wave])[: len(clip.wave)]
+        features = audio_features(wave, "wav2vec2", self.encoder)[: len(clip.frames)]
+        return replace(clip, wave=wave, features=features)
+
     def _taught(self, unit: Unit, clips: Path, fits: Path) -> Taught:
         folder, clip = Path(self.run.root) / AVATARS / unit.person, read_clip(clips / unit.file)
         wave, image = clip.wave.numpy(), read_image_file(folder / "portrait.png")
@@ -126,8 +132,7 @@ class Space:
     channels: Callable[[Taught], Tensor]
     motion: Callable[[Tensor], Motion]
     moving: int  # channels in front that are refined
-    retrieval: float = float("nan")
-    offset: float = float("nan")
+    figures: dict[str, float]  # of an embedding: retrieval and offsets on held-out voices
 
 
 @dataclass(frozen=True)
