@@ -196,8 +196,8 @@ def _row(
         "arap": float(arap(rest + moved.shift, rest, avatar.graph)),
     }
     features = audio_features(wave, "wav2vec2", judges.encoder)[: len(moved)]
-    found, peak = similarity(judges.space, [FittedClip(avatar, moved, features)])
-    row |= {"retrieval": found * len(moved), "similarity_offset": float(peak)}
+    found = similarity(judges.space, [FittedClip(avatar, moved, features)])
+    row |= {"retrieval": found.frames / found.chance_frames, "similarity_offset": float(found.offset)}
     closed = moved.gesture[:, 0].numpy() >= CLOSED
     row |= {"clip_seconds": len(moved) / FPS, "lids_closed": float(moved.gesture[:, 0].max())}
     row["blinks"] = float((closed & ~np.roll(closed, 1)).sum())
