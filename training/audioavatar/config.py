@@ -17,7 +17,10 @@ from common.errors import InputError
 from common.ranges import Count, Positive
 from omniavatar.config import GENERATION_ROLES, GenerateConfig
 
-LOG = "train-avatar.jsonl"  # in the logs of a run: a line per unit
+LOG = "train-avatar.jsonl"  # in the logs of a run: a line per unit, and losses
+# Files of a run that networks are trained into; the last holds all that a talk needs.
+EMBEDDING, GENERATOR, REFINER = "embedding.safetensors", "generator.safetensors", "refiner.safetensors"
+MOTION = "motion.safetensors"
 TEACHER_ROLES = (*GENERATION_ROLES, "face_detector")
 SCORE_ROLES = ("audio_encoder", "face_detector", "sync_scorer", *GENERATION_ROLES)
 

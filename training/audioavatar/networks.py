@@ -25,7 +25,7 @@ from common.media.images import read_image_file
 from common.progress import MetricLog, progress
 from common.runs import RunFolder, fingerprint, plain, read_json, sha256_file
 from omniavatar.encoders.audio import load_audio_encoder
-from training.audioavatar.config import LOG, AvatarTrainConfig
+from training.audioavatar.config import EMBEDDING, GENERATOR, LOG, MOTION, REFINER, AvatarTrainConfig
 from training.audioavatar.embed import FittedClip, read_space, train_space
 from training.audioavatar.joint import JointClip
 from training.audioavatar.joint import joint as train_together
@@ -34,9 +34,6 @@ from training.audioavatar.stage_file import checkpoint_of, read_tensors, save_te
 from training.audioavatar.stages import AVATARS, CLIPS, FITS, Unit, read_motion, training_people, training_units
 from training.audioavatar.subject import AvatarSubject
 from training.audioavatar.teach import load_teacher, read_clip
-
-EMBEDDING, GENERATOR, REFINER = "embedding.safetensors", "generator.safetensors", "refiner.safetensors"
-MOTION = "motion.safetensors"
 
 
 @dataclass(frozen=True)

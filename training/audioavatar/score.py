@@ -29,9 +29,8 @@ from omniavatar.encoders.audio import AudioEncoder, load_audio_encoder
 from perception.faces.crop import crop_track
 from perception.faces.detect import FaceDetector, load_face_detector
 from perception.sync.syncnet import SyncNet, SyncResult, load_syncnet, sync_scores
-from training.audioavatar.config import LOG, TEACHER_ROLES, AvatarTrainConfig
+from training.audioavatar.config import EMBEDDING, LOG, MOTION, TEACHER_ROLES, AvatarTrainConfig
 from training.audioavatar.embed import FittedClip, read_space, similarity
-from training.audioavatar.networks import EMBEDDING, MOTION
 from training.audioavatar.people import Voice, held_out_voices, people_names, voice_wave
 from training.audioavatar.picture import Shown, draw_training
 from training.audioavatar.stages import (

@@ -24,6 +24,13 @@ def place_code(place: Tensor) -> Tensor:
     return torch.cat([place, angle.sin().flatten(-2), angle.cos().flatten(-2)], dim=-1)
 
 
+def sinusoids(position: Tensor, width: int) -> Tensor:
+    """Positions (...) in 0..1 -> (..., W)."""
+    frequency = torch.exp(torch.linspace(0, math.log(1000), width // 2)).to(position.device)
+    angle = 2 * math.pi * position[..., None].float() * frequency / 4
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
 class Traits(nn.Module):
     """phi: 16 numbers of a particle, predicted from its canonical place and its label."""
 

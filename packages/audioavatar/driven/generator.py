@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audioavatar.config import GeneratorConfig
+from audioavatar.driven.encoder import sinusoids
 from audioavatar.driven.training import Checkpoint, TrainingSteps
 
 
@@ -88,13 +89,6 @@ class MotionTransformer(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, time)
         return self.exit(hidden)
-
-
-def sinusoids(position: Tensor, width: int) -> Tensor:
-    """Positions (...) in 0..1 -> (..., W)."""
-    frequency = torch.exp(torch.linspace(0, math.log(1000), width // 2)).to(position.device)
-    angle = 2 * math.pi * position[..., None].float() * frequency / 4
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 def kept_signal(tau: Tensor) -> Tensor:

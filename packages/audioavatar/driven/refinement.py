@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from audioavatar.config import RefinementConfig
-from audioavatar.driven.generator import sinusoids
+from audioavatar.driven.encoder import sinusoids
 from audioavatar.driven.training import Checkpoint, TrainingSteps
 
 
