@@ -80,7 +80,8 @@ def _teachers() -> dict[str, TeacherConfig]:
 
 @dataclass(frozen=True)
 class AvatarTrainConfig:
-    """Training of the second system. `teachers` (name -> its settings) take the clips in turn.
+    """Training of the second system. `teachers` (name -> its settings) take the clips in turn: `omniavatar`, and
+    `drawn`, the small world's drawer, which has no settings.
 
     `space` is where the mouth's motion is generated: principal `components` of the fits, or the joint `embedding`,
     which is trained in any case, as a judge that needs no other weights. Refinement and joint training with 0 steps are

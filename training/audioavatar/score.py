@@ -209,9 +209,9 @@ def _rendered(avatar: Avatar, moved: Motion) -> np.ndarray:
     return np.stack(list(FrameRenderer(avatar, SayConfig(longest_side=max(avatar.size))).frames(moved)))
 
 
-def _followed(avatar: Avatar, moved: Motion, said: Performance) -> dict[str, float]:
+def _followed(avatar: Avatar, moved: Motion, said: Performance) -> dict[str, float | None]:
     """How far the avatar follows what is true of a voice: the correlations of `FOLLOWED`, those of hands without hands
-    left out."""
+    left out; None where there is nothing to follow."""
     gesture = dict(zip(GESTURES, moved.gesture.numpy().T, strict=True))
     nod, truth = moved.head[:, 1].numpy(), said.motion
     # Brows of the drawn world are its smoothed stress.
@@ -226,14 +226,18 @@ def _followed(avatar: Avatar, moved: Motion, said: Performance) -> dict[str, flo
         for side, lift in zip(("left", "right"), truth.hands.T, strict=True)
         if avatar.gestures[GESTURES.index(f"{side} hand down")].any()
     ]
-    return found | ({"hands": float(np.mean(hands))} if hands else {})
+    seen = [each for each in hands if each is not None]
+    return found | ({"hands": float(np.mean(seen))} if seen else {})
 
 
-def _r(motion: np.ndarray, truth: np.ndarray) -> float:
-    """Correlation over the frames that both have; 0 for what does not move, which follows nothing."""
+def _r(motion: np.ndarray, truth: np.ndarray) -> float | None:
+    """Correlation over the frames that both have: None where the truth keeps still, as brows do in a clip without
+    stress; 0 for a motion that does, which follows nothing."""
     count = min(len(motion), len(truth))
     motion, truth = motion[:count], truth[:count]
-    return float(np.corrcoef(motion, truth)[0, 1]) if min(motion.std(), truth.std()) > 1e-6 else 0.0
+    if truth.std() < 1e-6:
+        return None
+    return float(np.corrcoef(motion, truth)[0, 1]) if motion.std() > 1e-6 else 0.0
 
 
 def _next(voices: Sequence[Voice], voice: Voice) -> Voice:

@@ -5,7 +5,6 @@ lips, and there is no back.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -29,10 +28,10 @@ from audioavatar.canonical.gestures import (
     gesture_offsets,
 )
 from audioavatar.canonical.matte import Depth, Matte, filled_backdrop, grabcut_matte, inflated_depth
-from audioavatar.config import RasterConfig, ReliefConfig
+from audioavatar.canonical.refine import refined
+from audioavatar.config import ReliefConfig
 from audioavatar.fit.fields import CAVITY_REACH
 from audioavatar.particles import Part, Particles, join, round_particles
-from audioavatar.raster.render import layers
 from perception.faces.detect import Face
 
 TEETH_COLOUR, CAVITY_COLOUR = (0.95, 0.95, 0.92), (0.17, 0.045, 0.055)
@@ -69,7 +68,7 @@ def relief_avatar(
     )
     lids, closing = eyelids(image, openings, config.fine_spacing, half, z)
     hidden = join(_sheets(mouth, z, config), _behind_limbs(image, mask, z, limbs, parts.box, camera, config), lids)
-    particles = _refined(skin, hidden, torch.from_numpy(image), backdrop, torch.from_numpy(mask), camera, config)
+    particles = refined(skin, hidden, torch.from_numpy(image), backdrop, torch.from_numpy(mask), camera, config)
     closing = torch.cat([torch.zeros(len(particles) - len(lids), 2), closing])
     gestures = gesture_offsets(particles, closing, parts, limbs, half)
     return Avatar(particles, backdrop, mouth, torch.from_numpy(parts.box), gestures, "relief")
@@ -247,48 +246,3 @@ def _behind_limbs(
     colour = torch.from_numpy(filled[row, column].astype(np.float32) / 255)
     deviation = torch.tensor([1.0, 1.0, _THICKNESS]) * config.deviation * spacing
     return round_particles(mean, deviation, colour, torch.full((len(mean),), int(Part.BODY)), config.opacity)
-
-
-def _refined(
-    skin: Particles,
-    hidden: Particles,
-    image: Tensor,
-    backdrop: Tensor,
-    mask: Tensor,
-    camera: Camera,
-    config: ReliefConfig,
-) -> Particles:
-    """Colours and sizes that reproduce the picture (H, W, 3) uint8, by Adam; what is `hidden` in it stays."""
-    particles = join(skin, hidden)
-    target = image.float() / 255
-    inside = mask.float()
-    colour, scale = particles.colour.clone().requires_grad_(), particles.log_scale.clone().requires_grad_()
-    visible = (torch.arange(len(particles)) < len(skin))[:, None]
-    groups: list[dict[str, Any]] = [{"params": [colour]}, {"params": [scale]}]
-    optimiser = torch.optim.Adam(groups, lr=config.rate)
-    raster = RasterConfig(backend="torch")
-    for step in range(config.steps):
-        for group, rate in zip(optimiser.param_groups, (config.rate, config.rate / 2), strict=True):
-            group["lr"] = rate * (1 - step / config.steps)
-        current = replace(
-            particles,
-            colour=torch.where(visible, colour, particles.colour),
-            log_scale=torch.where(visible, scale, particles.log_scale),
-        )
-        colours, coverage = layers(current, camera, raster)
-        image_now = colours[0] + (1 - coverage[0, ..., None]) * backdrop
-        error = (image_now - target).abs().sum(-1)
-        # Outside, nothing may be covered: compared by colour, the rim would take that of the backdrop.
-        loss = (error * inside + coverage[0] * (1 - inside)).sum() / inside.sum()
-        # Sizes may not run away: a particle that covers others is a spike from the side.
-        loss = loss + 0.02 * (scale - particles.log_scale).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        with torch.no_grad():
-            colour.clamp_(0, 1)
-    return replace(
-        particles,
-        colour=torch.where(visible, colour.detach(), particles.colour),
-        log_scale=torch.where(visible, scale.detach(), particles.log_scale),
-    )
