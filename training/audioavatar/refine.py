@@ -36,7 +36,7 @@ def train_refiner(
     key = fingerprint([made_of, plain(config), plain(sampling), seed, moving])
     if about(out).get("made_of") != key:
         samples, fitted, audio = list[Tensor](), list[Tensor](), list[Tensor]()
-        folds = config.folds if len(features) > 1 else 1
+        folds = min(config.folds, len(features))
         for fold in range(folds):
             own, others = range(fold, len(features), folds), [n for n in range(len(features)) if n % folds != fold]
             maker = net

@@ -32,6 +32,7 @@ def track_error(person: ProceduralPerson, net: MotionTransformer, clips: list[Pr
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("method", ["vsd", "sds"])
 def test_a_disturbed_generator_is_mended_by_the_teacher_alone(method: str, seed: int) -> None:
@@ -58,4 +59,5 @@ def test_a_disturbed_generator_is_mended_by_the_teacher_alone(method: str, seed:
     config = replace(ALONE, distil=DistilConfig(method))  # type: ignore[arg-type]
     train_joint(net, blind, teacher, config, seed)
     after = track_error(person, net, held)
+    print(f"{method}, seed {seed}: 2D error {before:.3f} -> {after:.3f} of rest")
     assert after < 0.85 * before, f"{method}, seed {seed}: {before:.3f} -> {after:.3f}"

@@ -76,8 +76,10 @@ def test_each_term_alone_changes_the_generator(
     before = weights(net).clone()
     train_joint(net, clips, None, nothing)
     assert torch.equal(weights(net), before)
+    still = [replace(clip, channels=torch.zeros_like(clip.channels)) for clip in clips]  # all distortion is too much
     for name in ("simple", "vsd", "traj", "l1", "ssim", "arap"):
-        train_joint(net, clips, GaussianTeacher(), replace(nothing, **{name: 1.0}))
+        own = still if name == "arap" else clips
+        train_joint(net, own, GaussianTeacher(), replace(nothing, **{name: 1.0}))
         assert not torch.equal(weights(net), before), name
         before = weights(net).clone()
 
@@ -96,7 +98,7 @@ def test_stages_stay_and_made_again_have_the_same_bytes(
     features, channels = [clip.features for clip in clips], [clip.channels for clip in clips]
 
     def run() -> list[Path]:
-        config = RefinementConfig(width=16, layers=1, heads=2, window=FRAMES, steps=2)
+        config = RefinementConfig(width=16, layers=1, heads=2, window=FRAMES, steps=2, folds=1)
         refined = train_refiner(net, features, channels, 4, tmp_path / "refine.safetensors", "clips", SMALL, config)
         joined = tmp_path / "joint.safetensors"
         return [refined, joint(net, clips, GaussianTeacher(), joined, "clips", SHORT, 0, read_refiner(refined))]

@@ -50,6 +50,7 @@ def test_no_sample_is_of_a_generator_that_has_seen_the_clip(tmp_path: Path, monk
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_lowers_the_error_of_face_and_hands_on_held_out_audio(tmp_path: Path, seed: int) -> None:
     features, channels = spoken(range(1000 * seed, 1000 * seed + 24))

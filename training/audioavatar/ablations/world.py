@@ -30,7 +30,7 @@ from miniature.weights import model_paths
 from omniavatar.encoders.audio import load_audio_encoder
 from perception.faces.crop import crop_track
 from perception.sync.syncnet import load_syncnet, sync_scores
-from training.audioavatar.config import AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
+from training.audioavatar.config import TEACHER_ROLES, AvatarTrainConfig, PeopleConfig, ScoreConfig, VoicesConfig
 from training.audioavatar.embed import FittedClip
 from training.audioavatar.omniavatar_teacher import OmniAvatarTeacher
 from training.audioavatar.people import held_out_voices
@@ -95,13 +95,14 @@ class World:
         self.run, root = RunFolder(out / "shared"), out / "shared"
         self.encoder = load_audio_encoder(self.paths["audio_encoder"])
         self.syncnet = load_syncnet(self.paths["sync_scorer"])
-        clips, fits = teach(self.train, self.run, self.paths), fit(self.train, self.run)
+        makers = {role: self.paths[role] for role in TEACHER_ROLES}  # clips of other weights would be others
+        clips, fits = teach(self.train, self.run, makers), fit(self.train, self.run)
         units = training_units(self.train)
         people = training_people(self.train)
         self.training = [[self._taught(unit, clips, fits) for unit in units if unit.person == name] for name in people]
         voices = held_out_voices(self.train.voices, self.train.score.voices)
         held_out = [Unit(people[0], voice, units[0].teacher) for voice in voices]
-        clips = make_clips(self.train, self.run, self.paths, held_out, root / "heldout", "heldout")
+        clips = make_clips(self.train, self.run, makers, held_out, root / "heldout", "heldout")
         more_fits = make_fits(self.train, self.run, held_out, clips, root / "heldout_fits", "heldout fit")
         self.held_out = [self._taught(unit, clips, more_fits) for unit in held_out]
         every = [fits / unit.file for unit in units] + [more_fits / unit.file for unit in held_out]
