@@ -1,5 +1,6 @@
 """A sweep end to end on a few drawn clips: one training for rows that only sample otherwise, and nothing done twice."""
 
+import os
 import shutil
 
 import pyarrow.parquet as pq
@@ -43,9 +44,12 @@ ONE = ExecutorConfig(workers=1, retry_failed=0)
 @pytest.fixture(scope="module", autouse=True)
 def trains_here():
     """One rank trains in this process: to start it would be to import all again, for every training."""
+    before = dict(os.environ)  # without the variables that a rank sets
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.launch.local.launch", lambda run, config, ranks: train(run, config))
         yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
