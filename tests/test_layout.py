@@ -1,10 +1,11 @@
 """The house rules as tests: floors, no cycles, engines at the edge, and what no file of the tree may do."""
 
 import ast
+import gc
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,16 @@ ENGINES = {
 # The three places that take any exception: it becomes the row of a failed unit, the end of a command, or the row of a
 # measurement, of which the others must run while the card is there.
 BROAD_EXCEPT = ("common/executors/runner.py", "pipelines/cli/failures.py", "pipelines/gpu_drill/drill.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed() -> Iterator[None]:
+    """The million nodes of all files are not searched for garbage as they are made, nor held after these tests."""
+    gc.disable()
+    yield
+    for held in (tree, nodes):
+        held.cache_clear()
+    gc.enable()
 
 
 @cache

@@ -13,6 +13,7 @@ from common.process.imports import large_imports
 
 with large_imports():
     from training.engine.zero import Engine, join_group, leave_group
+    from training.train import train
 
 import torch
 import torch.multiprocessing
@@ -20,14 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common.recipe import dump_recipe, load_recipe
+from common.runs import RunFolder
 from omniavatar.model.transformer import AvatarTransformer, build_condition
-from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig
+from training.config import EngineConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from training.engine.optimizer import build_optimizer
 from training.omniavatar.model import build_model
 from training.omniavatar.objective import Batch, sample_losses
 
 LR, AUDIO_DIM, MICRO_BATCHES = 1e-2, 24, 2
 PATIENCE = 150.0  # seconds that a rank waits for the other
+TRAINING = "train.yaml"
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,7 @@ def by_ranks(folder: Path, configs: Mapping[str, ShortConfig], ranks: int = 2) -
     """Every configuration in turn, by the same `ranks` processes."""
     for name, config in configs.items():
         (folder / f"{name}.yaml").write_text(dump_recipe(config))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(variable, None)
-    command = [sys.executable, __file__, str(folder), str(ranks), *configs]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == 0, ended.stderr
+    _fork(ranks, folder, *configs)
     assert float((folder / "timeout").read_text()) == PATIENCE
     return {
         name: ShortRun(**json.loads((folder / f"{name}.json").read_text()), weights=load_file(folder / f"{name}.st"))
@@ -126,9 +124,27 @@ def by_ranks(folder: Path, configs: Mapping[str, ShortConfig], ranks: int = 2) -
     }
 
 
+def train_by_ranks(run: RunFolder, config: TrainConfig, ranks: int = 2) -> None:
+    """`training.train` by several ranks, without a launcher."""
+    (run.root / TRAINING).write_text(dump_recipe(config))
+    _fork(ranks, run.root)
+
+
+def _fork(ranks: int, folder: Path, *names: str) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        environment.pop(variable, None)
+    command = [sys.executable, __file__, str(folder), str(ranks), *names]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+
+
 def _rank(rank: int, folder: Path, ranks: int, port: int, names: list[str]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if not names:
+        train(RunFolder(folder), load_recipe(folder / TRAINING, TrainConfig))
+        return leave_group()
     join_group(threads=1, timeout=PATIENCE)
     for name in names:
         run = by_engine(load_recipe(folder / f"{name}.yaml", ShortConfig))

@@ -1,5 +1,6 @@
 """A sweep end to end on a few drawn clips: one training for rows that only sample otherwise, and nothing done twice."""
 
+import os
 import shutil
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from eval.manifest import read_manifest
 from pipelines.sweep.pages import write_results
 from pipelines.sweep.run import link, run_sweep
 from pipelines.sweep.settings import Places, RowConfig, SweepConfig, cell_of
+from training.train import train
 
 SET = {
     "models": {"quality_scorer": "", "fvd_features": ""},
@@ -37,6 +39,17 @@ CONFIG = SweepConfig(
     set=SET, seeds=(0,), long_base="joined", long_clips=1,
 )  # fmt: skip
 ONE = ExecutorConfig(workers=1, retry_failed=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trains_here():
+    """One rank trains in this process: to start it would be to import all again, for every training."""
+    before = dict(os.environ)  # without the variables that a rank sets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.launch.local.launch", lambda run, config, ranks: train(run, config))
+        yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

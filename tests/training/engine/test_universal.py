@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from common.runs import DiskFullError, RunFolder
+from tests.training.short_runs import train_by_ranks
 from training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from training.engine.universal import ConversionError, sharded_over, to_universal
-from training.launch.local import launch
 from training.train import train
 
 AtStage = Callable[[int], TrainConfig]
@@ -51,7 +51,7 @@ def test_a_training_goes_on_with_more_ranks_and_with_fewer(at_stage: AtStage, tm
     parts = go_back(whole, 1, tmp_path / "parts (1+2+1)")
     state = parts.checkpoints / "state"
     (state / ".universal-step-00000000-killed").mkdir()  # of a conversion that was killed, of an older checkpoint
-    launch(parts, replace(config, steps=2), ranks=2)
+    train_by_ranks(parts, replace(config, steps=2))
     train(parts, config)
     assert [sharded_over(state / f"step-{step:08d}") for step in (1, 2, 3)] == [1, 2, 1]
     assert apart(adapter_of(parts), adapter_of(whole)) < 1e-6
