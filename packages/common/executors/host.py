@@ -65,9 +65,6 @@ class Host:
         name = f"{self.flow.steps[step].stage.name}-{self._prints[step]}"
         return None if self.ledger is None or step == UNPLACED else journal_file(self.ledger, name, self.number)
 
-    def ping(self) -> None:
-        """Answers when the worker has started."""
-
     def load(self, step: int) -> list[int]:
         """Load the models of a step; returns the steps whose models are held. Others are released, the oldest first,
         where all would be more than `HELD_BYTES`."""

@@ -1,5 +1,6 @@
 """Ray workers, and the room that the Ray cluster has for them."""
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -35,7 +36,7 @@ class RayWorker:
         actor: Any = ray.remote(type(host)).options(**options, max_restarts=0)
         self.host = host
         self._actor: Any = actor.remote(*host.arguments)
-        self.started: Future[Any] = self._actor.ping.remote().future()
+        self.started: Future[Any] = self._actor.__ray_call__.remote(_die_when_stopped).future()
         self._last: Future[Any] = self.started
 
     def load(self, step: int) -> "Future[list[int]]":
@@ -64,6 +65,13 @@ class RayWorker:
         if ray.is_initialized():
             with suppress(ray.exceptions.ActorHandleNotFoundError):  # the actor of an earlier Ray session
                 ray.kill(self._actor)
+
+
+def _die_when_stopped(host: Any) -> None:
+    """Called first in every actor: SIGTERM ends it at once. Ray sends it to workers whose driver has died or whose node
+    leaves, and makes of it a SystemExit that a unit would take for its own failure, be recorded with it, and lose an
+    attempt, while the actor went on to the next unit."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def ray_room(kind: WorkerKind, config: ExecutorConfig) -> int:

@@ -42,6 +42,8 @@ def judge(log: Path, factor: float, row: Row) -> Outcome:
         sys.exit("a library gives up")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "stopped":
+        os.kill(os.getpid(), signal.SIGTERM)
     if kind == "disk":
         raise OSError(errno.ENOSPC, "No space left on device")
     if kind == "wrong":
