@@ -38,21 +38,22 @@ class DrawnTeacher:
             *training_voices(recipe.voices, recipe.people.train, recipe.score.voices),
             *held_out_voices(recipe.voices, recipe.score.voices),
         ]
-        said = [perform(voice.number, recipe.voices.seconds) for voice in voices]
+        performances = [perform(voice.number, recipe.voices.seconds) for voice in voices]
         return cls(
-            {each.person.image.tobytes(): each for each in people}, {each.speech.audio.tobytes(): each for each in said}
+            {each.person.image.tobytes(): each for each in people},
+            {each.speech.audio.tobytes(): each for each in performances},
         )
 
     def generate(self, image: np.ndarray, audio: np.ndarray, prompt: str, seed: int) -> np.ndarray:
         """As of ClipTeacher: the picture and the audio decide alone. Raises InputError for a picture or an audio that
         are not of the recipe."""
-        person, said = self._people.get(image.tobytes()), self._voices.get(audio.tobytes())
-        if person is None or said is None:
+        person, performance = self._people.get(image.tobytes()), self._voices.get(audio.tobytes())
+        if person is None or performance is None:
             raise InputError(
                 f"The teacher drawn does not know {'the picture' if person is None else 'the voice'}; it films people "
                 "and voices of its recipe only, with the bytes they were drawn with."
             )
-        return person.film(_begun_at(person.pose, said.motion), said.speech.lips)
+        return person.film(_begun_at(person.pose, performance.motion), performance.speech.lips)
 
     def settings(self) -> dict[str, object]:
         """As of ClipTeacher."""

@@ -239,10 +239,10 @@ def _norms(terms: Mapping[str, Tensor], motion: Tensor) -> dict[str, float]:
 
 def _scales(history: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
     """What terms are multiplied by, from the mean norms of their gradients so far; their weights where L1 is out."""
-    known = [record for record in history if "norm_l1" in record]
-    if not known:
+    measured = [record for record in history if "norm_l1" in record]
+    if not measured:
         return dict(weights)
-    mean = {name: sum(record.get(f"norm_{name}", 0.0) for record in known) / len(known) for name in TERMS}
+    mean = {name: sum(record.get(f"norm_{name}", 0.0) for record in measured) / len(measured) for name in TERMS}
     shares = {name: weights[name] * mean["l1"] / mean[name] if mean[name] else weights[name] for name in TERMS}
     limited = {name: min(shares[name], 1.0) for name in DISTORTION}  # of one that hardly counts no more is made
     return shares | limited | {name: weights[name] for name in ("simple", "l1")}

@@ -42,8 +42,8 @@ def train_refiner(
             maker = net
             if others:
                 file = out.with_name(f"{out.stem}-fold-{fold}.safetensors")
-                known = [features[n] for n in others], [channels[n] for n in others]
-                maker = _fold_generator(net, *known, file, key, sampling, seed, log)
+                learnt = [features[n] for n in others], [channels[n] for n in others]
+                maker = _fold_generator(net, *learnt, file, key, sampling, seed, log)
             pairs = [(n, number) for n in own for number in range(seed * SAMPLES, (seed + 1) * SAMPLES)]
             samples += [sample_motion(maker, features[n], sampling, number) for n, number in pairs]
             audio, fitted = audio + [features[n] for n, _ in pairs], fitted + [channels[n] for n, _ in pairs]
@@ -71,14 +71,14 @@ def _fold_generator(
     log: MetricLog | None,
 ) -> MotionTransformer:
     """A generator like `net` of some of the clips, in `path` until the refiner is trained: a killed stage reads it."""
-    made = copy.deepcopy(net)
+    generator = copy.deepcopy(net)
     if about(path).get("made_of") != key:
         checkpoint = checkpoint_of(path, key, "refine", log)
         save_tensors(path, fit_generator(features, channels, config, seed, checkpoint).state_dict(), {"made_of": key})
         if checkpoint:
             checkpoint.remove()
-    made.load_state_dict(read_tensors(path))
-    return made
+    generator.load_state_dict(read_tensors(path))
+    return generator
 
 
 def read_refiner(path: Path) -> Refiner:

@@ -104,8 +104,8 @@ def score(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path])
         late = np.concatenate([np.zeros(DELAY * SAMPLES_PER_FRAME, np.float32), wave])[: len(wave)]
         row["delay_found"] = float(row["offset"] - sync_scores(judges.net, crops, late).offset == DELAY)
         if config.voices.source == "drawn":
-            said = perform(_next(voices, unit.voice).number, config.voices.seconds)
-            row |= {f"{name}_swapped": r for name, r in _followed(avatar, moved, said).items()}
+            other_performance = perform(_next(voices, unit.voice).number, config.voices.seconds)
+            row |= {f"{name}_swapped": r for name, r in _followed(avatar, moved, other_performance).items()}
         rows.append(row)
         if unit.person in shown and unit.voice == voices[0]:
             who = f"{unit.person}, {'trained on' if own else 'never seen'}"
@@ -209,14 +209,14 @@ def _rendered(avatar: Avatar, moved: Motion) -> np.ndarray:
     return np.stack(list(FrameRenderer(avatar, SayConfig(longest_side=max(avatar.size))).frames(moved)))
 
 
-def _followed(avatar: Avatar, moved: Motion, said: Performance) -> dict[str, float | None]:
+def _followed(avatar: Avatar, moved: Motion, performance: Performance) -> dict[str, float | None]:
     """How far the avatar follows what is true of a voice: the correlations of `FOLLOWED`, those of hands without hands
     left out; None where there is nothing to follow."""
     gesture = dict(zip(GESTURES, moved.gesture.numpy().T, strict=True))
-    nod, truth = moved.head[:, 1].numpy(), said.motion
+    nod, truth = moved.head[:, 1].numpy(), performance.motion
     # Brows of the drawn world are its smoothed stress.
     found = {
-        "lip_gap": _r(lip_gap(avatar, moved).numpy(), said.speech.lips[:, 0]),
+        "lip_gap": _r(lip_gap(avatar, moved).numpy(), performance.speech.lips[:, 0]),
         "nod": _r(nod, truth.y),
         "nod_stress": _r(nod, truth.brow),
         "brows": _r(gesture["brows"], truth.brow),
