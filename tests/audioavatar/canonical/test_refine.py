@@ -41,7 +41,7 @@ def test_no_particle_of_the_skin_has_a_colour_that_the_picture_does_not_have_the
     pixel, _ = avatar.camera.project(avatar.particles.mean[skin])
     column, row = pixel.long().clamp(0, 63).numpy().T
     square = np.ones((5, 5), np.uint8)
-    low, high = (each(portrait, square)[row, column] / 255 for each in (cv2.erode, cv2.dilate))
+    low, high = cv2.erode(portrait, square)[row, column] / 255, cv2.dilate(portrait, square)[row, column] / 255
     colour = avatar.particles.colour[skin].numpy()
     assert (colour > low - 0.1001).all() and (colour < high + 0.1001).all()
 
