@@ -79,5 +79,7 @@ def _range_around(particles: Particles, image: Tensor, camera: Camera) -> tuple[
         pixel[:, axis].long().clamp(0, size - 1).numpy() for axis, size in ((0, image.shape[1]), (1, image.shape[0]))
     )
     square = np.ones((2 * _REACH + 1, 2 * _REACH + 1), np.uint8)
-    low, high = (torch.from_numpy(each(image.numpy(), square)[row, column] / 255) for each in (cv2.erode, cv2.dilate))
-    return (low.float() - _MARGIN).clamp_min(0), (high.float() + _MARGIN).clamp_max(1)
+    pixels = image.numpy()
+    low = torch.from_numpy(cv2.erode(pixels, square)[row, column]).float() / 255
+    high = torch.from_numpy(cv2.dilate(pixels, square)[row, column]).float() / 255
+    return (low - _MARGIN).clamp_min(0), (high + _MARGIN).clamp_max(1)
