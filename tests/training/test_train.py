@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,7 @@ def test_a_request_to_stop_saves_first(config: TrainConfig, run: RunFolder) -> N
     with subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE) as worker:
         while not (run.logs / "train.jsonl").exists() or len(log_of(run)) < 3:
             assert worker.poll() is None
+            time.sleep(0.05)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == UNFINISHED
     assert (run.checkpoints / "state" / "latest").read_text() == f"step-{len(log_of(run)):08d}"

@@ -77,7 +77,7 @@ def test_a_flow_on_ray_equals_one_in_the_calling_process(tmp_path: Path) -> None
     """Two pools, of which the cluster has no resources for one, and lanes, which reserve no core."""
     listed: list[dict[str, Any]] = [{"unit": f"s{n}", "children": n % 4} for n in range(12)]
     ways = {}
-    for name, executor in (("here", HERE), ("ray", replace(RAY, workers=0, cpus_per_worker=0.25))):
+    for name, executor in (("here", HERE), ("ray", replace(RAY, workers=0, cpus_per_worker=0.5))):
         rows = run_flow(branching(tmp_path / name), listed, Ledger(tmp_path / name / "ledger"), executor, "flow")
         ways[name] = list(rows.rows())
     assert ways["here"] == ways["ray"] and len(ways["ray"]) == 12 + sum(n % 4 for n in range(12))

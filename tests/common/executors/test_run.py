@@ -346,7 +346,7 @@ import sys
 from pathlib import Path
 from tests.common.executors.test_run import POOL, run
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], POOL)
+    run(Path(sys.argv[1]), [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], POOL, reads=("n",))
 """
 
 
@@ -374,8 +374,8 @@ def test_kill_9_of_the_run_leaves_no_orphans_and_the_next_run_resumes(tmp_path: 
     done = {row["unit"] for row in ledger_rows(tmp_path / "ledger").to_pylist()}
     before = calls(tmp_path)
     assert 5 <= len(done) < 40
-    units = [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)]
-    outcomes = run(tmp_path, units, HERE)
+    units = [{"unit": f"u{n}", "n": n} for n in range(40)]
+    outcomes = run(tmp_path, units, HERE, reads=("n",))
     assert [outcome.state for outcome in outcomes] == ["kept"] * 40
     assert sorted(calls(tmp_path)[len(before) :]) == sorted({unit["unit"] for unit in units} - done)
 
@@ -397,7 +397,7 @@ def test_no_finished_unit_runs_again_after_any_kill(tmp_path: Path) -> None:
         process.wait()
         psutil.wait_procs(workers, timeout=20)
         again += [unit for unit in calls(tmp_path)[before:] if unit in finished]
-    outcomes = run(tmp_path, [{"unit": f"u{n}", "n": n, "sleep": 0.1} for n in range(40)], POOL)
+    outcomes = run(tmp_path, [{"unit": f"u{n}", "n": n} for n in range(40)], POOL, reads=("n",))
     assert [outcome.state for outcome in outcomes] == ["kept"] * 40 and again == []
     # Each kill of the run interrupts a unit on each of two workers at most, that of a worker one.
     assert len(calls(tmp_path)) <= 40 + 2 + 1 + 2 and len(ledger_rows(tmp_path / "ledger")) == 40

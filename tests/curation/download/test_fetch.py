@@ -30,6 +30,7 @@ from tests.curation.web import OK, Answer, Web, serve
 ROOT = Path(__file__).parents[3]
 QUICK = EgressConfig(per_hour=1e9, pause_seconds=(0.0, 0.0), request_pause_seconds=0.0, max_bytes_per_second=0)
 CONFIG = DownloadConfig(egress=(QUICK,), network_tries=2, backoff_seconds=0.01, allow_private_addresses=True)
+HERE = ExecutorConfig(workers=1)  # the calling process
 REST = CooldownConfig(cooldown_seconds=100, give_up_after=3)
 Row = dict[str, Any]
 
@@ -189,7 +190,7 @@ def test_a_file_is_fetched_again_when_it_is_damaged_or_another_is_wanted(web: We
 
 def test_a_sweep_finds_the_dead_without_fetching(web: Web, talk: bytes, tmp_path: Path) -> None:
     alive, dead = row_of("a", web.add_video("a", talk, seconds=2)), row_of("b", f"{web.address}/watch/none")
-    outcomes = run_stage(SweepStage(CONFIG, tmp_path), [alive, dead], Ledger(tmp_path / "ledger"), ExecutorConfig())
+    outcomes = run_stage(SweepStage(CONFIG, tmp_path), [alive, dead], Ledger(tmp_path / "ledger"), HERE)
     assert [(outcome.state, outcome.reason) for outcome in outcomes] == [("kept", ""), ("rejected", "removed")]
     assert outcomes[0].outputs["announced"]["duration"] == 2 and not list(tmp_path.glob("*.mp4"))
 
@@ -209,7 +210,7 @@ def test_many_spans_of_a_video_are_one_request_and_a_lost_file_is_fetched_again(
 
     def fetched() -> list[Row]:
         flow = Flow(tuple(fetch_steps(config, folder)))
-        rows = run_flow(flow, listed(), Ledger(tmp_path / "ledger"), ExecutorConfig(workers=1), "fetch").rows()
+        rows = run_flow(flow, listed(), Ledger(tmp_path / "ledger"), HERE, "fetch").rows()
         return [row for _, row in rows if "decision" not in row]
 
     for expected in (1, 1):  # the second run asks for nothing
@@ -254,7 +255,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
         "from tests.curation.download.test_fetch import *\n"
         "url, folder = sys.argv[1], Path(sys.argv[2])\n"
         "config = replace(CONFIG, egress=(replace(QUICK, max_bytes_per_second=100_000),))\n"
-        "run_stage(DownloadStage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), ExecutorConfig())\n"
+        "run_stage(DownloadStage(config, folder), [row_of('v', url)], Ledger(folder / 'ledger'), HERE)\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "packages")))}
     arguments = [sys.executable, "-c", code, url, str(folder)]
@@ -268,7 +269,7 @@ def test_a_killed_download_goes_on_where_it_was(web: Web, talk: bytes, tmp_path:
     had = part.stat().st_size
     assert not (folder / "v.mp4").exists()
     stage = DownloadStage(CONFIG, folder)
-    [outcome] = run_stage(stage, [row_of("v", url)], Ledger(folder / "ledger"), ExecutorConfig())
+    [outcome] = run_stage(stage, [row_of("v", url)], Ledger(folder / "ledger"), HERE)
     assert outcome.state == "kept" and outcome.outputs["sha256"] == sha256_file(folder / "v.mp4")
     assert (folder / "v.mp4").read_bytes() == body
     assert (had, len(body) - had) in web.gets("/media/v.mp4")  # the second run asked for the rest only
