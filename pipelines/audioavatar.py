@@ -34,7 +34,7 @@ AVATAR_STEPS = (
     ),
     Step(
         "motion",
-        ("avatar.seed", "avatar.space", "avatar.driver", "avatar.generator"),
+        ("avatar.seed", "avatar.gesture_teachers", "avatar.space", "avatar.driver", "avatar.generator"),
         ("audio_encoder",),
         "generator.safetensors",
         f"{_HERE}:motion",

@@ -10,7 +10,7 @@ import pytest
 
 from tests.curation.damaged_media import WAYS
 
-CASES = 64  # of which `make soak` tries more
+CASES = 128  # of which `make soak` tries more
 # A sound case of two seconds takes 0.1 s; a loop over a claimed million frames takes minutes.
 CPU_SECONDS = 5.0
 PEAK_MB = 1000

@@ -83,15 +83,18 @@ class AvatarTrainConfig:
     """Training of the second system. `teachers` (name -> its settings) take the clips in turn: `omniavatar`, and
     `drawn`, the small world's drawer, which has no settings.
 
-    `space` is where the mouth's motion is generated: principal `components` of the fits, or the joint `embedding`,
-    which is trained in any case, as a judge that needs no other weights. Refinement and joint training with 0 steps are
-    left out; regression (`driver` ridge or tcn) has neither. Joint training takes `joint_clips`, of all people in turn.
+    `gesture_teachers` are those whose head, brows and hands follow the voice, none: all of them; the clips of others
+    take gestures from a regression on theirs. `space` is where the mouth's motion is generated: principal `components`
+    of the fits, or the joint `embedding`, which is trained in any case, as a judge that needs no other weights.
+    Refinement and joint training with 0 steps are left out; regression (`driver` ridge or tcn) has neither. Joint
+    training takes `joint_clips`, of all people in turn.
     """
 
     seed: int = 0
     people: PeopleConfig = PeopleConfig()
     voices: VoicesConfig = VoicesConfig()
     teachers: dict[str, TeacherConfig] = field(default_factory=_teachers)
+    gesture_teachers: tuple[str, ...] = ()
     relief: ReliefConfig = ReliefConfig()
     fit: FitConfig = FitConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
@@ -102,3 +105,11 @@ class AvatarTrainConfig:
     joint: JointConfig = JointConfig()
     joint_clips: Count = 24
     score: ScoreConfig = ScoreConfig()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.gesture_teachers if name not in self.teachers]
+        if unknown:
+            raise InputError(
+                f"avatar.gesture_teachers names {unknown[0]}; expected some of avatar.teachers: "
+                f"{', '.join(self.teachers)}."
+            )

@@ -18,7 +18,15 @@ from audioavatar.avatar import FILE, GESTURES, load_avatar
 from audioavatar.distil.teacher import VideoTeacher
 from audioavatar.driven.features import audio_features
 from audioavatar.driven.generator import MotionTransformer
-from audioavatar.driven.model import MotionModel, fit_motion_model, load_motion_model, motion_channels
+from audioavatar.driven.model import (
+    MotionModel,
+    beside_channels,
+    fit_motion_model,
+    load_motion_model,
+    motion_channels,
+    with_beside,
+)
+from audioavatar.driven.ridge import fit_ridge
 from audioavatar.motion import Motion
 from common.errors import InputError
 from common.media.images import read_image_file
@@ -46,7 +54,7 @@ class Fitted:
 
 
 def read_fits(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Fitted:
-    """Fits, avatars and audio features of all clips of training."""
+    """Fits, avatars and audio features of all clips of training, with gestures that follow the voice."""
     root, encoder = Path(run.root), load_audio_encoder(models["audio_encoder"])
     avatars = {name: load_avatar(root / AVATARS / name) for name in training_people(config)}
     units, clips, hashes = training_units(config), [], []
@@ -57,7 +65,27 @@ def read_fits(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Pa
         hashes.append([sha256_file(file) for file in files])
     frames = min(min(len(clip.motion), len(clip.features)) for clip in clips)
     cut = [FittedClip(avatar, _cut(motion, frames), features[:frames]) for avatar, motion, features in clips]
-    return Fitted(units, cut, fingerprint(hashes))
+    clips = _with_gestures(config, units, cut)
+    return Fitted(units, clips, fingerprint([hashes, config.gesture_teachers]))
+
+
+def _with_gestures(config: AvatarTrainConfig, units: Sequence[Unit], clips: list[FittedClip]) -> list[FittedClip]:
+    """Clips of teachers whose head and gestures do not follow the voice, with those that ridge regression from the
+    other teachers' clips gives: as they are they would teach the generator that audio tells nothing of them."""
+    shown = [clip for unit, clip in zip(units, clips, strict=True) if _shows_gestures(config, unit)]
+    if not shown or len(shown) == len(clips):
+        return clips
+    ridge = fit_ridge([clip.features for clip in shown], [beside_channels(clip.avatar, clip.motion) for clip in shown])
+    return [
+        clip
+        if _shows_gestures(config, unit)
+        else clip._replace(motion=with_beside(clip.avatar, clip.motion, ridge(clip.features)))
+        for unit, clip in zip(units, clips, strict=True)
+    ]
+
+
+def _shows_gestures(config: AvatarTrainConfig, unit: Unit) -> bool:
+    return not config.gesture_teachers or unit.teacher in config.gesture_teachers
 
 
 def embed(config: AvatarTrainConfig, run: RunFolder, models: Mapping[str, Path]) -> Path:
@@ -133,8 +161,8 @@ def _joined(
     """The net after joint training, whose losses and pulls `joint.safetensors` keeps."""
     root, fitted = Path(run.root), read_fits(config, run, models)
     teacher = _score_teacher(config, models) if config.joint.vsd else None
-    order = sorted(range(len(fitted.units)), key=lambda number: (number % config.voices.each, number))
-    chosen = order[: config.joint_clips]
+    numbers = [number for number, unit in enumerate(fitted.units) if _shows_gestures(config, unit)]
+    chosen = sorted(numbers, key=lambda number: (number % config.voices.each, number))[: config.joint_clips]
     channels = _channels(model, [fitted.clips[number] for number in chosen])
     subjects: dict[str, AvatarSubject] = {}
     clips = []

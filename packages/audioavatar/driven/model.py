@@ -107,8 +107,18 @@ def motion_channels(space: MouthBasis | LearntSpace, avatar: Avatar, motion: Mot
     """A motion of any avatar as the generator has it, (T, C): the mouth in a space, gestures and head in the avatar's
     units."""
     with torch.no_grad():
-        beside = torch.cat([motion.gesture, motion.head], dim=1) / _units(avatar)
-        return torch.cat([space.encode(avatar, motion), beside], dim=1)
+        return torch.cat([space.encode(avatar, motion), beside_channels(avatar, motion)], dim=1)
+
+
+def beside_channels(avatar: Avatar, motion: Motion) -> Tensor:
+    """The channels after the mouth's, (T, G + HEAD): gestures and head in the avatar's units."""
+    return torch.cat([motion.gesture, motion.head], dim=1) / _units(avatar)
+
+
+def with_beside(avatar: Avatar, motion: Motion, channels: Tensor) -> Motion:
+    """The motion with the gestures and the head of other such channels."""
+    rest = channels * _units(avatar)
+    return replace(motion, head=rest[:, -HEAD:], gesture=rest[:, :-HEAD])
 
 
 def fit_motion_model(
