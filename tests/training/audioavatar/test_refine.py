@@ -1,4 +1,4 @@
-"""Refinement: with folds no sample is of a generator that has seen the clip; on the analytic person it does no harm."""
+"""Refinement: with folds no sample is of a generator that has seen the clip; the analytic person takes no harm."""
 
 from pathlib import Path
 
