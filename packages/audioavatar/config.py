@@ -153,7 +153,7 @@ class RefinementConfig:
     """The transformer that corrects face and hands: size, frames it attends to on both sides, training in windows;
     `noise` in standard deviations of the features.
 
-    With more than one of `folds` every clip's samples come from a generator that has not seen it, but is of fewer clips.
+    With more than one of `folds` every clip's samples come from a generator that has not seen it, but fewer clips.
     Two folds of 24 clips changed the held-out error by -8 % in principal components, +12 % in the embedding (one seed).
     """
 
