@@ -153,8 +153,8 @@ class RefinementConfig:
     """The transformer that corrects face and hands: size, frames it attends to on both sides, training in windows;
     `noise` in standard deviations of the features.
 
-    Every clip's samples come from one of `folds` generators that have not seen it: those of the generator that learnt
-    the clip by heart lack the errors that are to be mended. 1: from the generator itself.
+    With more than one of `folds` every clip's samples come from a generator that has not seen it, but fewer clips.
+    Two folds of 24 clips changed the held-out error by -8 % in principal components, +12 % in the embedding (one seed).
     """
 
     width: int = 64
@@ -166,7 +166,7 @@ class RefinementConfig:
     rate: float = 2e-3
     weight_decay: float = 0.02
     noise: float = 0.1
-    folds: Count = 2
+    folds: Count = 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stage `refine`: the refinement of face and hands, trained on samples of generators that have not seen the clip."""
+"""Stage `refine`: the refinement of face and hands, trained on the generator's own samples, or on those of folds."""
 
 import copy
 import logging

@@ -98,7 +98,7 @@ def test_stages_stay_and_made_again_have_the_same_bytes(
     features, channels = [clip.features for clip in clips], [clip.channels for clip in clips]
 
     def run() -> list[Path]:
-        config = RefinementConfig(width=16, layers=1, heads=2, window=FRAMES, steps=2, folds=1)
+        config = RefinementConfig(width=16, layers=1, heads=2, window=FRAMES, steps=2)
         refined = train_refiner(net, features, channels, 4, tmp_path / "refine.safetensors", "clips", SMALL, config)
         joined = tmp_path / "joint.safetensors"
         return [refined, joint(net, clips, GaussianTeacher(), joined, "clips", SHORT, 0, read_refiner(refined))]

@@ -1,4 +1,4 @@
-"""Refinement: its samples come from generators that have not seen the clip; on the analytic person it does no harm."""
+"""Refinement: with folds no sample is of a generator that has seen the clip; the analytic person takes no harm."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def spoken(seeds: range) -> tuple[list[Tensor], list[Tensor]]:
 def test_no_sample_is_of_a_generator_that_has_seen_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, channels = spoken(range(4))
     tiny = GeneratorConfig(width=8, layers=1, heads=1, window=FRAMES, steps=1, sampling_steps=1)
-    small = RefinementConfig(width=8, layers=1, heads=1, window=FRAMES, steps=1)
+    small = RefinementConfig(width=8, layers=1, heads=1, window=FRAMES, steps=1, folds=2)
     learnt: list[list[Tensor]] = []
     sampled: list[tuple[int, Tensor]] = []
 

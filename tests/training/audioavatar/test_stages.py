@@ -42,7 +42,7 @@ TINY = AvatarTrainConfig(
     fit=FitConfig(field_steps=1, particle_stages=((1, 1.0, 6.0, 0.25, 0.04),)),
     embedding=EmbeddingConfig(embedding=2, width=8, audio_width=8, steps=3, particles=16),
     generator=GeneratorConfig(width=8, layers=1, heads=1, window=8, overlap=2, steps=3, sampling_steps=1),
-    refinement=RefinementConfig(width=8, layers=1, heads=1, window=8, steps=3),
+    refinement=RefinementConfig(width=8, layers=1, heads=1, window=8, steps=3, folds=2),
     joint=JointConfig(steps=3, window=4, distil=DistilConfig(rank=2, warm_up=1, critic_steps=1)),
     score=ScoreConfig(people=1, voices=2),
 )

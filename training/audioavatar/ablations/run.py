@@ -108,7 +108,7 @@ def run_row(world: World, row: Row, config: AblationConfig, seed: int, out: Path
     )
     teacher = world.new_teacher() if row.distil else None
     own = [_joint_clip(clip, subject, space, teacher) for clip in world.training[0]]
-    key = fingerprint([key, row.refinement, plain(settings)])
+    key = fingerprint([key, plain(config.refinement) if row.refinement else "", plain(settings)])
     file = joint(net, own, teacher, out / f"joint-{key}.safetensors", key, settings, seed, refiner)
     net.load_state_dict(read_tensors(file))
     pulls = {name: value for name, value in about(file)["history"][0].items() if name.startswith("pull_")}

@@ -65,7 +65,7 @@ class AblationConfig:
         score=ScoreConfig(people=0, voices=4),
     )
     embedding: EmbeddingConfig = EmbeddingConfig()
-    refinement: RefinementConfig = RefinementConfig(width=48, layers=2, steps=120)
+    refinement: RefinementConfig = RefinementConfig(width=48, layers=2, steps=120, folds=2)
     joint: JointConfig = JointConfig(steps=24, distil=DistilConfig(warm_up=60, critic_steps=2))
 
 
