@@ -53,6 +53,8 @@ def draw_training(log: MetricLog, talks: Sequence[Shown], target: Path) -> None:
 
 
 def _losses(axes: Axes, stage: str, rows: Sequence[dict[str, float]]) -> None:
+    # A training that was killed has done some steps twice.
+    rows = [row for _, row in sorted({row["step"]: row for row in rows}.items())]
     for name in _LOSSES[stage]:
         axes.semilogy([row["step"] for row in rows], [row[name] for row in rows], label=name)
     axes.set_title(stage, fontsize=9)
