@@ -52,4 +52,4 @@ def test_other_commands_say_what_the_second_system_has(tmp_path: Path) -> None:
     assert wrong.returncode == 1 and "the steps are teach, fit, embed, motion, refine, joint, eval" in wrong.stderr
     assert not (tmp_path / "run").exists()
     plan = run_here("train", "--plan", "--recipe", "audioavatar-small", "--run", tmp_path / "run")
-    assert plan.returncode == 0 and "24" in plan.stdout
+    assert plan.returncode == 0 and "48" in plan.stdout

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ def test_death_of_an_actor_is_the_failure_of_its_unit_alone(tmp_path: Path, capf
     outcomes = run(tmp_path, units, replace(RAY, retry_crashes=1))
     assert [outcome.state for outcome in outcomes] == ["kept", "failed", "kept", "failed", "kept"]
     assert [(outcomes[n].error_class, outcomes[n].attempt) for n in ends] == [("Quarantined", 2)] * 2
-    assert sorted(calls(tmp_path)) == ["u0", "u1", "u1", "u2", "u3", "u3", "u4"]
+    times = Counter(calls(tmp_path))
+    assert [times[unit] for unit in ("u0", "u2", "u4")] == [1, 1, 1] and min(times["u1"], times["u3"]) >= 2
     out, err = capfd.readouterr()
     assert out == "" and all(line.startswith("judge: ") for line in err.splitlines())
 
