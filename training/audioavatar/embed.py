@@ -51,10 +51,7 @@ def train_space(
 
 def read_space(path: Path) -> LearntSpace:
     """What `embed` wrote."""
-    sizes = about(path)["sizes"]
-    space = LearntSpace(sizes["features"], EmbeddingConfig(**sizes["config"]))
-    space.load_state_dict(read_tensors(path))
-    return space.eval().requires_grad_(False)
+    return LearntSpace.restored(about(path)["sizes"], read_tensors(path))
 
 
 class Similarity(NamedTuple):

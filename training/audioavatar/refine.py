@@ -83,10 +83,7 @@ def _fold_generator(
 
 def read_refiner(path: Path) -> Refiner:
     """What `train_refiner` wrote."""
-    sizes = about(path)["sizes"]
-    refiner = Refiner(**{**sizes, "config": RefinementConfig(**sizes["config"])})
-    refiner.load_state_dict(read_tensors(path))
-    return refiner.eval().requires_grad_(False)
+    return Refiner.restored(about(path)["sizes"], read_tensors(path))
 
 
 def error(

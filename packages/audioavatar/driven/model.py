@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audioavatar.avatar import Avatar
-from audioavatar.config import Driver, EmbeddingConfig, GeneratorConfig, RefinementConfig, TcnConfig
+from audioavatar.config import Driver, GeneratorConfig, TcnConfig
 from audioavatar.driven.basis import MouthBasis, principal_components
 from audioavatar.driven.generator import MotionTransformer, continue_motion, fit_generator, sample_motion
 from audioavatar.driven.refinement import Refiner, refine
@@ -158,8 +158,9 @@ def load_motion_model(path: Path | str) -> MotionModel:
             if about.get("format") != FORMAT:
                 raise InputError(f"{path} has the format {about.get('format')!r}; expected {FORMAT!r}.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        space, net = _space(about["space"], _of("space", tensors)), _net(about, _of("net", tensors))
-        refiner = None if "refiner" not in about else _refiner(about["refiner"], _of("refiner", tensors))
+        sizes, state, net = about["space"], _of("space", tensors), _net(about, _of("net", tensors))
+        space = MouthBasis(**state, kept=sizes["kept"]) if "kept" in sizes else LearntSpace.restored(sizes, state)
+        refiner = Refiner.restored(about["refiner"], _of("refiner", tensors)) if "refiner" in about else None
         return MotionModel(space, net, about["features"], GeneratorConfig(**about["sampling"]), refiner)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
@@ -184,20 +185,6 @@ def _state(part: Any) -> dict[str, Tensor]:
 
 def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-
-
-def _space(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> MouthBasis | LearntSpace:
-    if "kept" in sizes:
-        return MouthBasis(**state, kept=sizes["kept"])
-    space = LearntSpace(sizes["features"], EmbeddingConfig(**sizes["config"]))
-    space.load_state_dict(state)
-    return space.eval().requires_grad_(False)
-
-
-def _refiner(sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> Refiner:
-    refiner = Refiner(**{**sizes, "config": RefinementConfig(**sizes["config"])})
-    refiner.load_state_dict(state)
-    return refiner.eval().requires_grad_(False)
 
 
 def _net(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> Ridge | Tcn | MotionTransformer:

@@ -4,7 +4,7 @@ It is conditioned on where in the sequence a frame is and never on a noise level
 of face and hands, O other channels (body, head), D audio features, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -45,6 +45,13 @@ class Refiner(nn.Module):
     def sizes(self) -> dict[str, Any]:
         """What `Refiner(...)` takes."""
         return dict(self._sizes)
+
+    @classmethod
+    def restored(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> "Refiner":
+        """A trained one, of its `sizes()` and its weights."""
+        net = cls(**{**sizes, "config": RefinementConfig(**sizes["config"])})
+        net.load_state_dict(state)
+        return net.eval().requires_grad_(False)
 
     def forward(self, motion: Tensor, audio: Tensor, time: Tensor) -> Tensor:
         """Motion (B, T, C + O), audio (B, T, D) and the frames' numbers in the sequence (T,) -> (B, T, C + O), of which

@@ -3,8 +3,9 @@
 Legend: T frames, N particles of an avatar, P particles drawn for a step, E width of a region's embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,13 @@ class LearntSpace(nn.Module):
     def sizes(self) -> dict[str, object]:
         """What `LearntSpace(features, config)` takes."""
         return {"features": self.features, "config": asdict(self.config)}
+
+    @classmethod
+    def restored(cls, sizes: Mapping[str, Any], state: Mapping[str, Tensor]) -> "LearntSpace":
+        """A trained one, of its `sizes()` and its weights."""
+        space = cls(sizes["features"], EmbeddingConfig(**sizes["config"]))
+        space.load_state_dict(state)
+        return space.eval().requires_grad_(False)
 
     def encode(self, avatar: Avatar, motion: Motion) -> Tensor:
         """Motion of any avatar -> (T, 3 E)."""

@@ -1,14 +1,18 @@
 """Motion models as files: the same motion after saving, whatever drives them; other files are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from audioavatar.avatar import GESTURES, Avatar
-from audioavatar.config import Driver, GeneratorConfig, TcnConfig
+from audioavatar.config import Driver, EmbeddingConfig, GeneratorConfig, RefinementConfig, TcnConfig
 from audioavatar.driven.generator import MotionTransformer
-from audioavatar.driven.model import fit_motion_model, load_motion_model, with_sampling
+from audioavatar.driven.model import HEAD, fit_motion_model, load_motion_model, with_sampling
+from audioavatar.driven.refinement import Refiner
+from audioavatar.driven.space import fit_space
 from audioavatar.fit.fields import mouth_fields
 from audioavatar.motion import Motion, lip_gap
 from common.errors import InputError, MissingFileError
@@ -44,6 +48,21 @@ def test_saved_and_read_it_moves_the_same(avatar: Avatar, tmp_path: Path, driver
     other = model.drive(avatar, features, seed=1)
     assert torch.equal(other.shift, first.shift) != generated  # only the generator has another way to say it
     assert bool(first.head.any()) == generated
+
+
+def test_a_learnt_space_and_a_refiner_travel_in_the_file(avatar: Avatar, tmp_path: Path) -> None:
+    clips = [spoken(avatar, seed) for seed in range(2)]
+    sizes = EmbeddingConfig(embedding=2, width=8, audio_width=8, steps=2, clips=2, particles=16)
+    space, _ = fit_space(clips, sizes)
+    model = fit_motion_model(clips, "logmel", generator=QUICK, space=space)
+    settings = RefinementConfig(width=8, layers=1, heads=1, window=16)
+    refiner = Refiner(len(space) + len(GESTURES), HEAD, 3, settings)
+    nn.init.normal_(refiner.exit.weight)  # else it changes nothing
+    replace(model, refiner=refiner.eval()).save(tmp_path / "motion.safetensors")
+    again, features = load_motion_model(tmp_path / "motion.safetensors"), clips[0][2]
+    refined, raw = (each.drive(avatar, features) for each in (again, model))
+    assert not torch.equal(refined.shift, raw.shift) and torch.equal(refined.head, raw.head)
+    assert torch.equal(replace(model, refiner=refiner).drive(avatar, features).shift, refined.shift)
 
 
 def test_ridge_drives_the_lips_of_the_avatar(avatar: Avatar) -> None:
